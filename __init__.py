@@ -1,0 +1,28 @@
+"""ScaLR in two stages: teacher features are extracted once, students are distilled from the store.
+
+store = scalr.open_store("store.zarr")
+view = store.read_view(0, teacher="dinov2_vitl14")
+student = scalr.load_student("runs/x/student.safetensors")
+features = student.extract(points, dataset="nuscenes")
+"""
+
+from __future__ import annotations
+
+import importlib
+
+_HOMES = {
+    "FeatureStore": ".extract.store",
+    "ScalrError": ".errors",
+    "Student": ".distill.waffleiron",
+    "load_student": ".distill.checkpoint",
+    "open_store": ".extract.store",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    # Lazy, so that `import scalr` stays fast and a student needs neither zarr nor timm.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -1,0 +1,206 @@
+"""The command line: each verb parses, sets up logging and calls one function."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import click
+
+from .errors import ScalrError
+
+# Heavy imports (torch, timm, zarr) live inside the verbs, so that --help answers at once.
+
+
+class ErrorsForPeople(click.Group):
+    """Turns a ScalrError into one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except ScalrError as error:
+            raise click.ClickException(str(error)) from error
+
+
+class ImageSize(click.ParamType):
+    """HEIGHTxWIDTH in pixels."""
+
+    name = "HxW"
+
+    def convert(self, value, param, ctx) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            height, width = (int(side) for side in value.lower().split("x"))
+        except ValueError:
+            self.fail(f"'{value}' is not HEIGHTxWIDTH, such as 224x448", param, ctx)
+        return height, width
+
+
+def dataset_root(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path:
+    """Where --root is left out, the environment names the nuScenes folder."""
+    if value is None and "NUSCENES" in os.environ:
+        return Path(os.environ["NUSCENES"])
+    if value is None:
+        raise ScalrError(
+            "no dataset folder", where="--root", fix="Pass --root DIR, or set $NUSCENES to nuScenes' folder."
+        )
+    return value
+
+
+path = click.Path(path_type=Path)
+root_option = click.option("--root", type=path, callback=dataset_root, help="Dataset folder.  [default: $NUSCENES]")
+dataset_option = click.option("--dataset", default="nuscenes", show_default=True, help="Dataset reader.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
+seed_option = click.option("--seed", default=0, show_default=True, help="Of every random choice.")
+
+
+@click.group(cls=ErrorsForPeople, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="scalr-distill", prog_name="scalr")
+@click.option("-q", "--quiet", is_flag=True, help="Warnings and errors only.")
+def main(quiet: bool) -> None:
+    """Distil image foundation models into lidar backbones, from teacher features cached on disk.
+
+    \b
+    scalr extract --teacher dinov2_vitl14     teacher features of every lidar point -> store.zarr
+    scalr distill --cache store.zarr          student trained on them
+    scalr evaluate probe …                    what it is worth
+    scalr demo                                all of it on a simulated world
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger(__package__)  # ours only: other libraries keep their own ways
+    logger.handlers = [handler]
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the failure itself is reported
+
+
+@main.command()
+@click.option("--teacher", "teachers", multiple=True, required=True, help="Teacher, such as dinov2_vitl14; repeatable.")
+@dataset_option
+@root_option
+@click.option("--split", default="train", show_default=True, help="Split of the dataset.")
+@click.option("--out", type=path, default="store.zarr", show_default=True, help="Store to make or to continue.")
+@click.option("--image-size", type=ImageSize(), default=(224, 448), show_default="224x448", help="The teacher's input.")
+@click.option("--weights", default="hub", show_default=True, help="hub, random (for trials), or a checkpoint file.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the teacher's forward pass.",
+)
+@device_option
+def extract(teachers: tuple[str, ...], **options) -> None:
+    """Run teachers on every image and store the features of the lidar points they see.
+
+    \b
+    scalr extract --teacher dinov2_vitl14 --root /data/nuscenes --out store.zarr
+
+    Killed, it goes on where it stopped when the same command runs again.
+    """
+    from .extract.run import ExtractConfig
+    from .extract.run import extract as run
+
+    summary = run(ExtractConfig(teachers=teachers, **options))
+    pairs = sum(summary.pairs.values())
+    click.echo(f"{summary.store}: {summary.frames} frames, {summary.views} views, {pairs} pairs")
+    for camera, count in summary.pairs.items():
+        click.echo(f"  {camera:<16} {count:>10} pairs")
+    for name, provenance in summary.teachers.items():
+        click.echo(f"  {name}: {provenance['dim']} dimensions, weights {describe_weights(provenance)}")
+    click.echo(f"  {summary.bytes_on_disk / 1e6:.1f} MB on disk, {summary.blocks_written} blocks written now")
+
+
+@main.command()
+@click.option("--cache", type=path, default="store.zarr", show_default=True, help="Feature store to learn from.")
+@click.option("--teacher", default=None, help="Whose targets.  [default: the only one in the store]")
+@click.option("--recipe", default="scalr_wi256", show_default=True, help="Bundled recipe or YAML file.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, such as training.epochs=10.")
+@click.option("--out", type=path, default="runs/distill", show_default=True, help="Folder for student and logs.")
+@device_option
+def distill(recipe: str, overrides: tuple[str, ...], **options) -> None:
+    """Train a student on stored targets; images, teacher and dataset are not needed.
+
+    \b
+    scalr distill --cache store.zarr --recipe scalr_wi256 --out runs/wi256
+    """
+    from .distill.recipes import load_recipe
+    from .distill.run import DistillConfig
+    from .distill.run import distill as run
+
+    summary = run(DistillConfig(recipe=load_recipe(recipe, overrides), **options))
+    click.echo(
+        f"{summary.student}: loss {summary.losses[0]:.3f} -> {summary.losses[-1]:.3f}, {len(summary.losses)} steps"
+    )
+
+
+@main.group()
+def evaluate() -> None:
+    """Measure a student."""
+
+
+@evaluate.command()
+@click.option("--student", type=path, required=True, help="student.safetensors of a distillation.")
+@dataset_option
+@root_option
+@click.option("--train-split", default="train", show_default=True, help="Split the probe is trained on.")
+@click.option("--val-split", default="val", show_default=True, help="Split it is scored on.")
+@click.option("--epochs", default=20, show_default=True, help="Of the probe's training.")
+@click.option("--batch-size", default=8, show_default=True, help="Scans a step.")
+@click.option("--workers", default=0, show_default=True, help="Processes that prepare scans.")
+@click.option("--out", type=path, default="runs/probe", show_default=True, help="Folder for the result and logs.")
+@seed_option
+@device_option
+def probe(**options) -> None:
+    """Linear probing: BatchNorm + linear layer on the frozen student.
+
+    \b
+    scalr evaluate probe --student runs/distill/student.safetensors --root /data/nuscenes
+    """
+    from .evaluate.probe import ProbeConfig
+    from .evaluate.probe import probe as run
+
+    result = run(ProbeConfig(**options))
+    for name, iou in zip(result.class_names, result.iou, strict=True):
+        click.echo(f"  {name:<22} {iou:6.1%}" if iou == iou else f"  {name:<22}      –")
+    click.echo(f"mIoU {result.miou:.1%}   ({options['out']}/result.json)")
+
+
+@main.command()
+@click.option("--out", type=path, default="synth", show_default=True, help="New folder, in nuScenes' own layout.")
+@click.option("--train-scenes", default=4, show_default=True, help="Scenes of split train.")
+@click.option("--val-scenes", default=2, show_default=True, help="Scenes of split val.")
+@click.option("--keyframes", default=10, show_default=True, help="Per scene, half a second apart.")
+@seed_option
+def synth(out: Path, **options) -> None:
+    """Write a simulated world: street scenes seen by a lidar and six cameras.
+
+    \b
+    scalr synth --out synth && scalr extract --teacher dinov2_vits14 --weights random --root synth
+    """
+    from .extract.datasets.synthetic import write_nuscenes
+
+    write_nuscenes(out, **options)
+    click.echo(f"{out}: {options['train_scenes']} + {options['val_scenes']} scenes of {options['keyframes']} keyframes")
+
+
+@main.command()
+@click.option("--out", type=path, default="demo", show_default=True, help="Folder for everything the demo makes.")
+@seed_option
+def demo(out: Path, seed: int) -> None:
+    """The whole path on a simulated world: synth, extract, distill, probe; ends in one HTML report."""
+    from .demo import run_demo
+
+    result = run_demo(out, seed)
+    click.echo(f"mIoU distilled {result.distilled.miou:.1%}, undistilled {result.undistilled.miou:.1%} (seed {seed})")
+    click.echo(f"report: {result.report}")
+
+
+def describe_weights(provenance: dict) -> str:
+    """How a teacher's weights are named to people; random ones loudly."""
+    origin = provenance["weights"]
+    return (
+        "RANDOM (no meaning)" if origin == "random" else f"from {origin}, SHA-256 {provenance['weights_sha256'][:12]}"
+    )

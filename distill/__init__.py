@@ -1,0 +1,1 @@
+"""Stage two: WaffleIron students, trained on the targets of a store."""

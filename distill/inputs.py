@@ -1,0 +1,443 @@
+"""From a scan's points to what the student reads: voxels, neighbours, plane cells, packed batches.
+
+Pure functions over arrays. Points are (N, 4): x y z [m] in the lidar frame and raw return intensity.
+Letters in shapes: N raw points, M kept points (of one scan, or of a whole batch), K neighbours, P planes, B scans.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from ..errors import StudentError
+
+CROP_EPS_M = 1e-4  # kept clear of the field of view's faces, as in the official Crop transform
+POINT_FEATURES = 5  # intensity, x, y, z, radius: the order of the official "intensity", "xyz", "radius"
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane that the student projects points to: two axes (0 x, 1 y, 2 z) and its number of (rows, columns)."""
+
+    axes: tuple[int, int]
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", _numbers(self.axes, int, 2, "inputs.planes.axes"))
+        object.__setattr__(self, "shape", _numbers(self.shape, int, 2, "inputs.planes.shape"))
+        if self.axes not in {(0, 1), (0, 2), (1, 2)}:
+            raise _bad("planes.axes", self.axes, "Use [0, 1], [0, 2] or [1, 2] (0 x, 1 y, 2 z).")
+        if min(self.shape) < 1:
+            raise _bad("planes.shape", self.shape, "Give two positive numbers of cells.")
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """How a scan is cut into voxels, neighbours and plane cells; the defaults are those of ScaLR on every dataset.
+
+    Lists are taken for tuples and mappings for planes, so that what `dataclasses.asdict` wrote to YAML or JSON
+    comes back equal.
+
+    Raises:
+        StudentError: a value that cannot be used.
+    """
+
+    voxel_size_m: float = 0.1
+    fov_min_m: tuple[float, float, float] = (-64.0, -64.0, -8.0)
+    fov_max_m: tuple[float, float, float] = (64.0, 64.0, 8.0)
+    planes: tuple[Plane, ...] = (Plane((0, 1), (256, 256)), Plane((0, 2), (256, 32)), Plane((1, 2), (256, 32)))
+    num_neighbours: int = 16
+    max_points: int = 20_000  # of a scan, while training
+
+    def __post_init__(self) -> None:
+        for name in ("fov_min_m", "fov_max_m"):
+            object.__setattr__(self, name, _numbers(getattr(self, name), float, 3, f"inputs.{name}"))
+        object.__setattr__(self, "planes", _planes(self.planes))
+        for name in ("voxel_size_m", "num_neighbours", "max_points"):
+            _check_positive(name, getattr(self, name), float if name == "voxel_size_m" else int)
+        if not all(low + 2 * CROP_EPS_M < high for low, high in zip(self.fov_min_m, self.fov_max_m, strict=True)):
+            raise _bad("fov_max_m", self.fov_max_m, f"Give three values above fov_min_m, {list(self.fov_min_m)}.")
+
+
+@dataclass(frozen=True)
+class IntensityStatistics:
+    """Mean and standard deviation of a dataset's raw intensity over its training points."""
+
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise StudentError(
+                f"mean {self.mean} and standard deviation {self.std} cannot normalise an intensity",
+                where="intensity statistics",
+                fix="Give finite values, the deviation above zero",
+            )
+
+
+# The constants of the official ScaLR readers.
+INTENSITY_STATISTICS = {
+    "nuscenes": IntensityStatistics(18.742355, 22.04632),
+    "semantic_kitti": IntensityStatistics(0.28613698, 0.14090556),
+    "pandaset_64": IntensityStatistics(18.23640649, 25.86983417),
+    "pandaset_gt": IntensityStatistics(23.06113565, 16.76273235),
+}
+
+
+def intensity_statistics(dataset: str) -> IntensityStatistics:
+    """The statistics that the official code uses for a dataset.
+
+    Raises:
+        StudentError: it has none.
+    """
+    if dataset not in INTENSITY_STATISTICS:
+        raise StudentError(
+            f"no intensity statistics for dataset {dataset!r}",
+            where="intensity statistics",
+            fix=f"Use one of {', '.join(INTENSITY_STATISTICS)}, or pass IntensityStatistics(mean, std) of your own",
+        )
+    return INTENSITY_STATISTICS[dataset]
+
+
+def voxel_representatives(xyz: np.ndarray, voxel_size_m: float, rng: np.random.Generator | None = None) -> np.ndarray:
+    """One row of `xyz` for every occupied voxel, voxels in lexicographic order (official Voxelize transform).
+
+    The grid starts at the cloud's own minimum, in the dtype of `xyz`, so that float32 points fall in the official
+    voxels.
+
+    Args:
+        xyz: (N, 3) [m].
+        voxel_size_m: edge of a voxel.
+        rng: draws one point of each voxel uniformly; without it the first (lowest row) stands for the voxel.
+
+    Returns:
+        (V,) int64.
+
+    Raises:
+        StudentError: a coordinate is not finite.
+    """
+    _check_finite(xyz)
+    if len(xyz) == 0:
+        return np.empty(0, np.int64)
+    keys = _voxel_keys((xyz - xyz.min(axis=0)) / voxel_size_m)
+    if rng is None:
+        return np.unique(keys, return_index=True)[1]
+    # The first of each voxel in a random order is a uniform draw from it.
+    order = rng.permutation(len(keys))
+    return order[np.unique(keys[order], return_index=True)[1]]
+
+
+def inside_field_of_view(xyz: np.ndarray, config: InputConfig) -> np.ndarray:
+    """(N,) bool: strictly inside the field of view, by 1e-4 m on every side (official Crop transform)."""
+    low = (np.asarray(config.fov_min_m) + CROP_EPS_M).astype(xyz.dtype)
+    high = (np.asarray(config.fov_max_m) - CROP_EPS_M).astype(xyz.dtype)
+    return ((xyz > low) & (xyz < high)).all(axis=1)
+
+
+def nearest_to(xyz: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
+    """Rows of the `count` points nearest to `centre` (3,), or of all points where there are fewer; ascending, int64.
+
+    Training cuts a scan of more than `max_points` around one of its points drawn at random.
+    """
+    if len(xyz) <= count:
+        return np.arange(len(xyz))
+    distances = np.square(xyz - centre).sum(axis=1)
+    return np.sort(np.argpartition(distances, count - 1)[:count])
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """The official augmentations of ScaLR: rotation about z, flip of x or y, isotropic scale."""
+
+    max_rotation_rad: float = math.pi
+    flip_probability: float = 2 / 3  # of flipping one axis, x and y being equally likely
+    max_scale_change: float = 0.1
+
+    def __post_init__(self) -> None:
+        bounds = {"max_rotation_rad": math.pi, "flip_probability": 1.0, "max_scale_change": 0.99}
+        for name, high in bounds.items():
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= high:
+                raise _bad(name, value, f"Give a number from 0 to {high:.6g}.", section="augment")
+
+
+def augment(xyz: np.ndarray, rng: np.random.Generator, config: AugmentConfig | None = None) -> np.ndarray:
+    """Rotate, flip and scale a cloud about the sensor.
+
+    Args:
+        xyz: (N, 3) [m], left as it is.
+        rng: always advanced by the same number of draws, whatever they give.
+        config: sizes; None stands for the official ones.
+
+    Returns:
+        (N, 3), in the dtype of `xyz`.
+    """
+    config = config or AugmentConfig()
+    angle = rng.uniform(-config.max_rotation_rad, config.max_rotation_rad)
+    flips, axis = rng.random() < config.flip_probability, rng.integers(2)
+    scale = 1 + rng.uniform(-config.max_scale_change, config.max_scale_change)
+    cos, sin = math.cos(angle), math.sin(angle)
+    transform = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) * scale  # for points as rows
+    if flips:
+        transform[:, axis] *= -1
+    return (xyz @ transform).astype(xyz.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class ScanInput:
+    """One scan as the student reads it.
+
+    Attributes:
+        features: (M, 5) float32: normalised intensity, x, y, z, radius.
+        neighbours: (M, K) int64, rows of this scan, nearest first, the point itself left out.
+        cells: (P, M, 2) int64, row and column on each plane.
+    """
+
+    features: np.ndarray
+    neighbours: np.ndarray
+    cells: np.ndarray
+
+
+def scan_input(points: np.ndarray, statistics: IntensityStatistics, config: InputConfig) -> ScanInput:
+    """The student's inputs for points that are already voxelised, augmented and cropped.
+
+    A scan of K points or fewer repeats the neighbours that it has; a single point is its own neighbour.
+
+    Args:
+        points: (M, 4) x y z [m], raw intensity.
+        statistics: of the dataset's intensity.
+        config: neighbours, field of view, planes.
+
+    Raises:
+        StudentError: no points, points outside the field of view, or points of another shape.
+    """
+    return _scan_input(points, _kept_tree(points), statistics, config)
+
+
+def evaluation_input(
+    points: np.ndarray, statistics: IntensityStatistics, config: InputConfig
+) -> tuple[ScanInput, np.ndarray, np.ndarray]:
+    """A raw scan by the official evaluation protocol: first point of each voxel, cropped, undone by the nearest point.
+
+    Args:
+        points: (N, 4) x y z [m], raw intensity.
+        statistics: of the dataset's intensity.
+        config: voxels, field of view, neighbours, planes.
+
+    Returns:
+        The input of M points; `kept` (M,) int64, their rows in `points`; `nearest` (N,) int64, for every raw point,
+        those outside the field of view too, the row of its nearest kept point: `scores[nearest]` scores all.
+
+    Raises:
+        StudentError: nothing in the field of view, a coordinate that is not finite, or points of another shape.
+    """
+    _check_points(points)
+    kept = voxel_representatives(points[:, :3], config.voxel_size_m)
+    kept = kept[inside_field_of_view(points[kept, :3], config)]
+    tree = _kept_tree(points[kept])
+    nearest = np.empty(len(points), np.int64)
+    nearest[kept] = np.arange(len(kept))  # no two kept points coincide, so each is its own nearest
+    others = np.setdiff1d(np.arange(len(points)), kept, assume_unique=True)
+    nearest[others] = tree.query(points[others, :3])[1]
+    return _scan_input(points[kept], tree, statistics, config), kept, nearest
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """The points of B scans one after the other, without padding.
+
+    Attributes:
+        features: (M, 5) float32.
+        neighbours: (M, K) int64, rows of the whole batch.
+        scan_offsets: (B + 1,) int64; scan b is rows scan_offsets[b] to scan_offsets[b + 1].
+        cells: (P, M) int64, each point's index in the plane's dense (B, h, w) grid of crops.
+        crop_shapes: (h, w) of each plane's crops in this batch.
+    """
+
+    features: torch.Tensor
+    neighbours: torch.Tensor
+    scan_offsets: torch.Tensor
+    cells: torch.Tensor
+    crop_shapes: tuple[tuple[int, int], ...]
+
+    @property
+    def num_points(self) -> int:
+        return len(self.features)
+
+    @property
+    def num_scans(self) -> int:
+        return len(self.scan_offsets) - 1
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedBatch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PackedBatch:
+        """Called by torch's DataLoader with `pin_memory=True`."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, function) -> PackedBatch:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PackedBatch(**{k: function(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+
+
+def pack(scans: Sequence[ScanInput], config: InputConfig) -> PackedBatch:
+    """Put scans one after the other, and crop each plane to where their points fall."""
+    assert scans, "a batch has one scan at least"
+    offsets = np.cumsum([0] + [len(scan.features) for scan in scans])
+    neighbours = [scan.neighbours + offset for scan, offset in zip(scans, offsets[:-1], strict=True)]
+    crops = [_crop([scan.cells[p] for scan in scans], plane.shape) for p, plane in enumerate(config.planes)]
+    return PackedBatch(
+        features=torch.from_numpy(np.concatenate([scan.features for scan in scans])),
+        neighbours=torch.from_numpy(np.concatenate(neighbours)),
+        scan_offsets=torch.from_numpy(offsets),
+        cells=torch.from_numpy(np.stack([cells for cells, _ in crops])),
+        crop_shapes=tuple(shape for _, shape in crops),
+    )
+
+
+def _crop(cells_of_scans: Sequence[np.ndarray], plane_shape: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """Cells (M, 2) on the whole plane -> (M,) index in the dense (B, h, w) grid of crops, and (h, w).
+
+    A margin of one cell around the occupied rectangle is enough. Only occupied cells are read after the second 3x3
+    convolution, which then needs the first one's output one cell further out; that one reads one cell further
+    still, outside the crop, where the plane is empty and so equals the zero padding. The output on the margin itself
+    is wrong, and never read. Where the rectangle reaches the plane's border there is no margin: the crop ends with
+    the plane, so the second convolution finds zero padding there and not the first one's bias, as on the whole plane.
+
+    The crops of a batch share one size, the largest needed, but each lies where its own scan does: moved inwards
+    where it would leave the plane, so each of its sides is either the plane's border or a free margin.
+    """
+    margin = 1
+    lows = np.stack([np.maximum(cells.min(axis=0) - margin, 0) for cells in cells_of_scans])
+    highs = np.stack([np.minimum(cells.max(axis=0) + margin + 1, plane_shape) for cells in cells_of_scans])
+    height, width = (highs - lows).max(axis=0).tolist()
+    origins = np.minimum(lows, np.subtract(plane_shape, (height, width)))
+    index = [
+        (scan * height + cells[:, 0] - row) * width + cells[:, 1] - column
+        for scan, (cells, (row, column)) in enumerate(zip(cells_of_scans, origins, strict=True))
+    ]
+    return np.concatenate(index), (height, width)
+
+
+def _scan_input(
+    points: np.ndarray, tree: cKDTree, statistics: IntensityStatistics, config: InputConfig
+) -> ScanInput:
+    xyz = points[:, :3]
+    intensity = (points[:, 3:] - statistics.mean) / statistics.std
+    radius = np.linalg.norm(xyz, axis=1, keepdims=True)
+    return ScanInput(
+        features=np.concatenate([intensity, xyz, radius], axis=1, dtype=np.float32),
+        neighbours=_neighbours(tree, config.num_neighbours),
+        cells=_plane_cells(xyz, config),
+    )
+
+
+def _plane_cells(xyz: np.ndarray, config: InputConfig) -> np.ndarray:
+    """(P, M, 2) int64: floor((coordinate - minimum) / resolution), in float64 as in the official code."""
+    if not inside_field_of_view(xyz, config).all():
+        raise StudentError(
+            f"some points lie outside the field of view {list(config.fov_min_m)} to {list(config.fov_max_m)} m",
+            where="scan",
+            fix="Keep the rows of inside_field_of_view(xyz, config)",
+        )
+    low, high = np.asarray(config.fov_min_m), np.asarray(config.fov_max_m)
+    cells = np.empty((len(config.planes), len(xyz), 2), np.int64)
+    for p, plane in enumerate(config.planes):
+        axes = list(plane.axes)
+        resolution = (high - low)[axes] / plane.shape
+        cells[p] = np.floor((xyz[:, axes] - low[axes]) / resolution)
+    return cells
+
+
+def _neighbours(tree: cKDTree, count: int) -> np.ndarray:
+    """(M, count) int64: the nearest other points of every point of the tree, nearest first."""
+    rows = np.arange(tree.n)
+    if tree.n == 1:
+        return np.zeros((1, count), np.int64)
+    nearest = tree.query(tree.data, k=min(count + 1, tree.n))[1]
+    itself = nearest == rows[:, None]
+    if not itself[:, 0].all():  # among points that coincide, the point itself may come later, or not at all
+        nearest = np.take_along_axis(nearest, np.argsort(~itself, axis=1, kind="stable"), axis=1)
+        missing = ~itself.any(axis=1)
+        nearest[missing, 1:] = nearest[missing, :-1]
+    others = nearest[:, 1:]
+    return others[:, np.arange(count) % others.shape[1]]
+
+
+def _kept_tree(points: np.ndarray) -> cKDTree:
+    """The k-d tree of the points, built with the settings that were fastest on nuScenes and KITTI scans."""
+    _check_points(points)
+    if len(points) == 0:
+        raise StudentError(
+            "no point is left inside the field of view",
+            where="scan",
+            fix="Leave this scan out, or widen fov_min_m and fov_max_m",
+        )
+    return cKDTree(points[:, :3], leafsize=16, balanced_tree=False)
+
+
+def _voxel_keys(voxels: np.ndarray) -> np.ndarray:
+    """(N,) int64 keys in the lexicographic order of the (N, 3) non-negative voxel coordinates."""
+    extents = np.floor(voxels.max(axis=0).astype(np.float64)) + 1
+    if not np.prod(extents) < 2**62:  # stray points far away: rank the coordinates, the order stays
+        columns = [np.unique(np.floor(column), return_inverse=True)[1] for column in voxels.T]
+        return _voxel_keys(np.stack(columns, axis=1))
+    x, y, z = voxels.astype(np.int64).T
+    _, size_y, size_z = extents.astype(np.int64)
+    return (x * size_y + y) * size_z + z
+
+
+def _check_points(points: np.ndarray) -> None:
+    if points.ndim != 2 or points.shape[1] != 4:
+        raise StudentError(
+            f"points have shape {points.shape}", where="scan", fix="Pass (N, 4): x, y, z in metres and raw intensity"
+        )
+    _check_finite(points)
+
+
+def _check_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        count = int((~np.isfinite(values)).any(axis=1).sum())
+        raise StudentError(
+            f"{count} of {len(values)} points are not finite", where="scan", fix="Remove these rows before the student"
+        )
+
+
+def _planes(value: Any) -> tuple[Plane, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise _bad("planes", value, "Give at least one plane, such as {axes: [0, 1], shape: [256, 256]}.")
+    return tuple(plane if isinstance(plane, Plane) else _plane(plane) for plane in value)
+
+
+def _plane(value: Any) -> Plane:
+    if not isinstance(value, Mapping) or set(value) != {"axes", "shape"}:
+        raise _bad("planes", value, "Give each plane as {axes: [0, 1], shape: [256, 256]}.")
+    return Plane(**value)
+
+
+def _numbers(values: Any, kind: type, count: int, where: str) -> tuple:
+    """A tuple of `count` finite numbers from any sequence of them."""
+    is_sequence = isinstance(values, Sequence) and not isinstance(values, str)
+    if not is_sequence or len(values) != count or not all(_is_number(v) and v == kind(v) for v in values):
+        noun = "whole numbers" if kind is int else "numbers"
+        raise StudentError(f"{values!r} cannot be used", where=where, fix=f"Give {count} {noun}")
+    return tuple(kind(value) for value in values)
+
+
+def _check_positive(name: str, value: Any, kind: type) -> None:
+    if not _is_number(value) or value <= 0 or value != kind(value):
+        raise _bad(name, value, f"Give a positive {'whole ' if kind is int else ''}number.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _bad(name: str, value: Any, fix: str, section: str = "inputs") -> StudentError:
+    return StudentError(f"{value!r} cannot be used", where=f"{section}.{name}", fix=fix)

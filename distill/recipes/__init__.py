@@ -1,0 +1,113 @@
+"""Training settings: YAML files, one per published setting, that fill the dataclasses of the code they configure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from ...errors import StudentError, did_you_mean
+from ..inputs import AugmentConfig, InputConfig
+from ..training import TrainingConfig
+from ..waffleiron import WaffleIronConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole distillation setting; every field has the default of its dataclass."""
+
+    student: WaffleIronConfig = dataclasses.field(default_factory=WaffleIronConfig)
+    inputs: InputConfig = dataclasses.field(default_factory=InputConfig)
+    augmentation: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+
+
+SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Recipe)}
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply `section.key=value` overrides, values in YAML.
+
+    Args:
+        name: one of `recipe_names()`, or the path of a YAML file.
+        overrides: such as "training.epochs=10".
+
+    Raises:
+        StudentError: unknown recipe, section or key, or a value that does not fit.
+    """
+    values = _read(name)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        section, dot, option = key.partition(".")
+        if not (separator and dot):
+            raise StudentError(
+                f"'{override}' is not section.key=value", where="--set", fix="Such as training.epochs=10."
+            )
+        values.setdefault(section, {})[option] = yaml.safe_load(value)
+    return _build(values, where=name)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(
+        path.name.removesuffix(".yaml")
+        for path in resources.files(__package__).iterdir()
+        if path.name.endswith(".yaml")
+    )
+
+
+def recipe_values(recipe: Recipe) -> dict:
+    """The resolved recipe as plain YAML and JSON values, tuples as lists."""
+    return _plain(dataclasses.asdict(recipe))
+
+
+def _read(name: str) -> dict[str, dict]:
+    if name in recipe_names():
+        text = (resources.files(__package__) / f"{name}.yaml").read_text()
+    elif Path(name).is_file():
+        text = Path(name).read_text()
+    else:
+        raise StudentError(
+            f"no recipe '{name}'{did_you_mean(name, recipe_names())}",
+            where="--recipe",
+            fix=f"Use one of: {', '.join(recipe_names())}, or the path of a YAML file.",
+        )
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise StudentError(f"not valid YAML ({error})", where=name, fix="Correct the file.") from None
+    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+        raise StudentError("a recipe is sections of key: value", where=name, fix="Copy the shape of a bundled recipe.")
+    return values
+
+
+def _build(values: dict[str, dict], where: str) -> Recipe:
+    sections = {}
+    for section, options in values.items():
+        _check_key(section, SECTIONS, where)
+        config = SECTIONS[section]
+        for key in options:
+            _check_key(key, [field.name for field in dataclasses.fields(config)], f"{where}, section {section}")
+        try:
+            sections[section] = config(**options)
+        except (TypeError, ValueError) as error:
+            raise StudentError(
+                f"a value of section '{section}' has the wrong type ({error})", where=where, fix="Correct the value."
+            ) from None
+    return Recipe(**sections)
+
+
+def _check_key(key: str, choices: Iterable[str], where: str) -> None:
+    if key not in choices:
+        raise StudentError(
+            f"unknown key '{key}'{did_you_mean(key, choices)}", where=where, fix=f"Use one of: {', '.join(choices)}."
+        )
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

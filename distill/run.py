@@ -1,0 +1,126 @@
+"""Stage two: a store and a recipe to a student."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from ..device import resolve_device
+from ..errors import StoreError, StudentError
+from ..extract.store import FeatureStore, open_store
+from .checkpoint import save_student
+from .dataset import DistillCollate, DistillDataset, EpochLoader
+from .losses import similarity_loss
+from .recipes import Recipe, recipe_values
+from .training import train
+from .waffleiron import Student
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """One distillation; the fields are the options of `scalr distill`, the recipe resolved."""
+
+    cache: Path
+    out: Path
+    teacher: str | None = None  # may be left out where the store has one
+    recipe: Recipe = field(default_factory=Recipe)
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class DistillSummary:
+    """What a run made: the student's file and the loss of every step."""
+
+    student: Path
+    losses: list[float] = field(repr=False)
+
+
+def distill(config: DistillConfig) -> DistillSummary:
+    """Train a student on stored targets; neither images nor teacher nor dataset are needed.
+
+    Writes `config.yaml`, `log.csv`, TensorBoard events and, last, `student.safetensors` into `config.out`.
+
+    Raises:
+        ScalrError: what is wrong with the store, the recipe or the output folder.
+    """
+    path = config.out / "student.safetensors"
+    if path.exists():
+        raise StudentError("a student is there already", where=path, fix="Choose another --out.")
+    store = open_store(config.cache)
+    teacher = _choose_teacher(store, config.teacher)
+    _require_complete(store, teacher)
+    device = resolve_device(config.device)
+    recipe, training = config.recipe, config.recipe.training
+    dataset = DistillDataset(store, teacher, recipe.inputs, recipe.augmentation, training.seed)
+    provenance = _provenance(store, teacher, recipe)
+    _write_config(config.out, provenance)
+    student = new_student(recipe, store.target_dim(teacher)).to(device)
+    loader = EpochLoader(
+        dataset,
+        DistillCollate(recipe.inputs),
+        batch_size=training.batch_size,
+        seed=training.seed,
+        workers=training.workers,
+    )
+    logger.info("distilling %s from %d frames of %s", teacher, len(dataset), store.path)
+    losses = train(
+        student.parameters(),
+        loader,
+        lambda batch: similarity_loss(student(batch.inputs), batch.targets),
+        training,
+        steps_per_epoch=len(loader),
+        device=device,
+        log_folder=config.out,
+        description="distill",
+    )
+    save_student(student, path, provenance)
+    return DistillSummary(path, losses)
+
+
+def new_student(recipe: Recipe, out_channels: int) -> Student:
+    """A student with the recipe's seeded initial weights and a head of the teacher's dimension."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.training.seed)
+        return Student(replace(recipe.student, out_channels=out_channels), recipe.inputs)
+
+
+def _choose_teacher(store: FeatureStore, name: str | None) -> str:
+    if name is not None or len(store.teachers) == 1:
+        return name or next(iter(store.teachers))
+    found = ", ".join(store.teachers) or "none"
+    raise StoreError(f"which teacher? The store has: {found}", where=store.path, fix="Pass --teacher with one of them.")
+
+
+def _require_complete(store: FeatureStore, teacher: str) -> None:
+    missing = sorted(set(range(store.num_blocks)) - store.committed_blocks(teacher))
+    if missing:
+        raise StoreError(
+            f"{len(missing)} of {store.num_blocks} blocks have no targets of {teacher} (first: {missing[:5]})",
+            where=store.path,
+            fix="Run the same 'scalr extract' again: it goes on where it stopped.",
+        )
+
+
+def _provenance(store: FeatureStore, teacher: str, recipe: Recipe) -> dict:
+    return {
+        "store": store.attributes,
+        "teacher": store.teachers.get(teacher, {}),
+        "recipe": recipe_values(recipe),
+        "torch": torch.__version__,
+    }
+
+
+def _write_config(folder: Path, provenance: dict) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(provenance, sort_keys=False))
+    except OSError as error:
+        raise StudentError(
+            f"the run's folder cannot be written ({error.strerror})", where=folder, fix="Choose another --out."
+        ) from None

@@ -1,0 +1,50 @@
+"""What users see when something they gave us is wrong.
+
+Every message has three parts: where it is wrong, what is wrong, and what to do next. The command line prints
+it as one line and exits with code 1; from Python it is an ordinary exception.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ScalrError(Exception):
+    """A mistake or a missing thing that the user can mend.
+
+    Args:
+        what: what is wrong, with the value found ("split 'tran' is unknown").
+        where: the file, folder, setting or argument it concerns.
+        fix: the next thing to do, as an imperative sentence.
+    """
+
+    def __init__(self, what: str, *, where: object, fix: str) -> None:
+        self.what, self.where, self.fix = _one_line(what), _one_line(str(where)), _one_line(fix)
+        super().__init__(f"{self.where}: {self.what}. {self.fix}")
+
+
+class DatasetError(ScalrError):
+    """A dataset folder, table, scan, image or label file that cannot be used as it is."""
+
+
+class StoreError(ScalrError):
+    """A feature store that is missing, incomplete, damaged or made with other settings."""
+
+
+class TeacherError(ScalrError):
+    """An unknown teacher, or weights that cannot be found or do not fit."""
+
+
+class StudentError(ScalrError):
+    """A recipe, checkpoint or training setting that cannot be used."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """ ", did you mean …?" for a mistyped name, or nothing."""
+    matches = difflib.get_close_matches(name, list(choices), n=1)
+    return f", did you mean '{matches[0]}'?" if matches else ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")

@@ -1,0 +1,1 @@
+"""Stage one: teachers run once, their features go into a store."""

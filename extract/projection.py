@@ -1,0 +1,84 @@
+"""Points to pixels to pairs: pure geometry, in float64.
+
+Frames: `lidar` is the sensor frame of the scan, `cam` has x right, y down, z forward (depth). A pixel is
+(row, column) = (floor(v), floor(u)) at the image's own resolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visibility:
+    """When a point counts as seen: depth > `min_depth_m`, 0 < u < W - `border_px` and 0 < v < H - `border_px`.
+
+    The defaults are those of the official nuScenes reader; the datasets differ (DESIGN: "The target, exactly").
+    """
+
+    min_depth_m: float = 1.0
+    border_px: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Calibration:
+    """A pinhole camera as the lidar sees it.
+
+    Attributes:
+        cam_from_lidar: (4, 4) float64, from the lidar at the scan's time to the camera at the image's time [m].
+        intrinsics: (3, 3) float64 [px].
+    """
+
+    cam_from_lidar: np.ndarray
+    intrinsics: np.ndarray
+
+
+class Pairs(NamedTuple):
+    """The points of one scan seen in one view, in the order of the scan."""
+
+    point_index: np.ndarray  # (R,) uint32, row in the scan
+    pixel: np.ndarray  # (R, 2) uint16, row and column
+    depth_m: np.ndarray  # (R,) float64
+
+
+def rigid_transform(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """The (4, 4) float64 matrix x -> `rotation` (3, 3) x + `translation` (3,)."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation
+    matrix[:3, 3] = translation
+    return matrix
+
+
+def inverse_rigid(matrix: np.ndarray) -> np.ndarray:
+    """Inverse of a (4, 4) rotation and translation."""
+    rotation, translation = matrix[:3, :3], matrix[:3, 3]
+    return rigid_transform(rotation.T, -rotation.T @ translation)
+
+
+def project(
+    points: np.ndarray, calibration: Calibration, image_shape: tuple[int, int], visibility: Visibility | None = None
+) -> Pairs:
+    """Find the points that a view sees, and their pixels.
+
+    Float64 throughout: the official float32 chain moves 0.3 % of the nuScenes pixels by one.
+
+    Args:
+        points: (N, 3 or more), x y z first, lidar frame [m].
+        calibration: of the view.
+        image_shape: (H, W) of the image [px].
+        visibility: the dataset's rule; the nuScenes one by default.
+    """
+    visibility = visibility or Visibility()
+    height, width = image_shape
+    points_cam = points[:, :3].astype(np.float64) @ calibration.cam_from_lidar[:3, :3].T
+    points_cam += calibration.cam_from_lidar[:3, 3]
+    index = np.flatnonzero(points_cam[:, 2] > visibility.min_depth_m)
+    homogeneous = points_cam[index] @ calibration.intrinsics.T
+    u, v = homogeneous[:, 0] / homogeneous[:, 2], homogeneous[:, 1] / homogeneous[:, 2]
+    inside = (u > 0) & (u < width - visibility.border_px) & (v > 0) & (v < height - visibility.border_px)
+    index = index[inside]
+    pixel = np.stack([v[inside], u[inside]], axis=1).astype(np.uint16)  # truncation is floor: both are positive
+    return Pairs(index.astype(np.uint32), pixel, points_cam[index, 2])

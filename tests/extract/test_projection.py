@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalr.extract.datasets import open_dataset
+from scalr.extract.datasets.frame import read_image
+from scalr.extract.projection import Calibration, Visibility, inverse_rigid, project, rigid_transform
+
+REAL_PAIRS = {
+    "CAM_FRONT": 3056,
+    "CAM_FRONT_RIGHT": 3076,
+    "CAM_BACK_RIGHT": 3370,
+    "CAM_BACK": 4822,
+    "CAM_BACK_LEFT": 4091,
+    "CAM_FRONT_LEFT": 3700,
+}
+
+
+def random_rotation(rng: np.random.Generator) -> np.ndarray:
+    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    return rotation * np.sign(np.linalg.det(rotation))
+
+
+def project_one(point, calibration, height, width, visibility):
+    """The definition, one point at a time: None, or the pixel (row, column)."""
+    x, y, depth = (calibration.cam_from_lidar @ [*map(float, point[:3]), 1.0])[:3]
+    if not depth > visibility.min_depth_m:
+        return None
+    k = calibration.intrinsics
+    u, v = (k[0, 0] * x + k[0, 1] * y) / depth + k[0, 2], k[1, 1] * y / depth + k[1, 2]
+    inside = 0 < u < width - visibility.border_px and 0 < v < height - visibility.border_px
+    return (int(np.floor(v)), int(np.floor(u))) if inside else None
+
+
+@given(seed=st.integers(0, 10_000), border=st.sampled_from([0, 1]), min_depth=st.sampled_from([0.0, 1.0]))
+def test_project_is_its_definition(seed, border, min_depth):
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(-20, 20, (60, 4)).astype(np.float32)
+    calibration = Calibration(
+        cam_from_lidar=rigid_transform(random_rotation(rng), rng.normal(size=3)),
+        intrinsics=np.array([[50.0, 0, 40], [0, 55, 30], [0, 0, 1]]),
+    )
+    visibility = Visibility(min_depth_m=min_depth, border_px=border)
+    pairs = project(points, calibration, (60, 80), visibility)
+    expected = [project_one(point, calibration, 60, 80, visibility) for point in points]
+    assert dict(zip(pairs.point_index.tolist(), map(tuple, pairs.pixel.tolist()), strict=True)) == {
+        index: pixel for index, pixel in enumerate(expected) if pixel
+    }
+    assert (pairs.depth_m > min_depth).all()
+
+
+def test_inverse_rigid_undoes_the_transform():
+    rng = np.random.default_rng(0)
+    matrix = rigid_transform(random_rotation(rng), rng.normal(size=3))
+    np.testing.assert_allclose(inverse_rigid(matrix) @ matrix, np.eye(4), atol=1e-12)
+
+
+def test_pairs_of_the_real_keyframe(real_nuscenes):
+    dataset = open_dataset("nuscenes", real_nuscenes, "mini_train")
+    (frame,) = dataset.frames
+    points = dataset.read_points(frame)
+    counts = {}
+    for view in frame.views:
+        image = read_image(dataset.root, view)
+        counts[view.camera] = len(project(points, view.calibration, image.shape[:2], dataset.visibility).point_index)
+    assert counts == REAL_PAIRS
+
+
+def test_real_calibration_is_the_devkit_chain(real_nuscenes):
+    """Against the devkit's own step-by-step (float32) projection, point by point."""
+    from nuscenes.nuscenes import NuScenes as Devkit
+
+    devkit = Devkit("v1.0-mini", str(real_nuscenes), verbose=False)
+    dataset = open_dataset("nuscenes", real_nuscenes, "mini_train")
+    (frame,) = dataset.frames
+    sample = devkit.get("sample", frame.token)
+    points = dataset.read_points(frame)
+    for view in frame.views:
+        uv, depth, _ = devkit.explorer.map_pointcloud_to_image(
+            sample["data"]["LIDAR_TOP"], sample["data"][view.camera], min_dist=1.0
+        )
+        pairs = project(points, view.calibration, view.image_shape, dataset.visibility)
+        # The devkit's bounds are u > 1, v > 1: compare what both keep.
+        kept = (pairs.pixel > 1).all(axis=1)
+        both = (uv[:2] >= 2).all(axis=0)
+        assert kept.sum() == pytest.approx(both.sum(), abs=2)
+        if kept.sum() == both.sum():
+            np.testing.assert_allclose(pairs.depth_m[kept], depth[both], atol=1e-3)
+            assert (np.abs(pairs.pixel[kept][:, ::-1] + 0.5 - uv[:2, both].T) < 0.6).all()
