@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class InputConfig:
     voxel_size_m: float = 0.1
     fov_min_m: tuple[float, float, float] = (-64.0, -64.0, -8.0)
     fov_max_m: tuple[float, float, float] = (64.0, 64.0, 8.0)
-    planes: tuple[Plane, ...] = (Plane((0, 1), (256, 256)), Plane((0, 2), (256, 32)), Plane((1, 2), (256, 32)))
+    planes: tuple[Plane, ...] = field(default_factory=lambda: SCALR_PLANES)
     num_neighbours: int = 16
     max_points: int = 20_000  # of a scan, while training
 
@@ -164,7 +164,7 @@ class AugmentConfig:
         for name, high in bounds.items():
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value <= high:
-                raise _bad(name, value, f"Give a number from 0 to {high:.6g}.", section="augment")
+                raise _bad(name, value, f"Give a number from 0 to {high:.6g}.", section="augmentation")
 
 
 def augment(xyz: np.ndarray, rng: np.random.Generator, config: AugmentConfig | None = None) -> np.ndarray:
@@ -282,7 +282,7 @@ class PackedBatch:
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, function) -> PackedBatch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         return PackedBatch(**{k: function(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
 
 
@@ -325,9 +325,7 @@ def _crop(cells_of_scans: Sequence[np.ndarray], plane_shape: tuple[int, int]) ->
     return np.concatenate(index), (height, width)
 
 
-def _scan_input(
-    points: np.ndarray, tree: cKDTree, statistics: IntensityStatistics, config: InputConfig
-) -> ScanInput:
+def _scan_input(points: np.ndarray, tree: cKDTree, statistics: IntensityStatistics, config: InputConfig) -> ScanInput:
     xyz = points[:, :3]
     intensity = (points[:, 3:] - statistics.mean) / statistics.std
     radius = np.linalg.norm(xyz, axis=1, keepdims=True)
@@ -441,3 +439,6 @@ def _is_number(value: Any) -> bool:
 
 def _bad(name: str, value: Any, fix: str, section: str = "inputs") -> StudentError:
     return StudentError(f"{value!r} cannot be used", where=f"{section}.{name}", fix=fix)
+
+
+SCALR_PLANES = (Plane((0, 1), (256, 256)), Plane((0, 2), (256, 32)), Plane((1, 2), (256, 32)))  # checked above

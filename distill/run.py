@@ -56,11 +56,11 @@ def distill(config: DistillConfig) -> DistillSummary:
     teacher = _choose_teacher(store, config.teacher)
     _require_complete(store, teacher)
     device = resolve_device(config.device)
-    recipe, training = config.recipe, config.recipe.training
+    recipe, training = with_head_for(config.recipe, store.target_dim(teacher)), config.recipe.training
     dataset = DistillDataset(store, teacher, recipe.inputs, recipe.augmentation, training.seed)
     provenance = _provenance(store, teacher, recipe)
     _write_config(config.out, provenance)
-    student = new_student(recipe, store.target_dim(teacher)).to(device)
+    student = new_student(recipe).to(device)
     loader = EpochLoader(
         dataset,
         DistillCollate(recipe.inputs),
@@ -83,11 +83,16 @@ def distill(config: DistillConfig) -> DistillSummary:
     return DistillSummary(path, losses)
 
 
-def new_student(recipe: Recipe, out_channels: int) -> Student:
-    """A student with the recipe's seeded initial weights and a head of the teacher's dimension."""
+def with_head_for(recipe: Recipe, dim: int) -> Recipe:
+    """The recipe with a head for targets of `dim` dimensions, whatever it named."""
+    return replace(recipe, student=replace(recipe.student, out_channels=dim))
+
+
+def new_student(recipe: Recipe) -> Student:
+    """A student with initial weights drawn from the recipe's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
-        return Student(replace(recipe.student, out_channels=out_channels), recipe.inputs)
+        return Student(recipe.student, recipe.inputs)
 
 
 def _choose_teacher(store: FeatureStore, name: str | None) -> str:
@@ -112,7 +117,7 @@ def _provenance(store: FeatureStore, teacher: str, recipe: Recipe) -> dict:
         "store": store.attributes,
         "teacher": store.teachers.get(teacher, {}),
         "recipe": recipe_values(recipe),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }
 
 

@@ -138,7 +138,9 @@ def extract_tiny(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "load_teacher", lambda name, **_: teachers[name])
 
     def call(*names: str, out: str = "s.zarr", **options) -> FeatureStore:
-        config = ExtractConfig(root=tiny_dataset.root, out=tmp_path / out, teachers=names or ("coordinates",), **options)
+        config = ExtractConfig(
+            root=tiny_dataset.root, out=tmp_path / out, teachers=names or ("coordinates",), **options
+        )
         run.extract(config)
         return open_store(tmp_path / out)
 

@@ -1,0 +1,303 @@
+"""The student: WaffleIron (Puy et al., ICCV 2023) as ScaLR uses it, on packed points and cropped planes.
+
+Where the official code holds a padded (B, C, N) batch and whole planes, this one holds rows (M, C), the points of all
+scans one after the other, and crops of the planes (`inputs.pack`). The output is the same but for one deliberate
+difference: padding points do not exist, so they do not enter the statistics of batch norm.
+
+Parameters have the official names, are drawn in the official order from the official distributions, and are stored as
+rows use them: a linear layer's weight is (out, in) where the official 1x1 convolution has (out, in, 1).
+
+Letters in shapes: M points, C width, D output channels, K neighbours, B scans, (h, w) cells of a plane's crops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import StudentError
+from .inputs import (
+    POINT_FEATURES,
+    InputConfig,
+    IntensityStatistics,
+    PackedBatch,
+    evaluation_input,
+    intensity_statistics,
+    pack,
+)
+
+Norm = Literal["batch", "layer"]
+Activation = Literal["relu", "gelu"]
+Head = Literal["linear", "mlp"]
+
+NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
+HEAD_HIDDEN = 2048  # channels between the two layers of the ScaLR+ head
+EVAL_CHUNK = 2048  # points whose neighbours are embedded at a time when nothing depends on all of them
+
+
+@dataclass(frozen=True)
+class WaffleIronConfig:
+    """The network; the defaults are WI-48-256 with a head for the features of a ViT-L.
+
+    ScaLR's WI-48-768 has width 768 and norm "layer"; ScaLR+ adds activation "gelu", stochastic_depth 0.2, head "mlp".
+
+    Raises:
+        StudentError: a value that cannot be used.
+    """
+
+    width: int = 256
+    depth: int = 48
+    norm: Norm = "batch"
+    activation: Activation = "relu"
+    stochastic_depth: float = 0.0  # probability of leaving out a residual of a scan, while training
+    head: Head = "linear"
+    out_channels: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "out_channels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise _bad(name, value, "Give a positive whole number")
+        for name, choices in (("norm", Norm), ("activation", Activation), ("head", Head)):
+            if getattr(self, name) not in get_args(choices):
+                raise _bad(name, getattr(self, name), f"Use one of {', '.join(get_args(choices))}")
+        if not isinstance(self.stochastic_depth, int | float) or not 0 <= self.stochastic_depth < 1:
+            raise _bad("stochastic_depth", self.stochastic_depth, "Give a probability from 0 to below 1")
+
+
+class Student(nn.Module):
+    """A lidar backbone and the head that maps its features to the teacher's space.
+
+    >>> student = Student(WaffleIronConfig(width=96, depth=12))
+    >>> features = student.extract(points, dataset="nuscenes")  # (N, 96) for raw points (N, 4)
+    >>> student.project(features)  # (N, 1024)
+    """
+
+    def __init__(self, config: WaffleIronConfig | None = None, input_config: InputConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or WaffleIronConfig()
+        self.input_config = input_config or InputConfig()
+        self.embed = Embedding(POINT_FEATURES, self.config.width)
+        self.waffleiron = WaffleIron(self.config)
+        self.classif = _head(self.config)
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """(M, D): the points' features in the teacher's space."""
+        return self.project(self.tokens(batch))
+
+    def tokens(self, batch: PackedBatch) -> torch.Tensor:
+        """(M, C): the points' tokens after the last layer, which probing reads.
+
+        Raises:
+            StudentError: a batch of a single point while training, for which batch norm has no statistics.
+        """
+        if self.training and batch.num_points < 2:
+            raise StudentError("a batch of one point", where="training", fix="Enlarge the batch or drop such scans")
+        return self.waffleiron(self.embed(batch.features, batch.neighbours), batch)
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """(..., C) features -> (..., D), in the teacher's space."""
+        return self.classif(features)
+
+    @torch.no_grad()
+    def extract(self, points: np.ndarray, dataset: str | IntensityStatistics = "nuscenes") -> torch.Tensor:
+        """Features of a raw scan by the official evaluation protocol (`inputs.evaluation_input`).
+
+        Args:
+            points: (N, 4) x y z [m] in the lidar frame, raw return intensity.
+            dataset: whose intensity this is, by name or by its statistics.
+
+        Returns:
+            (N, C) float32 on the student's device, in eval mode whatever mode the student is in.
+
+        Raises:
+            StudentError: unknown dataset, or points that cannot be used.
+        """
+        statistics = dataset if isinstance(dataset, IntensityStatistics) else intensity_statistics(dataset)
+        scan, _, nearest = evaluation_input(points, statistics, self.input_config)
+        device = self.embed.conv1.weight.device
+        with _eval_mode(self):
+            tokens = self.tokens(pack([scan], self.input_config).to(device))
+        return tokens.float()[torch.from_numpy(nearest).to(device)]
+
+
+class Embedding(nn.Module):
+    """Tokens of the points from their own features and those of their neighbours."""
+
+    def __init__(self, channels_in: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(channels_in)
+        self.conv1 = nn.Linear(channels_in, width)
+        self.conv2 = nn.Sequential(
+            nn.BatchNorm1d(channels_in),
+            nn.Linear(channels_in, width, bias=False),
+            nn.BatchNorm1d(width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, width, bias=False),
+        )
+        self.final = nn.Linear(2 * width, width)
+
+    def forward(self, features: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+        """Features (M, 5) and neighbours (M, K) -> (M, C)."""
+        x = self.norm(features)
+        # In training, batch norm needs the neighbours of all points; else their (M, K, C) is never whole in memory.
+        chunk = max(len(x), 1) if self.training else EVAL_CHUNK
+        pieces = zip(x.split(chunk), neighbours.split(chunk), strict=True)
+        around = torch.cat([self._around(x, centres, rows) for centres, rows in pieces])
+        return self.final(torch.cat((self.conv1(x), around), dim=1))
+
+    def _around(self, x: torch.Tensor, centres: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+        """(m, C): the maximum over the K neighbours of what their offset from the centre gives."""
+        # embedding() is index_select with a fast backward on CPU for rows as short as these.
+        offsets = F.embedding(neighbours, x) - centres.unsqueeze(1)
+        embedded = self.conv2(offsets.flatten(0, 1))
+        return embedded.unflatten(0, neighbours.shape).max(dim=1).values
+
+
+class WaffleIron(nn.Module):
+    """`depth` times: mix over a plane's cells, then over channels."""
+
+    def __init__(self, config: WaffleIronConfig) -> None:
+        super().__init__()
+        self.stochastic_depth = config.stochastic_depth
+        self.channel_mix = nn.ModuleList([ChannelMix(config) for _ in range(config.depth)])
+        self.spatial_mix = nn.ModuleList([SpatialMix(config) for _ in range(config.depth)])
+
+    def forward(self, tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """Tokens (M, C) -> (M, C); layer l works on plane l mod the number of planes."""
+        planes = [_PlaneCells.of(batch, p, tokens.dtype) for p in range(len(batch.crop_shapes))]
+        keep = _KeepRows(batch, self.stochastic_depth if self.training else 0.0)
+        for layer, (spatial, channel) in enumerate(zip(self.spatial_mix, self.channel_mix, strict=True)):
+            tokens = spatial(tokens, planes[layer % len(planes)], keep)
+            tokens = channel(tokens, keep)
+        return tokens
+
+
+class SpatialMix(nn.Module):
+    """norm -> mean of each cell -> two depthwise 3x3 convolutions -> each point reads its cell -> scale -> added."""
+
+    def __init__(self, config: WaffleIronConfig) -> None:
+        super().__init__()
+        self.norm = NORMS[config.norm](config.width)
+        self.ffn = nn.Sequential(
+            nn.Conv2d(config.width, config.width, 3, padding=1, groups=config.width),
+            ACTIVATIONS[config.activation](),
+            nn.Conv2d(config.width, config.width, 3, padding=1, groups=config.width),
+        )
+        self.scale = LayerScale(config.width)
+
+    def forward(self, tokens: torch.Tensor, plane: _PlaneCells, keep: _KeepRows) -> torch.Tensor:
+        # The scale acts on channels alone: applied to the points read, not to every cell of the plane.
+        return self.scale.add(tokens, keep(plane.read(self.ffn(plane.mean(self.norm(tokens))))))
+
+
+class ChannelMix(nn.Module):
+    """norm -> linear -> activation -> linear -> scale -> added."""
+
+    def __init__(self, config: WaffleIronConfig) -> None:
+        super().__init__()
+        self.norm = NORMS[config.norm](config.width)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, config.width),
+            ACTIVATIONS[config.activation](),
+            nn.Linear(config.width, config.width),
+        )
+        self.scale = LayerScale(config.width)
+
+    def forward(self, tokens: torch.Tensor, keep: _KeepRows) -> torch.Tensor:
+        return self.scale.add(tokens, keep(self.mlp(self.norm(tokens))))
+
+
+class LayerScale(nn.Module):
+    """A factor per channel, drawn from (-1, 1): the official one is a depthwise 1x1 convolution as torch draws it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width).uniform_(-1, 1))
+
+    def add(self, tokens: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """tokens + scale * residual, in one pass."""
+        return torch.addcmul(tokens, residual, self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class _PlaneCells:
+    """Between points and one plane's dense (B, h, w) grid of crops, the same for every layer on that plane."""
+
+    index: torch.Tensor  # (M,) int64 cell of each point
+    weight: torch.Tensor  # (M, 1) 1 / (points in its cell + 1e-6)
+    shape: tuple[int, int, int]  # (B, h, w)
+
+    @classmethod
+    def of(cls, batch: PackedBatch, plane: int, dtype: torch.dtype) -> _PlaneCells:
+        shape, index = (batch.num_scans, *batch.crop_shapes[plane]), batch.cells[plane]
+        ones = torch.ones(len(index), dtype=dtype, device=index.device)
+        counts = ones.new_zeros(shape).view(-1).index_add_(0, index, ones)
+        return cls(index, (1 / (counts[index] + 1e-6)).unsqueeze(1), shape)
+
+    def mean(self, rows: torch.Tensor) -> torch.Tensor:
+        """(M, C) -> (B, C, h, w) means of the cells, zero where empty; channels last, as the rows are added."""
+        grid = rows.new_zeros(*self.shape, rows.shape[1])
+        grid.view(-1, rows.shape[1]).index_add_(0, self.index, rows * self.weight.to(rows.dtype))
+        return grid.permute(0, 3, 1, 2)
+
+    def read(self, grid: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> (M, C): every point's cell."""
+        return grid.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, self.index)
+
+
+class _KeepRows:
+    """Stochastic depth: zeroes the residuals of whole scans with the given probability, and scales up the others.
+
+    One draw per scan, layer and mix, as the official DropPath draws per sample of the padded batch.
+    """
+
+    def __init__(self, batch: PackedBatch, probability: float) -> None:
+        self.probability, self.num_scans = probability, batch.num_scans
+        if probability > 0:
+            self.scan_of_row = torch.arange(batch.num_scans, device=batch.scan_offsets.device).repeat_interleave(
+                batch.scan_offsets.diff(), output_size=batch.num_points
+            )
+
+    def __call__(self, residual: torch.Tensor) -> torch.Tensor:
+        if self.probability == 0:
+            return residual
+        kept = 1 - self.probability
+        factor = residual.new_empty(self.num_scans, 1).bernoulli_(kept) / kept
+        return residual * factor[self.scan_of_row]
+
+
+def _head(config: WaffleIronConfig) -> nn.Module:
+    if config.head == "linear":
+        return nn.Linear(config.width, config.out_channels)
+    return nn.Sequential(
+        nn.Linear(config.width, HEAD_HIDDEN), nn.ReLU(inplace=True), nn.Linear(HEAD_HIDDEN, config.out_channels)
+    )
+
+
+@contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every submodule gets its own mode back (probing trains a head on a frozen backbone)."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _bad(name: str, value: object, fix: str) -> StudentError:
+    return StudentError(f"{value!r} cannot be used", where=f"student.{name}", fix=fix)
