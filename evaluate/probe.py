@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from ..device import resolve_device
@@ -34,8 +34,8 @@ from ..distill.inputs import (
 from ..distill.training import TrainingConfig, train
 from ..distill.waffleiron import Student
 from ..errors import DatasetError, StudentError
-from ..extract.datasets import frame as frames
 from ..extract.datasets import open_dataset
+from ..extract.datasets.frame import IGNORE_LABEL, Dataset, Frame
 from .metrics import confusion_matrix, intersection_over_union, mean_iou
 from .segmentation_losses import segmentation_loss
 
@@ -89,10 +89,10 @@ class LabelledBatch:
         return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
 
 
-class LabelledScans(Dataset):
-    """Augmented training scans: a random point a voxel, rotation, flips and scale, all drawn from (seed, epoch, frame)."""
+class LabelledScans(TorchDataset):
+    """Training scans, augmented as in distillation; all that is random is drawn from (seed, epoch, frame)."""
 
-    def __init__(self, dataset: frames.Dataset, inputs: InputConfig, seed: int) -> None:
+    def __init__(self, dataset: Dataset, inputs: InputConfig, seed: int) -> None:
         self.dataset, self.inputs, self.seed = dataset, inputs, seed
 
     def __len__(self) -> int:
@@ -156,7 +156,7 @@ def new_head(width: int, num_classes: int) -> nn.Module:
 
 
 @torch.inference_mode()
-def score(student: Student, head: nn.Module, dataset: frames.Dataset, device: torch.device) -> np.ndarray:
+def score(student: Student, head: nn.Module, dataset: Dataset, device: torch.device) -> np.ndarray:
     """The confusion matrix over every labelled raw point, each frame once.
 
     The scan is voxelised and cropped; every raw point takes the prediction of the nearest point kept.
@@ -172,7 +172,7 @@ def score(student: Student, head: nn.Module, dataset: frames.Dataset, device: to
     return confusion
 
 
-def read_labelled_scan(dataset: frames.Dataset, frame: frames.Frame) -> tuple[np.ndarray, np.ndarray]:
+def read_labelled_scan(dataset: Dataset, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     """Points (N, 4) and labels (N,).
 
     Raises:
@@ -189,7 +189,7 @@ def read_labelled_scan(dataset: frames.Dataset, frame: frames.Frame) -> tuple[np
 
 
 def _train_head(
-    student: Student, head: nn.Module, dataset: frames.Dataset, config: ProbeConfig, device: torch.device
+    student: Student, head: nn.Module, dataset: Dataset, config: ProbeConfig, device: torch.device
 ) -> list[float]:
     loader = EpochLoader(
         LabelledScans(dataset, student.input_config, config.seed),
@@ -232,7 +232,7 @@ def _write_result(result: ProbeResult, config: ProbeConfig) -> None:
         "iou": {name: None if np.isnan(iou) else iou for name, iou in zip(result.class_names, result.iou, strict=True)},
         "confusion": result.confusion.tolist(),
         "protocol": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()},
-        "ignored_label": frames.IGNORE_LABEL,
+        "ignored_label": IGNORE_LABEL,
         "scored_points": "every labelled raw point, also outside the field of view",
         "student": student_provenance(config.student),
     }

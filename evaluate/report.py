@@ -87,13 +87,14 @@ def percent(value: float) -> str:
 
 def overlay_figure(image: np.ndarray, pixel: np.ndarray, depth_m: np.ndarray) -> Figure:
     """The image (H, W, 3) with each pair's pixel (R, 2) coloured by its depth (R,)."""
-    figure = Figure(figsize=(8, 8 * image.shape[0] / image.shape[1]), layout="constrained")
+    figure = Figure(figsize=(8, 7 * image.shape[0] / image.shape[1]), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(image)
     dots = axes.scatter(
         pixel[:, 1] + 0.5, pixel[:, 0] + 0.5, c=depth_m, s=1.5, cmap="turbo", norm=matplotlib.colors.LogNorm(2, 80)
     )
-    figure.colorbar(dots, ax=axes, label="depth [m]", ticks=[2, 5, 10, 20, 40, 80], format="%d", shrink=0.8)
+    bar = figure.colorbar(dots, ax=axes, label="depth [m]", ticks=[2, 5, 10, 20, 40, 80], format="%d")
+    bar.minorticks_off()
     axes.set_axis_off()
     return figure
 

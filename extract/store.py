@@ -153,7 +153,14 @@ class FeatureStore:
             self._commit_index(temporary, SCANS, block, scans.views.cast(SCANS_SCHEMA))
 
     def write_targets(self, block: int, teacher: str, vectors: np.ndarray, views: pa.Table) -> None:
-        """Commit one teacher's targets of a block, encoding `point`: `vectors` (R, D) float16, `views` TARGETS_SCHEMA."""
+        """Commit one teacher's targets of a block, encoding `point`.
+
+        Args:
+            block: whose scans are committed.
+            teacher: one that `add_teacher` has recorded.
+            vectors: (R, D) float16, in pair order.
+            views: TARGETS_SCHEMA, the rows of each view.
+        """
         if block in self.committed_blocks(teacher):
             return
         with self._temporary() as temporary:

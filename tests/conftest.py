@@ -14,6 +14,7 @@ from PIL import Image
 
 from scalr.extract import run
 from scalr.extract.datasets.frame import Frame, View
+from scalr.extract.datasets.synthetic import write_nuscenes
 from scalr.extract.projection import Calibration, Visibility
 from scalr.extract.run import ExtractConfig
 from scalr.extract.store import FeatureStore, open_store
@@ -145,3 +146,11 @@ def extract_tiny(tiny_dataset, tmp_path, monkeypatch):
         return open_store(tmp_path / out)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def synthetic_world(tmp_path_factory) -> Path:
+    """A simulated world of one training and one validation scene, two keyframes each; not to be written to."""
+    root = tmp_path_factory.mktemp("synthetic") / "world"
+    write_nuscenes(root, train_scenes=1, val_scenes=1, keyframes=2, seed=0)
+    return root

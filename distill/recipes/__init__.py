@@ -46,7 +46,10 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
             raise StudentError(
                 f"'{override}' is not section.key=value", where="--set", fix="Such as training.epochs=10."
             )
-        values.setdefault(section, {})[option] = yaml.safe_load(value)
+        try:
+            values.setdefault(section, {})[option] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise StudentError(f"the value of '{override}' is not YAML", where="--set", fix="Quote it.") from None
     return _build(values, where=name)
 
 

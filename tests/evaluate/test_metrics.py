@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -41,7 +43,7 @@ def slow_lovasz(probabilities: np.ndarray, labels: np.ndarray) -> float:
         errors = np.abs(truth - probabilities[:, name])
         levels = np.concatenate([np.sort(errors)[::-1], [0.0]])
         value = 0.0
-        for high, low in zip(levels[:-1], levels[1:], strict=True):
+        for high, low in pairwise(levels):
             wrong = errors >= high
             value += (high - low) * (1 - (truth & ~wrong).sum() / (truth | wrong).sum())
         total.append(value)

@@ -12,7 +12,8 @@ def test_targets_are_the_features_at_each_points_pixel(extract_tiny, tiny_datase
     """The teacher's features are patch coordinates, so a target says where it was read."""
     store = extract_tiny("coordinates", frames_per_block=2)
     assert store.views.num_rows == 6
-    for row, (frame, view) in enumerate((frame, view) for frame in tiny_dataset.frames for view in frame.views):
+    views = [(frame, view) for frame in tiny_dataset.frames for view in frame.views]
+    for row, (frame, view) in enumerate(views):
         stored = store.read_view(row, "coordinates")
         points = tiny_dataset.read_points(frame)
         pairs = project(points, view.calibration, view.image_shape)

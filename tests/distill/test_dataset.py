@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from scalr.distill.dataset import DistillCollate, DistillDataset, EpochBatches, EpochLoader
+from scalr.distill.inputs import AugmentConfig, InputConfig
+from scalr.errors import StoreError
+
+INPUTS = InputConfig()
+STILL = AugmentConfig(max_rotation_rad=0, flip_probability=0, max_scale_change=0)
+
+
+def tiny(store, inputs=INPUTS, augmentation=STILL, seed=0) -> DistillDataset:
+    return DistillDataset(store, "coordinates", inputs, augmentation, seed)
+
+
+def test_each_point_keeps_its_own_target(extract_tiny):
+    """Unaugmented, a sample's points are found again in the stored view, with the same target."""
+    store = extract_tiny()
+    dataset = tiny(store)
+    for key in [(epoch, frame) for epoch in range(3) for frame in range(3)]:
+        sample = dataset[key]
+        found = [view for row in dataset.frames[key[1]] if (view := matching_view(store, row, sample)) is not None]
+        assert len(found) == 1
+
+
+def matching_view(store, row, sample):
+    """The view if all points of the sample carry their target of that view."""
+    view = store.read_view(row, "coordinates")
+    targets = {
+        tuple(xyz): tuple(target)
+        for xyz, target in zip(view.points[view.point_index, :3].tolist(), view.targets.tolist(), strict=True)
+    }
+    points = map(tuple, sample.scan.features[:, 1:4].tolist())
+    pairs = zip(points, map(tuple, sample.targets.tolist()), strict=True)
+    return view if all(targets.get(point) == target for point, target in pairs) else None
+
+
+def test_a_sample_depends_on_seed_epoch_and_frame_alone(extract_tiny):
+    store = extract_tiny()
+    first, again = tiny(store, augmentation=AugmentConfig()), tiny(store, augmentation=AugmentConfig())
+    again[(0, 2)]
+    np.testing.assert_array_equal(first[(1, 0)].scan.features, again[(1, 0)].scan.features)
+    assert not np.array_equal(first[(2, 0)].scan.features[:5], first[(1, 0)].scan.features[:5])
+    other_seed = tiny(store, augmentation=AugmentConfig(), seed=1)
+    assert not np.array_equal(other_seed[(1, 0)].scan.features[:5], first[(1, 0)].scan.features[:5])
+
+
+def test_one_camera_a_frame_each_as_likely(extract_tiny):
+    store = extract_tiny()
+    dataset = tiny(store)
+    rows = Counter(
+        row
+        for epoch in range(60)
+        for row in dataset.frames[0]
+        if matching_view(store, row, dataset[(epoch, 0)]) is not None
+    )
+    assert set(rows) == {0, 1}
+    assert min(rows.values()) > 15
+
+
+def test_max_points_keeps_one_neighbourhood(extract_tiny):
+    store = extract_tiny()
+    sample = tiny(store, inputs=InputConfig(max_points=10))[(0, 0)]
+    assert len(sample.targets) == len(sample.scan.features) == 10
+
+
+def test_points_outside_the_field_of_view_are_left_out(extract_tiny):
+    store = extract_tiny()
+    inputs = InputConfig(fov_min_m=(-12, -12, -3), fov_max_m=(12, 12, 3))
+    sample = tiny(store, inputs=inputs)[(0, 1)]
+    assert (np.abs(sample.scan.features[:, 1:4]) < [12, 12, 3]).all()
+    nothing = InputConfig(fov_min_m=(-0.5, -0.5, -3), fov_max_m=(0.5, 0.5, 3))
+    with pytest.raises(StoreError, match="no point inside the field of view"):
+        tiny(store, inputs=nothing)[(0, 1)]
+
+
+def test_a_batch_is_its_samples_one_after_the_other(extract_tiny):
+    dataset = tiny(extract_tiny())
+    samples = [dataset[(0, frame)] for frame in range(3)]
+    batch = DistillCollate(INPUTS)(samples)
+    np.testing.assert_array_equal(batch.targets.numpy(), np.concatenate([sample.targets for sample in samples]))
+    assert batch.inputs.num_points == batch.num_points == len(batch.targets)
+
+
+def test_an_epoch_has_every_frame_once():
+    batches = EpochBatches(num_frames=10, batch_size=3, seed=0)
+    epochs = []
+    for epoch in range(2):
+        batches.epoch = epoch
+        keys = [key for batch in batches for key in batch]
+        assert len(batches) == 3
+        assert len(keys) == len({frame for _, frame in keys}) == 9
+        assert {key[0] for key in keys} == {epoch}
+        epochs.append([frame for _, frame in keys])
+    assert epochs[0] != epochs[1]
+    assert len(EpochBatches(num_frames=2, batch_size=8, seed=0)) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_gives_the_same_batches_in_any_process(extract_tiny, workers):
+    dataset = tiny(extract_tiny(), augmentation=AugmentConfig())
+    loader = EpochLoader(dataset, DistillCollate(INPUTS), batch_size=2, seed=0, workers=workers)
+    expected = EpochBatches(3, 2, 0)
+    for epoch in range(2):
+        expected.epoch = epoch
+        keys = next(iter(expected))
+        (batch,) = loader(epoch)
+        reference = DistillCollate(INPUTS)([dataset[key] for key in keys])
+        assert torch.equal(batch.targets, reference.targets)
+        assert torch.equal(batch.inputs.features, reference.inputs.features)
+
+
+def test_a_store_without_pairs_is_said(extract_tiny, tiny_dataset):
+    for frame in tiny_dataset.frames:
+        tiny_dataset.read_points(frame)[:, 0] = -5
+    with pytest.raises(StoreError, match="no view with targets of coordinates"):
+        tiny(extract_tiny())

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+import torch
+
+from scalr.distill.training import TrainingConfig, learning_rate_factor, train
+from scalr.errors import StudentError
+
+
+@dataclass
+class Numbers:
+    """A batch of numbers."""
+
+    values: torch.Tensor
+    num_points: int = 4
+
+    def to(self, device):
+        return self
+
+
+def fit(tmp_path, loss, config, parameter=None):
+    parameter = torch.nn.Parameter(torch.zeros(1)) if parameter is None else parameter
+    batches = [Numbers(torch.tensor([1.0])), Numbers(torch.tensor([3.0]))]
+    return train(
+        [parameter],
+        lambda epoch: batches,
+        loss(parameter),
+        config,
+        steps_per_epoch=2,
+        device=torch.device("cpu"),
+        log_folder=tmp_path,
+        description="test",
+    )
+
+
+def test_schedule_warms_up_and_decays():
+    factors = [learning_rate_factor(step, warmup_steps=10, total_steps=110, least=0.1) for step in range(111)]
+    assert factors[0] == 0
+    assert factors[5] == pytest.approx(0.5)
+    assert factors[10] == 1
+    assert factors[60] == pytest.approx(0.55)
+    assert factors[110] == pytest.approx(0.1)
+    assert all(now <= before for before, now in pairwise(factors[10:]))
+
+
+def test_training_minimises_and_logs_every_step(tmp_path):
+    config = TrainingConfig(epochs=100, learning_rate=0.1, weight_decay=0.0, warmup_steps=2)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    losses = fit(tmp_path, lambda p: lambda batch: (p - batch.values).square().sum(), config, parameter)
+    assert len(losses) == 200
+    assert parameter.item() == pytest.approx(2, abs=0.1)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [float(row["loss"]) for row in rows] == pytest.approx(losses)
+    assert float(rows[1]["learning_rate"]) == pytest.approx(0.05)
+    assert rows[-1]["epoch"] == "99"
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    config = TrainingConfig(epochs=1, learning_rate=0.1, warmup_steps=0)
+    with pytest.raises(StudentError, match="loss of step 1 is inf"):
+        fit(tmp_path, lambda p: lambda batch: (p + batch.values).sum() / 0, config)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"learning_rate": 1e-6}, "learning_rate is 1e-06 and min_learning_rate 1e-05"),
+    ],
+)
+def test_values_that_make_no_sense_are_said(values, message):
+    with pytest.raises(StudentError, match=message):
+        TrainingConfig(**values)
