@@ -135,8 +135,9 @@ def voxel_representatives(xyz: np.ndarray, voxel_size_m: float, rng: np.random.G
 
 def inside_field_of_view(xyz: np.ndarray, config: InputConfig) -> np.ndarray:
     """(N,) bool: strictly inside the field of view, by 1e-4 m on every side (official Crop transform)."""
-    low = (np.asarray(config.fov_min_m) + CROP_EPS_M).astype(xyz.dtype)
-    high = (np.asarray(config.fov_max_m) - CROP_EPS_M).astype(xyz.dtype)
+    dtype = np.result_type(xyz.dtype, np.float32)  # the official code compares float32 points with float32 bounds
+    low = (np.asarray(config.fov_min_m) + CROP_EPS_M).astype(dtype)
+    high = (np.asarray(config.fov_max_m) - CROP_EPS_M).astype(dtype)
     return ((xyz > low) & (xyz < high)).all(axis=1)
 
 

@@ -19,7 +19,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..errors import StudentError
@@ -126,7 +125,7 @@ class Student(nn.Module):
             StudentError: unknown dataset, or points that cannot be used.
         """
         statistics = dataset if isinstance(dataset, IntensityStatistics) else intensity_statistics(dataset)
-        scan, _, nearest = evaluation_input(points, statistics, self.input_config)
+        scan, _, nearest = evaluation_input(np.asarray(points), statistics, self.input_config)
         device = self.embed.conv1.weight.device
         with _eval_mode(self):
             tokens = self.tokens(pack([scan], self.input_config).to(device))
@@ -160,10 +159,10 @@ class Embedding(nn.Module):
 
     def _around(self, x: torch.Tensor, centres: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
         """(m, C): the maximum over the K neighbours of what their offset from the centre gives."""
-        # embedding() is index_select with a fast backward on CPU for rows as short as these.
-        offsets = F.embedding(neighbours, x) - centres.unsqueeze(1)
-        embedded = self.conv2(offsets.flatten(0, 1))
-        return embedded.unflatten(0, neighbours.shape).max(dim=1).values
+        offsets = x.index_select(0, neighbours.flatten()).unflatten(0, neighbours.shape) - centres.unsqueeze(1)
+        embedded = self.conv2(offsets.flatten(0, 1)).unflatten(0, neighbours.shape)
+        # The same values: on CPU, amax is ten times faster forwards, and max twice as fast with its backward.
+        return embedded.max(dim=1).values if torch.is_grad_enabled() else embedded.amax(dim=1)
 
 
 class WaffleIron(nn.Module):

@@ -1,9 +1,10 @@
-"""What objects are made of: painted solids in the object's own frame (x forward, y left, z up, origin on the ground)."""
+"""What objects are made of: painted solids in the object's frame, x forward, y left, z up, origin on the ground."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -68,11 +69,20 @@ class Body:
     parts: tuple[Part, ...]
     attribute: str = ""
 
+    @cached_property
+    def axes(self) -> np.ndarray:
+        """(P, 3, 3) float64, `Part.axes` of each part."""
+        return np.array([part.axes() for part in self.parts])
+
+    @cached_property
+    def part_bounds(self) -> np.ndarray:
+        """(P, 2, 3) float64 lowest and highest corner of the box around each part, in the object's frame [m]."""
+        centers, reach = np.array([part.center for part in self.parts]), np.abs(self.axes).sum(axis=2)
+        return np.stack([centers - reach, centers + reach], axis=1)
+
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest corner (3,), (3,) of the box around all parts, in the object's frame [m]."""
-        centers = np.array([part.center for part in self.parts])
-        reach = np.array([np.abs(part.axes()).sum(axis=1) for part in self.parts])
-        return (centers - reach).min(axis=0), (centers + reach).max(axis=0)
+        return self.part_bounds[:, 0].min(axis=0), self.part_bounds[:, 1].max(axis=0)
 
 
 def rotation_matrix(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:

@@ -17,8 +17,6 @@ import numpy as np
 
 NOTHING = -1  # entry of `Hits.solid` where a ray meets no solid
 
-Vector = tuple[np.ndarray, np.ndarray, np.ndarray]
-
 
 class Shape(IntEnum):
     """Unit shapes; `taper` is the share of the extent that is lost between bottom (z = -1) and top (z = 1)."""
@@ -29,6 +27,7 @@ class Shape(IntEnum):
 
 
 PORE_SIZE_M = 0.22
+_BOX, _ROUND = int(Shape.BOX), int(Shape.ROUND)  # enumerations compare slowly
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +80,8 @@ class RayGrid(Protocol):
         """The solids that some ray of the grid may meet, with the rays that may meet them."""
         ...
 
-    def directions(self, matrix: np.ndarray, rows: slice, columns: slice) -> Vector:
-        """x, y, z of `matrix` (3, 3) @ the world directions of a window's rays, each (rows, columns) in `dtype`."""
+    def directions(self, matrix: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        """`matrix` (3, 3) @ the world directions of a window's rays: (3, rows, columns) in `dtype`."""
         ...
 
 
@@ -103,127 +102,143 @@ def cast(solids: Solids, rays: RayGrid, background: np.ndarray) -> Hits:
     """
     distance = background.astype(rays.dtype)
     solid = np.full(rays.shape, NOTHING, dtype=np.int32)
-    origin = np.einsum("pij,pj->pi", solids.local_from_world, rays.origin - solids.center)
+    origin = np.einsum("pij,pj->pi", solids.local_from_world, rays.origin - solids.center).astype(rays.dtype)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for window in sorted(rays.windows(solids), key=lambda window: window.nearest):
             behind = distance[window.rows, window.columns]
             if behind.max() <= window.nearest:
                 continue  # all of it is hidden by what is drawn already
             direction = rays.directions(solids.local_from_world[window.solid], window.rows, window.columns)
-            reached = intersect(solids, window.solid, tuple(origin[window.solid].tolist()), direction)
+            reached = intersect(solids, window.solid, origin[window.solid], direction)
             closer = reached < behind
             np.copyto(behind, reached, where=closer)
             np.copyto(solid[window.rows, window.columns], window.solid, where=closer)
     return Hits(distance, solid)
 
 
-def intersect(solids: Solids, index: int, origin: tuple[float, float, float], direction: Vector) -> np.ndarray:
-    """t > 0 at which rays enter one solid, inf where they miss it or start inside; all in its local coordinates."""
-    shape = solids.shape[index]
-    if shape == Shape.BOX:
-        return intersect_box(origin, direction, solids.taper[index].tolist())
-    if shape == Shape.ROUND:
-        return intersect_round(origin, direction, float(solids.taper[index, 0]))
+def intersect(solids: Solids, index: int, origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """t > 0 at which rays enter one solid, inf where they miss it or start inside; all in its local coordinates.
+
+    Args:
+        solids, index: the solid.
+        origin: (3,) in the dtype of the rays.
+        direction: (3, ...), any shape.
+    """
+    shape, taper = solids.shape[index], solids.taper[index]
+    if shape == _BOX:
+        return intersect_tapered_box(origin, direction, taper) if taper.any() else intersect_box(origin, direction)
+    if shape == _ROUND:
+        return intersect_round(origin, direction, float(taper[0]))
     near, far = intersect_ball(origin, direction)
     porosity = float(solids.porosity[index])
-    if porosity == 0:
-        return near
-    cells_per_unit = (solids.half_extent[index] / PORE_SIZE_M).tolist()
-    near = np.where(_is_pore(origin, direction, near, cells_per_unit, porosity), far, near)
-    return np.where((near == far) & _is_pore(origin, direction, far, cells_per_unit, porosity), np.inf, near)
+    if porosity > 0:
+        cells_per_unit = (solids.half_extent[index] / PORE_SIZE_M).astype(origin.dtype)
+        return _through_pores(near, far, origin, direction, cells_per_unit, porosity)
+    return near
 
 
-def intersect_box(
-    origin: tuple[float, float, float], direction: Vector, taper: tuple[float, float, float] = (0.0, 0.0, 0.0)
-) -> np.ndarray:
-    """Entry into the unit box, whose four side planes lean inwards by `taper` (see `Shape`).
+def intersect_box(origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Entry into the unit box."""
+    start, inverse = _column(origin, direction), 1 / direction
+    lower, upper = (-1 - start) * inverse, (1 - start) * inverse
+    near, far = np.minimum(lower, upper).max(axis=0), np.maximum(lower, upper).min(axis=0)
+    return np.where((near <= far) & (near > 0), near, np.inf)
+
+
+def intersect_tapered_box(origin: np.ndarray, direction: np.ndarray, taper: np.ndarray) -> np.ndarray:
+    """Entry into the unit box, whose four side planes lean inwards by `taper` (3,) (see `Shape`).
 
     A ray enters through planes that its origin is outside of and leaves through the others, so that the sign of the
     origin's gap to a plane, one number for all rays, says which of the two bounds the plane moves.
     """
-    dx, dy, dz = direction
-    near, far = np.zeros_like(dx), np.full_like(dx, np.inf)
-    for (nx, ny, nz), offset in box_planes(taper):
-        gap = offset - (nx * origin[0] + ny * origin[1] + nz * origin[2])
-        closing = nx * dx if nx else ny * dy if ny else nz * dz
-        if nz and (nx or ny):
-            closing = closing + nz * dz
-        reached = gap / closing
-        if gap < 0:
-            near = np.where(closing < 0, np.maximum(near, reached), np.inf)
-        else:
-            far = np.where(closing > 0, np.minimum(far, reached), far)
+    normal, offset = box_planes(taper)
+    gap = (offset - normal @ origin.astype(np.float64)).astype(direction.dtype)
+    closing = np.einsum("ki,i...->k...", normal.astype(direction.dtype), direction)
+    reached = _column(gap, direction) / closing
+    outside = gap < 0
+    near = np.where(closing[outside] < 0, reached[outside], np.inf).max(axis=0, initial=0)
+    far = np.where(closing[~outside] > 0, reached[~outside], np.inf).min(axis=0, initial=np.inf)
     return np.where((near <= far) & (near > 0), near, np.inf)
 
 
-def box_planes(taper: tuple[float, float, float]) -> list[tuple[tuple[float, float, float], float]]:
-    """The six half-spaces normal · local <= offset of a tapered unit box: front, rear, left, right, top, bottom."""
-    front, rear, sides = (value / 2 for value in taper)
-    return [
-        ((1.0, 0.0, front), 1.0 - front),
-        ((-1.0, 0.0, rear), 1.0 - rear),
-        ((0.0, 1.0, sides), 1.0 - sides),
-        ((0.0, -1.0, sides), 1.0 - sides),
-        ((0.0, 0.0, 1.0), 1.0),
-        ((0.0, 0.0, -1.0), 1.0),
-    ]
+def box_planes(taper: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The six half-spaces normal (6, 3) · local <= offset (6,): front, rear, left, right, top, bottom."""
+    front, rear, sides = (float(share) / 2 for share in taper)
+    normal = np.array([[1, 0, front], [-1, 0, rear], [0, 1, sides], [0, -1, sides], [0, 0, 1], [0, 0, -1]])
+    return normal, np.array([1 - front, 1 - rear, 1 - sides, 1 - sides, 1, 1])
 
 
-def intersect_round(origin: tuple[float, float, float], direction: Vector, taper: float = 0.0) -> np.ndarray:
+def intersect_round(origin: np.ndarray, direction: np.ndarray, taper: float = 0.0) -> np.ndarray:
     """Entry into the unit cylinder or truncated cone around z: x² + y² <= (1 - taper (z + 1) / 2)², |z| <= 1.
 
     The quadratic is solved from the point nearest to the centre, not from the origin: in float32 a far origin would
     cancel all digits.
     """
-    dx, dy, dz = direction
     slope, middle = -taper / 2, 1 - taper / 2
     start = _nearest_to_center(origin, direction)
-    x, y, z = (o + start * d for o, d in zip(origin, direction, strict=True))
+    nearest = _column(origin, direction) + start * direction
+    dz, z = direction[2], nearest[2]
     radius = middle + slope * z
-    a = dx * dx + dy * dy - (slope * slope) * dz * dz
-    b = x * dx + y * dy - slope * radius * dz
-    root = np.sqrt(b * b - a * (x * x + y * y - radius * radius))  # nan where the ray misses
-    best = np.full_like(dx, np.inf)
-    for step in ((-b - root) / a, (-b + root) / a):
+    a = _dot(direction[:2], direction[:2]) - slope * slope * dz * dz
+    b = _dot(nearest[:2], direction[:2]) - slope * radius * dz
+    root = np.sqrt(b * b - a * (_dot(nearest[:2], nearest[:2]) - radius * radius))  # nan where the ray misses
+    best = np.full_like(dz, np.inf)
+    for step in ((-b - root) / a, (-b + root) / a) if taper else ((-b - root) / a,):
         t = start + step
         best = np.where((np.abs(z + step * dz) <= 1) & (t > 0) & (t < best), t, best)
     if abs(origin[2]) <= 1:
         return best
     end = 1.0 if origin[2] > 0 else -1.0  # the only end face that can be entered
-    t = (end - origin[2]) / dz
-    inside = (origin[0] + t * dx) ** 2 + (origin[1] + t * dy) ** 2 <= (middle + slope * end) ** 2
-    return np.where(inside & (t > 0) & (t < best), t, best)
+    t = (end - float(origin[2])) / dz
+    inside = (float(origin[0]) + t * direction[0]) ** 2 + (float(origin[1]) + t * direction[1]) ** 2
+    return np.where((inside <= (middle + slope * end) ** 2) & (t > 0) & (t < best), t, best)
 
 
-def intersect_ball(origin: tuple[float, float, float], direction: Vector) -> tuple[np.ndarray, np.ndarray]:
+def intersect_ball(origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Entry into and exit from the unit ball; inf, both, where a ray misses it or starts inside."""
     start = _nearest_to_center(origin, direction)
-    dx, dy, dz = direction
-    x, y, z = (o + start * d for o, d in zip(origin, direction, strict=True))
-    half_chord = np.sqrt((1 - (x * x + y * y + z * z)) / (dx * dx + dy * dy + dz * dz))  # nan where the ray misses
+    nearest = _column(origin, direction) + start * direction
+    half_chord = np.sqrt((1 - _dot(nearest, nearest)) / _dot(direction, direction))  # nan where the ray misses
     hit = start > half_chord
     return np.where(hit, start - half_chord, np.inf), np.where(hit, start + half_chord, np.inf)
 
 
-def _nearest_to_center(origin: tuple[float, float, float], direction: Vector) -> np.ndarray:
-    dx, dy, dz = direction
-    return -(origin[0] * dx + origin[1] * dy + origin[2] * dz) / (dx * dx + dy * dy + dz * dz)
+def _nearest_to_center(origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    return -np.einsum("i,i...->...", origin, direction) / _dot(direction, direction)
 
 
-def _is_pore(
-    origin: tuple[float, float, float],
-    direction: Vector,
-    distance: np.ndarray,
-    cells_per_unit: list[float],
+def _dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.einsum("i...,i...->...", first, second)
+
+
+def _column(values: np.ndarray, rays: np.ndarray) -> np.ndarray:
+    """`values` (n,) in a shape that broadcasts over rays (n, ...)."""
+    return values.reshape(-1, *[1] * (rays.ndim - 1))
+
+
+def _through_pores(
+    near: np.ndarray,
+    far: np.ndarray,
+    origin: np.ndarray,
+    direction: np.ndarray,
+    cells_per_unit: np.ndarray,
     porosity: float,
 ) -> np.ndarray:
-    """Whether the surface point at `distance` falls in a hole: a fixed random choice per cell of the solid."""
-    distance = np.where(np.isfinite(distance), distance, 0)
-    cells = [
-        np.floor((o + distance * d) * scale).astype(np.int32)
-        for o, d, scale in zip(origin, direction, cells_per_unit, strict=True)
-    ]
-    return hash_cells(*cells) < porosity
+    """Where rays through a porous shell end: at its front, through a hole there at its back, or (inf) not at all.
+
+    A hole is a fixed random choice per cell of the surface.
+    """
+    reached, rays = near.ravel(), direction.reshape(3, -1)
+
+    def fall_through(candidates: np.ndarray) -> np.ndarray:
+        points = origin[:, None] + reached[candidates] * rays[:, candidates]
+        cells = np.floor(points * cells_per_unit[:, None]).astype(np.int32)
+        return candidates[hash_cells(*cells) < porosity]
+
+    front_holes = fall_through(np.flatnonzero(np.isfinite(reached)))
+    reached[front_holes] = far.ravel()[front_holes]
+    reached[fall_through(front_holes)] = np.inf
+    return reached.reshape(near.shape)
 
 
 def hash_cells(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from .raycast import Solids, Vector, Window
+from .raycast import Solids, Window
 
 CORNERS = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))  # (8, 3) of the unit box
 EDGES = np.array([(i, j) for i, j in itertools.combinations(range(8), 2) if np.abs(CORNERS[i] - CORNERS[j]).sum() == 2])
@@ -35,32 +35,42 @@ class PinholeRays:
         self._u = np.arange(shape[1]) + 0.5
         self._v = np.arange(shape[0]) + 0.5
 
-    def directions(self, matrix: np.ndarray, rows: slice, columns: slice) -> Vector:
+    def directions(self, matrix: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
         """See `RayGrid`. A direction is linear in (u, v): one sum per pixel and component is all it takes."""
         m = matrix @ self._world_from_pixel
-        along_u = np.multiply.outer(m[:, 0], self._u[columns]).astype(np.float32)
-        along_v = (np.multiply.outer(m[:, 1], self._v[rows]) + m[:, 2:]).astype(np.float32)
-        return tuple(along_u[axis][None, :] + along_v[axis][:, None] for axis in range(3))
+        along_u = (m[:, :1] * self._u[columns]).astype(np.float32)
+        along_v = (m[:, 1:2] * self._v[rows] + m[:, 2:]).astype(np.float32)
+        return along_u[:, None, :] + along_v[:, :, None]
 
     def windows(self, solids: Solids) -> list[Window]:
         """See `RayGrid`. The pixel rectangle around the projected bounding box, cut at the near plane."""
-        corners = solids.center[:, None] + CORNERS @ np.swapaxes(solids.axes, 1, 2)  # (P, 8, 3)
+        candidates = self._in_frustum(solids)
+        corners = solids.center[candidates, None] + CORNERS @ np.swapaxes(solids.axes[candidates], 1, 2)  # (P, 8, 3)
         homogeneous = _cut_at_near_plane((corners - self.origin) @ self._pixel_from_world.T)
         depth = homogeneous[..., 2]
-        candidates = np.flatnonzero(np.isfinite(depth).any(axis=1))
-        depth, pixels = depth[candidates], homogeneous[candidates, :, :2] / homogeneous[candidates, :, 2:]
-        lower, upper = np.nanmin(pixels, axis=1), np.nanmax(pixels, axis=1)
+        pixels = homogeneous[..., :2] / depth[..., None]
+        lower, upper = np.fmin.reduce(pixels, axis=1), np.fmax.reduce(pixels, axis=1)  # fmin, fmax leave nan out
         first = np.maximum(np.ceil(lower - 0.5 - MARGIN), 0)
         last = np.minimum(np.floor(upper - 0.5 + MARGIN), np.array(self.shape[::-1]) - 1.0)
-        kept = (first <= last).all(axis=1)
+        kept = np.flatnonzero((first <= last).all(axis=1))  # nan, where all is behind the camera, compares false
         bounds = np.concatenate([first, last + 1], axis=1)[kept].astype(int).tolist()
-        nearest = np.nanmin(depth, axis=1)[kept].tolist()
+        nearest = np.fmin.reduce(depth, axis=1)[kept].tolist()
         return [
             Window(solid, slice(top, bottom), slice(left, right), closest)
             for solid, (left, top, right, bottom), closest in zip(
                 candidates[kept].tolist(), bounds, nearest, strict=True
             )
         ]
+
+    def _in_frustum(self, solids: Solids) -> np.ndarray:
+        """The solids whose bounding sphere reaches into the camera's field of view: few of all."""
+        center = (solids.center - self.origin) @ self._pixel_from_world.T
+        radius = np.linalg.norm(solids.half_extent, axis=1)
+        inside = center[:, 2] + radius > NEAR_PLANE_M
+        for axis, size in enumerate(self.shape[::-1]):
+            for plane in (np.eye(3)[axis], np.array([0, 0, size]) - np.eye(3)[axis]):  # u >= 0, u <= size times depth
+                inside &= center @ plane > -radius * np.linalg.norm(plane @ self._pixel_from_world)
+        return np.flatnonzero(inside)
 
 
 def _cut_at_near_plane(corners: np.ndarray) -> np.ndarray:
@@ -105,12 +115,12 @@ class SpinningRays:
         azimuths = first_azimuth + step * np.arange(columns)
         self._cos, self._sin = np.cos(azimuths), np.sin(azimuths)
 
-    def directions(self, matrix: np.ndarray, rows: slice, columns: slice) -> Vector:
+    def directions(self, matrix: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
         """See `RayGrid`."""
         m = matrix @ self._rotation
-        level, height = np.cos(self._elevations[rows])[:, None], np.sin(self._elevations[rows])[:, None]
         around = m[:, 0, None] * self._cos[columns] + m[:, 1, None] * self._sin[columns]
-        return tuple(level * around[axis] + height * m[axis, 2] for axis in range(3))
+        level, height = np.cos(self._elevations[rows]), np.sin(self._elevations[rows])
+        return level[:, None] * around[:, None, :] + height[:, None] * m[:, 2, None, None]
 
     def windows(self, solids: Solids) -> list[Window]:
         """See `RayGrid`. The sector and the beams around a cylinder that holds the solid."""
@@ -124,11 +134,19 @@ class SpinningRays:
         middle = np.arctan2(center[:, 1], center[:, 0])
         spread = np.where(level > radius, np.arcsin(np.minimum(radius / np.maximum(level, 1e-9), 1)), np.pi)
         near_enough = (nearest < self._max_range_m) & (low < high)
-        return [
-            Window(solid, slice(low[solid], high[solid]), columns, nearest[solid])
-            for solid in np.flatnonzero(near_enough).tolist()
-            for columns in self._sectors(middle[solid] - spread[solid], middle[solid] + spread[solid])
-        ]
+        windows = []
+        for turn in (-2 * np.pi, 0.0, 2 * np.pi):  # a sector that wraps around makes two windows
+            start = (middle - spread + turn - self._first) / self._step
+            end = (middle + spread + turn - self._first) / self._step
+            left = np.maximum(np.ceil(start - MARGIN), 0).astype(int)
+            right = np.minimum(np.floor(end + MARGIN), self.shape[1] - 1.0).astype(int) + 1
+            solid = np.flatnonzero(near_enough & (left < right))
+            bounds = np.stack([solid, low[solid], high[solid], left[solid], right[solid]], axis=1).tolist()
+            windows += [
+                Window(index, slice(bottom, top), slice(first, last), closest)
+                for (index, bottom, top, first, last), closest in zip(bounds, nearest[solid].tolist(), strict=True)
+            ]
+        return windows
 
     def _beams(self, bottom, top, nearest, farthest) -> tuple[np.ndarray, np.ndarray]:
         """First and last + 1 of the beams between heights `bottom` and `top` at distances `nearest`..`farthest`."""
@@ -138,14 +156,3 @@ class SpinningRays:
             np.searchsorted(self._elevations, lowest - MARGIN),
             np.searchsorted(self._elevations, highest + MARGIN, side="right"),
         )
-
-    def _sectors(self, start: float, end: float) -> list[slice]:
-        """The columns between two azimuths: several runs where the sector wraps around."""
-        sectors = []
-        for turn in (-2 * np.pi, 0.0, 2 * np.pi):
-            first = int(np.ceil((start + turn - self._first) / self._step - MARGIN))
-            last = int(np.floor((end + turn - self._first) / self._step + MARGIN))
-            first, last = max(first, 0), min(last, self.shape[1] - 1)
-            if first <= last:
-                sectors.append(slice(first, last + 1))
-        return sectors

@@ -38,19 +38,19 @@ QUARTERS = (
         "downtown",
         ((0.62, 0.50, 0.40), (0.52, 0.30, 0.24), (0.68, 0.64, 0.58), (0.46, 0.44, 0.44)),
         ((0.36, 0.34, 0.34),),
-        *((10.0, 24.0), (12.0, 22.0), (1.5, 7.0), (3.0, 6.0), 0.0, 13.0),
+        *((10.0, 24.0), (12.0, 22.0), (2.0, 8.0), (4.0, 8.0), 0.0, 11.0),
     ),
     Quarter(
         "residential",
         ((0.78, 0.70, 0.56), (0.74, 0.58, 0.50), (0.82, 0.80, 0.76), (0.56, 0.34, 0.28)),
         ((0.42, 0.20, 0.16), (0.30, 0.24, 0.24)),
-        *((4.5, 7.5), (8.0, 13.0), (5.0, 12.0), (5.0, 9.0), 0.85, 9.0),
+        *((4.5, 7.5), (8.0, 13.0), (5.0, 12.0), (6.0, 11.0), 0.85, 8.0),
     ),
     Quarter(
         "industrial",
         ((0.62, 0.58, 0.52), (0.66, 0.54, 0.44), (0.54, 0.50, 0.46)),
         ((0.44, 0.42, 0.40),),
-        *((5.5, 9.5), (18.0, 30.0), (4.0, 16.0), (5.0, 10.0), 0.15, 15.0),
+        *((5.5, 9.5), (18.0, 30.0), (5.0, 16.0), (7.0, 13.0), 0.15, 12.0),
     ),
 )
 
@@ -58,7 +58,7 @@ QUARTERS = (
 def building(rng: Generator, quarter: Quarter, width: float, depth: float) -> Body:
     """A house whose front looks along +y; `width` along the street, `depth` away from it [m]."""
     height = rng.uniform(*quarter.heights)
-    wall = shade(rng, list(quarter.walls))
+    wall = shade(rng, list(quarter.walls), 0.02)
     bays = (width / max(2, round(width / rng.uniform(2.2, 3.2))), rng.uniform(2.8, 3.3))
     facade = Paint(wall, WINDOW, Pattern.FACADE, bays, rng.uniform(0.25, 0.5), 0.05, 0.07)
     roof = Paint(shade(rng, list(quarter.roofs)), (0.2, 0.16, 0.15), Pattern.PLANKS, (0.4, 0), 0.25, 0.2, 0.1)
@@ -79,8 +79,8 @@ def tree(rng: Generator, greens: list[Colour], size: float = 1.0) -> Body:
         return Body(VEGETATION, (post(0, 0, 0, 0.3 * size, trunk, BARK), *_conifer(rng, greens, trunk * 0.5, size)))
     radius, leaves = size * rng.uniform(1.3, 2.0), _leaves(rng, greens)
     parts = [post(0, 0, 0, rng.uniform(0.26, 0.40) * size, trunk + radius, BARK, taper=0.35)]
-    for angle in rng.uniform(0, 2 * np.pi) + np.arange(4) * np.pi / 2:
-        reach, extent = rng.uniform(0.35, 0.6) * radius, rng.uniform(1.1, 1.6, 3) * radius
+    for angle in rng.uniform(0, 2 * np.pi) + np.arange(3) * 2 * np.pi / 3:
+        reach, extent = rng.uniform(0.4, 0.6) * radius, rng.uniform(1.2, 1.7, 3) * radius
         x, y = reach * float(np.cos(angle)), reach * float(np.sin(angle))
         parts.append(ball(x, y, trunk + rng.uniform(-0.2, 0.6) * radius, tuple(extent.tolist()), leaves, porosity=0.3))
     top = (1.2 * radius, 1.2 * radius, 1.4 * radius)
@@ -103,28 +103,28 @@ def hedge(rng: Generator, greens: list[Colour], length: float) -> Body:
     """A hedge along x: a clipped core in a row of bushes."""
     height, leaves = rng.uniform(0.8, 1.4), _leaves(rng, greens)
     parts = [box(0, 0, 0, (length - 0.4, 0.6, height * 0.85), leaves)]
-    for x in np.arange(-length / 2 + 0.5, length / 2 - 0.4, 0.8):
-        size = (1.1, rng.uniform(0.8, 1.0), height * rng.uniform(0.95, 1.15))
+    for x in np.arange(-length / 2 + 0.7, length / 2 - 0.5, 1.1):
+        size = (1.4, rng.uniform(0.8, 1.0), height * rng.uniform(0.95, 1.15))
         parts.append(ball(float(x), 0, 0, size, leaves, porosity=0.2))
     return Body(VEGETATION, tuple(parts))
 
 
 def bush(rng: Generator, greens: list[Colour]) -> Body:
     leaves, size = _leaves(rng, greens), rng.uniform(0.8, 1.6)
-    offsets = rng.uniform(-0.35, 0.35, (3, 2)) * size
-    return Body(
-        VEGETATION,
-        tuple(
-            ball(x, y, -0.15 * size, (size, size * rng.uniform(0.8, 1.1), size * rng.uniform(0.8, 1.1)), leaves, porosity=0.2)
-            for x, y in offsets.tolist()
-        ),
-    )  # fmt: skip
+    parts = []
+    for x, y in (rng.uniform(-0.35, 0.35, (2, 2)) * size).tolist():
+        width, height = size * rng.uniform(0.8, 1.1), size * rng.uniform(0.8, 1.1)
+        parts.append(ball(x, y, -0.15 * size, (size, width, height), leaves, porosity=0.2))
+    return Body(VEGETATION, tuple(parts))
 
 
 def mound(rng: Generator) -> Body:
     """A low rise of the terrain."""
-    size, grass = rng.uniform(3.0, 6.0), Paint((0.38, 0.41, 0.17), (0.46, 0.38, 0.22), Pattern.LEAVES, reflectivity=0.28)
-    height = rng.uniform(0.6, 1.4)
+    size, grass = (
+        rng.uniform(3.0, 6.0),
+        Paint((0.38, 0.41, 0.17), (0.46, 0.38, 0.22), Pattern.LEAVES, reflectivity=0.28),
+    )
+    height = rng.uniform(0.8, 2.0)
     return Body(TERRAIN, (ball(0, 0, -height / 2, (size, size * rng.uniform(0.7, 1.0), height), grass),))
 
 
@@ -184,6 +184,8 @@ def shelter(rng: Generator) -> Body:
 def fence(rng: Generator, length: float) -> Body:
     """A wall or a fence along x."""
     height = rng.uniform(0.9, 1.6)
-    paint = Paint(shade(rng, [(0.60, 0.52, 0.44), (0.50, 0.40, 0.32)]), (0.3, 0.24, 0.2), Pattern.PLANKS, (0.24, 0), 0.3, 0.25)
+    paint = Paint(
+        shade(rng, [(0.60, 0.52, 0.44), (0.50, 0.40, 0.32)]), (0.3, 0.24, 0.2), Pattern.PLANKS, (0.24, 0), 0.3, 0.25
+    )
     pillars = [box(x, 0, 0, (0.3, 0.3, height + 0.15), paint) for x in (-length / 2 + 0.15, length / 2 - 0.15)]
     return Body(MANMADE, (box(0, 0, 0, (length, 0.16, height), paint), *pillars))

@@ -102,26 +102,35 @@ class Street:
     def region(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """`Region` at world x, y; uint8 of the same shape."""
         distance, across = np.abs(self.lateral(x, y)), np.abs(self.across(x, y))
-        crossing = across < self.crossing_half_width
         sidewalk = (distance < self.half_width + self.sidewalk_width) | (
             across < self.crossing_half_width + self.sidewalk_width
         )
         region = np.where(sidewalk, Region.SIDEWALK, Region.TERRAIN).astype(np.uint8)
-        region[(distance < self.half_width) | crossing] = Region.ROAD
-        middle = (distance < self.median) & ~crossing
-        region[middle] = np.where(self._on_island(x[middle], y[middle]), Region.ISLAND, Region.ROAD)
+        road = ~self.is_raised(x, y, distance, across)
+        region[road] = Region.ROAD
+        region[(distance < self.median) & ~road] = Region.ISLAND
         return region
 
-    def _on_island(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        s = self.along(x, y)
-        return np.any([(s > start) & (s < end) for start, end in self.islands], axis=0)
+    def is_raised(self, x: np.ndarray, y: np.ndarray, distance=None, across=None) -> np.ndarray:
+        """Whether the ground at world x, y is a kerb higher than the road; `region` has two steps at hand already."""
+        distance = np.abs(self.lateral(x, y)) if distance is None else distance
+        raised = (distance > self.half_width) | (distance < self.median)
+        maybe = np.flatnonzero(raised)
+        x, y, distance = x[maybe], y[maybe], distance[maybe]
+        across = np.abs(self.across(x, y)) if across is None else across[maybe]
+        off_road = across > self.crossing_half_width
+        middle = np.flatnonzero((distance < self.median) & off_road)
+        s = self.along(x[middle], y[middle])
+        off_road[middle] = np.any([(s > start) & (s < end) for start, end in self.islands], axis=0)
+        raised[maybe] = off_road
+        return raised
 
     def height(self, x, y) -> np.ndarray:
         """Height of the ground at world x, y [m]."""
         x, y = np.atleast_1d(x), np.atleast_1d(y)
-        return np.where(self.region(x, y) == Region.ROAD, 0.0, self.kerb_height)
+        return np.where(self.is_raised(x, y), self.kerb_height, 0.0)
 
-    def cast(self, origin: np.ndarray, directions: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    def cast(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """t at which rays from above meet the ground, inf where they do not.
 
         A ray that is above the raised ground where it sinks below the kerb's top lands there. Else it goes on to
@@ -129,7 +138,7 @@ class Street:
 
         Args:
             origin: (3,) world [m].
-            directions: x, y, z, each of the same shape.
+            directions: (3, rows, columns).
         """
         dx, dy, dz = directions
         distance = np.full(dz.shape, np.inf, dtype=dz.dtype)
@@ -137,7 +146,7 @@ class Street:
         ray = (float(origin[0]), float(origin[1]), dx[down], dy[down])
         level = np.hypot(*ray[2:])
         top, bottom = (self.kerb_height - float(origin[2])) / dz[down], -float(origin[2]) / dz[down]
-        reached = np.where(self._raised(top, *ray), top, bottom)
+        reached = np.where(self.is_raised(*_at(top, *ray)), top, bottom)
         on_road = np.flatnonzero((reached == bottom) & (top * level < GROUND_RANGE_M))
         ray = (*ray[:2], ray[2][on_road], ray[3][on_road])
         reached[on_road] = self._kerb_or_road(top[on_road], bottom[on_road], level[on_road], *ray)
@@ -145,25 +154,23 @@ class Street:
         distance[down] = reached
         return distance
 
-    def _raised(self, t: np.ndarray, x: float, y: float, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-        return self.region(x + t * dx, y + t * dy) != Region.ROAD
-
     def _kerb_or_road(self, top, bottom, level, x, y, dx, dy) -> np.ndarray:
         """t of the first kerb that rays meet between `top` and `bottom`, else `bottom`.
 
-        A flat ray could pass a whole island between the two, so long stretches are looked at in steps.
+        A flat ray could pass a whole island between the two, so long stretches are looked at in steps; corners that
+        it cuts between two steps are lost, about one ray in a thousand.
         """
-        reached, met = bottom.copy(), self._raised(bottom, x, y, dx, dy)
+        reached, met = bottom.copy(), self.is_raised(*_at(bottom, x, y, dx, dy))
         long = np.flatnonzero((bottom - top) * level > self.median)
         for share in (0.8, 0.6, 0.4, 0.2):
             t = top[long] + share * (bottom - top)[long]
-            raised = self._raised(t, x, y, dx[long], dy[long])
+            raised = self.is_raised(*_at(t, x, y, dx[long], dy[long]))
             reached[long[raised]], met[long[raised]] = t[raised], True
         met = np.flatnonzero(met)
         low, high = top[met], reached[met]
         for _ in range(KERB_STEPS):
             middle = (low + high) / 2
-            raised = self._raised(middle, x, y, dx[met], dy[met])
+            raised = self.is_raised(*_at(middle, x, y, dx[met], dy[met]))
             low, high = np.where(raised, low, middle), np.where(raised, middle, high)
         reached[met] = high
         return reached
@@ -172,14 +179,20 @@ class Street:
         """What the ground looks like at world x, y (N,), `region` (N,).
 
         Returns:
-            Albedo (N, 3) float32 in [0, 1], and reflectivity for the lidar (N,) float32 in [0, 1].
+            Albedo (3, N) float32 in [0, 1], and reflectivity for the lidar (N,) float32 in [0, 1].
         """
         fine, coarse = plane_noise(x, y), plane_noise(x, y, 1.1)
         accent = self._accent(x, y, region, coarse)
-        colour = REGION_COLOUR[region] + accent[:, None] * (REGION_ACCENT - REGION_COLOUR)[region]
-        colour *= (1 + REGION_GRAIN[region] * (fine + 0.6 * coarse))[:, None]
+        grain = REGION_GRAIN[region]
+        texture = 1 + grain * (fine + np.float32(0.6) * coarse)
+        colour = np.stack(
+            [
+                (first[region] + accent * (second - first)[region]) * texture
+                for first, second in zip(REGION_COLOUR.T, REGION_ACCENT.T, strict=True)
+            ]
+        )
         reflectivity = REGION_REFLECTIVITY[region] + accent * (ACCENT_REFLECTIVITY - REGION_REFLECTIVITY)[region]
-        return colour, reflectivity * (1 + REGION_GRAIN[region] * fine)
+        return colour, reflectivity * (1 + grain * fine)
 
     def _accent(self, x: np.ndarray, y: np.ndarray, region: np.ndarray, coarse: np.ndarray) -> np.ndarray:
         """Share of the second colour, (N,) float32: paint on the road, joints, bare soil."""
@@ -203,3 +216,7 @@ class Street:
         paint = np.where(beside < 4.2, zebra & (np.mod(distance, 1.1) < 0.55), paint)
         stop_line = (beside > 4.6) & (beside < 5.0) & (distance > self.median) & (distance < self.lane_edge)
         return (paint | stop_line).astype(np.float32)
+
+
+def _at(t: np.ndarray, x: float, y: float, dx: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return x + t * dx, y + t * dy

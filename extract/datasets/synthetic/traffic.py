@@ -31,7 +31,7 @@ def shade(rng: Generator, palette: list[Colour], spread: float = 0.06) -> Colour
 
 
 def _wheels(xs: list[float], half_width: float, radius: float, width: float = 0.22) -> list[Part]:
-    return [wheel(x, side * (half_width - width / 2 - 0.02), radius, width, TYRE) for x in xs for side in (-1, 1)]
+    return [wheel(x, side * (half_width - width / 2 + 0.02), radius, width, TYRE) for x in xs for side in (-1, 1)]
 
 
 def _lights(front: float, rear: float, y: float, z: float) -> list[Part]:
@@ -47,14 +47,14 @@ def car(rng: Generator, attribute: str) -> Body:
     belt, clearance = 0.55 * height, 0.24
     colour = shade(rng, CAR_COLOURS)
     cabin = Paint(colour, GLASS, Pattern.CABIN, reflectivity=0.4, accent_reflectivity=0.04)
-    cabin_length = length * (0.68 if tall else 0.56)
+    paint, lean = Paint(colour, reflectivity=0.4), (0.5, 0.15 if tall else 0.35, 0.18)
+    cabin_size = (length * (0.68 if tall else 0.56), 0.94 * width, height - belt)
     parts = [
-        box(0, 0, clearance, (length, width, belt - clearance), Paint(colour, reflectivity=0.4), taper=(0.05, 0.03, 0.04)),
-        box(-0.04 * length - 0.12 * tall, 0, belt, (cabin_length, width * 0.94, height - belt), cabin,
-            taper=(0.5, 0.15 if tall else 0.35, 0.18)),
+        box(0, 0, clearance, (length, width, belt - clearance), paint, taper=(0.05, 0.03, 0.04)),
+        box(-0.04 * length - 0.12 * tall, 0, belt, cabin_size, cabin, taper=lean),
         *_wheels([-0.31 * length, 0.31 * length], width / 2, 0.33),
         *_lights(length / 2, -length / 2, 0.35 * width, 0.55),
-    ]  # fmt: skip
+    ]
     return Body(17, tuple(parts), attribute)
 
 

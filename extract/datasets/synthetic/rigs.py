@@ -1,0 +1,135 @@
+"""Sensor rigs as data: where lidars and cameras sit on the ego vehicle, and how they sample the world.
+
+The ego frame has its origin on the ground below the rear axle: x forward, y left, z up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...projection import rigid_transform
+from .parts import rotation_matrix
+
+CAM_FROM_BODY = np.array(
+    [[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]]
+)  # forward, left, up -> right, down, forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class LidarRig:
+    """A lidar that sweeps a fan of beams around its z axis.
+
+    Attributes:
+        channel: name of the sensor.
+        position: in the ego frame [m].
+        rotation_deg: yaw, pitch, roll of the lidar frame in the ego frame.
+        elevations_deg: of the beams, ascending; ring 0 is the lowest.
+        azimuths: firings of each beam per sweep.
+        field_deg: azimuths that are swept, (from, to) counter-clockwise from the lidar's x axis; 360 wide, or a sector.
+        min_range_m, max_range_m: returns outside are lost.
+        range_noise_m: standard deviation; noise is cut off at twice that.
+        drop_out: share of the returns that is lost anyway.
+        intensity_scale: intensity of a perfect reflector at right angles.
+        intensity_step: intensities are whole multiples of it.
+    """
+
+    channel: str
+    position: tuple[float, float, float]
+    rotation_deg: tuple[float, float, float]
+    elevations_deg: tuple[float, ...]
+    azimuths: int
+    field_deg: tuple[float, float] = (-180.0, 180.0)
+    min_range_m: float = 1.0
+    max_range_m: float = 80.0
+    range_noise_m: float = 0.02
+    drop_out: float = 0.03
+    intensity_scale: float = 255.0
+    intensity_step: float = 1.0
+
+    @property
+    def ego_from_lidar(self) -> np.ndarray:
+        """(4, 4) float64."""
+        return rigid_transform(rotation_matrix(*np.radians(self.rotation_deg)), np.array(self.position))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraRig:
+    """A pinhole camera.
+
+    Attributes:
+        channel: name of the sensor.
+        position: in the ego frame [m].
+        yaw_deg, pitch_deg, roll_deg: of the viewing direction; positive pitch looks down.
+        field_deg: horizontal field of view.
+        image_size: (W, H) [px].
+        delay_us: when it fires, after the lidar's timestamp.
+    """
+
+    channel: str
+    position: tuple[float, float, float]
+    yaw_deg: float
+    pitch_deg: float = 0.0
+    roll_deg: float = 0.0
+    field_deg: float = 70.0
+    image_size: tuple[int, int] = (400, 224)
+    delay_us: int = 0
+
+    @property
+    def ego_from_cam(self) -> np.ndarray:
+        """(4, 4) float64."""
+        body = rotation_matrix(*np.radians([self.yaw_deg, self.pitch_deg, self.roll_deg]))
+        return rigid_transform(body @ CAM_FROM_BODY.T, np.array(self.position))
+
+    @property
+    def intrinsics(self) -> np.ndarray:
+        """(3, 3) float64 [px]; the principal point is a little off the centre, as real ones are."""
+        width, height = self.image_size
+        focal = width / 2 / np.tan(np.radians(self.field_deg) / 2)
+        return np.array([[focal, 0, 0.509 * width], [0, focal, 0.541 * height], [0, 0, 1.0]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rig:
+    """All sensors of a vehicle; the lidar's timestamps are the keyframes' own."""
+
+    lidar: LidarRig
+    cameras: tuple[CameraRig, ...]
+
+    def camera(self, channel: str) -> CameraRig:
+        return next(camera for camera in self.cameras if camera.channel == channel)
+
+    def with_image_size(self, image_size: tuple[int, int]) -> Rig:
+        return replace(self, cameras=tuple(replace(camera, image_size=image_size) for camera in self.cameras))
+
+
+# As on the nuScenes cars: a 32-beam lidar whose x axis points right, and six cameras that fire as its beam sweeps by.
+NUSCENES_RIG = Rig(
+    lidar=LidarRig(
+        channel="LIDAR_TOP",
+        position=(0.94, 0.0, 1.84),
+        rotation_deg=(-90.0, 0.4, -0.6),
+        elevations_deg=tuple(np.linspace(-30.67, 10.67, 32).tolist()),
+        azimuths=600,
+    ),
+    cameras=tuple(
+        CameraRig(
+            channel=channel,
+            position=position,
+            yaw_deg=yaw,
+            pitch_deg=pitch,
+            roll_deg=roll,
+            field_deg=field,
+            delay_us=delay,
+        )
+        for channel, position, yaw, pitch, roll, field, delay in (
+            ("CAM_FRONT", (1.70, 0.016, 1.51), 0.0, 0.3, -0.2, 70.0, -35_000),
+            ("CAM_FRONT_RIGHT", (1.55, -0.49, 1.50), -55.0, 0.1, 0.3, 70.0, -27_000),
+            ("CAM_BACK_RIGHT", (1.01, -0.48, 1.56), -110.0, 0.4, 0.1, 70.0, -20_000),
+            ("CAM_BACK", (0.03, 0.003, 1.58), 180.0, 0.6, -0.3, 110.0, -10_000),
+            ("CAM_BACK_LEFT", (1.04, 0.48, 1.59), 110.0, -0.2, -0.4, 70.0, 6_000),
+            ("CAM_FRONT_LEFT", (1.52, 0.49, 1.51), 55.0, 0.2, 0.2, 70.0, -43_000),
+        )
+    ),
+)

@@ -1,0 +1,364 @@
+"""The student against a plain, dense reference written from the equations, and the promises of its interface."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scalr.distill.inputs import (
+    InputConfig,
+    IntensityStatistics,
+    PackedBatch,
+    Plane,
+    ScanInput,
+    evaluation_input,
+    pack,
+    scan_input,
+)
+from scalr.distill.waffleiron import Student, WaffleIron, WaffleIronConfig, _KeepRows
+from scalr.errors import StudentError
+
+SMALL = InputConfig(
+    fov_min_m=(-16, -12, -4),
+    fov_max_m=(16, 12, 4),
+    planes=(Plane((0, 1), (32, 24)), Plane((0, 2), (32, 8)), Plane((1, 2), (24, 8))),
+)
+UNIT = IntensityStatistics(0.0, 1.0)
+CONFIG = WaffleIronConfig(width=8, depth=4, out_channels=6)  # four layers: the first plane is used twice
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """On tensors this small, threads that wait for each other on a busy machine take six times the work's own time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def scan(seed: int, count: int, low=(-16, -12, -4), high=(16, 12, 4)) -> ScanInput:
+    return scan_input(points_between(seed, count, low, high), UNIT, SMALL)
+
+
+def points_between(seed: int, count: int, low, high) -> np.ndarray:
+    """(count, 4) float32, some of them in the outermost cells of the box."""
+    rng = np.random.default_rng(seed)
+    low, high = np.array(low) + 0.01, np.array(high) - 0.01
+    xyz = np.clip(rng.uniform(low * 1.1, high * 1.1, (count, 3)), low, high)
+    return np.hstack([xyz, rng.normal(size=(count, 1))]).astype(np.float32)
+
+
+BATCHES = {
+    "one scan up to every border": [scan(0, 120)],
+    "one scan far from the borders": [scan(1, 90, (-6, -5, -2), (3, 4, 1))],
+    "very different extents": [
+        scan(2, 150),
+        scan(3, 40, (13, 9, 2), (16, 12, 4)),
+        scan(4, 60, (-16, -2, -1), (0, 2, 1)),
+    ],
+    "17 points": [scan(5, 17)],
+    "5 points": [scan(6, 5)],
+    "5 points among others": [scan(7, 5), scan(8, 50), scan(9, 1)],
+}
+
+
+def student(config: WaffleIronConfig = CONFIG, seed: int = 0, dtype: torch.dtype = torch.float64) -> Student:
+    """A student whose norms are not the identity."""
+    torch.manual_seed(seed)
+    module = Student(config, SMALL)
+    for name, value in module.state_dict().items():
+        if "running_var" in name or (".norm." in name and "weight" in name):
+            value.uniform_(0.5, 2)
+        elif "running_mean" in name or (".norm." in name and "bias" in name):
+            value.normal_()
+    return module.to(dtype)
+
+
+def batch_of(scans: list[ScanInput], dtype: torch.dtype = torch.float64) -> PackedBatch:
+    batch = pack(scans, SMALL)
+    return replace(batch, features=batch.features.to(dtype))
+
+
+class Reference:
+    """WaffleIron from DESIGN's equations: padded (B, N, C) tokens, a mask, whole planes."""
+
+    def __init__(self, module: Student) -> None:
+        self.values = dict(module.named_parameters()) | {k: v.clone() for k, v in module.named_buffers()}
+        self.config, self.training = module.config, module.training
+
+    def __call__(self, scans: list[ScanInput]) -> torch.Tensor:
+        dtype = self.values["classif.weight"].dtype
+        count = max(len(s.features) for s in scans)
+        features, neighbours = torch.zeros(len(scans), count, 5, dtype=dtype), torch.zeros(len(scans), count, 16).long()
+        self.mask = torch.zeros(len(scans), count, dtype=torch.bool)
+        for b, s in enumerate(scans):
+            features[b, : len(s.features)] = torch.from_numpy(s.features)
+            neighbours[b, : len(s.features)] = torch.from_numpy(s.neighbours)
+            self.mask[b, : len(s.features)] = True
+        tokens = self.embed(features, neighbours)
+        for layer in range(self.config.depth):
+            tokens = tokens + self.spatial_mix(f"waffleiron.spatial_mix.{layer}", tokens, scans, layer % 3)
+            tokens = tokens + self.channel_mix(f"waffleiron.channel_mix.{layer}", tokens)
+        return self.linear("classif", tokens)[self.mask]
+
+    def embed(self, features, neighbours):
+        x = self.batch_norm("embed.norm", features, self.mask)
+        offsets = torch.stack([x[b, rows] for b, rows in enumerate(neighbours)]) - x.unsqueeze(2)
+        mask = self.mask.unsqueeze(2).expand(neighbours.shape)
+        around = self.linear("embed.conv2.1", self.batch_norm("embed.conv2.0", offsets, mask))
+        around = self.linear("embed.conv2.4", torch.relu(self.batch_norm("embed.conv2.2", around, mask)))
+        return self.linear("embed.final", torch.cat([self.linear("embed.conv1", x), around.max(dim=2).values], dim=-1))
+
+    def spatial_mix(self, name, tokens, scans, plane):
+        x = self.norm(f"{name}.norm", tokens)
+        rows, columns = SMALL.planes[plane].shape
+        mixed = torch.zeros_like(x)
+        for b, s in enumerate(scans):
+            index = torch.from_numpy(s.cells[plane] @ [columns, 1])
+            member = F.one_hot(index, rows * columns).to(x)  # (points, cells)
+            means = member.T @ x[b, : len(index)] / (member.sum(dim=0).unsqueeze(1) + 1e-6)
+            hidden = self.depthwise(f"{name}.ffn.0", means.T.view(1, -1, rows, columns))
+            out = self.depthwise(f"{name}.ffn.2", self.activation(hidden)) * self.scale(name).view(1, -1, 1, 1)
+            mixed[b, : len(index)] = out.flatten(2)[0].T[index]
+        return mixed
+
+    def channel_mix(self, name, tokens):
+        hidden = self.activation(self.linear(f"{name}.mlp.0", self.norm(f"{name}.norm", tokens)))
+        return self.linear(f"{name}.mlp.2", hidden) * self.scale(name)
+
+    def scale(self, name):
+        return self.values[f"{name}.scale.weight"]
+
+    def norm(self, name, x):
+        return (self.batch_norm if self.config.norm == "batch" else self.layer_norm)(name, x, self.mask)
+
+    def batch_norm(self, name, x, mask):
+        if self.training:
+            real = x[mask]
+            mean, var = real.mean(dim=0), real.var(dim=0, unbiased=False)
+            self._track(name, mean.detach(), var.detach() * len(real) / (len(real) - 1))
+        else:
+            mean, var = self.values[f"{name}.running_mean"], self.values[f"{name}.running_var"]
+        return (x - mean) / (var + 1e-5).sqrt() * self.values[f"{name}.weight"] + self.values[f"{name}.bias"]
+
+    def _track(self, name, mean, unbiased_var):
+        for key, value in ((f"{name}.running_mean", mean), (f"{name}.running_var", unbiased_var)):
+            self.values[key] = 0.9 * self.values[key] + 0.1 * value
+
+    def layer_norm(self, name, x, mask):
+        mean, var = x.mean(dim=-1, keepdim=True), x.var(dim=-1, unbiased=False, keepdim=True)
+        return (x - mean) / (var + 1e-5).sqrt() * self.values[f"{name}.weight"] + self.values[f"{name}.bias"]
+
+    def linear(self, name, x):
+        bias = self.values.get(f"{name}.bias")
+        y = x @ self.values[f"{name}.weight"].T
+        return y if bias is None else y + bias
+
+    def depthwise(self, name, x):
+        weight = self.values[f"{name}.weight"]
+        return F.conv2d(x, weight, self.values[f"{name}.bias"], padding=1, groups=len(weight))
+
+    def activation(self, x):
+        return torch.relu(x) if self.config.activation == "relu" else F.gelu(x)
+
+
+def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize("scans", BATCHES.values(), ids=BATCHES)
+def test_output_and_gradients_equal_the_dense_reference(scans, norm, training):
+    module = student(replace(CONFIG, norm=norm)).train(training)
+    reference = Reference(module)
+    expected = reference(scans)
+    upstream = torch.randn_like(expected)
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    expected_gradients = torch.autograd.grad(expected, parameters, upstream)
+    found = module(batch_of(scans))
+    found_gradients = torch.autograd.grad(found, parameters, upstream)
+    assert relative_difference(found, expected) < 1e-10
+    # Biases before a batch norm have no gradient but rounding.
+    rounding = 1e-10 * max(gradient.norm() for gradient in expected_gradients)
+    for name, a, b in zip(names, found_gradients, expected_gradients, strict=True):
+        assert (a - b).norm() <= 1e-9 * b.norm() + rounding, name
+    for name, buffer in module.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(buffer, reference.values[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_single_precision_equals_the_dense_reference(norm, activation):
+    scans = BATCHES["very different extents"]
+    module = student(replace(CONFIG, norm=norm, activation=activation), dtype=torch.float32).train()
+    expected = Reference(module)(scans)
+    assert relative_difference(module(batch_of(scans, torch.float32)), expected) < 1e-5
+
+
+def test_no_grad_gives_the_same_tokens():
+    module, batch = student().eval(), batch_of(BATCHES["very different extents"])
+    with torch.no_grad():
+        without = module.tokens(batch)
+    torch.testing.assert_close(without, module.tokens(batch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_scans_of_a_batch_do_not_see_each_other(norm):
+    module = student(replace(CONFIG, norm=norm)).eval()
+    scans = BATCHES["very different extents"]
+    alone = torch.cat([module(batch_of([s])) for s in scans])
+    torch.testing.assert_close(module(batch_of(scans)), alone, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_the_order_of_points_does_not_matter(training):
+    points = points_between(0, 80, SMALL.fov_min_m, SMALL.fov_max_m)
+    order = np.random.default_rng(0).permutation(80)
+    module = student().train(training)
+    tokens = module.tokens(batch_of([scan_input(points, UNIT, SMALL)]))
+    shuffled = module.tokens(batch_of([scan_input(points[order], UNIT, SMALL)]))
+    torch.testing.assert_close(shuffled, tokens[torch.from_numpy(order)], rtol=1e-9, atol=1e-9)
+
+
+def test_embedding_in_chunks_equals_the_whole(monkeypatch):
+    module, batch = student().eval(), batch_of(BATCHES["very different extents"])
+    whole = module.tokens(batch)
+    monkeypatch.setattr("scalr.distill.waffleiron.EVAL_CHUNK", 7)
+    torch.testing.assert_close(module.tokens(batch), whole, rtol=1e-12, atol=1e-12)
+
+
+# Stochastic depth
+
+
+def test_stochastic_depth_drops_whole_scans_and_keeps_the_mean():
+    torch.manual_seed(0)
+    batch = batch_of([scan(0, 20), scan(1, 30)])
+    keep = _KeepRows(batch, 0.2)
+    factors = torch.stack([keep(torch.ones(50, 3)) for _ in range(2000)])
+    assert sorted(factors.unique().tolist()) == [0, 1.25]
+    assert (factors[:, :20] == factors[:, :1, :1]).all()
+    assert (factors[:, 20:] == factors[:, 20:21, :1]).all()
+    assert abs(factors[:, 0, 0].mean() - 1) < 0.05
+    assert abs(np.corrcoef(factors[:, 0, 0], factors[:, 20, 0])[0, 1]) < 0.1
+
+
+def test_stochastic_depth_acts_in_training_alone():
+    batch = batch_of([scan(0, 60)])
+    module = student(replace(CONFIG, stochastic_depth=1 - 1e-12)).train()
+    torch.testing.assert_close(module.tokens(batch), module.embed(batch.features, batch.neighbours))
+    plain = student(CONFIG).eval()
+    module.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(module.eval().tokens(batch), plain.tokens(batch), rtol=0, atol=0)
+
+
+# The module as users meet it
+
+
+def official_names(depth: int, norm: str) -> set[str]:
+    """Keys of an official state dict with a linear head, from DESIGN."""
+    affine, statistics = ("weight", "bias"), ("running_mean", "running_var", "num_batches_tracked")
+    names = {f"{m}.{k}" for m in ("embed.norm", "embed.conv2.0", "embed.conv2.2") for k in affine + statistics}
+    names |= {"embed.conv2.1.weight", "embed.conv2.4.weight"}
+    names |= {f"{m}.{k}" for m in ("embed.conv1", "embed.final", "classif") for k in affine}
+    for mix, inner in (("spatial_mix", "ffn"), ("channel_mix", "mlp")):
+        for layer in range(depth):
+            prefix = f"waffleiron.{mix}.{layer}"
+            names |= {f"{prefix}.norm.{k}" for k in affine + (statistics if norm == "batch" else ())}
+            names |= {f"{prefix}.{inner}.{i}.{k}" for i in (0, 2) for k in affine} | {f"{prefix}.scale.weight"}
+    return names
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_parameters_have_the_official_names(norm):
+    assert set(Student(replace(CONFIG, norm=norm)).state_dict()) == official_names(CONFIG.depth, norm)
+
+
+def test_the_official_sizes():
+    module = Student(WaffleIronConfig(width=16, depth=1, head="mlp", out_channels=32))
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    assert shapes["embed.conv2.1.weight"] == (16, 5)
+    assert shapes["embed.final.weight"] == (16, 32)
+    assert shapes["waffleiron.spatial_mix.0.ffn.0.weight"] == (16, 1, 3, 3)
+    assert shapes["waffleiron.spatial_mix.0.scale.weight"] == (16,)
+    assert shapes["classif.0.weight"] == (2048, 16)
+    assert shapes["classif.2.weight"] == (32, 2048)
+
+
+def test_layer_scale_starts_between_minus_one_and_one():
+    scales = torch.cat([mix.scale.weight for mix in WaffleIron(WaffleIronConfig(width=64, depth=4)).channel_mix])
+    assert scales.min() < -0.9
+    assert scales.max() > 0.9
+    assert scales.abs().max() <= 1
+
+
+def test_extract_gives_every_raw_point_the_token_of_its_nearest_kept_point():
+    points = points_between(0, 300, SMALL.fov_min_m, SMALL.fov_max_m)
+    points[:30, :3] *= 2
+    module = student(dtype=torch.float32).eval()
+    inputs, _, nearest = evaluation_input(points, UNIT, SMALL)
+    expected = module.tokens(pack([inputs], SMALL))[torch.from_numpy(nearest)]
+    features = module.extract(points, UNIT)
+    assert (features.shape, features.dtype, features.requires_grad) == ((300, 8), torch.float32, False)
+    torch.testing.assert_close(features, expected)
+    assert module.project(features).shape == (300, 6)
+
+
+def test_extract_leaves_every_part_in_its_own_mode():
+    module = student(dtype=torch.float32).train()
+    module.embed.eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    module.extract(points_between(0, 50, SMALL.fov_min_m, SMALL.fov_max_m), "nuscenes")
+    assert module.waffleiron.training
+    assert not module.embed.norm.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_extract_of_an_unknown_dataset():
+    with pytest.raises(StudentError, match="no intensity statistics for dataset 'kitti'"):
+        student().extract(points_between(0, 50, SMALL.fov_min_m, SMALL.fov_max_m), "kitti")
+
+
+def test_one_point_trains_nothing_but_has_features():
+    batch = batch_of([scan(0, 1)])
+    assert student().eval()(batch).isfinite().all()
+    with pytest.raises(StudentError, match="a batch of one point"):
+        student().train()(batch)
+
+
+def test_config_comes_back_from_json():
+    config = WaffleIronConfig(width=768, norm="layer", activation="gelu", stochastic_depth=0.2, head="mlp")
+    assert WaffleIronConfig(**json.loads(json.dumps(asdict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"width": 0},
+        {"depth": 1.5},
+        {"out_channels": "1024"},
+        {"norm": "group"},
+        {"activation": None},
+        {"head": "mlp2"},
+        {"stochastic_depth": 1.0},
+        {"stochastic_depth": "0.2"},
+    ],
+)
+def test_config_refuses(values):
+    with pytest.raises(StudentError) as error:
+        WaffleIronConfig(**values)
+    assert error.value.where == f"student.{next(iter(values))}"
+
+
+def test_importing_the_student_needs_torch_numpy_and_scipy_alone():
+    code = "import sys, scalr.distill.waffleiron; print(*{name.partition('.')[0] for name in sys.modules})"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"timm", "nuscenes", "zarr", "dask", "distributed", "pyarrow", "matplotlib", "cv2"} & set(modules)

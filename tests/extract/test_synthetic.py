@@ -1,0 +1,512 @@
+"""The simulated world: is the geometry right, do lidar and images agree, is the data set one that the devkit reads?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as PilImage
+from scipy.ndimage import maximum_filter, minimum_filter
+
+from scalr.errors import DatasetError
+from scalr.extract.datasets.nuscenes import CLASSES, TRAIN_ID
+from scalr.extract.datasets.synthetic import NUSCENES_RIG, nuscenes_layout, simulate_scene, write_nuscenes
+from scalr.extract.datasets.synthetic.parts import rotation_matrix
+from scalr.extract.datasets.synthetic.placement import overlap
+from scalr.extract.datasets.synthetic.raycast import Shape, Solids, Window, cast, intersect
+from scalr.extract.datasets.synthetic.rays import PinholeRays, SpinningRays
+from scalr.extract.datasets.synthetic.street import Region, Street
+
+KEYFRAMES = 2
+SMALL = {"train_scenes": 1, "val_scenes": 0, "keyframes": 1, "image_size": (64, 36)}
+EVERY_SCENE = ("scene-0001", "scene-0002", "scene-0004", "scene-0005", "scene-0003", "scene-0012")  # 4 train, 2 val
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("synthetic") / "data"
+    write_nuscenes(root, train_scenes=1, val_scenes=1, keyframes=KEYFRAMES)
+    return root
+
+
+@pytest.fixture(scope="module")
+def nusc(root):
+    from nuscenes.nuscenes import NuScenes
+
+    return NuScenes(version="v1.0-trainval", dataroot=str(root), verbose=False)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return simulate_scene("scene-0001")
+
+
+# --- rays and solids -------------------------------------------------------------------------------------------------
+
+STEP = 0.004
+
+
+def inside(shape: Shape, taper: np.ndarray, points: np.ndarray, size: float = 1.0) -> np.ndarray:
+    """The definition of the unit shapes, point by point; `points` (3, ...)."""
+    x, y, z = points / size
+    if shape == Shape.ELLIPSOID:
+        return x * x + y * y + z * z <= 1
+    lost = (z + 1) / 2
+    if shape == Shape.ROUND:
+        return (np.hypot(x, y) <= 1 - taper[0] * lost) & (np.abs(z) <= 1)
+    along = (x <= 1 - taper[0] * lost) & (x >= -1 + taper[1] * lost)
+    return along & (np.abs(y) <= 1 - taper[2] * lost) & (np.abs(z) <= 1)
+
+
+def one_solid(shape: Shape, taper=(0, 0, 0)) -> Solids:
+    return Solids(np.array([shape]), np.zeros((1, 3)), np.eye(3)[None], np.array([taper], float), np.zeros(1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.sampled_from(list(Shape)),
+    taper=st.tuples(*[st.sampled_from([0.0, 0.3, 0.7, 1.0])] * 3).filter(lambda taper: taper[0] + taper[1] < 2),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_rays_enter_a_solid_where_marching_along_them_does(shape, taper, dtype, seed):
+    rng = np.random.default_rng(seed)
+    origin = rng.normal(size=3)
+    origin *= rng.uniform(2, 6) / np.linalg.norm(origin)
+    aim = rng.uniform(-1.3, 1.3, (3, 60))
+    direction = (aim - origin[:, None]) / np.linalg.norm(aim - origin[:, None], axis=0)
+
+    with np.errstate(all="ignore"):
+        reached = intersect(one_solid(shape, taper), 0, origin.astype(dtype), direction.astype(dtype))
+
+    t, taper = np.arange(STEP, 12, STEP), np.array(taper)
+    core = inside(shape, taper, origin[:, None, None] + direction[:, :, None] * t, 0.999)
+    assert (reached <= np.where(core.any(axis=1), t[core.argmax(axis=1)], np.inf) + 1e-3).all()  # none too late
+    hit = np.isfinite(reached)
+    ends = origin[:, None] + direction[:, hit] * reached[hit].astype(float)
+    assert inside(shape, taper, ends, 1.001).all()  # and none too early
+    assert not inside(shape, taper, ends - direction[:, hit] * 0.01, 0.999).any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "origin", "direction", "expected"),
+    [
+        (Shape.BOX, (3, 0, 0), (-1, 0, 0), 2.0),
+        (Shape.BOX, (3, 0.5, 0.5), (-1, 0, 0), 2.0),  # parallel to four planes, between them
+        (Shape.BOX, (3, 1.5, 0), (-1, 0, 0), np.inf),  # parallel to four planes, beyond one
+        (Shape.BOX, (0, 0, 0), (1, 0, 0), np.inf),  # from inside
+        (Shape.BOX, (3, 0, 0), (1, 0, 0), np.inf),  # away
+        (Shape.ROUND, (0, 0, 4), (0, 0, -1), 3.0),  # on the end face
+        (Shape.ROUND, (2, 0, 0), (-1, 0, 0), 1.0),
+        (Shape.ELLIPSOID, (0, 5, 0), (0, -2, 0), 2.0),  # t counts direction vectors, not metres
+    ],
+)
+def test_rays_along_the_axes(shape, origin, direction, expected):
+    with np.errstate(all="ignore"):
+        reached = intersect(one_solid(shape), 0, np.array(origin, float), np.array(direction, float).reshape(3, 1))
+    assert reached == pytest.approx(expected)
+
+
+def random_solids(rng: np.random.Generator, count: int) -> Solids:
+    rotations = np.array([rotation_matrix(*angles) for angles in rng.uniform(-3, 3, (count, 3))])
+    return Solids(
+        shape=rng.integers(0, 3, count).astype(np.uint8),
+        center=rng.uniform(-12, 12, (count, 3)),
+        axes=rotations * rng.uniform(0.1, 3.0, (count, 1, 3)),
+        taper=rng.choice([0.0, 0.5], (count, 3)),
+        porosity=rng.choice([0.0, 0.3], count),
+    )
+
+
+def random_grid(rng: np.random.Generator, kind: str):
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = rotation_matrix(*rng.uniform(-3, 3, 3)), rng.uniform(-3, 3, 3)
+    if kind == "pinhole":
+        return PinholeRays(pose, np.array([[30.0, 0, 33], [0, 30, 17], [0, 0, 1]]), (36, 64))
+    return SpinningRays(pose, np.linspace(-0.9, 0.7, 16), rng.uniform(-4, 4), 2 * np.pi / 90, 90, 100.0)
+
+
+@pytest.mark.parametrize("kind", ["pinhole", "spinning"])
+@pytest.mark.parametrize("seed", range(6))
+def test_windows_lose_no_hit(kind, seed):
+    """Casting within each solid's window gives what casting every ray at every solid gives."""
+    rng = np.random.default_rng(seed)
+    solids, rays = random_solids(rng, 60), random_grid(rng, kind)
+    background = np.full(rays.shape, np.inf)
+    hits = cast(solids, rays, background)
+
+    everything = (slice(0, rays.shape[0]), slice(0, rays.shape[1]))
+    rays.windows = lambda solids: [Window(solid, *everything, 0.0) for solid in range(60)]
+    expected = cast(solids, rays, background)
+
+    assert np.isfinite(expected.distance).mean() > 0.1
+    np.testing.assert_array_equal(hits.distance, expected.distance)
+    np.testing.assert_array_equal(hits.solid, expected.solid)
+
+
+# --- the ground ------------------------------------------------------------------------------------------------------
+
+
+def curved_street(curvature: float) -> Street:
+    return Street(
+        curvature=curvature,
+        lanes=2,
+        lane_width=3.4,
+        median=1.0,
+        islands=((5.0, 25.0),),
+        parking_width=2.8,
+        sidewalk_width=4.0,
+        kerb_height=0.15,
+        crossing_s=40.0,
+        crossing_half_width=4.0,
+    )
+
+
+@pytest.mark.parametrize("curvature", [0.0, 1 / 200, -1 / 200])
+def test_street_coordinates_there_and_back(curvature):
+    street, rng = curved_street(curvature), np.random.default_rng(0)
+    s, d = rng.uniform(-80, 200, 100), rng.uniform(-30, 30, 100)
+    x, y, _ = street.pose(s, d)
+    np.testing.assert_allclose(street.along(x, y), s, atol=1e-9)
+    np.testing.assert_allclose(street.lateral(x, y), d, atol=1e-9)
+
+
+@pytest.mark.parametrize("curvature", [0.0, 1 / 200, -1 / 200])
+def test_rays_meet_the_ground_where_marching_along_them_does(curvature):
+    street, rng = curved_street(curvature), np.random.default_rng(1)
+    x, y, _ = street.pose(10.0, -3.0)
+    origin = np.array([float(x), float(y), 1.7])
+    aim = np.stack([*street.pose(rng.uniform(-10, 60, 800), rng.uniform(-20, 20, 800))[:2], np.zeros(800)])
+    direction = (aim - origin[:, None]) / np.linalg.norm(aim - origin[:, None], axis=0)
+
+    reached = street.cast(origin, direction)
+
+    t = np.arange(1.5, 70, 0.01)
+    path = origin[:, None, None] + direction[:, :, None] * t
+    low = path[2] <= 0.15  # only there the height of the ground matters
+    below = np.zeros(low.shape, dtype=bool)
+    below[low] = path[2][low] <= street.height(path[0][low], path[1][low])
+    wrong = np.abs(reached - t[below.argmax(axis=1)]) > 0.011
+    assert wrong.mean() < 0.003  # cut corners of kerbs, see Street
+
+
+def test_the_ground_has_all_its_regions():
+    street = curved_street(0.0)
+    s, d = np.array([10.0, 10, 10, 10, 30, 40]), np.array([0.0, 4, 12, 30, 0, 20])
+    regions = [Region.ISLAND, Region.ROAD, Region.SIDEWALK, Region.TERRAIN, Region.ROAD, Region.ROAD]
+    assert street.region(s, d).tolist() == regions
+
+
+# --- the content -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVERY_SCENE)
+def test_no_two_road_users_are_in_the_same_place(name):
+    scene = simulate_scene(name)
+    chosen = np.isin(scene.world.category, nuscenes_layout.ANNOTATED)
+    for seconds in (0.0, 2.5, 20.0):
+        timestamp = scene.start_us + int(seconds * 1e6)
+        center, size, heading = (values[chosen] for values in scene.boxes(timestamp))
+        ego = scene.world_from_ego(timestamp)
+        centers = np.vstack([center[:, :2], (ego @ [1.3, 0, 0, 1])[:2]])  # from the rear axle to the car's middle
+        sizes = np.vstack([size[:, :2], [4.6, 1.9]])
+        headings = np.append(heading, np.arctan2(ego[1, 0], ego[0, 0]))
+        corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2 * sizes[:, None]
+        cos, sin = np.cos(headings), np.sin(headings)
+        turn = np.array([[cos, sin], [-sin, cos]]).transpose(2, 0, 1)
+        rectangles = corners @ turn + centers[:, None]
+        distance = np.linalg.norm(centers[:, None] - centers, axis=2)
+        for first, second in np.argwhere(np.triu(distance < 12, 1)):
+            assert not overlap(rectangles[first], rectangles[second]), (seconds, first, second)
+
+
+@pytest.mark.parametrize("name", EVERY_SCENE)
+def test_every_scene_shows_all_sixteen_classes(name):
+    scene = simulate_scene(name)
+    seen = np.zeros(256, dtype=int)
+    for keyframe in (0, 3, 6, 9):
+        seen += np.bincount(TRAIN_ID[scene.sweep(keyframe).category], minlength=256)
+    missing = [label for label, count in zip(CLASSES, seen, strict=False) if count < 20]
+    assert not missing
+    assert seen[255] == 0
+
+
+def test_scenes_are_different_places():
+    first, second = simulate_scene("scene-0001"), simulate_scene("scene-0002")
+    assert first.world.street != second.world.street
+    assert first.render("CAM_FRONT", 0).rgb.tolist() != second.render("CAM_FRONT", 0).rgb.tolist()
+    assert simulate_scene("scene-0001", seed=1).world.street != first.world.street
+
+
+def test_what_moves_has_moved_when_a_camera_fires(scene):
+    lidar_time, camera_time = scene.time_us(1), scene.time_us(1, "CAM_FRONT")
+    moved = np.linalg.norm(scene.boxes(camera_time)[0] - scene.boxes(lidar_time)[0], axis=1)
+    speed = np.array([abs(placed.speed) for placed in scene.world.objects])
+    assert camera_time != lidar_time
+    np.testing.assert_allclose(moved, speed * abs(camera_time - lidar_time) * 1e-6, rtol=0.1, atol=1e-9)
+    assert (scene.world.is_moving == (moved > 0)).all()
+
+
+# --- the sensors -----------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_looks_like_one_of_the_sensor(scene):
+    rig, sweep = scene.rig.lidar, scene.sweep(0)
+    x, y, z, intensity = sweep.points.T.astype(float)
+    distance = np.linalg.norm(sweep.points[:, :3], axis=1)
+    assert 12_000 < len(sweep.points) < 19_200
+    assert distance.max() < rig.max_range_m + 0.1
+    np.testing.assert_allclose(
+        np.degrees(np.arctan2(z, np.hypot(x, y))), np.take(rig.elevations_deg, sweep.ring), atol=0.01
+    )
+    assert intensity.min() >= 0
+    assert intensity.max() <= 255
+    assert 5 < np.median(intensity) < 60
+    ahead = simulate_scene("scene-0001").ego.speed  # y of the lidar looks forward, as in nuScenes
+    assert ahead > 0
+    np.testing.assert_allclose(rig.ego_from_lidar[:3, 1], [1, 0, 0], atol=0.02)
+
+
+def test_other_lidars_are_other_data(scene):
+    narrow = replace(
+        NUSCENES_RIG.lidar, elevations_deg=tuple(np.linspace(-15, 5, 64)), field_deg=(60.0, 120.0), azimuths=200
+    )
+    sweep = simulate_scene("scene-0001", rig=replace(NUSCENES_RIG, lidar=narrow)).sweep(0)
+    azimuth = np.degrees(np.arctan2(sweep.points[:, 1], sweep.points[:, 0]))
+    assert azimuth.min() > 59.9
+    assert azimuth.max() < 120.5
+    assert sweep.ring.max() > 40
+
+
+def test_lidar_and_images_agree_on_all_that_stands(root, nusc):
+    """Static points, through the devkit's tables in float64, land on pixels of their class and depth."""
+    tested = agreeing = in_view = hidden = 0
+    for record in nusc.scene:
+        scene = simulate_scene(record["name"])
+        sample = nusc.get("sample", record["first_sample_token"])
+        sweep = scene.sweep(0)
+        points = np.fromfile(root / nusc.get("sample_data", sample["data"]["LIDAR_TOP"])["filename"], np.float32)
+        moving = np.append(False, scene.world.is_moving)
+        for camera in scene.rig.cameras:
+            image = scene.render(camera.channel, 0)
+            depth, u, v = project(nusc, sample, camera.channel, points.reshape(-1, 5)[:, :3].astype(np.float64))
+            height, width = image.depth.shape
+            chosen = np.flatnonzero((depth > 1) & (u > 0) & (u < width - 1) & (v > 0) & (v < height - 1))
+            row, column = v[chosen].astype(int), u[chosen].astype(int)
+            in_front = np.minimum(image.depth[row, column], 1e6)
+            is_hidden = depth[chosen] > 1.02 * in_front + 0.3
+            stands = ~moving[sweep.instance[chosen]] & ~moving[image.instance[row, column]]
+            clear = stands & ~is_hidden & ~near_an_edge(image)[row, column]
+            same = sweep.category[chosen] == image.category[row, column]
+            same &= np.abs(depth[chosen] - in_front) < 0.02 * in_front + 0.3
+            tested, agreeing = tested + clear.sum(), agreeing + (clear & same).sum()
+            in_view, hidden = in_view + len(chosen), hidden + is_hidden.sum()
+    assert tested > 0.6 * in_view
+    assert agreeing / tested >= 0.995
+    assert 0.01 < hidden / in_view < 0.25  # the sensors sit in different places: something is always hidden
+
+
+def project(nusc, sample: dict, channel: str, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """lidar -> ego (lidar time) -> global -> ego (camera time) -> camera -> pixel: depth, u, v."""
+    from pyquaternion import Quaternion
+
+    lidar = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
+    camera = nusc.get("sample_data", sample["data"][channel])
+    calibration = nusc.get("calibrated_sensor", camera["calibrated_sensor_token"])
+    for step in (
+        nusc.get("calibrated_sensor", lidar["calibrated_sensor_token"]),
+        nusc.get("ego_pose", lidar["ego_pose_token"]),
+    ):
+        points = points @ Quaternion(step["rotation"]).rotation_matrix.T + np.array(step["translation"])
+    for step in (nusc.get("ego_pose", camera["ego_pose_token"]), calibration):
+        points = (points - np.array(step["translation"])) @ Quaternion(step["rotation"]).rotation_matrix
+    x, y, depth = (points @ np.array(calibration["camera_intrinsic"]).T).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return depth, x / depth, y / depth
+
+
+def near_an_edge(image) -> np.ndarray:
+    """Pixels within two of another class, or of a jump of the depth by a tenth."""
+    log_depth = np.log(np.minimum(image.depth, 1e6))
+    return (maximum_filter(image.category, 5) != minimum_filter(image.category, 5)) | (
+        maximum_filter(log_depth, 5) - minimum_filter(log_depth, 5) > 0.1
+    )
+
+
+# --- the data set ----------------------------------------------------------------------------------------------------
+
+
+def test_the_devkit_opens_it(root, nusc):
+    from nuscenes.utils.splits import train, val
+
+    assert [scene["name"] for scene in nusc.scene] == [train[0], val[0]]
+    assert len(nusc.sample) == 2 * KEYFRAMES
+    assert [category["index"] for category in nusc.category] == list(range(32))
+    for scene in nusc.scene:
+        first, last = nusc.get("sample", scene["first_sample_token"]), nusc.get("sample", scene["last_sample_token"])
+        assert nusc.get("sample", first["next"]) == last
+        assert last["timestamp"] - first["timestamp"] == 500_000
+        assert len(first["data"]) == 7
+        for token in first["data"].values():
+            record = nusc.get("sample_data", token)
+            assert (root / record["filename"]).is_file()
+            assert abs(record["timestamp"] - first["timestamp"]) < 50_000
+            assert nusc.get("sample_data", record["next"])["prev"] == token
+
+
+def test_every_point_has_a_lidarseg_label(root, nusc):
+    from nuscenes.utils.data_classes import LidarPointCloud
+
+    assert len(nusc.lidarseg) == len(nusc.sample)
+    for record in nusc.lidarseg:
+        scan = nusc.get("sample_data", record["sample_data_token"])["filename"]
+        labels = np.fromfile(root / record["filename"], dtype=np.uint8)
+        assert LidarPointCloud.from_file(str(root / scan)).nbr_points() == len(labels)
+        assert labels.max() < 32
+
+
+def test_the_devkit_projects_points_with_their_labels(nusc):
+    data = nusc.sample[0]["data"]
+    points, colours, image = nusc.explorer.map_pointcloud_to_image(
+        data["LIDAR_TOP"], data["CAM_FRONT"], render_intensity=False, show_lidarseg=True
+    )
+    assert image.size == (400, 224)
+    assert points.shape[1] == len(colours) > 1000
+
+
+def test_files_hold_what_the_scene_says(root, nusc):
+    scene, sample = simulate_scene("scene-0001"), nusc.sample[1]
+    sweep, image = scene.sweep(1), scene.render("CAM_BACK", 1)
+    lidar, camera = (nusc.get("sample_data", sample["data"][channel]) for channel in ("LIDAR_TOP", "CAM_BACK"))
+    stored = np.fromfile(root / lidar["filename"], np.float32).reshape(-1, 5)
+    np.testing.assert_array_equal(stored[:, :4], sweep.points)
+    np.testing.assert_array_equal(stored[:, 4], sweep.ring)
+    with PilImage.open(root / camera["filename"]) as stored_image:
+        difference = np.asarray(stored_image).astype(int) - image.rgb
+    assert np.abs(difference).mean() < 3
+    assert lidar["timestamp"] == scene.time_us(1)
+    assert camera["timestamp"] == scene.time_us(1, "CAM_BACK")
+
+
+def test_boxes_hold_the_points_of_their_objects(nusc):
+    from nuscenes.utils.geometry_utils import points_in_box
+
+    sample = nusc.sample[0]
+    scene = simulate_scene("scene-0001")
+    sweep = scene.sweep(0)
+    _, boxes, _ = nusc.get_sample_data(sample["data"]["LIDAR_TOP"])
+    annotated = np.isin(sweep.category, nuscenes_layout.ANNOTATED)
+    assert len(boxes) == len(np.unique(sweep.instance[annotated]))
+    for box in boxes:
+        annotation = nusc.get("sample_annotation", box.token)
+        held = points_in_box(box, sweep.points[:, :3].T.astype(np.float64))
+        owner = np.bincount(sweep.instance[held & annotated]).argmax()
+        assert annotation["num_lidar_pts"] == (sweep.instance == owner).sum()
+        assert held[sweep.instance == owner].all()
+        assert nuscenes_layout.CATEGORIES[scene.world.category[owner - 1]] == box.name
+        if "moving" in [nusc.get("attribute", token)["name"].split(".")[1] for token in annotation["attribute_tokens"]]:
+            speed = np.linalg.norm(nusc.box_velocity(box.token))
+            assert np.isnan(speed) or speed == pytest.approx(abs(scene.world.objects[owner - 1].speed), rel=0.1)
+
+
+def test_annotations_form_chains(nusc):
+    assert {annotation["visibility_token"] for annotation in nusc.sample_annotation} == {"1", "2", "3", "4"}
+    for instance in nusc.instance:
+        token, count = instance["first_annotation_token"], 0
+        while token:
+            annotation, count = nusc.get("sample_annotation", token), count + 1
+            assert annotation["instance_token"] == instance["token"]
+            last, token = token, annotation["next"]
+        assert (last, count) == (instance["last_annotation_token"], instance["nbr_annotations"])
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_same_seed_same_bytes(tmp_path):
+    for folder, seed in (("first", 0), ("again", 0), ("other", 1)):
+        write_nuscenes(tmp_path / folder, seed=seed, **SMALL)
+    assert files_of(tmp_path / "first") == files_of(tmp_path / "again")
+    assert files_of(tmp_path / "first").keys() != files_of(tmp_path / "other").keys()
+
+
+def test_a_scene_does_not_depend_on_the_others(tmp_path):
+    write_nuscenes(tmp_path / "few", **SMALL)
+    write_nuscenes(tmp_path / "many", **SMALL | {"val_scenes": 1, "keyframes": 2})
+    few, many = files_of(tmp_path / "few"), files_of(tmp_path / "many")
+    measured = [name for name in few if not name.endswith(".json")]
+    assert measured
+    assert all(few[name] == many[name] for name in measured)
+    records = json.loads(many["v1.0-trainval/ego_pose.json"])
+    assert all(record in records for record in json.loads(few["v1.0-trainval/ego_pose.json"]))
+
+
+def test_progress_is_called_after_each_keyframe(tmp_path):
+    calls = []
+    write_nuscenes(tmp_path / "data", **SMALL | {"keyframes": 2}, progress=lambda: calls.append(1))
+    assert len(calls) == 2
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DatasetError, match="not empty"):
+        write_nuscenes(tmp_path, **SMALL)
+    with pytest.raises(DatasetError, match="a file of that name"):
+        write_nuscenes(tmp_path / "notes.txt", **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_nuscenes(tmp_path / "data", **SMALL)
+    assert (tmp_path / "data" / "v1.0-trainval" / "scene.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"), [(RuntimeError("bug"), RuntimeError), (OSError(28, "No space left on device"), DatasetError)]
+)
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch, error, seen):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(nuscenes_layout._Writer, "_write_image", fail)
+    with pytest.raises(seen):
+        write_nuscenes(tmp_path / "data", **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("train_scenes", 0),
+        ("train_scenes", 10_000),
+        ("val_scenes", -1),
+        ("val_scenes", 10_000),
+        ("keyframes", 0),
+        ("keyframes", 41),
+        ("keyframes", 2.5),
+        ("seed", -1),
+        ("image_size", (8, 8)),
+    ],
+)
+def test_arguments_out_of_range_are_refused(tmp_path, argument, value):
+    with pytest.raises(DatasetError, match=argument):
+        write_nuscenes(tmp_path / "data", **SMALL | {argument: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_does_not_load_the_devkit():
+    code = "import sys, scalr.extract.datasets.synthetic as s; s.simulate_scene('a'); print('nuscenes' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
