@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Threads that spin while they wait are slow where cores are shared.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: install demo test test-slow lint format clean
 

@@ -68,6 +68,9 @@ def main(quiet: bool) -> None:
     scalr evaluate probe …                    what it is worth
     scalr demo                                all of it on a simulated world
     """
+    # Before torch loads: where other jobs share the cores, threads that spin while they wait can make a step ten times
+    # as long as threads that sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger(__package__)  # ours only: other libraries keep their own ways
@@ -147,6 +150,7 @@ def evaluate() -> None:
 @root_option
 @click.option("--train-split", default="train", show_default=True, help="Split the probe is trained on.")
 @click.option("--val-split", default="val", show_default=True, help="Split it is scored on.")
+@click.option("--fast", is_flag=True, help="Fit the head on features computed once, without augmentation.")
 @click.option("--epochs", default=20, show_default=True, help="Of the probe's training.")
 @click.option("--batch-size", default=8, show_default=True, help="Scans a step.")
 @click.option("--workers", default=0, show_default=True, help="Processes that prepare scans.")

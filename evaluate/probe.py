@@ -5,41 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from ..device import resolve_device
 from ..distill.checkpoint import load_student, student_provenance
 from ..distill.dataset import EpochLoader
-from ..distill.inputs import (
-    AugmentConfig,
-    InputConfig,
-    PackedBatch,
-    ScanInput,
-    augment,
-    evaluation_input,
-    inside_field_of_view,
-    intensity_statistics,
-    pack,
-    scan_input,
-    voxel_representatives,
-)
+from ..distill.inputs import evaluation_input, intensity_statistics, pack
 from ..distill.training import TrainingConfig, train
 from ..distill.waffleiron import Student
-from ..errors import DatasetError, StudentError
+from ..errors import StudentError
 from ..extract.datasets import open_dataset
-from ..extract.datasets.frame import IGNORE_LABEL, Dataset, Frame
+from ..extract.datasets.frame import IGNORE_LABEL, Dataset
+from .labelled_scans import AugmentedScans, LabelledCollate, read_labelled_scan
 from .metrics import confusion_matrix, intersection_over_union, mean_iou
 from .segmentation_losses import segmentation_loss
 
 logger = logging.getLogger(__name__)
+
+FAST_BATCH_POINTS = 8192  # of a batch of `fast` probing, drawn from all scans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +42,7 @@ class ProbeConfig:
     dataset: str = "nuscenes"
     train_split: str = "train"
     val_split: str = "val"
+    fast: bool = False  # fit the head on features computed once, instead of on augmented scans
     epochs: int = 20
     warmup_epochs: int = 2
     batch_size: int = 8
@@ -75,50 +66,33 @@ class ProbeResult:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledBatch:
-    """Labelled scans packed: M points in all."""
+class FeatureBatch:
+    """Points with the frozen student's tokens, whatever scans they come from."""
 
-    inputs: PackedBatch
+    tokens: torch.Tensor  # (M, C) float32
     labels: torch.Tensor  # (M,) int64 train ids
 
     @property
     def num_points(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device) -> LabelledBatch:
-        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+    def to(self, device: torch.device) -> FeatureBatch:
+        return FeatureBatch(self.tokens.to(device), self.labels.to(device))
 
 
-class LabelledScans(TorchDataset):
-    """Training scans, augmented as in distillation; all that is random is drawn from (seed, epoch, frame)."""
+class FeatureBatches:
+    """All points of a training set, shuffled anew each epoch and cut into batches."""
 
-    def __init__(self, dataset: Dataset, inputs: InputConfig, seed: int) -> None:
-        self.dataset, self.inputs, self.seed = dataset, inputs, seed
+    def __init__(self, tokens: torch.Tensor, labels: torch.Tensor, seed: int) -> None:
+        self.tokens, self.labels, self.seed = tokens, labels, seed
 
     def __len__(self) -> int:
-        return len(self.dataset.frames)
+        return -(-len(self.labels) // FAST_BATCH_POINTS)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[ScanInput, np.ndarray]:
-        """Network input of M points and their (M,) labels, of `key` = (epoch, frame)."""
-        epoch, index = key
-        rng = np.random.default_rng([self.seed, epoch, index])
-        points, labels = read_labelled_scan(self.dataset, self.dataset.frames[index])
-        kept = voxel_representatives(points[:, :3], self.inputs.voxel_size_m, rng)
-        points, labels = points[kept], labels[kept]
-        points[:, :3] = augment(points[:, :3], rng, AugmentConfig())
-        inside = inside_field_of_view(points[:, :3], self.inputs)
-        return scan_input(points[inside], intensity_statistics(self.dataset.name), self.inputs), labels[inside]
-
-
-@dataclass(frozen=True)
-class LabelledCollate:
-    """Pack labelled scans into a batch."""
-
-    inputs: InputConfig
-
-    def __call__(self, samples: Sequence[tuple[ScanInput, np.ndarray]]) -> LabelledBatch:
-        scans, labels = zip(*samples, strict=True)
-        return LabelledBatch(pack(scans, self.inputs), torch.from_numpy(np.concatenate(labels).astype(np.int64)))
+    def __call__(self, epoch: int) -> Iterator[FeatureBatch]:
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.labels))
+        for rows in np.array_split(order, len(self)):
+            yield FeatureBatch(self.tokens[rows], self.labels[rows])
 
 
 def probe(config: ProbeConfig) -> ProbeResult:
@@ -133,6 +107,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
     student = load_student(config.student).to(device).requires_grad_(False)
     training_set = open_dataset(config.dataset, config.root, config.train_split)
     validation_set = open_dataset(config.dataset, config.root, config.val_split)
+    logger.info("probing %s on %d frames", config.student, len(training_set.frames))
     head = new_head(student.width, len(training_set.class_names)).to(device)
     losses = _train_head(student, head, training_set, config, device)
     confusion = score(student, head.eval(), validation_set, device)
@@ -155,7 +130,6 @@ def new_head(width: int, num_classes: int) -> nn.Module:
     return nn.Sequential(nn.BatchNorm1d(width), linear)
 
 
-@torch.inference_mode()
 def score(student: Student, head: nn.Module, dataset: Dataset, device: torch.device) -> np.ndarray:
     """The confusion matrix over every labelled raw point, each frame once.
 
@@ -163,51 +137,58 @@ def score(student: Student, head: nn.Module, dataset: Dataset, device: torch.dev
     """
     num_classes = len(dataset.class_names)
     confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-    for frame in tqdm(dataset.frames, desc="score", unit="frame", disable=None):
-        points, labels = read_labelled_scan(dataset, frame)
-        scan, _, nearest = evaluation_input(points, intensity_statistics(dataset.name), student.input_config)
-        logits = head(student.tokens(pack([scan], student.input_config).to(device)))
-        predictions = logits.argmax(dim=1).cpu().numpy()[nearest]
-        confusion += confusion_matrix(labels, predictions, num_classes)
+    with torch.inference_mode():
+        for tokens, labels, _, nearest in _frozen_tokens(student, dataset, device, "score"):
+            predictions = head(tokens).argmax(dim=1).cpu().numpy()[nearest]
+            confusion += confusion_matrix(labels, predictions, num_classes)
     return confusion
 
 
-def read_labelled_scan(dataset: Dataset, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N, 4) and labels (N,).
+def frozen_features(student: Student, dataset: Dataset, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (M, C) float32 and labels (M,) int64 of the kept points of all scans, as `score` sees them, on the CPU."""
+    tokens, labels = [], []
+    with torch.no_grad():
+        for scan_tokens, scan_labels, kept, _ in _frozen_tokens(student, dataset, device, "features"):
+            tokens.append(scan_tokens.cpu())
+            labels.append(torch.from_numpy(scan_labels[kept].astype(np.int64)))
+    return torch.cat(tokens), torch.cat(labels)
 
-    Raises:
-        DatasetError: missing or broken files, or a label file of another length.
-    """
-    points, labels = dataset.read_points(frame), dataset.read_labels(frame)
-    if len(points) != len(labels):
-        raise DatasetError(
-            f"{len(labels)} labels for the {len(points)} points of {frame.scan}",
-            where=dataset.root / str(frame.labels),
-            fix="Copy both files again from the dataset's archives.",
-        )
-    return points, labels
+
+def _frozen_tokens(
+    student: Student, dataset: Dataset, device: torch.device, description: str
+) -> Iterator[tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]]:
+    """For each frame: tokens of the kept points, labels of the raw points, `kept` and `nearest` between the two."""
+    statistics = intensity_statistics(dataset.name)
+    for frame in tqdm(dataset.frames, desc=description, unit="frame", disable=None):
+        points, labels = read_labelled_scan(dataset, frame)
+        scan, kept, nearest = evaluation_input(points, statistics, student.input_config)
+        yield student.tokens(pack([scan], student.input_config).to(device)), labels, kept, nearest
 
 
 def _train_head(
     student: Student, head: nn.Module, dataset: Dataset, config: ProbeConfig, device: torch.device
 ) -> list[float]:
-    loader = EpochLoader(
-        LabelledScans(dataset, student.input_config, config.seed),
-        LabelledCollate(student.input_config),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        workers=config.workers,
-    )
+    if config.fast:
+        batches: Callable[[int], Iterable] = FeatureBatches(*frozen_features(student, dataset, device), config.seed)
+    else:
+        batches = EpochLoader(
+            AugmentedScans(dataset, student.input_config, config.seed),
+            LabelledCollate(student.input_config),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            workers=config.workers,
+        )
 
-    def batch_loss(batch: LabelledBatch) -> torch.Tensor:
+    def batch_loss(batch) -> torch.Tensor:
+        if config.fast:
+            return segmentation_loss(head(batch.tokens), batch.labels)
         with torch.no_grad():
             tokens = student.tokens(batch.inputs)
         return segmentation_loss(head(tokens), batch.labels)
 
-    logger.info("probing %s on %d frames", config.student, len(dataset.frames))
     return train(
         head.train().parameters(),
-        loader,
+        batches,
         batch_loss,
         TrainingConfig(
             epochs=config.epochs,
@@ -215,11 +196,11 @@ def _train_head(
             learning_rate=config.learning_rate,
             min_learning_rate=config.min_learning_rate,
             weight_decay=config.weight_decay,
-            warmup_steps=config.warmup_epochs * len(loader),
+            warmup_steps=config.warmup_epochs * len(batches),
             workers=config.workers,
             seed=config.seed,
         ),
-        steps_per_epoch=len(loader),
+        steps_per_epoch=len(batches),
         device=device,
         log_folder=config.out,
         description="probe",

@@ -62,7 +62,9 @@ def test_extracting_again_does_nothing_and_says_so(synthetic_world, tmp_path):
 def test_another_image_size_on_the_same_store_is_refused(synthetic_world, tmp_path):
     command = ("extract", *TINY_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr")
     assert scalr(*command).exit_code == 0
-    assert_one_line_error(scalr(*command, "--image-size", "56x56"), "image_size is [28, 56] in the store and [56, 56] now")
+    assert_one_line_error(
+        scalr(*command, "--image-size", "56x56"), "image_size is [28, 56] in the store and [56, 56] now"
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,8 @@ def test_help_is_fast():
     import subprocess
     import sys
 
-    script = "import sys; from scalr.cli import main; main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    script = (
+        "import sys; from scalr.cli import main; main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not [name for name in ("torch", "timm", "zarr", "numpy") if f"'{name}'" in done.stdout]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from scalr.extract.datasets.synthetic.rays import PinholeRays, SpinningRays
 from scalr.extract.datasets.synthetic.street import Region, Street
 
 KEYFRAMES = 2
-SMALL = {"train_scenes": 1, "val_scenes": 0, "keyframes": 1, "image_size": (64, 36)}
+SMALL = {"train_scenes": 1, "val_scenes": 0, "keyframes": 1, "image_shape": (36, 64)}
 EVERY_SCENE = ("scene-0001", "scene-0002", "scene-0004", "scene-0005", "scene-0003", "scene-0012")  # 4 train, 2 val
 
 
@@ -43,9 +44,12 @@ def nusc(root):
     return NuScenes(version="v1.0-trainval", dataroot=str(root), verbose=False)
 
 
+known_scene = cache(simulate_scene)  # a scene holds no state, so tests may share it
+
+
 @pytest.fixture(scope="module")
 def scene():
-    return simulate_scene("scene-0001")
+    return known_scene("scene-0001")
 
 
 # --- rays and solids -------------------------------------------------------------------------------------------------
@@ -183,7 +187,7 @@ def test_rays_meet_the_ground_where_marching_along_them_does(curvature):
     street, rng = curved_street(curvature), np.random.default_rng(1)
     x, y, _ = street.pose(10.0, -3.0)
     origin = np.array([float(x), float(y), 1.7])
-    aim = np.stack([*street.pose(rng.uniform(-10, 60, 800), rng.uniform(-20, 20, 800))[:2], np.zeros(800)])
+    aim = np.stack([*street.pose(rng.uniform(-10, 60, 500), rng.uniform(-20, 20, 500))[:2], np.zeros(500)])
     direction = (aim - origin[:, None]) / np.linalg.norm(aim - origin[:, None], axis=0)
 
     reached = street.cast(origin, direction)
@@ -209,7 +213,7 @@ def test_the_ground_has_all_its_regions():
 
 @pytest.mark.parametrize("name", EVERY_SCENE)
 def test_no_two_road_users_are_in_the_same_place(name):
-    scene = simulate_scene(name)
+    scene = known_scene(name)
     chosen = np.isin(scene.world.category, nuscenes_layout.ANNOTATED)
     for seconds in (0.0, 2.5, 20.0):
         timestamp = scene.start_us + int(seconds * 1e6)
@@ -229,7 +233,7 @@ def test_no_two_road_users_are_in_the_same_place(name):
 
 @pytest.mark.parametrize("name", EVERY_SCENE)
 def test_every_scene_shows_all_sixteen_classes(name):
-    scene = simulate_scene(name)
+    scene = known_scene(name)
     seen = np.zeros(256, dtype=int)
     for keyframe in (0, 3, 6, 9):
         seen += np.bincount(TRAIN_ID[scene.sweep(keyframe).category], minlength=256)
@@ -239,9 +243,9 @@ def test_every_scene_shows_all_sixteen_classes(name):
 
 
 def test_scenes_are_different_places():
-    first, second = simulate_scene("scene-0001"), simulate_scene("scene-0002")
+    first, second = known_scene("scene-0001"), known_scene("scene-0002")
     assert first.world.street != second.world.street
-    assert first.render("CAM_FRONT", 0).rgb.tolist() != second.render("CAM_FRONT", 0).rgb.tolist()
+    assert (first.render("CAM_FRONT", 0).rgb != second.render("CAM_FRONT", 0).rgb).mean() > 0.5
     assert simulate_scene("scene-0001", seed=1).world.street != first.world.street
 
 
@@ -269,8 +273,7 @@ def test_a_sweep_looks_like_one_of_the_sensor(scene):
     assert intensity.min() >= 0
     assert intensity.max() <= 255
     assert 5 < np.median(intensity) < 60
-    ahead = simulate_scene("scene-0001").ego.speed  # y of the lidar looks forward, as in nuScenes
-    assert ahead > 0
+    # x looks right and y forward, as in nuScenes
     np.testing.assert_allclose(rig.ego_from_lidar[:3, 1], [1, 0, 0], atol=0.02)
 
 
@@ -289,7 +292,7 @@ def test_lidar_and_images_agree_on_all_that_stands(root, nusc):
     """Static points, through the devkit's tables in float64, land on pixels of their class and depth."""
     tested = agreeing = in_view = hidden = 0
     for record in nusc.scene:
-        scene = simulate_scene(record["name"])
+        scene = known_scene(record["name"])
         sample = nusc.get("sample", record["first_sample_token"])
         sweep = scene.sweep(0)
         points = np.fromfile(root / nusc.get("sample_data", sample["data"]["LIDAR_TOP"])["filename"], np.float32)
@@ -382,7 +385,7 @@ def test_the_devkit_projects_points_with_their_labels(nusc):
 
 
 def test_files_hold_what_the_scene_says(root, nusc):
-    scene, sample = simulate_scene("scene-0001"), nusc.sample[1]
+    scene, sample = known_scene("scene-0001"), nusc.sample[1]
     sweep, image = scene.sweep(1), scene.render("CAM_BACK", 1)
     lidar, camera = (nusc.get("sample_data", sample["data"][channel]) for channel in ("LIDAR_TOP", "CAM_BACK"))
     stored = np.fromfile(root / lidar["filename"], np.float32).reshape(-1, 5)
@@ -399,7 +402,7 @@ def test_boxes_hold_the_points_of_their_objects(nusc):
     from nuscenes.utils.geometry_utils import points_in_box
 
     sample = nusc.sample[0]
-    scene = simulate_scene("scene-0001")
+    scene = known_scene("scene-0001")
     sweep = scene.sweep(0)
     _, boxes, _ = nusc.get_sample_data(sample["data"]["LIDAR_TOP"])
     annotated = np.isin(sweep.category, nuscenes_layout.ANNOTATED)
@@ -449,12 +452,6 @@ def test_a_scene_does_not_depend_on_the_others(tmp_path):
     assert all(record in records for record in json.loads(few["v1.0-trainval/ego_pose.json"]))
 
 
-def test_progress_is_called_after_each_keyframe(tmp_path):
-    calls = []
-    write_nuscenes(tmp_path / "data", **SMALL | {"keyframes": 2}, progress=lambda: calls.append(1))
-    assert len(calls) == 2
-
-
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -497,7 +494,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch, error, seen):
         ("keyframes", 41),
         ("keyframes", 2.5),
         ("seed", -1),
-        ("image_size", (8, 8)),
+        ("image_shape", (8, 8)),
     ],
 )
 def test_arguments_out_of_range_are_refused(tmp_path, argument, value):

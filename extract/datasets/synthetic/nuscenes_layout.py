@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image as PilImage
+from scipy.spatial.transform import Rotation
+from tqdm import tqdm
 
 from ....errors import DatasetError
 from .rigs import NUSCENES_RIG
@@ -55,42 +57,41 @@ def write_nuscenes(
     train_scenes: int = 4,
     val_scenes: int = 2,
     keyframes: int = 10,
-    image_size: tuple[int, int] = (400, 224),
+    image_shape: tuple[int, int] = (224, 400),
     seed: int = 0,
-    progress: Callable[[], object] | None = None,
 ) -> None:
     """Write a simulated data set in the native nuScenes layout, version `v1.0-trainval`.
 
     The scenes carry the first names of the official train and val splits, and a scene depends on its name and the
     seed alone: asking for more scenes or more keyframes changes nothing in the others. The same arguments give the
-    same bytes. All is written next to `root` and renamed at the end, so that `root` is never half a data set.
+    same bytes. All is written to a hidden folder next to `root`, which is renamed at the end: `root` is never half a
+    data set.
 
     Args:
         root: folder to write; must not exist, or be empty.
         train_scenes: 1 or more.
         val_scenes: 0 or more.
         keyframes: per scene, 0.5 s apart, 1 to 40.
-        image_size: (W, H) of the images [px].
+        image_shape: (H, W) of the images [px].
         seed: 0 or more.
-        progress: called without arguments after each keyframe, `(train_scenes + val_scenes) * keyframes` times
-            (`bar.update` of a tqdm bar fits).
 
     Raises:
         DatasetError: an argument out of range, a `root` that is in use, or a folder that cannot be written.
     """
-    root = Path(root)
+    root = Path(root).resolve()
     names = _scene_names(train_scenes, val_scenes)
     _check_range("keyframes", keyframes, 1, MAX_KEYFRAMES)
     _check_range("seed", seed, 0, 2**63)
-    for size in image_size:
-        _check_range("image_size", size, 16, 4096)
+    for size in image_shape:
+        _check_range("image_shape", size, 16, 4096)
     _check_root(root)
-    rig = NUSCENES_RIG.with_image_size(tuple(image_size))
+    rig = NUSCENES_RIG.with_image_shape(tuple(image_shape))
     partial = root.parent / f".{root.name}.partial-{os.getpid()}"
     try:
         writer = _Writer(partial)
-        for name in names:
-            writer.write_scene(simulate_scene(name, seed=seed, rig=rig), keyframes, progress or (lambda: None))
+        with tqdm(total=len(names) * keyframes, desc="synth", unit="keyframe", disable=None) as progress:
+            for name in names:
+                writer.write_scene(simulate_scene(name, seed=seed, rig=rig), keyframes, progress.update)
         writer.write_tables()
         partial.replace(root)
     except OSError as error:
@@ -123,7 +124,7 @@ def _check_root(root: Path) -> None:
     if root.is_dir():
         if any(root.iterdir()):
             raise DatasetError("the folder exists and is not empty", where=root, fix=fix)
-    elif root.exists() or root.is_symlink():
+    elif root.exists():
         raise DatasetError("there is a file of that name", where=root, fix=fix)
 
 
@@ -333,7 +334,5 @@ def _links(tokens: list[str]) -> list[dict[str, str]]:
 
 def _pose(matrix: np.ndarray) -> dict[str, list[float]]:
     """The `translation` and `rotation` (w, x, y, z) fields of a rigid transform (4, 4)."""
-    from scipy.spatial.transform import Rotation
-
     x, y, z, w = Rotation.from_matrix(matrix[:3, :3]).as_quat().tolist()
     return {"translation": matrix[:3, 3].tolist(), "rotation": [w, x, y, z]}

@@ -58,7 +58,8 @@ class Part:
 
     def axes(self) -> np.ndarray:
         """(3, 3) float64: columns are the half-extent vectors in the object's frame [m]."""
-        return rotation_matrix(*self.rotation) * (np.array(self.size) / 2)
+        half_extent = np.array(self.size) / 2
+        return rotation_matrix(*self.rotation) * half_extent if any(self.rotation) else np.diag(half_extent)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ class Room:
 
     def __init__(self, street: Street, walkway: tuple[float, float]) -> None:
         self._street, self._walkway = street, walkway
-        self._taken = [np.empty((0, 4, 2)) for _ in LAYERS_M]
+        self._taken: list[list[np.ndarray]] = [[] for _ in LAYERS_M]  # rectangles, and for speed their bounds
+        self._bounds = [np.empty((0, 4)) for _ in LAYERS_M]
         x, y, heading = (float(value) for value in street.pose(street.crossing_s, 0.0))
         keep_clear = street.crossing_half_width + street.sidewalk_width
         corridor = _rectangle(np.array([x, y]), heading, np.array([-keep_clear, -200.0]), np.array([keep_clear, 200.0]))
@@ -35,7 +36,7 @@ class Room:
         """Reserve the place of a standing object; False, and nothing reserved, where there is no room."""
         footprints = self._footprints(placed)
         free = all(
-            self._keeps_ways_free(corners, layer, on_median) and not _overlaps_any(corners, self._taken[layer])
+            self._keeps_ways_free(corners, layer, on_median) and not self._is_taken(corners, layer)
             for layer, corners in footprints
         )
         if free:
@@ -44,7 +45,14 @@ class Room:
 
     def _reserve(self, footprints: list[tuple[int, np.ndarray]]) -> None:
         for layer, corners in footprints:
-            self._taken[layer] = np.concatenate([self._taken[layer], corners[None]])
+            bounds = np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+            self._taken[layer].append(corners)
+            self._bounds[layer] = np.vstack([self._bounds[layer], bounds])
+
+    def _is_taken(self, corners: np.ndarray, layer: int) -> bool:
+        bounds = self._bounds[layer]
+        near = (bounds[:, :2] < corners.max(axis=0)) & (bounds[:, 2:] > corners.min(axis=0))
+        return any(overlap(corners, self._taken[layer][i]) for i in np.flatnonzero(near.all(axis=1)))
 
     def _footprints(self, placed: Placed) -> list[tuple[int, np.ndarray]]:
         x, y, heading = self._street.pose(placed.s, placed.d)
@@ -79,12 +87,6 @@ def _rectangle(center: np.ndarray, heading: float, lower: np.ndarray, upper: np.
     corners = np.array([lower, (upper[0], lower[1]), upper, (lower[0], upper[1])])
     cos, sin = np.cos(heading), np.sin(heading)
     return corners @ np.array([[cos, sin], [-sin, cos]]) + center
-
-
-def _overlaps_any(corners: np.ndarray, others: np.ndarray) -> bool:
-    """Whether a rectangle (4, 2) overlaps one of `others` (n, 4, 2)."""
-    apart = (others.min(axis=1) >= corners.max(axis=0)) | (others.max(axis=1) <= corners.min(axis=0))
-    return any(overlap(corners, other) for other in others[~apart.any(axis=1)])
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> bool:

@@ -15,7 +15,8 @@ from .street import Street
 from .world import Light, Placed, World
 
 START_S, END_S = -70.0, 215.0  # what is built, along the street [m]; the ego vehicle starts at s = 0
-NEAR_S = (-14.0, 30.0)  # where every class is made sure of: seen from the first keyframe on
+NEAR_S = -14.0  # from there on every class is made sure of: seen from the first keyframe on
+QUIET_S = (-25.0, 45.0)  # no large vehicle is parked there, where it would hide half of what the vehicle passes
 GREENS = [(0.16, 0.38, 0.10), (0.24, 0.44, 0.12), (0.12, 0.32, 0.14), (0.32, 0.42, 0.10)]
 
 
@@ -51,12 +52,8 @@ def _ego(rng: Generator, street: Street) -> Placed:
 
 
 def _light(rng: Generator) -> Light:
-    azimuth, elevation, warmth, cloud = (
-        rng.uniform(0, 2 * np.pi),
-        rng.uniform(0.45, 1.1),
-        rng.normal(0, 0.05),
-        rng.random(),
-    )
+    azimuth, elevation = rng.uniform(0, 2 * np.pi), rng.uniform(0.45, 1.1)
+    warmth, cloud = rng.normal(0, 0.05), rng.random()
     sun = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
     tint = np.array([1 + warmth, 1.0, 1 - warmth]) * rng.uniform(0.9, 1.1)
     return Light(
@@ -93,7 +90,10 @@ class _Town:
         for direction, large in zip((-1, 1), self.rng.permutation(2), strict=True):
             must = [CAR, CYCLES[large], LARGE[large], CYCLES[1 - large]]
             for lane in range(self.street.lanes):
-                self._drive(lane, direction, must[lane :: self.street.lanes])
+                if direction < 0:
+                    self._drive(lane, direction, must[lane :: self.street.lanes])
+                else:  # not beside the ego vehicle, where a bus would hide everything
+                    self._drive(lane, direction, must if self._is_ego_lane(lane, direction) else [])
         return self.objects
 
     def _put(self, body: Body, s: float, d: float, turn: float = 0.0, **kwargs) -> bool:
@@ -125,13 +125,13 @@ class _Town:
         """Fill the parking strip; `must` is parked near the start of the ego vehicle."""
         s, d = START_S, side * (self.street.half_width - 1.3)
         while s < END_S:
-            if must and s > NEAR_S[0]:
+            if must and s > NEAR_S:
                 taken = must[-1](self, s, d, side)
                 if taken:
                     must.pop()
             elif self.rng.random() < 0.4:
                 taken = self._park_one(traffic.car, s, d, side)
-            elif self.rng.random() < 0.16:
+            elif self.rng.random() < 0.16 and not QUIET_S[0] < s < QUIET_S[1]:
                 taken = (*LARGE_PARKED, *MUST_PARK)[self.rng.integers(6)](self, s, d, side)
             else:
                 taken = self.rng.uniform(4, 12)
@@ -186,7 +186,7 @@ class _Town:
                     break
         for s in np.arange(START_S, END_S, 28.0) + self.rng.uniform(0, 12):
             self._put(scenery.street_lamp(self.rng), s, d, facing)
-        for s in np.arange(NEAR_S[0], END_S, 30.0) + self.rng.uniform(0, 8):
+        for s in np.arange(NEAR_S, END_S, 30.0) + self.rng.uniform(0, 8):
             for step in (0.0, 2.1):
                 turn = self.rng.choice([0, np.pi]) + self.rng.normal(0, 0.03)
                 self._put(traffic.bicycle(self.rng, "cycle.without_rider"), s + step, side * (kerb + 0.7), turn)
@@ -239,14 +239,17 @@ class _Town:
             body = traffic.pedestrian(self.rng, "pedestrian.standing")
             self._put(body, s, side * (self.walkway[1] + 0.45), self.rng.uniform(-3, 3))
 
+    def _is_ego_lane(self, lane: int, direction: int) -> bool:
+        return -direction * self.street.lane_center(lane) == self.ego.d
+
     def _drive(self, lane: int, direction: int, must: list[Driver]) -> None:
         """A lane's convoy: all of it at one speed, so that nobody ever runs into anybody; the last of `must` first."""
         d, turn = -direction * self.street.lane_center(lane), 0.0 if direction > 0 else np.pi
-        is_ego_lane = d == self.ego.d
+        is_ego_lane = self._is_ego_lane(lane, direction)
         speed = self.ego.speed if is_ego_lane else direction * self.rng.uniform(3.5, 8.0)
         s = START_S + self.rng.uniform(0, 12)
         while s < END_S:
-            make, attribute = must.pop() if must and s > NEAR_S[0] else _draw_driver(self.rng)
+            make, attribute = must.pop() if must and s > NEAR_S else _draw_driver(self.rng)
             body = make(self.rng, attribute)
             lower, upper = body.bounds()
             length = float(upper[0] - lower[0])

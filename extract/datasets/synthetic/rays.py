@@ -11,7 +11,7 @@ from .raycast import Solids, Window
 CORNERS = np.array(list(itertools.product((-1.0, 1.0), repeat=3)))  # (8, 3) of the unit box
 EDGES = np.array([(i, j) for i, j in itertools.combinations(range(8), 2) if np.abs(CORNERS[i] - CORNERS[j]).sum() == 2])
 NEAR_PLANE_M = 0.05  # nothing of the world comes that close to a lens
-MARGIN = 1e-3  # of a pixel or a firing: windows are a little too large rather than too small
+MARGIN = 1e-3  # of a pixel, an azimuth step, a radian: windows are a little too large rather than too small
 
 
 class PinholeRays:

@@ -48,6 +48,11 @@ class LidarRig:
     intensity_scale: float = 255.0
     intensity_step: float = 1.0
 
+    def __post_init__(self) -> None:
+        width = self.field_deg[1] - self.field_deg[0]
+        if list(self.elevations_deg) != sorted(self.elevations_deg) or self.azimuths < 1 or not 0 < width <= 360:
+            raise ValueError(f"{self.channel}: needs ascending elevations, an azimuth and a field of up to 360 degrees")
+
     @property
     def ego_from_lidar(self) -> np.ndarray:
         """(4, 4) float64."""
@@ -63,7 +68,7 @@ class CameraRig:
         position: in the ego frame [m].
         yaw_deg, pitch_deg, roll_deg: of the viewing direction; positive pitch looks down.
         field_deg: horizontal field of view.
-        image_size: (W, H) [px].
+        image_shape: (H, W) [px].
         delay_us: when it fires, after the lidar's timestamp.
     """
 
@@ -73,8 +78,12 @@ class CameraRig:
     pitch_deg: float = 0.0
     roll_deg: float = 0.0
     field_deg: float = 70.0
-    image_size: tuple[int, int] = (400, 224)
+    image_shape: tuple[int, int] = (224, 400)
     delay_us: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.image_shape) < 1 or not 0 < self.field_deg < 180:
+            raise ValueError(f"{self.channel}: needs pixels, and a field of view between 0 and 180 degrees")
 
     @property
     def ego_from_cam(self) -> np.ndarray:
@@ -85,7 +94,7 @@ class CameraRig:
     @property
     def intrinsics(self) -> np.ndarray:
         """(3, 3) float64 [px]; the principal point is a little off the centre, as real ones are."""
-        width, height = self.image_size
+        height, width = self.image_shape
         focal = width / 2 / np.tan(np.radians(self.field_deg) / 2)
         return np.array([[focal, 0, 0.509 * width], [0, focal, 0.541 * height], [0, 0, 1.0]])
 
@@ -98,10 +107,10 @@ class Rig:
     cameras: tuple[CameraRig, ...]
 
     def camera(self, channel: str) -> CameraRig:
-        return next(camera for camera in self.cameras if camera.channel == channel)
+        return {camera.channel: camera for camera in self.cameras}[channel]
 
-    def with_image_size(self, image_size: tuple[int, int]) -> Rig:
-        return replace(self, cameras=tuple(replace(camera, image_size=image_size) for camera in self.cameras))
+    def with_image_shape(self, image_shape: tuple[int, int]) -> Rig:
+        return replace(self, cameras=tuple(replace(camera, image_shape=image_shape) for camera in self.cameras))
 
 
 # As on the nuScenes cars: a 32-beam lidar whose x axis points right, and six cameras that fire as its beam sweeps by.

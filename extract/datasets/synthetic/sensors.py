@@ -153,15 +153,11 @@ def _sweep(rig: LidarRig, world: World, world_from_lidar: np.ndarray, time_s: fl
     first += step * rng.random()  # real heads do not stop at the same angle twice
     rays = SpinningRays(world_from_lidar, elevations, first, step, rig.azimuths, rig.max_range_m)
     view = look(world, rays, time_s)
-    ring, azimuth = np.divmod(view.seen, rig.azimuths)
     surface, distance = view.surface, view.distance.ravel()[view.seen]
-    in_range = (distance > rig.min_range_m) & (distance < rig.max_range_m)
     forth = (surface.points - world_from_lidar[:3, 3:]) / distance
-    incidence = np.clip(-(forth * surface.normal).sum(axis=0), 0, 1)
-    strength = surface.reflectivity * (0.25 + 0.75 * incidence) * rng.lognormal(0, 0.35, len(distance))
-    lost = rng.random(len(distance)) < rig.drop_out + 0.5 * np.exp(-strength / 0.02) * distance / rig.max_range_m
+    strength, kept = _echo(rig, surface, forth, distance, rng)
     noise = rig.range_noise_m * np.clip(rng.standard_normal(len(distance)), -2, 2)
-    kept = np.flatnonzero(in_range & ~lost)
+    ring, azimuth = np.divmod(view.seen, rig.azimuths)
     kept = kept[np.lexsort((ring[kept], azimuth[kept]))]
     points_lidar = (forth * (distance + noise))[:, kept].T @ world_from_lidar[:3, :3]
     intensity = np.round(np.clip(strength[kept], 0, 1) * rig.intensity_scale / rig.intensity_step) * rig.intensity_step
@@ -173,11 +169,23 @@ def _sweep(rig: LidarRig, world: World, world_from_lidar: np.ndarray, time_s: fl
     )
 
 
+def _echo(
+    rig: LidarRig, surface: Surface, forth: np.ndarray, distance: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Strength (N,) of what comes back along rays `forth` (3, N), 1 for a perfect reflector, and which of it is
+    heard: what is weak or far is lost more often."""
+    in_range = (distance > rig.min_range_m) & (distance < rig.max_range_m)
+    incidence = np.clip(-(forth * surface.normal).sum(axis=0), 0, 1)
+    strength = surface.reflectivity * (0.25 + 0.75 * incidence) * rng.lognormal(0, 0.35, len(distance))
+    lost = rng.random(len(distance)) < rig.drop_out + 0.5 * np.exp(-strength / 0.02) * distance / rig.max_range_m
+    return strength, np.flatnonzero(in_range & ~lost)
+
+
 def _image(
     camera: CameraRig, world: World, world_from_cam: np.ndarray, time_s: float, rng: np.random.Generator
 ) -> Image:
-    width, height = camera.image_size
-    rays = PinholeRays(world_from_cam, camera.intrinsics, (height, width))
+    height, width = camera.image_shape
+    rays = PinholeRays(world_from_cam, camera.intrinsics, camera.image_shape)
     view = look(world, rays, time_s)
     colour = np.empty((3, height * width), dtype=np.float32)
     colour[:, view.seen] = _lit(world.light, view.surface, world_from_cam[:3, 3])

@@ -1,0 +1,88 @@
+"""Labelled scans as batches: what probes and heads are trained on and scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset as TorchDataset
+
+from ..distill.inputs import (
+    AugmentConfig,
+    InputConfig,
+    PackedBatch,
+    ScanInput,
+    augment,
+    inside_field_of_view,
+    intensity_statistics,
+    pack,
+    scan_input,
+    voxel_representatives,
+)
+from ..errors import DatasetError
+from ..extract.datasets.frame import Dataset, Frame
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledBatch:
+    """Labelled scans packed: M points in all."""
+
+    inputs: PackedBatch
+    labels: torch.Tensor  # (M,) int64 train ids
+
+    @property
+    def num_points(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> LabelledBatch:
+        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+
+
+class AugmentedScans(TorchDataset):
+    """Training scans, augmented as in distillation; all that is random is drawn from (seed, epoch, frame)."""
+
+    def __init__(self, dataset: Dataset, inputs: InputConfig, seed: int) -> None:
+        self.dataset, self.inputs, self.seed = dataset, inputs, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset.frames)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[ScanInput, np.ndarray]:
+        """Network input of M points and their (M,) labels, of `key` = (epoch, frame)."""
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        points, labels = read_labelled_scan(self.dataset, self.dataset.frames[index])
+        kept = voxel_representatives(points[:, :3], self.inputs.voxel_size_m, rng)
+        points, labels = points[kept], labels[kept]
+        points[:, :3] = augment(points[:, :3], rng, AugmentConfig())
+        inside = inside_field_of_view(points[:, :3], self.inputs)
+        return scan_input(points[inside], intensity_statistics(self.dataset.name), self.inputs), labels[inside]
+
+
+@dataclass(frozen=True)
+class LabelledCollate:
+    """Pack labelled scans into a batch (a class, so that spawned workers can be sent it)."""
+
+    inputs: InputConfig
+
+    def __call__(self, samples: Sequence[tuple[ScanInput, np.ndarray]]) -> LabelledBatch:
+        scans, labels = zip(*samples, strict=True)
+        return LabelledBatch(pack(scans, self.inputs), torch.from_numpy(np.concatenate(labels).astype(np.int64)))
+
+
+def read_labelled_scan(dataset: Dataset, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N, 4) and labels (N,).
+
+    Raises:
+        DatasetError: missing or broken files, or a label file of another length.
+    """
+    points, labels = dataset.read_points(frame), dataset.read_labels(frame)
+    if len(points) != len(labels):
+        raise DatasetError(
+            f"{len(labels)} labels for the {len(points)} points of {frame.scan}",
+            where=dataset.root / str(frame.labels),
+            fix="Copy both files again from the dataset's archives.",
+        )
+    return points, labels
