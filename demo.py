@@ -31,7 +31,7 @@ from .extract.run import ExtractConfig, ExtractSummary, extract
 logger = logging.getLogger(__name__)
 
 TEACHER = "dinov2_vits14"
-TRAIN_SCENES, VAL_SCENES, KEYFRAMES = 4, 2, 10
+TRAIN_SCENES, VAL_SCENES, KEYFRAMES = 8, 4, 3
 IMAGE_SIZE = (112, 224)  # a quarter of ScaLR's pixels
 
 

@@ -95,7 +95,7 @@ def _build(values: dict[str, dict], where: str) -> Recipe:
         for key in options:
             _check_key(key, [field.name for field in dataclasses.fields(config)], f"{where}, section {section}")
         try:
-            sections[section] = config(**options)
+            sections[section] = config(**{key: _number(value) for key, value in options.items()})
         except (TypeError, ValueError) as error:
             raise StudentError(
                 f"a value of section '{section}' has the wrong type ({error})", where=where, fix="Correct the value."
@@ -108,6 +108,14 @@ def _check_key(key: str, choices: Iterable[str], where: str) -> None:
         raise StudentError(
             f"unknown key '{key}'{did_you_mean(key, choices)}", where=where, fix=f"Use one of: {', '.join(choices)}."
         )
+
+
+def _number(value):
+    """YAML 1.1 reads 1e-3, without a dot, as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _plain(value):

@@ -127,6 +127,12 @@ def test_every_bundled_recipe_loads_and_round_trips(tmp_path):
         assert load_recipe(str(path)) == recipe
 
 
+def test_numbers_may_be_written_as_people_write_them():
+    recipe = load_recipe("demo", ["training.learning_rate=1e-2", "training.min_learning_rate=0"])
+    assert recipe.training.learning_rate == 0.01
+    assert recipe.training.min_learning_rate == 0
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [

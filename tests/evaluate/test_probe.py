@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scalr.distill.checkpoint import save_student
+from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.errors import DatasetError
+from scalr.evaluate import probe as probing
+from scalr.evaluate.probe import ProbeConfig, new_head, probe, score
+from scalr.extract.datasets import open_dataset
+from scalr.extract.datasets.frame import IGNORE_LABEL
+
+
+@pytest.fixture(scope="module")
+def student_file(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("student") / "student.safetensors"
+    save_student(Student(WaffleIronConfig(width=8, depth=3, out_channels=4)), path, {"recipe": "none"})
+    return path
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_every_labelled_point_is_scored_and_the_student_stays(
+    student_file, synthetic_world, tmp_path, monkeypatch, fast
+):
+    students = []
+
+    def load(path):
+        students.append(real_load(path))
+        return students[-1]
+
+    real_load = probing.load_student
+    monkeypatch.setattr(probing, "load_student", load)
+    config = ProbeConfig(
+        student=student_file, root=synthetic_world, out=tmp_path, fast=fast, epochs=3, warmup_epochs=1, batch_size=2
+    )
+    result = probe(config)
+    dataset = open_dataset("nuscenes", synthetic_world, "val")
+    labels = np.concatenate([dataset.read_labels(frame) for frame in dataset.frames])
+    np.testing.assert_array_equal(
+        result.confusion.sum(axis=1), np.bincount(labels[labels != IGNORE_LABEL], minlength=16)
+    )
+    assert result.losses[-1] < result.losses[0]
+    before, after = real_load(student_file).state_dict(), students[0].state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["miou"] == result.miou
+    assert written["protocol"]["fast"] is fast
+
+
+def test_predictions_go_to_every_raw_point_by_the_nearest_kept_one(student_file, synthetic_world):
+    """A head that reads off which side a token lies on, against the same head on `Student.extract`."""
+    student = probing.load_student(student_file)
+    dataset = open_dataset("nuscenes", synthetic_world, "val")
+    torch.manual_seed(1)
+    head = torch.nn.Linear(8, 16)
+    expected = np.zeros((16, 16), dtype=np.int64)
+    for frame in dataset.frames:
+        labels = dataset.read_labels(frame)
+        guesses = head(student.extract(dataset.read_points(frame))).argmax(dim=1).numpy()
+        for label, guess in zip(labels, guesses, strict=True):
+            if label != IGNORE_LABEL:
+                expected[label, guess] += 1
+    np.testing.assert_array_equal(score(student, head, dataset, torch.device("cpu")), expected)
+
+
+def test_the_head_starts_at_zero():
+    assert not new_head(8, 16)(torch.randn(20, 8)).any()
+
+
+def test_labels_of_another_length_are_said(student_file, synthetic_world, tmp_path):
+    world = Path(shutil.copytree(synthetic_world, tmp_path / "world"))
+    labels = world / open_dataset("nuscenes", world, "train").frames[0].labels
+    labels.write_bytes(labels.read_bytes()[:-5])
+    with pytest.raises(DatasetError, match="labels for the") as caught:
+        probe(ProbeConfig(student=student_file, root=world, out=tmp_path / "out", epochs=1))
+    assert caught.value.where == str(labels)
+
+
+def test_a_world_without_lidarseg_is_said(student_file, synthetic_world, tmp_path):
+    world = Path(shutil.copytree(synthetic_world, tmp_path / "world"))
+    (world / "v1.0-trainval/lidarseg.json").unlink()
+    with pytest.raises(DatasetError, match="has no lidarseg labels"):
+        probe(ProbeConfig(student=student_file, root=world, out=tmp_path / "out", epochs=1))
