@@ -152,7 +152,8 @@ def evaluate() -> None:
 @click.option("--val-split", default="val", show_default=True, help="Split it is scored on.")
 @click.option("--fast", is_flag=True, help="Fit the head on features computed once, without augmentation.")
 @click.option("--epochs", default=20, show_default=True, help="Of the probe's training.")
-@click.option("--batch-size", default=8, show_default=True, help="Scans a step.")
+@click.option("--learning-rate", default=1e-3, show_default=True, help="Peak of the schedule.")
+@click.option("--batch-size", default=8, show_default=True, help="Scans a step, without --fast.")
 @click.option("--workers", default=0, show_default=True, help="Processes that prepare scans.")
 @click.option("--out", type=path, default="runs/probe", show_default=True, help="Folder for the result and logs.")
 @seed_option
