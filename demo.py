@@ -1,8 +1,8 @@
 """The whole path on a simulated world, in one process: synth, extract, distill, probe, report.
 
 The teacher has random weights, since a demo cannot fetch real ones: its features tell little more than the colours
-around a pixel. That is enough to see the path work: the probe of the distilled student is compared with the same
-probe of the same student before distillation.
+around a pixel, and the simulated world paints each class in colours of its own. That is enough to see the path work:
+the probe of the distilled student is compared with the same probe of the same student before distillation.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def _probe_config(out: Path, student: str, seed: int) -> ProbeConfig:
         root=out / "world",
         out=out / f"probe_{student}",
         fast=True,
-        learning_rate=1e-2,  # a hundredth of the official number of steps
+        epochs=10,
+        warmup_epochs=1,
+        learning_rate=1e-2,  # for a thousandth of the official number of steps
         seed=seed,
     )
 

@@ -56,10 +56,13 @@ def _light(rng: Generator) -> Light:
     warmth, cloud = rng.normal(0, 0.05), rng.random()
     sun = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
     tint = np.array([1 + warmth, 1.0, 1 - warmth]) * rng.uniform(0.9, 1.1)
+    sun_colour = tint * (1.15 - 0.5 * cloud)
+    sky_light = tint * (0.62 + 0.25 * cloud) * np.array([0.96, 1.0, 1.06])
+    exposure = 1 / (0.5 * sun_colour + 0.8 * sky_light)  # cameras set it, and their white balance, for what is lit
     return Light(
         sun=sun,
-        sun_colour=tint * (1.15 - 0.5 * cloud),
-        sky_light=tint * (0.62 + 0.25 * cloud) * np.array([0.96, 1.0, 1.06]),
+        sun_colour=exposure * sun_colour,
+        sky_light=exposure * sky_light,
         zenith=tint * ((1 - cloud) * np.array([0.28, 0.46, 0.80]) + cloud * np.array([0.62, 0.66, 0.72])),
         horizon=tint * np.array([0.80, 0.84, 0.88]),
         haze_m=rng.uniform(180, 420),

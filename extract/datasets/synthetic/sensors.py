@@ -15,6 +15,7 @@ import numpy as np
 
 from ....errors import DatasetError
 from ...projection import rigid_transform
+from .palette import tinted
 from .parts import rotation_matrix
 from .populate import invent_world
 from .rays import PinholeRays, SpinningRays
@@ -239,4 +240,5 @@ def _lit(light: Light, surface: Surface, eye: np.ndarray) -> np.ndarray:
     from_above = np.float32(0.65) + np.float32(0.35) * surface.normal[2]
     x, y, z = (axis - np.float32(start) for axis, start in zip(surface.points, eye, strict=True))
     clear = np.exp(np.sqrt(x * x + y * y + z * z) * np.float32(-1 / light.haze_m))
-    return surface.colour * (facing * sun_colour + from_above * sky_light) * clear + horizon * (1 - clear)
+    colour = tinted(surface.colour, surface.category)
+    return colour * (facing * sun_colour + from_above * sky_light) * clear + horizon * (1 - clear)
