@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from .errors import ScalrError
@@ -22,3 +25,14 @@ def resolve_device(name: str) -> torch.device:
         raise ScalrError(
             f"no device '{name}' here ({reason})", where="--device", fix="Use auto, cpu or cuda."
         ) from None
+
+
+@contextmanager
+def cores_beside(workers: int) -> Iterator[None]:
+    """Leave each of the loader's workers a core for a while: an operation waits for the slowest of its threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before - workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

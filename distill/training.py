@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from tqdm import tqdm
 
+from ..device import cores_beside
 from ..errors import StudentError
 
 
@@ -118,7 +119,10 @@ def train(
     )
     log, losses = TrainingLog(log_folder), []
     try:
-        with tqdm(total=total_steps, desc=description, unit="step", disable=None) as progress:
+        with (
+            cores_beside(config.workers),
+            tqdm(total=total_steps, desc=description, unit="step", disable=None) as progress,
+        ):
             for epoch in range(config.epochs):
                 start = time.perf_counter()
                 for batch in batches(epoch):
@@ -152,7 +156,7 @@ def _step(
         raise StudentError(
             f"the loss of step {step + 1} is {value}",
             where="training",
-            fix="Lower training.learning_rate, or check the targets with 'scalr verify'.",
+            fix="Lower training.learning_rate, or check the teacher's targets.",
         )
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
