@@ -58,7 +58,7 @@ def _light(rng: Generator) -> Light:
     tint = np.array([1 + warmth, 1.0, 1 - warmth]) * rng.uniform(0.9, 1.1)
     sun_colour = tint * (1.15 - 0.5 * cloud)
     sky_light = tint * (0.62 + 0.25 * cloud) * np.array([0.96, 1.0, 1.06])
-    exposure = 1 / (0.5 * sun_colour + 0.8 * sky_light)  # cameras set it, and their white balance, for what is lit
+    exposure = 1 / (0.5 * sun_colour + 0.8 * sky_light)  # of each colour: cameras balance what a typical wall gets
     return Light(
         sun=sun,
         sun_colour=exposure * sun_colour,

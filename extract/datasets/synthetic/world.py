@@ -33,7 +33,7 @@ class Placed:
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """Sun and sky of a scene; colours are linear factors, (3,) each."""
+    """Sun and sky of a scene as its cameras expose and white-balance them; colours are linear factors, (3,) each."""
 
     sun: np.ndarray  # (3,) unit vector towards the sun, world
     sun_colour: np.ndarray
