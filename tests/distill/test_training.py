@@ -77,3 +77,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 def test_values_that_make_no_sense_are_said(values, message):
     with pytest.raises(StudentError, match=message):
         TrainingConfig(**values)
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 4), (1, 3), (9, 1)])
+def test_the_loaders_workers_keep_their_cores(tmp_path, workers, threads):
+    def fail_after_counting(parameter):
+        def loss(batch):
+            seen.append(torch.get_num_threads())
+            return parameter.sum() * float("nan")
+
+        return loss
+
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(4)
+    try:
+        with pytest.raises(StudentError, match="the loss of step 1 is nan"):
+            fit(tmp_path, fail_after_counting, TrainingConfig(epochs=1, workers=workers))
+        assert seen == [threads]
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
