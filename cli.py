@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -38,6 +39,22 @@ class ImageSize(click.ParamType):
         return height, width
 
 
+class PartOfN(click.ParamType):
+    """K/N, a job of an array."""
+
+    name = "K/N"
+
+    def convert(self, value, param, ctx):
+        from .extract.plan import Part
+
+        return value if isinstance(value, Part) else Part.parse(value)
+
+
+def choice_option(name: str, choices: list[str], text: str):
+    """An option with a few values, the first of them the default."""
+    return click.option(name, type=click.Choice(choices), default=choices[0], show_default=True, help=text)
+
+
 def dataset_root(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path:
     """Where --root is left out, the environment names the nuScenes folder."""
     if value is None and "NUSCENES" in os.environ:
@@ -53,6 +70,7 @@ path = click.Path(path_type=Path)
 root_option = click.option("--root", type=path, callback=dataset_root, help="Dataset folder.  [default: $NUSCENES]")
 dataset_option = click.option("--dataset", default="nuscenes", show_default=True, help="Dataset reader.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
+json_option = click.option("--json", "as_json", is_flag=True, help="For scripts.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Of every random choice.")
 
 
@@ -86,16 +104,19 @@ def main(quiet: bool) -> None:
 @click.option("--split", default="train", show_default=True, help="Split of the dataset.")
 @click.option("--out", type=path, default="store.zarr", show_default=True, help="Store to make or to continue.")
 @click.option("--image-size", type=ImageSize(), default=(224, 448), show_default="224x448", help="The teacher's input.")
+@choice_option("--encoding", ["point", "patch"], "A vector a pair, or only the patches that pairs read.")
+@choice_option("--dtype", ["float16", "int8"], "Of stored vectors; int8 has a scale for each.")
+@choice_option("--points", ["all", "visible"], "Keep whole scans, or the points that some camera sees.")
 @click.option("--weights", default="hub", show_default=True, help="hub, random (for trials), or a checkpoint file.")
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    default="float32",
-    show_default=True,
-    help="Of the teacher's forward pass.",
-)
+@choice_option("--precision", ["float32", "bfloat16", "float16"], "Of the teacher's forward pass.")
+@click.option("--batch-size", default=8, show_default=True, help="Images the teacher sees at once.")
+@click.option("--frames-per-block", type=int, help="Frames written at once.  [default: 16; 64 with patch]")
+@click.option("--part", type=PartOfN(), default="0/1", metavar="K/N", help="Job K (from 0) of N in an array of jobs.")
+@click.option("--workers", default=0, show_default=True, help="Processes on this machine; 0 works in this one.")
+@click.option("--scheduler", metavar="ADDRESS", help="Work on the dask cluster at this address.")
 @device_option
-def extract(teachers: tuple[str, ...], **options) -> None:
+@click.option("--dry-run", is_flag=True, help="Only say what it will take: sizes of every encoding, files, time.")
+def extract(dry_run: bool, **options) -> None:
     """Run teachers on every image and store the features of the lidar points they see.
 
     \b
@@ -103,22 +124,61 @@ def extract(teachers: tuple[str, ...], **options) -> None:
 
     Killed, it goes on where it stopped when the same command runs again.
     """
-    from .extract.run import ExtractConfig
+    from .extract.run import ExtractConfig, estimate_extraction
     from .extract.run import extract as run
 
-    summary = run(ExtractConfig(teachers=teachers, **options))
-    pairs = sum(summary.pairs.values())
-    click.echo(f"{summary.store}: {summary.frames} frames, {summary.views} views, {pairs} pairs")
-    for camera, count in summary.pairs.items():
-        click.echo(f"  {camera:<16} {count:>10} pairs")
-    for name, provenance in summary.teachers.items():
-        click.echo(f"  {name}: {provenance['dim']} dimensions, weights {describe_weights(provenance)}")
-    click.echo(f"  {summary.bytes_on_disk / 1e6:.1f} MB on disk, {summary.blocks_written} blocks written now")
+    config = ExtractConfig(**options)
+    if dry_run:
+        click.echo(estimate_extraction(config).as_text())
+        return
+    summary = run(config)
+    click.echo(summary.store.as_text())
+    click.echo(f"{summary.blocks_written} blocks written now")
+
+
+@main.command()
+@click.argument("store", type=path)
+@json_option
+def inspect(store: Path, as_json: bool) -> None:
+    """Say what a store holds, what is missing, and how large it is.
+
+    \b
+    scalr inspect store.zarr
+    """
+    from .extract.store import open_store
+    from .extract.store.inspect import inspect_store
+
+    report = inspect_store(open_store(store))
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
+
+
+@main.command()
+@click.argument("store", type=path)
+@click.option("--repair", is_flag=True, help="Take damaged blocks out; 'scalr extract' then makes them anew.")
+@click.option("--sample", default=0, show_default=True, help="Views to recompute from their images.")
+@click.option("--root", type=path, help="Dataset folder for --sample.  [default: as recorded]")
+@click.option("--weights", help="Of the teacher for --sample.  [default: as recorded]")
+@device_option
+@json_option
+def verify(store: Path, as_json: bool, **options) -> None:
+    """Check every file, chunk and count of a store; exit code 1 where something is wrong.
+
+    \b
+    scalr verify store.zarr --repair && scalr extract …
+    """
+    from .extract.verification import VerifyConfig
+    from .extract.verification import verify as run
+
+    result = run(VerifyConfig(store=store, **options))
+    click.echo(json.dumps(result.as_json(), indent=2) if as_json else result.as_text())
+    if not result.whole:
+        raise click.exceptions.Exit(1)
 
 
 @main.command()
 @click.option("--cache", type=path, default="store.zarr", show_default=True, help="Feature store to learn from.")
 @click.option("--teacher", default=None, help="Whose targets.  [default: the only one in the store]")
+@click.option("--split", default=None, help="Whose frames.  [default: the only one in the store]")
 @click.option("--recipe", default="scalr_wi256", show_default=True, help="Bundled recipe or YAML file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, such as training.epochs=10.")
 @click.option("--out", type=path, default="runs/distill", show_default=True, help="Folder for student and logs.")
@@ -201,11 +261,3 @@ def demo(out: Path, seed: int) -> None:
     result = run_demo(out, seed)
     click.echo(f"mIoU distilled {result.distilled.miou:.1%}, undistilled {result.undistilled.miou:.1%} (seed {seed})")
     click.echo(f"report: {result.report}")
-
-
-def describe_weights(provenance: dict) -> str:
-    """How a teacher's weights are named to people; random ones loudly."""
-    origin = provenance["weights"]
-    return (
-        "RANDOM (no meaning)" if origin == "random" else f"from {origin}, SHA-256 {provenance['weights_sha256'][:12]}"
-    )

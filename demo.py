@@ -27,6 +27,7 @@ from .extract.datasets.frame import read_image
 from .extract.datasets.synthetic import write_nuscenes
 from .extract.projection import project
 from .extract.run import ExtractConfig, ExtractSummary, extract
+from .extract.store.inspect import StoreReport, readable_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def run_demo(out: Path, seed: int = 0) -> DemoResult:
         distillation = distill(DistillConfig(cache=out / "store.zarr", out=out / "distilled", recipe=recipe))
     undistilled_path = out / "undistilled" / "student.safetensors"
     undistilled_path.parent.mkdir()
-    recipe = with_head_for(recipe, extraction.teachers[TEACHER]["dim"])
+    recipe = with_head_for(recipe, extraction.store.teachers[TEACHER].provenance["dim"])
     save_student(new_student(recipe), undistilled_path, {"store": None, "recipe": recipe_values(recipe)})
     with timings.step("probe of the distilled student"):
         distilled = probe(_probe_config(out, "distilled", seed))
@@ -126,7 +127,7 @@ def _write_page(
             report.Section(
                 "Distillation", report.picture(report.loss_figure(losses), "Loss of each step, and its mean")
             ),
-            report.Section("The store", _store_table(extraction)),
+            report.Section("The store", _store_table(extraction.store)),
             report.Section("What it took", _timing_table(timings)),
         ],
     )
@@ -147,14 +148,14 @@ def _classes(result: DemoResult) -> str:
     return report.class_table(result.distilled.class_names, points, result.distilled.iou, result.undistilled.iou)
 
 
-def _store_table(extraction: ExtractSummary) -> str:
-    pairs = sum(extraction.pairs.values())
+def _store_table(store: StoreReport) -> str:
+    pairs = sum(store.pairs.values())
     rows = [
-        ("frames", f"{extraction.frames:,}"),
-        ("views", f"{extraction.views:,}"),
+        ("frames", f"{store.frames:,}"),
+        ("views", f"{store.views:,}"),
         ("pairs (point, pixel)", f"{pairs:,}"),
-        ("size on disk", f"{extraction.bytes_on_disk / 1e6:.1f} MB"),
-        ("bytes a pair", f"{extraction.bytes_on_disk / max(1, pairs):.0f}"),
+        ("size on disk", readable_bytes(store.bytes)),
+        ("bytes a pair", f"{store.bytes / max(1, pairs):.0f}"),
     ]
     return report.table(("store.zarr", ""), rows)
 

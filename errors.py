@@ -23,6 +23,10 @@ class ScalrError(Exception):
         self.what, self.where, self.fix = _one_line(what), _one_line(str(where)), _one_line(fix)
         super().__init__(f"{self.where}: {self.what}. {self.fix}")
 
+    def __reduce__(self):
+        # Errors travel from worker processes; keyword arguments would be lost on the way.
+        return _restore_error, (type(self), self.what, self.where, self.fix)
+
 
 class DatasetError(ScalrError):
     """A dataset folder, table, scan, image or label file that cannot be used as it is."""
@@ -44,6 +48,10 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """ ", did you mean …?" for a mistyped name, or nothing."""
     matches = difflib.get_close_matches(name, list(choices), n=1)
     return f", did you mean '{matches[0]}'?" if matches else ""
+
+
+def _restore_error(kind: type[ScalrError], what: str, where: str, fix: str) -> ScalrError:
+    return kind(what, where=where, fix=fix)
 
 
 def _one_line(text: str) -> str:

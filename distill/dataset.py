@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow.compute
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import StoreError
+from ..extract.encoding import EncodedTargets
 from ..extract.store import FeatureStore
 from .inputs import (
     AugmentConfig,
@@ -33,7 +35,7 @@ class DistillSample:
     """One view, ready for the network."""
 
     scan: ScanInput  # M points
-    targets: np.ndarray  # (M, D) float32
+    targets: EncodedTargets  # M
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +43,14 @@ class DistillBatch:
     """Several views packed: the points of one after those of the other, no padding."""
 
     inputs: PackedBatch  # M points in all
-    targets: torch.Tensor  # (M, D) float32
+    targets: EncodedTargets  # M; `.decode()` on the training device gives (M, D) float32
 
     @property
     def num_points(self) -> int:
         return len(self.targets)
 
     def to(self, device: torch.device) -> DistillBatch:
-        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device, non_blocking=True))
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
 
 class DistillDataset(Dataset):
@@ -62,17 +64,24 @@ class DistillDataset(Dataset):
         inputs: voxels, field of view and planes.
         augmentation: rotation, flips, scale.
         seed: of all random choices.
+        split: only its frames; None takes all.
 
     Raises:
         StoreError: no such teacher, or no view that sees a point.
     """
 
     def __init__(
-        self, store: FeatureStore, teacher: str, inputs: InputConfig, augmentation: AugmentConfig, seed: int
+        self,
+        store: FeatureStore,
+        teacher: str,
+        inputs: InputConfig,
+        augmentation: AugmentConfig,
+        seed: int,
+        split: str | None = None,
     ) -> None:
         self.store, self.teacher, self.seed = store, teacher, seed
         self.inputs, self.augmentation = inputs, augmentation
-        self.frames = _views_by_frame(store, teacher)
+        self.frames = _views_by_frame(store, teacher, split)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -108,7 +117,7 @@ class DistillDataset(Dataset):
         if not inside.any():
             return None
         scan = scan_input(points[inside], intensity_statistics(view.dataset), self.inputs)
-        return DistillSample(scan, view.targets[pair[inside]])
+        return DistillSample(scan, view.encoded.select(torch.from_numpy(pair[inside])))
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -163,22 +172,25 @@ class DistillCollate:
     def __call__(self, samples: Sequence[DistillSample]) -> DistillBatch:
         return DistillBatch(
             inputs=pack([sample.scan for sample in samples], self.inputs),
-            targets=torch.from_numpy(np.concatenate([sample.targets for sample in samples])),
+            targets=EncodedTargets.concatenate([sample.targets for sample in samples]),
         )
 
 
-def _views_by_frame(store: FeatureStore, teacher: str) -> list[list[int]]:
+def _views_by_frame(store: FeatureStore, teacher: str, split: str | None) -> list[np.ndarray]:
     """Rows of the views of each frame that see a point and have targets."""
-    pairs = store.views["pairs_stop"].to_numpy() - store.views["pairs_start"].to_numpy()
-    tokens = store.views["token"].to_pylist()
-    frames: dict[str, list[int]] = {}
-    for row in store.rows_with_targets(teacher):
-        if pairs[row] > 0:
-            frames.setdefault(tokens[row], []).append(int(row))
-    if not frames:
+    views = store.views
+    rows = store.rows_with_targets(teacher)
+    used = views["pairs_stop"].to_numpy()[rows] > views["pairs_start"].to_numpy()[rows]
+    if split is not None:
+        used &= pyarrow.compute.equal(views["split"], split).to_numpy()[rows]
+    rows = rows[used]
+    if not len(rows):
         raise StoreError(
             f"no view with targets of {teacher}",
             where=store.path,
             fix=f"Run 'scalr extract --teacher {teacher}' first.",
         )
-    return list(frames.values())
+    # The views of a frame follow each other and share their scan.
+    scan = np.stack([views[name].to_numpy()[rows] for name in ("block", "points_start")], axis=1)
+    first_of_frame = np.flatnonzero((scan[1:] != scan[:-1]).any(axis=1)) + 1
+    return np.split(rows, first_of_frame)

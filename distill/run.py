@@ -29,6 +29,7 @@ class DistillConfig:
     cache: Path
     out: Path
     teacher: str | None = None  # may be left out where the store has one
+    split: str | None = None  # likewise
     recipe: Recipe = field(default_factory=Recipe)
     device: str = "auto"
 
@@ -54,11 +55,12 @@ def distill(config: DistillConfig) -> DistillSummary:
         raise StudentError("a student is there already", where=path, fix="Choose another --out.")
     store = open_store(config.cache)
     teacher = _choose_teacher(store, config.teacher)
-    _require_complete(store, teacher)
+    split = _choose_split(store, config.split)
+    _require_complete(store, teacher, split)
     device = resolve_device(config.device)
     recipe, training = with_head_for(config.recipe, store.target_dim(teacher)), config.recipe.training
-    dataset = DistillDataset(store, teacher, recipe.inputs, recipe.augmentation, training.seed)
-    provenance = _provenance(store, teacher, recipe)
+    dataset = DistillDataset(store, teacher, recipe.inputs, recipe.augmentation, training.seed, split)
+    provenance = _provenance(store, teacher, split, recipe)
     _write_config(config.out, provenance)
     student = new_student(recipe).to(device)
     loader = EpochLoader(
@@ -72,7 +74,7 @@ def distill(config: DistillConfig) -> DistillSummary:
     losses = train(
         student.parameters(),
         loader,
-        lambda batch: similarity_loss(student(batch.inputs), batch.targets),
+        lambda batch: similarity_loss(student(batch.inputs), batch.targets.decode()),
         training,
         steps_per_epoch=len(loader),
         device=device,
@@ -102,19 +104,29 @@ def _choose_teacher(store: FeatureStore, name: str | None) -> str:
     raise StoreError(f"which teacher? The store has: {found}", where=store.path, fix="Pass --teacher with one of them.")
 
 
-def _require_complete(store: FeatureStore, teacher: str) -> None:
-    missing = sorted(set(range(store.num_blocks)) - store.committed_blocks(teacher))
+def _choose_split(store: FeatureStore, name: str | None) -> str:
+    splits = sorted({source.split for source in store.sources})
+    if name in splits or (name is None and len(splits) == 1):
+        return name or splits[0]
+    found = ", ".join(splits) or "none"
+    problem = "which split" if name is None else f"no split '{name}'"
+    raise StoreError(f"{problem}? The store has: {found}", where=store.path, fix="Pass --split with one of them.")
+
+
+def _require_complete(store: FeatureStore, teacher: str, split: str) -> None:
+    blocks = {block for source in store.sources if source.split == split for block in source.blocks}
+    missing = sorted(blocks - store.committed_blocks(teacher))
     if missing:
         raise StoreError(
-            f"{len(missing)} of {store.num_blocks} blocks have no targets of {teacher} (first: {missing[:5]})",
+            f"{len(missing)} of {len(blocks)} blocks have no targets of {teacher} (first: {missing[:5]})",
             where=store.path,
             fix="Run the same 'scalr extract' again: it goes on where it stopped.",
         )
 
 
-def _provenance(store: FeatureStore, teacher: str, recipe: Recipe) -> dict:
+def _provenance(store: FeatureStore, teacher: str, split: str, recipe: Recipe) -> dict:
     return {
-        "store": store.attributes,
+        "store": {"sources": [source.attributes for source in store.sources if source.split == split]},
         "teacher": store.teachers.get(teacher, {}),
         "recipe": recipe_values(recipe),
         "torch": str(torch.__version__),

@@ -1,27 +1,78 @@
-"""Frames to blocks: a pure plan, the same for every job of a run."""
+"""Frames to blocks to parts: a pure plan, the same for every job of a run."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-FRAMES_PER_BLOCK = 16  # at 1,024 dimensions about 700 MB of raw float16 targets in memory
+from ..errors import ScalrError
+from .encoding import Layout
+
+# Of six cameras with 1,024 dimensions, a block is then about 700 MB of raw float16 targets in memory and on disk, or
+# some 130 MB of int8 patches: few files on shared storage, and little to do again where a job is killed.
+FRAMES_PER_BLOCK: dict[Layout, int] = {"point": 16, "patch": 64}
 
 
 @dataclass(frozen=True)
 class Block:
-    """Frames `start` to `stop` - 1: the unit that is computed, committed, verified and redone."""
+    """Frames `start` to `stop` - 1 of a split: the unit that is computed, committed, verified and redone."""
 
-    index: int
+    index: int  # in the store
     start: int
     stop: int
 
+    @property
+    def num_frames(self) -> int:
+        return self.stop - self.start
 
-def plan_blocks(num_frames: int, frames_per_block: int = FRAMES_PER_BLOCK) -> list[Block]:
+
+@dataclass(frozen=True)
+class Part:
+    """The blocks of one job of an array: block b belongs to part b mod `count`.
+
+    >>> Part.parse("2/8")
+    Part(index=2, count=8)
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ScalrError(
+                f"there is no part {self.index} of {self.count}",
+                where="--part",
+                fix=f"Parts are counted from 0: 0/{self.count} to {max(0, self.count - 1)}/{self.count}.",
+            )
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def folder_name(self) -> str:
+        return f"part-{self.index}-of-{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read K/N."""
+        match = re.fullmatch(r"(\d+)/([1-9]\d*)", text)
+        if not match:
+            raise ScalrError(f"'{text}' is not K/N", where="--part", fix="Pass for example 0/8, the first of eight.")
+        return cls(*map(int, match.groups()))
+
+    def select(self, blocks: Sequence[Block]) -> list[Block]:
+        return [block for block in blocks if block.index % self.count == self.index]
+
+
+def plan_blocks(num_frames: int, frames_per_block: int, first_block: int = 0) -> list[Block]:
     """Cut `num_frames` frames into consecutive blocks; only the last may be shorter."""
     starts = range(0, num_frames, frames_per_block)
-    return [Block(index, start, min(start + frames_per_block, num_frames)) for index, start in enumerate(starts)]
+    return [
+        Block(index, start, min(start + frames_per_block, num_frames))
+        for index, start in enumerate(starts, first_block)
+    ]
 
 
 def frames_digest(tokens: Sequence[str]) -> str:

@@ -1,28 +1,31 @@
-"""Stage one: one block from scans and images to the store, and the loop over blocks."""
+"""Stage one: a dataset and its teachers to a store, in whatever processes."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
-import torch
-from tqdm import tqdm
+from typing import get_args
 
 from ..device import resolve_device
 from ..errors import ScalrError
+from ..progress import progress
 from .datasets import open_dataset
-from .datasets.frame import Dataset, Frame, read_image
-from .encoding import encode_point, sample_targets
-from .plan import FRAMES_PER_BLOCK, Block, frames_digest, plan_blocks
-from .projection import Pairs, project
-from .store import SCANS_SCHEMA, TARGETS_SCHEMA, FeatureStore, ScanBlock, create_store
+from .datasets.frame import Dataset
+from .encoding import Encoding, Layout, StoredDtype
+from .estimate import Estimate, estimate, warn_of_size
+from .executors import Extractor, device_of_worker, existing_cluster, local_cluster, run_on_cluster
+from .pipeline import BlockDone, Pipeline, Points, PreparedFrame, prepare_frame
+from .plan import FRAMES_PER_BLOCK, Block, Part, frames_digest, plan_blocks
+from .store import SCANS, FeatureStore, Source, StoreWriter, create_store, open_store
+from .store.inspect import StoreReport, inspect_store
 from .teachers import Precision, Teacher, load_teacher, provenance_attributes
 
 logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +38,29 @@ class ExtractConfig:
     dataset: str = "nuscenes"
     split: str = "train"
     image_size: tuple[int, int] = (224, 448)
+    encoding: Layout = "point"
+    dtype: StoredDtype = "float16"
+    points: Points = "all"
     weights: str = "hub"
     precision: Precision = "float32"
     device: str = "auto"
-    frames_per_block: int = FRAMES_PER_BLOCK
+    batch_size: int = BATCH_SIZE
+    frames_per_block: int | None = None  # None: as the store has it, else what suits the encoding
+    part: Part = field(default_factory=Part)
+    workers: int = 0  # processes; 0 works in this one
+    scheduler: str | None = None  # address of a dask cluster
 
     def __post_init__(self) -> None:
-        if self.frames_per_block < 1:
+        Encoding(self.encoding, self.dtype)
+        for option, least in {"frames_per_block": 1, "batch_size": 1, "workers": 0}.items():
+            value = getattr(self, option)
+            if value is not None and value < least:
+                raise ScalrError(f"it is {value}", where=f"--{option.replace('_', '-')}", fix=f"Use {least} or more.")
+        if self.points not in get_args(Points):
+            raise ScalrError(f"it is '{self.points}'", where="--points", fix=f"Use one of {get_args(Points)}.")
+        if self.workers and self.scheduler:
             raise ScalrError(
-                f"{self.frames_per_block} frames", where="--frames-per-block", fix="Use one frame or more."
+                "the cluster at --scheduler brings its own workers", where="--workers", fix="Pass one of the two."
             )
         if len(self.teachers) > 1 and self.weights not in ("hub", "random"):
             raise ScalrError(
@@ -55,15 +72,10 @@ class ExtractConfig:
 
 @dataclass(frozen=True)
 class ExtractSummary:
-    """What a run found and did; `pairs` by camera, over the whole store."""
+    """What a run wrote, and what the store holds now."""
 
-    store: Path
-    frames: int
-    views: int
-    pairs: dict[str, int]
     blocks_written: int
-    bytes_on_disk: int
-    teachers: dict[str, dict] = field(repr=False)
+    store: StoreReport
 
 
 def extract(config: ExtractConfig) -> ExtractSummary:
@@ -74,159 +86,117 @@ def extract(config: ExtractConfig) -> ExtractSummary:
     Raises:
         ScalrError: what is wrong with the input, the weights or the store; committed blocks stay whole.
     """
-    dataset = open_dataset(config.dataset, config.root, config.split)
-    device = resolve_device(config.device)
-    teachers = [
-        load_teacher(
-            name, image_size=config.image_size, weights=config.weights, precision=config.precision, device=device
-        )
-        for name in config.teachers
-    ]
-    store = create_store(config.out, _settings(config, dataset), _record(config))
-    for teacher in teachers:
-        _warn_of_random_weights(teacher)
-        store.add_teacher(teacher.name, provenance_attributes(teacher.provenance))
-    written = _extract_blocks(dataset, teachers, store, config.frames_per_block)
-    return summarise(FeatureStore(store.path, store.attributes), written)
+    config = replace(config, root=config.root.resolve(), out=config.out.resolve())  # workers have their own folder
+    in_this_process = not config.workers and not config.scheduler
+    dataset, teachers = _open_inputs(config, config.device if in_this_process else "cpu")
+    writer = create_store(config.out, config.part.folder_name)
+    if leftovers := writer.clear_leftovers():
+        logger.info("cleared %d leftovers of a run of part %s that was killed", leftovers, config.part)
+    source = _add_to_store(config, writer, dataset, teachers)
+    blocks = config.part.select(_blocks(dataset, source))
+    todo = [block for block in blocks if _is_missing(writer, config.teachers, block)]
+    logger.info("%d of %d blocks to extract into %s", len(todo), len(blocks), config.out)
+    if todo:
+        first = _first_frame(config, dataset, writer.store, todo[0])
+        warn_of_size(first, len(dataset.frames), teachers, Encoding(config.encoding, config.dtype))
+    if in_this_process:
+        _follow(_pipeline(config, dataset, teachers, writer).run(todo), todo)
+    elif todo:
+        del teachers  # the workers have their own
+        with existing_cluster(config.scheduler) if config.scheduler else local_cluster(config.workers) as client:
+            _follow(run_on_cluster(client, extractor, config, todo), todo)
+    writer.clear_leftovers()
+    return ExtractSummary(len(todo), inspect_store(open_store(config.out)))
 
 
-def extract_block(dataset: Dataset, frames: list[Frame], teachers: list[Teacher]) -> tuple[ScanBlock, list[np.ndarray]]:
-    """Compute one block: scans and pairs, and each teacher's targets (R, D) float16 in pair order.
+def estimate_extraction(config: ExtractConfig) -> Estimate:
+    """What `extract` with this configuration will take, measured on a few frames; nothing is written to `out`.
 
-    An image is decoded once however many teachers look at it.
+    Raises:
+        ScalrError: what is wrong with the input or the weights.
     """
-    points: list[np.ndarray] = []
-    pairs: list[Pairs] = []
-    targets: list[list[np.ndarray]] = [[] for _ in teachers]
-    for frame in frames:
-        scan = dataset.read_points(frame)
-        images = [read_image(dataset.root, view) for view in frame.views]
-        frame_pairs = [project(scan, view.calibration, view.image_shape, dataset.visibility) for view in frame.views]
-        points.append(scan)
-        pairs.extend(frame_pairs)
-        for teacher, vectors in zip(teachers, targets, strict=True):
-            vectors.extend(_frame_targets(teacher, images, frame_pairs))
-    scans = ScanBlock(
-        points=np.concatenate(points),
-        point_index=np.concatenate([pair.point_index for pair in pairs]),
-        pixel=np.concatenate([pair.pixel for pair in pairs]),
-        views=_view_table(frames, [len(scan) for scan in points], [len(pair.point_index) for pair in pairs]),
-    )
-    return scans, [np.concatenate(vectors) for vectors in targets]
+    dataset, teachers = _open_inputs(config, config.device)
+    chosen = Encoding(config.encoding, config.dtype)
+    return estimate(dataset, teachers, chosen, config.points, config.batch_size, config.out)
 
 
-def summarise(store: FeatureStore, blocks_written: int = 0) -> ExtractSummary:
-    """Count what a store holds."""
-    views = store.views
-    cameras = views["camera"].to_pylist()
-    counts = views["pairs_stop"].to_numpy() - views["pairs_start"].to_numpy()
-    pairs: dict[str, int] = dict.fromkeys(cameras, 0)
-    for camera, count in zip(cameras, counts.tolist(), strict=True):
-        pairs[camera] += count
-    return ExtractSummary(
-        store=store.path,
-        frames=len(set(views["token"].to_pylist())),
-        views=views.num_rows,
-        pairs=pairs,
-        blocks_written=blocks_written,
-        bytes_on_disk=sum(path.stat().st_size for path in store.path.rglob("*") if path.is_file()),
-        teachers=store.teachers,
-    )
+def extractor(config: ExtractConfig) -> Extractor:
+    """What a worker process needs to extract blocks of a run that `extract` has set up."""
+    dataset, teachers = _open_inputs(config, device_of_worker(config.device))
+    return _pipeline(config, dataset, teachers, create_store(config.out, config.part.folder_name)).run
 
 
-def _extract_blocks(dataset: Dataset, teachers: list[Teacher], store: FeatureStore, frames_per_block: int) -> int:
-    blocks = plan_blocks(len(dataset.frames), frames_per_block)
-    missing = {block.index: _missing_teachers(store, teachers, block) for block in blocks}
-    todo = [block for block in blocks if missing[block.index]]
-    logger.info("%d of %d blocks to extract into %s", len(todo), len(blocks), store.path)
-    num_frames = sum(block.stop - block.start for block in todo)
-    with tqdm(total=num_frames, desc="extract", unit="frame", disable=None) as progress:
-        for block in todo:
-            _extract_and_commit(dataset, block, missing[block.index], store)
-            progress.update(block.stop - block.start)
-    return len(todo)
+def _open_inputs(config: ExtractConfig, device: str) -> tuple[Dataset, list[Teacher]]:
+    dataset = open_dataset(config.dataset, config.root, config.split)
+    options = {"image_size": config.image_size, "weights": config.weights, "precision": config.precision}
+    return dataset, [load_teacher(name, **options, device=resolve_device(device)) for name in config.teachers]
 
 
-def _missing_teachers(store: FeatureStore, teachers: list[Teacher], block: Block) -> list[Teacher]:
-    return [teacher for teacher in teachers if block.index not in store.committed_blocks(teacher.name)]
+def _pipeline(config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], writer: StoreWriter) -> Pipeline:
+    encoding = Encoding(config.encoding, config.dtype)
+    return Pipeline(dataset, teachers, encoding, writer, points=config.points, batch_size=config.batch_size)
 
 
-def _extract_and_commit(dataset: Dataset, block: Block, teachers: list[Teacher], store: FeatureStore) -> None:
-    frames = list(dataset.frames[block.start : block.stop])
-    scans, targets = extract_block(dataset, frames, teachers)
-    store.write_scans(block.index, scans)
-    ranges = {
-        "token": scans.views["token"],
-        "camera": scans.views["camera"],
-        "start": scans.views["pairs_start"],
-        "stop": scans.views["pairs_stop"],
-    }
-    for teacher, vectors in zip(teachers, targets, strict=True):
-        store.write_targets(block.index, teacher.name, vectors, pa.table(ranges, schema=TARGETS_SCHEMA))
+def _add_to_store(config: ExtractConfig, writer: StoreWriter, dataset: Dataset, teachers: list[Teacher]) -> Source:
+    source = writer.add_source(_settings(config, dataset, writer.store), _record(config))
+    for teacher in teachers:
+        if teacher.provenance.weights == "random":
+            logger.warning("%s has RANDOM weights: its targets are for tests and demos only", teacher.name)
+        kept = {"encoding": config.encoding, "dtype": config.dtype}
+        writer.add_teacher(teacher.name, provenance_attributes(teacher.provenance) | kept)
+    return source
 
 
-def _frame_targets(teacher: Teacher, images: list[np.ndarray], pairs: list[Pairs]) -> list[np.ndarray]:
-    patch_maps = teacher.patch_maps(torch.stack([teacher.prepare(image) for image in images]))
-    return [
-        encode_point(
-            sample_targets(
-                patch_map,
-                torch.from_numpy(pair.pixel.astype(np.int64)).to(patch_map.device),
-                image.shape[:2],
-                teacher.patch_size,
-            )
-        )
-        for patch_map, image, pair in zip(patch_maps, images, pairs, strict=True)
-    ]
+def _blocks(dataset: Dataset, source: Source) -> list[Block]:
+    return plan_blocks(len(dataset.frames), source.frames_per_block, source.first_block)
 
 
-def _view_table(frames: list[Frame], num_points: list[int], num_pairs: list[int]) -> pa.Table:
-    points_stop, pairs_stop = np.cumsum(num_points).tolist(), np.cumsum(num_pairs).tolist()
-    rows = []
-    for number, frame in enumerate(frames):
-        for view in frame.views:
-            rows.append(
-                {
-                    "dataset": frame.dataset,
-                    "scene": frame.scene,
-                    "token": frame.token,
-                    "timestamp": frame.timestamp,
-                    "camera": view.camera,
-                    "image": view.image,
-                    "image_height": view.image_shape[0],
-                    "image_width": view.image_shape[1],
-                    "points_start": points_stop[number] - num_points[number],
-                    "points_stop": points_stop[number],
-                    "pairs_start": pairs_stop[len(rows)] - num_pairs[len(rows)],
-                    "pairs_stop": pairs_stop[len(rows)],
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=SCANS_SCHEMA)
+def _is_missing(writer: StoreWriter, teachers: Iterable[str], block: Block) -> bool:
+    return not all(writer.recover(kind, block.index) for kind in (SCANS, *teachers))
 
 
-def _settings(config: ExtractConfig, dataset: Dataset) -> dict:
+def _first_frame(config: ExtractConfig, dataset: Dataset, store: FeatureStore, block: Block) -> PreparedFrame:
+    """A block's first frame, without images."""
+    committed = store.read_scans(block.index) if store.is_committed(SCANS, block.index) else None
+    return prepare_frame(dataset, dataset.frames[block.start], [], config.points, committed)
+
+
+def _follow(reports: Iterator[BlockDone], todo: list[Block]) -> None:
+    """Run to the end, showing frames and bytes per second and the time left."""
+    num_bytes = 0
+    with progress(sum(block.num_frames for block in todo), "extract", "frame") as bar:
+        for done in reports:
+            num_bytes += done.num_bytes
+            seconds = max(bar.format_dict["elapsed"], 1e-3)
+            bar.set_postfix_str(f"{num_bytes / seconds / 1e6:.1f} MB/s", refresh=False)
+            bar.update(done.num_frames)
+
+
+def _settings(config: ExtractConfig, dataset: Dataset, store: FeatureStore) -> dict:
     """What the scans and pairs depend on, for every teacher alike."""
-    blocks = plan_blocks(len(dataset.frames), config.frames_per_block)
+    frames_per_block = config.frames_per_block or _usual_frames_per_block(config, dataset, store)
     return {
         "dataset": dataset.name,
         "split": dataset.split,
         "num_frames": len(dataset.frames),
-        "frames_per_block": config.frames_per_block,
-        "num_blocks": len(blocks),
+        "frames_per_block": frames_per_block,
+        "num_blocks": len(plan_blocks(len(dataset.frames), frames_per_block)),
         "frames_sha256": frames_digest([frame.token for frame in dataset.frames]),
-        "points": "all",
+        "points": config.points,
         "visibility": asdict(dataset.visibility),
     }
+
+
+def _usual_frames_per_block(config: ExtractConfig, dataset: Dataset, store: FeatureStore) -> int:
+    for source in store.sources:
+        if (source.dataset, source.split) == (dataset.name, dataset.split):
+            return source.frames_per_block
+    return FRAMES_PER_BLOCK[config.encoding]
 
 
 def _record(config: ExtractConfig) -> dict:
     packages = ("scalr-distill", "torch", "timm", "numpy", "zarr")
     return {
-        "root": str(Path(config.root).resolve()),
+        "root": str(config.root),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }
-
-
-def _warn_of_random_weights(teacher: Teacher) -> None:
-    if teacher.provenance.weights == "random":
-        logger.warning("%s has RANDOM weights: its targets are for tests and demos only", teacher.name)

@@ -74,9 +74,9 @@ class Teacher:
 
     def prepare(self, image: np.ndarray) -> torch.Tensor:
         """Resize (bilinear, antialiased, aspect not kept) and normalise (H, W, 3) uint8 RGB to (3, h, w) float32."""
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1).float() / 255
-        resized = F.interpolate(pixels[None], self.image_size, mode="bilinear", antialias=True, align_corners=False)
-        return (resized[0] - self._mean) / self._std
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None].float()
+        resized = F.interpolate(pixels, self.image_size, mode="bilinear", antialias=True, align_corners=False)
+        return (resized[0] / 255 - self._mean) / self._std
 
     @torch.inference_mode()
     def patch_maps(self, images: torch.Tensor) -> torch.Tensor:

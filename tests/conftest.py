@@ -90,7 +90,7 @@ class TinyDataset:
 class CoordinateTeacher:
     """Its feature of patch (i, j) is (i, j, 1): a target then says which pixel was read."""
 
-    name, patch_size, dim, image_size = "coordinates", 4, 3, (24, 32)
+    name, patch_size, dim, image_size, device = "coordinates", 4, 3, (24, 32), torch.device("cpu")
     provenance = TeacherProvenance(
         teacher="coordinates",
         model="none",
@@ -145,6 +145,7 @@ def extract_tiny(tiny_dataset, tmp_path, monkeypatch):
         run.extract(config)
         return open_store(tmp_path / out)
 
+    call.teachers = teachers
     return call
 
 

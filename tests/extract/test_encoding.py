@@ -8,9 +8,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalr.errors import StoreError
-from scalr.extract.encoding import decode_point, encode_point, footprint, sample_targets
+from scalr.extract.encoding import ENCODINGS, EncodedTargets, Encoding, footprint, sample_targets
 
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 6))
+IMAGE, MAP, PATCH = (90, 160), (16, 32), 14
+by_name = pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda each: f"{each.layout}-{each.dtype}")
+
+
+def a_view(num_pairs: int = 300, dim: int = 64, seed: int = 0, rows=(30, 70)):
+    """A patch map, and the footprint of pairs in the middle rows of the image."""
+    generator = torch.Generator().manual_seed(seed)
+    patch_map = torch.randn(*MAP, dim, generator=generator)
+    pixel = torch.stack(
+        [
+            torch.randint(*rows, (num_pairs,), generator=generator),
+            torch.randint(0, IMAGE[1], (num_pairs,), generator=generator),
+        ],
+        dim=1,
+    )
+    return patch_map, footprint(pixel, IMAGE, MAP, PATCH)
+
+
+def decoded(encoding: Encoding, patch_map, reads) -> EncodedTargets:
+    stored = encoding.encode(patch_map, reads)
+    return encoding.decode(stored.vectors, stored.scale, reads)
 
 
 @given(
@@ -28,34 +49,103 @@ def test_sampling_is_upsampling_then_indexing(map_shape, patch, image_shape, see
     expected = torch.stack(
         [upsampled[:, int(row) * height // image_shape[0], int(col) * width // image_shape[1]] for row, col in pixel]
     )
-    torch.testing.assert_close(
-        sample_targets(patch_map, pixel, image_shape, patch).double(), expected, atol=1e-5, rtol=1e-5
-    )
+    reads = footprint(pixel, image_shape, map_shape, patch)
+    torch.testing.assert_close(sample_targets(patch_map, reads).double(), expected, atol=1e-5, rtol=1e-5)
 
 
 @given(map_shape=shapes, row=st.integers(0, 99), col=st.integers(0, 99))
 def test_footprint_stays_in_the_map_and_weights_sum_to_one(map_shape, row, col):
-    patches, weights = footprint(torch.tensor([[row, col]]), (100, 100), map_shape, 14)
-    assert ((patches >= 0) & (patches < map_shape[0] * map_shape[1])).all()
-    assert (weights >= 0).all()
-    assert weights.sum().item() == pytest.approx(1, abs=1e-6)
+    reads = footprint(torch.tensor([[row, col]]), (100, 100), map_shape, 14)
+    assert ((reads.patches >= 0) & (reads.patches < map_shape[0] * map_shape[1])).all()
+    assert (reads.weights >= 0).all()
+    assert reads.weights.sum().item() == pytest.approx(1, abs=1e-6)
 
 
-def test_point_encoding_keeps_directions():
-    targets = torch.randn(200, 64)
-    decoded = torch.from_numpy(decode_point(encode_point(targets)))
-    assert decoded.dtype == torch.float32
-    assert F.cosine_similarity(targets, decoded, dim=1).min() > 0.999999
+@by_name
+def test_decoding_gives_the_exact_targets_back(encoding):
+    patch_map, reads = a_view()
+    targets = decoded(encoding, patch_map, reads).decode()
+    exact = sample_targets(patch_map, reads)
+    assert targets.dtype == torch.float32
+    worst = F.cosine_similarity(targets, exact, dim=1).min()
+    assert worst > (0.999999 if encoding.dtype == "float16" else 0.9999)
+    torch.testing.assert_close(targets, exact, rtol=0, atol=2e-3 if encoding.dtype == "float16" else 0.03)
 
 
-@pytest.mark.parametrize("value", [7e4, float("inf"), float("nan")])
-def test_what_float16_cannot_hold_is_refused(value):
-    with pytest.raises(StoreError, match="float16 cannot store"):
-        encode_point(torch.tensor([[1.0, value]]))
+def test_patch_keeps_what_pairs_read_and_nothing_else():
+    patch_map, reads = a_view(rows=(40, 44))
+    stored = Encoding("patch").encode(patch_map, reads)
+    touched = sorted(set(reads.patches.flatten().tolist()))
+    assert len(touched) < MAP[0] * MAP[1] / 4
+    torch.testing.assert_close(stored.vectors, patch_map.reshape(-1, 64)[touched].half())
 
 
-def test_no_pairs_is_no_error():
-    assert encode_point(torch.zeros(0, 5)).shape == (0, 5)
-    empty = sample_targets(torch.randn(2, 3, 5), torch.zeros(0, 2, dtype=torch.int64), (10, 10), 14)
-    assert empty.shape == (0, 5)
-    assert np.isfinite(empty.numpy()).all()
+@by_name
+@given(chosen=st.lists(st.integers(0, 29), min_size=1, max_size=20), seed=st.integers(0, 20))
+def test_selecting_then_decoding_is_decoding_then_selecting(encoding, chosen, seed):
+    """And batches decode to their views' targets one after the other."""
+    views = [decoded(encoding, *a_view(30, 8, seed + view)) for view in range(3)]
+    pairs = torch.tensor(chosen)
+    batch = EncodedTargets.concatenate([view.select(pairs) for view in views])
+    assert len(batch) == 3 * len(chosen)
+    torch.testing.assert_close(
+        batch.to(torch.device("cpu")).decode(), torch.cat([view.decode()[pairs] for view in views]), rtol=0, atol=0
+    )
+
+
+@by_name
+def test_bytes_per_view_are_those_of_the_arrays(encoding):
+    patch_map, reads = a_view()
+    stored = encoding.encode(patch_map, reads)
+    arrays = [part for part in (stored.vectors, stored.scale) if part is not None]
+    num_bytes = sum(array.numel() * array.element_size() for array in arrays)
+    assert num_bytes == encoding.bytes_per_view(len(reads.patches), len(reads.touched), 64)
+    assert len(stored.vectors) == encoding.num_vectors(reads)
+
+
+@given(peak=st.floats(1, 100), seed=st.integers(0, 50))
+def test_int8_error_stays_below_half_a_step(peak, seed):
+    """Even where one channel is far larger than the others; the recorded cosine says what it costs."""
+    patch_map = torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(seed))
+    patch_map[..., 0] *= peak
+    reads = footprint(torch.tensor([[0, 0], [9, 9], [5, 2]]), (10, 10), (2, 2), 14)
+    stored = Encoding("patch", "int8").encode(patch_map, reads)
+    exact = patch_map.reshape(-1, 64)
+    kept = stored.vectors.float() * stored.scale[:, None]
+    assert ((kept - exact).abs() <= exact.abs().amax(dim=1, keepdim=True) / 254 * 1.001).all()
+    torch.testing.assert_close(stored.cosine, F.cosine_similarity(kept, exact, dim=1))
+
+
+@pytest.mark.parametrize("layout", ["point", "patch"])
+def test_what_float16_cannot_hold_is_refused_and_int8_holds_it(layout):
+    patch_map, reads = a_view()
+    patch_map *= 7e4
+    with pytest.raises(StoreError, match=r"float16 cannot store.*--dtype int8"):
+        Encoding(layout, "float16").encode(patch_map, reads)
+    targets = decoded(Encoding(layout, "int8"), patch_map, reads).decode()
+    assert F.cosine_similarity(targets, sample_targets(patch_map, reads), dim=1).min() > 0.999
+
+
+@by_name
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_is_not_finite_is_refused(encoding, value):
+    patch_map, reads = a_view()
+    patch_map[8] = value
+    with pytest.raises(StoreError, match="not finite"):
+        encoding.encode(patch_map, reads)
+
+
+@by_name
+def test_no_pairs_and_zero_vectors_are_no_error(encoding):
+    patch_map, reads = a_view(num_pairs=0)
+    targets = decoded(encoding, patch_map, reads)
+    assert len(targets) == 0
+    assert targets.decode().shape == (0, 64)
+    zeros = decoded(encoding, torch.zeros(*MAP, 8), a_view()[1]).decode()
+    assert np.isfinite(zeros.numpy()).all()
+    assert not zeros.any()
+
+
+def test_unknown_encodings_are_said():
+    with pytest.raises(StoreError, match="unknown encoding plane float16"):
+        Encoding("plane", "float16")

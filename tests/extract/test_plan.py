@@ -1,17 +1,33 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalr.extract.plan import frames_digest, plan_blocks
+from scalr.errors import ScalrError
+from scalr.extract.plan import Part, frames_digest, plan_blocks
 
 
-@given(num_frames=st.integers(0, 500), frames_per_block=st.integers(1, 40))
-def test_blocks_cover_every_frame_once_and_in_order(num_frames, frames_per_block):
-    blocks = plan_blocks(num_frames, frames_per_block)
+@given(num_frames=st.integers(0, 500), frames_per_block=st.integers(1, 40), first=st.integers(0, 100))
+def test_blocks_cover_every_frame_once_and_in_order(num_frames, frames_per_block, first):
+    blocks = plan_blocks(num_frames, frames_per_block, first)
     assert [frame for block in blocks for frame in range(block.start, block.stop)] == list(range(num_frames))
-    assert [block.index for block in blocks] == list(range(len(blocks)))
-    assert all(block.stop - block.start == frames_per_block for block in blocks[:-1])
+    assert [block.index for block in blocks] == list(range(first, first + len(blocks)))
+    assert all(block.num_frames == frames_per_block for block in blocks[:-1])
+
+
+@given(num_blocks=st.integers(0, 200), count=st.integers(1, 50))
+def test_parts_share_the_blocks_out(num_blocks, count):
+    blocks = plan_blocks(num_blocks, 1)
+    parts = [Part(index, count).select(blocks) for index in range(count)]
+    assert sorted(block.index for part in parts for block in part) == list(range(num_blocks))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("text", ["8/8", "-1/8", "1", "1/0", "a/b", "1/2/3", ""])
+def test_what_is_no_part_is_said(text):
+    with pytest.raises(ScalrError, match=r"--part: .*(0/8|K/N)"):
+        Part.parse(text)
 
 
 def test_digest_tells_other_frames_and_other_orders_apart():

@@ -1,0 +1,212 @@
+"""What an extraction will take: measured on a few frames, extrapolated to all."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .datasets.frame import Dataset
+from .encoding import ENCODINGS, Encoding
+from .pipeline import Points, PreparedFrame, encode_view, prepare_frame, scan_block, target_block, teacher_footprint
+from .plan import FRAMES_PER_BLOCK, plan_blocks
+from .store import create_store
+from .store.format import SHARD_BYTES
+from .store.inspect import StoreReport, inspect_store, readable_bytes
+from .teachers import Teacher
+
+logger = logging.getLogger(__name__)
+
+SAMPLED_FRAMES = 4
+MUCH_SMALLER = 3  # times
+
+
+@dataclass(frozen=True)
+class EncodingEstimate:
+    """The targets of all teachers in one encoding; `mean_cosine` is that of stored and exact vectors."""
+
+    encoding: Encoding
+    bytes: int
+    files: int
+    mean_cosine: float
+    worst_cosine: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a whole split will take."""
+
+    frames: int
+    views: int
+    pairs: int
+    scan_bytes: int
+    scan_files: int
+    encodings: list[EncodingEstimate]
+    chosen: Encoding
+    free_bytes: int
+    seconds: float  # on this machine, in one process
+    sampled_frames: int
+
+    def as_json(self) -> dict:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """A table for people."""
+        lines = [
+            f"{self.frames:,} frames, {self.views:,} views, about {self.pairs:,} pairs"
+            f" (extrapolated from {self.sampled_frames} frames)",
+            f"scans and pairs: {readable_bytes(self.scan_bytes)} in {self.scan_files:,} files",
+            "",
+            f"{'targets as':<18}{'size':>10}{'bytes/pair':>12}{'files':>10}{'mean cosine':>14}{'worst':>10}",
+        ]
+        for each in self.encodings:
+            name = f"{each.encoding.layout} {each.encoding.dtype}"
+            lines.append(
+                f"{name:<18}{readable_bytes(each.bytes):>10}{each.bytes / max(1, self.pairs):>12.1f}{each.files:>10,}"
+                f"{each.mean_cosine:>14.6f}{each.worst_cosine:>10.6f}"
+                + ("   as asked for" if each.encoding == self.chosen else "")
+            )
+        lines += ["", f"free space at the target: {readable_bytes(self.free_bytes)}"]
+        if self.bytes > self.free_bytes:
+            lines.append(f"NOT ENOUGH: {readable_bytes(self.bytes)} are needed")
+        lines.append(f"time on this machine, in one process: about {readable_seconds(self.seconds)}")
+        return "\n".join(lines)
+
+    @property
+    def bytes(self) -> int:
+        """Of scans, pairs and targets as asked for."""
+        return self.scan_bytes + next(each.bytes for each in self.encodings if each.encoding == self.chosen)
+
+
+def readable_seconds(seconds: float) -> str:
+    """
+    >>> readable_seconds(5400)
+    '1.5 hours'
+    """
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def estimate(
+    dataset: Dataset, teachers: Sequence[Teacher], chosen: Encoding, points: Points, batch_size: int, out: Path
+) -> Estimate:
+    """Extract a few frames into a temporary store, in every encoding, and extrapolate.
+
+    Sizes are those of real files, compression included. The time is that of the chosen encoding, one step after the
+    other; a run that overlaps them takes a little less.
+
+    Raises:
+        ScalrError: input that cannot be used.
+    """
+    numbers = np.unique(np.linspace(0, len(dataset.frames) - 1, SAMPLED_FRAMES).round().astype(int)).tolist()
+    scale = len(dataset.frames) / len(numbers)
+    for teacher in teachers:  # the first forward pass of a process is slower than all others
+        teacher.patch_maps(torch.zeros(1, 3, *teacher.image_size, device=teacher.device))
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        frames = [prepare_frame(dataset, dataset.frames[number], teachers, points) for number in numbers]
+        patch_maps = [_patch_maps(teacher, position, frames, batch_size) for position, teacher in enumerate(teachers)]
+        shared_seconds = time.perf_counter() - start
+        measured = {}
+        for encoding in ENCODINGS:
+            start = time.perf_counter()
+            path = Path(folder) / f"{encoding.layout}-{encoding.dtype}"
+            report = _write_sample(path, dataset, frames, teachers, patch_maps, encoding)
+            measured[encoding] = (report, shared_seconds + time.perf_counter() - start)
+    report, seconds = measured[chosen]
+    num_blocks = {layout: len(plan_blocks(len(dataset.frames), number)) for layout, number in FRAMES_PER_BLOCK.items()}
+    return Estimate(
+        frames=len(dataset.frames),
+        views=sum(len(frame.views) for frame in dataset.frames),
+        pairs=round(sum(report.pairs.values()) * scale),
+        scan_bytes=round(report.scans.bytes * scale),
+        scan_files=report.scans.files * num_blocks[chosen.layout],
+        encodings=[
+            _encoding_estimate(encoding, measured[encoding][0], scale, num_blocks[encoding.layout])
+            for encoding in ENCODINGS
+        ],
+        chosen=chosen,
+        free_bytes=shutil.disk_usage(_nearest_folder(out)).free,
+        seconds=seconds * scale,
+        sampled_frames=len(numbers),
+    )
+
+
+def warn_of_size(frame: PreparedFrame, num_frames: int, teachers: Sequence[Teacher], chosen: Encoding) -> None:
+    """Warn where another encoding of `num_frames` frames like this one is much smaller."""
+    sizes = {encoding: _raw_bytes(frame, teachers, encoding) * num_frames for encoding in ENCODINGS}
+    smallest = min(sizes, key=sizes.__getitem__)
+    if sizes[chosen] > MUCH_SMALLER * sizes[smallest]:
+        logger.warning(
+            "the targets of the whole split take about %s as --encoding %s --dtype %s; %s as --encoding %s --dtype %s"
+            " (before compression; 'scalr extract --dry-run' measures)",
+            *(readable_bytes(sizes[chosen]), chosen.layout, chosen.dtype),
+            *(readable_bytes(sizes[smallest]), smallest.layout, smallest.dtype),
+        )
+
+
+def _patch_maps(teacher: Teacher, position: int, frames: list[PreparedFrame], batch_size: int) -> list[torch.Tensor]:
+    images = [view.images[position] for frame in frames for view in frame.views]
+    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    return [patch_map for batch in batches for patch_map in teacher.patch_maps(torch.stack(batch))]
+
+
+def _write_sample(
+    path: Path,
+    dataset: Dataset,
+    frames: list[PreparedFrame],
+    teachers: Sequence[Teacher],
+    patch_maps: list[list[torch.Tensor]],
+    encoding: Encoding,
+) -> StoreReport:
+    """A store of one block."""
+    writer = create_store(path, "estimate")
+    settings = {"dataset": dataset.name, "split": dataset.split, "frames_per_block": len(frames), "num_blocks": 1}
+    writer.add_source(settings, record={})
+    scans = scan_block(0, dataset.split, frames)
+    writer.write_scans(0, scans)
+    views = [view for frame in frames for view in frame.views]
+    for teacher, maps in zip(teachers, patch_maps, strict=True):
+        writer.add_teacher(teacher.name, {})
+        stored = [
+            encode_view(teacher, encoding, patch_map, view.pixel, view.image_shape)
+            for patch_map, view in zip(maps, views, strict=True)
+        ]
+        writer.write_targets(0, teacher.name, target_block(scans.views, stored))
+    return inspect_store(writer.store)
+
+
+def _encoding_estimate(encoding: Encoding, report: StoreReport, scale: float, num_blocks: int) -> EncodingEstimate:
+    targets = report.teachers.values()
+    num_bytes = round(sum(each.bytes for each in targets) * scale)
+    more_shards = sum(int(each.bytes * scale / num_blocks // SHARD_BYTES) for each in targets)
+    return EncodingEstimate(
+        encoding=encoding,
+        bytes=num_bytes,
+        files=(sum(each.files for each in targets) + more_shards) * num_blocks,
+        mean_cosine=float(np.mean([each.mean_cosine for each in targets])),
+        worst_cosine=min(each.worst_cosine for each in targets),
+    )
+
+
+def _raw_bytes(frame: PreparedFrame, teachers: Sequence[Teacher], encoding: Encoding) -> int:
+    total = 0
+    for teacher in teachers:
+        for view in frame.views:
+            touched = teacher_footprint(teacher, view.pixel, view.image_shape).touched
+            total += encoding.bytes_per_view(len(view.pixel), len(touched), teacher.dim)
+    return total
+
+
+def _nearest_folder(path: Path) -> Path:
+    return next(folder for folder in [path, *path.absolute().parents] if folder.is_dir())

@@ -1,0 +1,117 @@
+"""Where blocks are computed: in this process, in processes of this machine, or on a dask cluster. One plan for all.
+
+Each executor takes a function that turns blocks into reports, and yields the reports as blocks are committed. Dask
+gives a block to another worker when one dies.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from ..errors import ScalrError
+from .pipeline import BlockDone
+from .plan import Block
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from .run import ExtractConfig
+
+CONNECT_TIMEOUT_S = 30
+Extractor = Callable[[Sequence[Block]], Iterator[BlockDone]]
+T = TypeVar("T")
+
+
+def run_on_cluster(
+    client: Client, extractor: Callable[[ExtractConfig], Extractor], config: ExtractConfig, blocks: list[Block]
+) -> Iterator[BlockDone]:
+    """Each block a task; a worker builds the extractor once and keeps it.
+
+    Raises:
+        ScalrError: what an extractor raises, or a block that took several workers down with it.
+    """
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    futures = {client.submit(_extract_one, extractor, config, block, pure=False): block for block in blocks}
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    except KilledWorker:
+        lost = [futures[future].index for future in futures if future.status == "error"]
+        raise ScalrError(
+            f"workers died again and again with block {lost[0] if lost else '?'}, perhaps out of memory",
+            where=client.scheduler.address,
+            fix="Look at the workers' logs; give them more memory or take a smaller --batch-size, then run again.",
+        ) from None
+    finally:
+        client.cancel(list(futures))
+
+
+@contextmanager
+def local_cluster(workers: int) -> Iterator[Client]:
+    """Worker processes on this machine that share its cores, and its GPUs in turn."""
+    from distributed import Client, LocalCluster
+
+    cores = max(1, (os.cpu_count() or 1) // workers)
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            memory_limit=0,  # the system's own limit is the one that counts
+            dashboard_address=None,
+            silence_logs=50,  # a worker that dies is replaced; what is wrong in the end is raised
+            env={"OMP_NUM_THREADS": str(cores), "MKL_NUM_THREADS": str(cores), "OMP_WAIT_POLICY": "PASSIVE"},
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def existing_cluster(address: str) -> Iterator[Client]:
+    """A dask.distributed cluster that somebody else started.
+
+    Raises:
+        ScalrError: no scheduler answers there.
+    """
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ScalrError(
+            f"no dask scheduler answers ({str(error) or type(error).__name__})",
+            where=address,
+            fix="Pass --scheduler with the address that 'dask scheduler' prints, such as tcp://node1:8786.",
+        ) from None
+    with client:
+        yield client
+
+
+def _extract_one(extractor: Callable[[ExtractConfig], Extractor], config: ExtractConfig, block: Block) -> BlockDone:
+    (done,) = _extractor_of_worker(extractor, config)([block])
+    return done
+
+
+@functools.lru_cache(maxsize=1)
+def _extractor_of_worker(extractor: Callable[[T], Extractor], config: T) -> Extractor:
+    return extractor(config)
+
+
+def device_of_worker(device: str) -> str:
+    """`auto` among the worker processes of one machine: each takes the next GPU."""
+    from distributed import get_worker
+
+    try:
+        name = get_worker().name
+    except ValueError:  # not in a worker
+        return device
+    gpus = torch.cuda.device_count()
+    return f"cuda:{name % gpus}" if device == "auto" and isinstance(name, int) and gpus else device

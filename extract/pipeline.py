@@ -1,0 +1,310 @@
+"""Blocks from scan to store in one process: reading and projection, teacher, and writing overlap.
+
+Threads read ahead while the teacher works, and one thread writes a block while the next is computed. What a block
+holds depends on the block alone: its teacher batches never reach into another block, so that every division of the
+work gives the same store, bit by bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from .datasets.frame import Dataset, Frame, read_image
+from .encoding import Encoding, Footprint, StoredVectors, footprint
+from .plan import Block
+from .projection import project
+from .store import SCANS, ScanBlock, StoreWriter, TargetBlock
+from .teachers import Teacher
+
+MAX_READERS = 8  # threads that read scans and images
+
+Points = Literal["all", "visible"]
+T, R = TypeVar("T"), TypeVar("R")
+
+
+@dataclass(frozen=True)
+class BlockDone:
+    """A block that is committed now."""
+
+    block: int
+    num_frames: int
+    num_bytes: int  # on disk
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedView:
+    """One view, ready for the teachers."""
+
+    image_shape: tuple[int, int]  # (H, W) of the original image [px]
+    point_index: np.ndarray  # (R,) uint32
+    pixel: np.ndarray  # (R, 2) uint16
+    images: list[torch.Tensor]  # (3, h, w) float32 for each teacher
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedFrame:
+    """A scan with its views."""
+
+    frame: Frame
+    points: np.ndarray  # (N, 4) float32
+    views: list[PreparedView]
+
+    def without_images(self) -> PreparedFrame:
+        """All that is needed of it once the teachers have seen it."""
+        return replace(self, views=[replace(view, images=[]) for view in self.views])
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTask:
+    """What is missing of a block."""
+
+    block: Block
+    teachers: list[Teacher]
+    scans: ScanBlock | None  # already committed
+
+
+class Pipeline:
+    """Computes blocks and commits them.
+
+    Args:
+        dataset: whose frames the blocks count.
+        teachers: recorded in the store.
+        encoding: of their targets.
+        writer: of the store.
+        split: as recorded in the store.
+        points: keep all points of a scan, or those that some view sees.
+        batch_size: images that the teacher sees at once; the last batch of a block may be smaller.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        teachers: Sequence[Teacher],
+        encoding: Encoding,
+        writer: StoreWriter,
+        *,
+        points: Points,
+        batch_size: int,
+    ) -> None:
+        self.dataset, self.teachers, self.encoding, self.writer = dataset, teachers, encoding, writer
+        self.points, self.batch_size = points, batch_size
+
+    def run(self, blocks: Sequence[Block]) -> Iterator[BlockDone]:
+        """Extract blocks one after the other and yield each once it is committed.
+
+        Raises:
+            ScalrError: input that cannot be used, or a file system that refuses; committed blocks stay.
+        """
+        num_readers = min(MAX_READERS, os.cpu_count() or 1)
+        with _pool(num_readers) as readers, ThreadPoolExecutor(1) as writers:
+            prepared = _ahead(readers, self._prepare, self._frames_of(blocks), depth=self.batch_size)
+            writing = None
+            for block in blocks:
+                task, first = next(prepared)
+                others = (frame for _, frame in itertools.islice(prepared, block.num_frames - 1))
+                scans, stored = self._compute(task, itertools.chain([first], others))
+                if writing is not None:
+                    yield writing.result()
+                writing = writers.submit(self._write, task, scans, stored)
+            if writing is not None:
+                yield writing.result()
+
+    def _frames_of(self, blocks: Iterable[Block]) -> Iterator[tuple[BlockTask, int]]:
+        store = self.writer.store
+        for block in blocks:
+            missing = [teacher for teacher in self.teachers if not store.is_committed(teacher.name, block.index)]
+            scans = store.read_scans(block.index) if store.is_committed(SCANS, block.index) else None
+            task = BlockTask(block, missing, scans)
+            yield from ((task, number) for number in range(block.num_frames))
+
+    def _prepare(self, item: tuple[BlockTask, int]) -> tuple[BlockTask, PreparedFrame]:
+        task, number = item
+        frame = self.dataset.frames[task.block.start + number]
+        return task, prepare_frame(self.dataset, frame, task.teachers, self.points, task.scans)
+
+    def _compute(self, task: BlockTask, frames: Iterable[PreparedFrame]) -> tuple[ScanBlock, list[list[StoredVectors]]]:
+        encoders = [TargetEncoder(teacher, self.encoding, self.batch_size) for teacher in task.teachers]
+        seen = []
+        for prepared in frames:
+            for view in prepared.views:
+                for encoder, image in zip(encoders, view.images, strict=True):
+                    encoder.add(image, view.pixel, view.image_shape)
+            seen.append(prepared.without_images())
+        scans = scan_block(task.block.index, self.dataset.split, seen) if task.scans is None else task.scans
+        return scans, [encoder.finish() for encoder in encoders]
+
+    def _write(self, task: BlockTask, scans: ScanBlock, stored: list[list[StoredVectors]]) -> BlockDone:
+        block = task.block.index
+        num_bytes = self.writer.write_scans(block, scans)
+        for teacher, vectors in zip(task.teachers, stored, strict=True):
+            num_bytes += self.writer.write_targets(block, teacher.name, target_block(scans.views, vectors))
+        return BlockDone(block, task.block.num_frames, num_bytes)
+
+
+def prepare_frame(
+    dataset: Dataset,
+    frame: Frame,
+    teachers: Sequence[Teacher],
+    points: Points,
+    committed: ScanBlock | None = None,
+) -> PreparedFrame:
+    """Read a frame's scan and images; its pairs are computed, or taken from the block that has them already."""
+    kept, pairs = _stored_pairs(committed, frame.token) if committed else _new_pairs(dataset, frame, points)
+    views = []
+    for view, (point_index, pixel) in zip(frame.views, pairs, strict=True):
+        images = []
+        if teachers:
+            image = read_image(dataset.root, view)
+            images = [teacher.prepare(image) for teacher in teachers]
+        views.append(PreparedView(view.image_shape, point_index, pixel, images))
+    return PreparedFrame(frame, kept, views)
+
+
+def _new_pairs(
+    dataset: Dataset, frame: Frame, points: Points
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """The points to keep of a scan, and (point_index, pixel) of each view."""
+    scan = dataset.read_points(frame)
+    pairs = [project(scan, view.calibration, view.image_shape, dataset.visibility) for view in frame.views]
+    if points == "all":
+        return scan, [(pair.point_index, pair.pixel) for pair in pairs]
+    seen = np.zeros(len(scan), dtype=bool)
+    for pair in pairs:
+        seen[pair.point_index] = True
+    row_among_seen = (np.cumsum(seen) - 1).astype(np.uint32)
+    return scan[seen], [(row_among_seen[pair.point_index], pair.pixel) for pair in pairs]
+
+
+class TargetEncoder:
+    """Encodes one teacher's targets as views come in; the teacher sees full batches, whatever frames they are of."""
+
+    def __init__(self, teacher: Teacher, encoding: Encoding, batch_size: int) -> None:
+        self.teacher, self.encoding, self.batch_size = teacher, encoding, batch_size
+        self._waiting: list[tuple[torch.Tensor, np.ndarray, tuple[int, int]]] = []
+        self._stored: list[StoredVectors] = []
+
+    def add(self, image: torch.Tensor, pixel: np.ndarray, image_shape: tuple[int, int]) -> None:
+        """Take a view: its prepared image (3, h, w), pixel (R, 2), and (H, W) of the original image."""
+        self._waiting.append((image, pixel, image_shape))
+        if len(self._waiting) == self.batch_size:
+            self._encode_waiting()
+
+    def finish(self) -> list[StoredVectors]:
+        """The targets of every view, in the order they came."""
+        if self._waiting:
+            self._encode_waiting()
+        return self._stored
+
+    def _encode_waiting(self) -> None:
+        patch_maps = self.teacher.patch_maps(torch.stack([image for image, _, _ in self._waiting]))
+        for patch_map, (_, pixel, image_shape) in zip(patch_maps, self._waiting, strict=True):
+            self._stored.append(encode_view(self.teacher, self.encoding, patch_map, pixel, image_shape))
+        self._waiting.clear()
+
+
+def encode_view(
+    teacher: Teacher, encoding: Encoding, patch_map: torch.Tensor, pixel: np.ndarray, image_shape: tuple[int, int]
+) -> StoredVectors:
+    """Encode where the patch map is, and bring the result to the CPU."""
+    encoded = encoding.encode(patch_map, teacher_footprint(teacher, pixel, image_shape))
+    return StoredVectors(*(None if part is None else part.cpu() for part in encoded))
+
+
+def teacher_footprint(teacher: Teacher, pixel: np.ndarray, image_shape: tuple[int, int]) -> Footprint:
+    """What the pairs at `pixel` (R, 2) of an (H, W) image read of the teacher's patch map, on its device."""
+    map_shape = tuple(side // teacher.patch_size for side in teacher.image_size)
+    on_device = torch.from_numpy(pixel.astype(np.int64)).to(teacher.device)
+    return footprint(on_device, image_shape, map_shape, teacher.patch_size)
+
+
+def scan_block(block: int, split: str, frames: Sequence[PreparedFrame]) -> ScanBlock:
+    """The scans and pairs of a block's frames, one after the other."""
+    views = [view for prepared in frames for view in prepared.views]
+    return ScanBlock(
+        points=np.concatenate([prepared.points for prepared in frames]),
+        point_index=np.concatenate([view.point_index for view in views]),
+        pixel=np.concatenate([view.pixel for view in views]),
+        views=_view_table(block, split, frames),
+    )
+
+
+def target_block(scan_views: pa.Table, stored: Sequence[StoredVectors]) -> TargetBlock:
+    """One teacher's targets of a block's views, one after the other."""
+    stop = np.cumsum([len(view.vectors) for view in stored])
+    table = {name: scan_views[name] for name in ("block", "token", "camera")}
+    table |= {"start": stop - [len(view.vectors) for view in stored], "stop": stop}
+    cosines = [view.cosine if len(view.cosine) else torch.ones(1) for view in stored]
+    table |= {"mean_cosine": [cosine.mean().item() for cosine in cosines]}
+    table |= {"worst_cosine": [cosine.min().item() for cosine in cosines]}
+    return TargetBlock(
+        vectors=torch.cat([view.vectors for view in stored]).numpy(),
+        scale=None if stored[0].scale is None else torch.cat([view.scale for view in stored]).numpy(),
+        views=pa.table(table),
+    )
+
+
+def _stored_pairs(scans: ScanBlock, token: str) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """A frame's points and each view's (point_index, pixel), as they were committed."""
+    rows = [row for row in scans.views.to_pylist() if row["token"] == token]
+    pairs = [slice(row["pairs_start"], row["pairs_stop"]) for row in rows]
+    points = scans.points[rows[0]["points_start"] : rows[0]["points_stop"]]
+    return points, [(scans.point_index[pair], scans.pixel[pair]) for pair in pairs]
+
+
+def _view_table(block: int, split: str, frames: Sequence[PreparedFrame]) -> pa.Table:
+    rows, points_stop, pairs_stop = [], 0, 0
+    for prepared in frames:
+        points_start, points_stop = points_stop, points_stop + len(prepared.points)
+        for record, view in zip(prepared.frame.views, prepared.views, strict=True):
+            pairs_start, pairs_stop = pairs_stop, pairs_stop + len(view.pixel)
+            rows.append(
+                {
+                    "block": block,
+                    "dataset": prepared.frame.dataset,
+                    "split": split,
+                    "scene": prepared.frame.scene,
+                    "token": prepared.frame.token,
+                    "timestamp": prepared.frame.timestamp,
+                    "camera": record.camera,
+                    "image": record.image,
+                    "image_height": record.image_shape[0],
+                    "image_width": record.image_shape[1],
+                    "points_start": points_start,
+                    "points_stop": points_stop,
+                    "pairs_start": pairs_start,
+                    "pairs_stop": pairs_stop,
+                }
+            )
+    return pa.Table.from_pylist(rows)
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
+    """`map` that works on at most `depth` items ahead of the one asked for."""
+    pending: deque = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > depth:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A thread pool that, left by an error, drops what it has not begun."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

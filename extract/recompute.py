@@ -1,0 +1,129 @@
+"""Stored targets against the teacher: recompute some views from their images and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..errors import StoreError
+from .datasets import open_dataset
+from .datasets.frame import Dataset, Frame
+from .encoding import sample_targets
+from .pipeline import prepare_frame, teacher_footprint
+from .store import FeatureStore, Source
+from .teachers import Teacher, load_teacher
+
+SEED = 0  # of the choice of views
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """One view of the store against its recomputation in float32."""
+
+    row: int  # of `store.views`
+    teacher: str
+    pairs: int
+    same_pairs: bool  # points and pixels; without it there is nothing to compare
+    mean_cosine: float
+    worst_cosine: float
+    # Mean distance of the unit vectors. The similarity loss is a mean of such distances, so that for no student
+    # its values on stored and on exact targets are further apart.
+    loss_difference: float
+
+
+def recompute_targets(
+    store: FeatureStore, num_views: int, *, root: Path | None, weights: str | None, device: torch.device
+) -> Iterator[Recomputed]:
+    """Recompute `num_views` views of each teacher, drawn at random among those that see a point.
+
+    Args:
+        root: the dataset's folder; None takes the one recorded.
+        weights: of the teacher; None takes hub or random as recorded.
+
+    Raises:
+        ScalrError: dataset or weights that are not there, or are not those of the store.
+    """
+
+    @cache
+    def frames_of(dataset_name: str, split: str) -> tuple[Dataset, Source, dict[str, Frame]]:
+        (source,) = [each for each in store.sources if (each.dataset, each.split) == (dataset_name, split)]
+        dataset = open_dataset(dataset_name, root or Path(source.attributes["record"]["root"]), split)
+        return dataset, source, {frame.token: frame for frame in dataset.frames}
+
+    for name in store.teachers:
+        teacher = _recorded_teacher(store, name, weights, device)
+        for row in _rows_with_pairs(store, name, num_views):
+            view = store.views.slice(row, 1).to_pylist()[0]
+            dataset, source, frames = frames_of(view["dataset"], view["split"])
+            if view["token"] not in frames:
+                raise StoreError(
+                    f"frame {view['token']} is in the store, but not in this dataset",
+                    where=dataset.root,
+                    fix="Pass --root with the dataset that the store was made from.",
+                )
+            yield _recompute(store, row, view["camera"], teacher, dataset, source, frames[view["token"]])
+
+
+def _recompute(
+    store: FeatureStore, row: int, camera: str, teacher: Teacher, dataset: Dataset, source: Source, frame: Frame
+) -> Recomputed:
+    prepared = prepare_frame(dataset, frame, [teacher], source.attributes["points"])
+    (number,) = [number for number, view in enumerate(frame.views) if view.camera == camera]
+    view, stored = prepared.views[number], store.read_view(row, teacher.name)
+    same_pairs = (
+        np.array_equal(view.pixel, stored.pixel)
+        and np.array_equal(view.point_index, stored.point_index)
+        and np.array_equal(prepared.points, stored.points)
+    )
+    if not same_pairs:
+        return Recomputed(row, teacher.name, len(stored.pixel), False, *[float("nan")] * 3)
+    patch_map = teacher.patch_maps(view.images[0][None])[0]
+    exact = sample_targets(patch_map, teacher_footprint(teacher, view.pixel, view.image_shape)).cpu()
+    exact, kept = F.normalize(exact, dim=1), F.normalize(torch.from_numpy(stored.targets), dim=1)
+    cosine = (exact.double() * kept.double()).sum(dim=1)
+    return Recomputed(
+        row=row,
+        teacher=teacher.name,
+        pairs=len(cosine),
+        same_pairs=True,
+        mean_cosine=cosine.mean().item(),
+        worst_cosine=cosine.min().item(),
+        loss_difference=torch.linalg.vector_norm(exact - kept, dim=1).mean().item(),
+    )
+
+
+def _recorded_teacher(store: FeatureStore, name: str, weights: str | None, device: torch.device) -> Teacher:
+    provenance = store.teachers[name]
+    if weights is None and provenance["weights"] == "file":
+        raise StoreError(
+            f"the targets of {name} were made from a weights file", where=store.path, fix="Pass it with --weights."
+        )
+    teacher = load_teacher(
+        name,
+        image_size=tuple(provenance["image_size"]),
+        weights=weights or provenance["weights"],
+        precision=provenance["precision"],
+        device=device,
+    )
+    if teacher.provenance.weights_sha256 != provenance["weights_sha256"]:
+        raise StoreError(
+            f"the targets of {name} were made with other weights (SHA-256 {provenance['weights_sha256'][:12]},"
+            f" these have {teacher.provenance.weights_sha256[:12]})",
+            where=store.path,
+            fix="Pass --weights with the file they were made from.",
+        )
+    return teacher
+
+
+def _rows_with_pairs(store: FeatureStore, teacher: str, number: int) -> list[int]:
+    rows = store.rows_with_targets(teacher)
+    pairs = store.views["pairs_stop"].to_numpy()[rows] - store.views["pairs_start"].to_numpy()[rows]
+    rows = rows[pairs > 0]
+    chosen = np.random.default_rng(SEED).choice(rows, min(number, len(rows)), replace=False)
+    return sorted(chosen.tolist())

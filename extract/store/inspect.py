@@ -1,0 +1,216 @@
+"""What a store holds, what is missing, and how large it is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset
+
+from .format import SCANS
+from .reader import FeatureStore
+
+
+@dataclass(frozen=True)
+class KindReport:
+    """The scans of a store, or one teacher's targets."""
+
+    committed_blocks: int
+    missing_blocks: list[int]
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TargetsReport(KindReport):
+    """One teacher's targets; the cosines are those of stored and exact vectors."""
+
+    provenance: dict
+    vectors: int
+    bytes_per_pair: float
+    mean_cosine: float
+    worst_cosine: float
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """What `inspect_store` found."""
+
+    path: Path
+    sources: list[dict]
+    num_blocks: int
+    frames: int
+    views: int
+    points: int
+    pairs: dict[str, int]  # by camera
+    scans: KindReport
+    teachers: dict[str, TargetsReport]
+    leftovers: dict[str, int]  # bytes in scratch folders, by the part that left them or is writing them
+    files: int
+    bytes: int
+
+    def as_json(self) -> dict:
+        """Plain JSON values."""
+        return asdict(self) | {"path": str(self.path)}
+
+    def as_text(self) -> str:
+        """A table for people."""
+        splits = ", ".join(f"{source['dataset']} {source['split']}" for source in self.sources) or "nothing yet"
+        total_pairs = sum(self.pairs.values())
+        lines = [
+            f"{self.path}: {splits}; {self.frames:,} frames, {self.views:,} views, {total_pairs:,} pairs",
+            f"{readable_bytes(self.bytes)} in {self.files:,} files,"
+            f" {self.bytes / max(1, total_pairs):.1f} bytes a pair",
+            "",
+            f"{'':<18}{'blocks':>13}{'size':>10}{'bytes/pair':>12}{'files':>8}  kept as",
+            _row("scans and pairs", self.scans, self.num_blocks, self.scans.bytes / max(1, total_pairs), ""),
+        ]
+        for name, targets in self.teachers.items():
+            lines.append(_row(name, targets, self.num_blocks, targets.bytes_per_pair, _kept_as(targets)))
+        lines += ["", *(f"{camera:<18}{count:>13,} pairs" for camera, count in self.pairs.items())]
+        for name, kind in {"scans": self.scans, **self.teachers}.items():
+            if kind.missing_blocks:
+                lines.append(f"missing {name}: {len(kind.missing_blocks)} blocks, {_ranges(kind.missing_blocks)}")
+        for owner, num_bytes in self.leftovers.items():
+            lines.append(f"unfinished: {readable_bytes(num_bytes)} of {owner}, running or killed")
+        return "\n".join(lines)
+
+
+def inspect_store(store: FeatureStore) -> StoreReport:
+    """Count what is committed, from the indexes and the sizes of files; arrays are not read."""
+    views = store.views
+    counts = views["pairs_stop"].to_numpy() - views["pairs_start"].to_numpy()
+    cameras = views["camera"].to_pylist()
+    pairs: dict[str, int] = dict.fromkeys(cameras, 0)
+    for camera, count in zip(cameras, counts.tolist(), strict=True):
+        pairs[camera] += count
+    scan_rows = np.unique(
+        np.stack([views[name].to_numpy() for name in ("block", "points_start", "points_stop")], axis=1), axis=0
+    )
+    sizes = _Sizes(store)
+    return StoreReport(
+        path=store.path,
+        sources=[source.attributes for source in store.sources],
+        num_blocks=store.num_blocks,
+        frames=len(set(views["token"].to_pylist())),
+        views=views.num_rows,
+        points=int((scan_rows[:, 2] - scan_rows[:, 1]).sum()),
+        pairs=pairs,
+        scans=KindReport(**_completeness(store, SCANS), files=sizes.files[SCANS], bytes=sizes.bytes[SCANS]),
+        teachers={name: _targets_report(store, name, sizes) for name in store.teachers},
+        leftovers=sizes.leftovers,
+        files=sizes.all_files,
+        bytes=sizes.all_bytes,
+    )
+
+
+def _completeness(store: FeatureStore, kind: str) -> dict:
+    committed = store.committed_blocks(kind)
+    missing = sorted(set(range(store.num_blocks)) - committed)
+    return {"committed_blocks": len(committed), "missing_blocks": missing}
+
+
+def _targets_report(store: FeatureStore, teacher: str, sizes: _Sizes) -> TargetsReport:
+    blocks = store.committed_blocks(teacher)
+    views = store.views.filter(pyarrow.compute.is_in(store.views["block"], pyarrow.array(sorted(blocks), "int32")))
+    num_pairs = int((views["pairs_stop"].to_numpy() - views["pairs_start"].to_numpy()).sum())
+    targets = store.read_target_views(teacher)
+    vectors = targets["stop"].to_numpy() - targets["start"].to_numpy()
+    mean = targets["mean_cosine"].to_numpy()
+    return TargetsReport(
+        **_completeness(store, teacher),
+        files=sizes.files[teacher],
+        bytes=sizes.bytes[teacher],
+        provenance=store.teachers[teacher],
+        vectors=int(vectors.sum()),
+        bytes_per_pair=sizes.bytes[teacher] / max(1, num_pairs),
+        mean_cosine=float(np.average(mean, weights=vectors)) if vectors.any() else 1.0,
+        worst_cosine=float(targets["worst_cosine"].to_numpy().min(initial=1.0)),
+    )
+
+
+def describe_weights(provenance: dict) -> str:
+    """How a teacher's weights are named to people; random ones loudly."""
+    origin = provenance["weights"]
+    if origin == "random":
+        return "RANDOM weights (no meaning)"
+    return f"weights from {origin}, SHA-256 {provenance['weights_sha256'][:12]}"
+
+
+def readable_bytes(number: float) -> str:
+    """
+    >>> readable_bytes(1.3e12)
+    '1.3 TB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
+def _row(name: str, kind: KindReport, num_blocks: int, bytes_per_pair: float, kept_as: str) -> str:
+    blocks = f"{kind.committed_blocks} of {num_blocks}"
+    size = readable_bytes(kind.bytes)
+    return f"{name:<18}{blocks:>13}{size:>10}{bytes_per_pair:>12.1f}{kind.files:>8}  {kept_as}".rstrip()
+
+
+def _kept_as(targets: TargetsReport) -> str:
+    provenance = targets.provenance
+    return (
+        f"{provenance['encoding']} {provenance['dtype']}, {provenance['dim']} dimensions,"
+        f" cosine {targets.mean_cosine:.6f} (worst {targets.worst_cosine:.6f}); {describe_weights(provenance)}"
+    )
+
+
+def _ranges(numbers: list[int], most: int = 8) -> str:
+    """
+    >>> _ranges([0, 1, 2, 5])
+    '0-2, 5'
+    """
+    starts = [number for number in numbers if number - 1 not in numbers]
+    stops = [number for number in numbers if number + 1 not in numbers]
+    runs = [str(start) if start == stop else f"{start}-{stop}" for start, stop in zip(starts, stops, strict=True)]
+    return ", ".join(runs[:most]) + (", …" if len(runs) > most else "")
+
+
+class _Sizes:
+    """Files and bytes of scans, targets and scratch folders, in one walk."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.files: dict[str, int] = dict.fromkeys([SCANS, *store.teachers], 0)
+        self.bytes = dict(self.files)
+        self.leftovers: dict[str, int] = {}
+        self.all_files = self.all_bytes = 0
+        for folder, _, names in os.walk(store.path):
+            inside = Path(folder).relative_to(store.path).parts
+            self._add(inside, len(names), sum(_size(os.path.join(folder, name)) for name in names))
+
+    def _add(self, inside: tuple[str, ...], files: int, num_bytes: int) -> None:
+        self.all_files += files
+        self.all_bytes += num_bytes
+        if inside[:1] == ("tmp",) and len(inside) > 1:
+            self.leftovers[inside[1]] = self.leftovers.get(inside[1], 0) + num_bytes
+            return
+        kind = _kind_of(inside)
+        if kind in self.files:
+            self.files[kind] += files
+            self.bytes[kind] += num_bytes
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:  # a job that is running has moved or removed it
+        return 0
+
+
+def _kind_of(inside: tuple[str, ...]) -> str | None:
+    """Whether a folder belongs to the scans or to a teacher."""
+    if inside[:1] == ("index",) and len(inside) == 2:
+        return inside[1]
+    if inside[:1] == ("blocks",) and len(inside) > 1:
+        return inside[3] if len(inside) > 3 and inside[2] == "targets" else SCANS
+    return None

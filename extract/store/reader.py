@@ -1,0 +1,288 @@
+"""Reading a feature store."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import torch
+import zarr
+
+from ...errors import StoreError
+from ..encoding import EncodedTargets, Encoding, Footprint, footprint
+from . import format as fmt
+from .format import SCANS
+
+OPEN_ARRAYS = 512  # handles that a reader keeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One split of one dataset in the store, and its blocks."""
+
+    dataset: str
+    split: str
+    frames_per_block: int
+    first_block: int
+    num_blocks: int
+    attributes: dict  # as recorded: all of the above and what else the scans depend on
+
+    @property
+    def blocks(self) -> range:
+        return range(self.first_block, self.first_block + self.num_blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class ScanBlock:
+    """The scans and pairs of one block, concatenated; `views` has format.SCANS_SCHEMA."""
+
+    points: np.ndarray  # (P, 4) float32
+    point_index: np.ndarray  # (R,) uint32, row in the view's scan
+    pixel: np.ndarray  # (R, 2) uint16
+    views: pa.Table
+
+
+@dataclass(frozen=True, eq=False)
+class TargetBlock:
+    """One teacher's targets of a block, encoded and concatenated; `views` has format.TARGETS_SCHEMA."""
+
+    vectors: np.ndarray  # (T, D) float16 or int8
+    scale: np.ndarray | None  # (T,) float32 with int8
+    views: pa.Table
+
+
+@dataclass(frozen=True, eq=False)
+class StoredView:
+    """What `FeatureStore.read_view` gives: one view with its scan.
+
+    `targets` is decoded when it is first asked for; a training step decodes `encoded` on its own device instead.
+    """
+
+    dataset: str
+    points: np.ndarray  # (N, 4) float32, lidar frame [m] and raw intensity
+    point_index: np.ndarray  # (R,) int64, row in `points`
+    pixel: np.ndarray  # (R, 2) uint16, row and column
+    encoded: EncodedTargets | None  # R pairs; None when no teacher was asked for
+
+    @functools.cached_property
+    def targets(self) -> np.ndarray | None:
+        """(R, D) float32, in pair order."""
+        return None if self.encoded is None else self.encoded.decode().numpy()
+
+
+class FeatureStore:
+    """A store on disk, to read; `open_store` gives one.
+
+    It shows what was committed when its `views` were first asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._column = functools.cache(self._read_column)
+        self._array = functools.lru_cache(OPEN_ARRAYS)(self._open_array)
+        self._target_ranges = functools.lru_cache(OPEN_ARRAYS)(self._read_target_ranges)
+
+    def __reduce__(self):
+        # Open handles and tables stay behind: a DataLoader worker opens its own.
+        return open_store, (self.path,)
+
+    @functools.cached_property
+    def sources(self) -> list[Source]:
+        """The splits of datasets that are, or will be, in the store."""
+        return [_source(fmt.read_attributes(path)) for path in sorted((self.path / "sources").glob("*/zarr.json"))]
+
+    @functools.cached_property
+    def teachers(self) -> dict[str, dict]:
+        """The provenance of each teacher in the store."""
+        paths = sorted((self.path / "teachers").glob("*/zarr.json"))
+        return {path.parent.name: fmt.read_attributes(path) for path in paths}
+
+    @functools.cached_property
+    def views(self) -> pa.Table:
+        """One row per committed view, in block order: format.SCANS_SCHEMA."""
+        return self._read_indexes(SCANS)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the finished store."""
+        return sum(source.num_blocks for source in self.sources)
+
+    def read_target_views(self, teacher: str) -> pa.Table:
+        """One row per view that has this teacher's targets, in block order: format.TARGETS_SCHEMA."""
+        self._teacher(teacher)
+        return self._read_indexes(teacher)
+
+    def committed_blocks(self, kind: str = SCANS) -> set[int]:
+        """The blocks whose scans (or, with a teacher's name, whose targets) are there."""
+        return {int(path.stem) for path in (self.path / "index" / kind).glob("*.parquet")}
+
+    def is_committed(self, kind: str, block: int) -> bool:
+        return fmt.index_path(self.path, kind, block).exists()
+
+    def target_dim(self, teacher: str) -> int:
+        """The dimension D of a teacher's targets."""
+        return self._teacher(teacher)["dim"]
+
+    def encoding(self, teacher: str) -> Encoding:
+        """How a teacher's targets are kept."""
+        provenance = self._teacher(teacher)
+        return Encoding(provenance["encoding"], provenance["dtype"])
+
+    def rows_with_targets(self, teacher: str) -> np.ndarray:
+        """The rows of `views` that have this teacher's targets.
+
+        Raises:
+            StoreError: the store has no such teacher.
+        """
+        self._teacher(teacher)
+        return np.flatnonzero(np.isin(self._column("block"), list(self.committed_blocks(teacher))))
+
+    def read_view(self, row: int, teacher: str | None = None) -> StoredView:
+        """Read row `row` of `views`, with the targets of `teacher` if one is named.
+
+        Raises:
+            StoreError: no such row, no such teacher, targets that are not there, or damaged data.
+        """
+        if not 0 <= row < self.views.num_rows:
+            raise StoreError(
+                f"no view {row}, it has {self.views.num_rows}", where=self.path, fix="Use a row of .views."
+            )
+        block = int(self._column("block")[row])
+        points, pairs = self._rows("points", row), self._rows("pairs", row)
+        pixel = self._read(SCANS, block, "pairs/pixel", pairs)
+        return StoredView(
+            dataset=self.views["dataset"][row].as_py(),
+            points=self._read(SCANS, block, "points", points),
+            point_index=self._read(SCANS, block, "pairs/point_index", pairs).astype(np.int64),
+            pixel=pixel,
+            encoded=None if teacher is None else self._read_targets(row, block, teacher, pixel),
+        )
+
+    def read_scans(self, block: int) -> ScanBlock:
+        """The scans and pairs of a committed block.
+
+        Raises:
+            StoreError: damaged data.
+        """
+        everything = slice(None)
+        return ScanBlock(
+            points=self._read(SCANS, block, "points", everything),
+            point_index=self._read(SCANS, block, "pairs/point_index", everything),
+            pixel=self._read(SCANS, block, "pairs/pixel", everything),
+            views=fmt.read_index(fmt.index_path(self.path, SCANS, block), SCANS),
+        )
+
+    def read_targets(self, block: int, teacher: str) -> TargetBlock:
+        """One teacher's targets of a committed block, as they are kept.
+
+        Raises:
+            StoreError: no such teacher, or damaged data.
+        """
+        everything = slice(None)
+        has_scale = self.encoding(teacher).dtype == "int8"
+        return TargetBlock(
+            vectors=self._read(teacher, block, "vectors", everything),
+            scale=self._read(teacher, block, "scale", everything) if has_scale else None,
+            views=fmt.read_index(fmt.index_path(self.path, teacher, block), teacher),
+        )
+
+    def footprint(self, teacher: str, pixel: np.ndarray, image_shape: tuple[int, int]) -> Footprint:
+        """What the pairs at `pixel` (R, 2) of an (H, W) image read of a teacher's patch map."""
+        provenance = self._teacher(teacher)
+        patch_size = provenance["patch_size"]
+        map_shape = tuple(side // patch_size for side in provenance["image_size"])
+        return footprint(torch.from_numpy(pixel.astype(np.int64)), image_shape, map_shape, patch_size)
+
+    def _read_targets(self, row: int, block: int, teacher: str, pixel: np.ndarray) -> EncodedTargets:
+        encoding = self.encoding(teacher)
+        if not self.is_committed(teacher, block):
+            raise StoreError(
+                f"block {block} has no targets of {teacher}",
+                where=self.path,
+                fix=f"Run 'scalr extract --teacher {teacher}' on this store again.",
+            )
+        first_row = int(np.searchsorted(self._column("block"), block))
+        vectors = slice(*self._target_ranges(teacher, block)[row - first_row].tolist())
+        scale = self._read(teacher, block, "scale", vectors) if encoding.dtype == "int8" else None
+        image_shape = (int(self._column("image_height")[row]), int(self._column("image_width")[row]))
+        return encoding.decode(
+            torch.from_numpy(self._read(teacher, block, "vectors", vectors)),
+            None if scale is None else torch.from_numpy(scale),
+            self.footprint(teacher, pixel, image_shape),
+        )
+
+    def _rows(self, what: str, row: int) -> slice:
+        return slice(int(self._column(f"{what}_start")[row]), int(self._column(f"{what}_stop")[row]))
+
+    def _read_column(self, name: str) -> np.ndarray:
+        return self.views[name].to_numpy()
+
+    def _read(self, kind: str, block: int, name: str, rows: slice) -> np.ndarray:
+        try:
+            return self._array(kind, block, name)[rows]
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:  # zarr's own and its codecs'
+            raise StoreError(
+                f"block {block}: array '{name}' cannot be read ({type(error).__name__}: {error})",
+                where=fmt.group_path(self.path, kind, block),
+                fix=f"Run 'scalr verify {self.path} --repair', then the same 'scalr extract' again.",
+            ) from error
+
+    def _open_array(self, kind: str, block: int, name: str) -> zarr.Array:
+        return zarr.open_array(fmt.group_path(self.path, kind, block) / name, mode="r")
+
+    def _read_target_ranges(self, teacher: str, block: int) -> np.ndarray:
+        table = fmt.read_index(fmt.index_path(self.path, teacher, block), teacher)
+        return np.stack([table["start"].to_numpy(), table["stop"].to_numpy()], axis=1)
+
+    def _teacher(self, name: str) -> dict:
+        if name not in self.teachers:
+            raise StoreError(
+                f"no targets of teacher '{name}' (it has: {', '.join(self.teachers) or 'none'})",
+                where=self.path,
+                fix=f"Run 'scalr extract --teacher {name}' on this store, or choose one it has.",
+            )
+        return self.teachers[name]
+
+    def _read_indexes(self, kind: str) -> pa.Table:
+        paths = [str(fmt.index_path(self.path, kind, block)) for block in sorted(self.committed_blocks(kind))]
+        schema = fmt.schema_of(kind)
+        if not paths:
+            return schema.empty_table()
+        try:
+            return pyarrow.dataset.dataset(paths, format="parquet", schema=schema).to_table().combine_chunks()
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(
+                f"an index cannot be read ({error})",
+                where=self.path / "index" / kind,
+                fix=f"Run 'scalr verify {self.path} --repair', then the same 'scalr extract' again.",
+            ) from error
+
+
+def open_store(path: str | Path) -> FeatureStore:
+    """Open an existing store to read.
+
+    Raises:
+        StoreError: nothing there, not a store, or a format version this release does not know.
+    """
+    path = Path(path)
+    if not (path / "zarr.json").is_file():
+        raise StoreError("no feature store here", where=path, fix="Make one with 'scalr extract', or check the path.")
+    attributes = fmt.read_attributes(path / "zarr.json")
+    if attributes.get("format") != fmt.FORMAT:
+        raise StoreError("a zarr group, but not a feature store", where=path, fix="Check the path.")
+    if attributes.get("format_version") != fmt.FORMAT_VERSION:
+        raise StoreError(
+            f"format version {attributes.get('format_version')}, this release reads {fmt.FORMAT_VERSION}",
+            where=path,
+            fix="Use the release that wrote it, or extract again.",
+        )
+    return FeatureStore(path)
+
+
+def _source(attributes: dict) -> Source:
+    own = {name: attributes[name] for name in Source.__dataclass_fields__ if name != "attributes"}
+    return Source(**own, attributes=attributes)

@@ -1,0 +1,149 @@
+"""What is written is read; what does not fit is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import zarr
+
+import scalr
+from scalr.errors import StoreError
+from scalr.extract.store import create_store, open_store
+from small_store import PROVENANCE, SETTINGS, a_block, filled_store
+from store_comparison import files
+
+
+def test_what_is_written_is_read(tmp_path):
+    store = filled_store(tmp_path / "s.zarr", blocks=(1, 0))
+    assert store.views["block"].to_pylist() == [0, 0, 0, 1, 1, 1]
+    for row in range(6):
+        block, view = divmod(row, 3)
+        scans, targets = a_block(block)
+        record = scans.views.slice(view, 1).to_pylist()[0]
+        pairs = slice(record["pairs_start"], record["pairs_stop"])
+        stored = store.read_view(row, teacher="t")
+        np.testing.assert_array_equal(stored.points, scans.points[record["points_start"] : record["points_stop"]])
+        np.testing.assert_array_equal(stored.point_index, scans.point_index[pairs])
+        np.testing.assert_array_equal(stored.pixel, scans.pixel[pairs])
+        np.testing.assert_array_equal(stored.targets, targets.vectors[pairs].astype(np.float32))
+        assert stored.targets.dtype == np.float32
+
+
+def test_any_zarr_reader_opens_it(tmp_path):
+    filled_store(tmp_path / "s.zarr")
+    group = zarr.open_group(tmp_path / "s.zarr", mode="r")
+    assert group.attrs["format"] == "scalr-store"
+    assert group["blocks/000000/targets/t/vectors"].dtype == np.float16
+    assert sorted(name for name, _ in group["blocks"].members()) == ["000000", "000001"]
+    assert group["teachers/t"].attrs["dim"] == 3
+    assert group["sources/000"].attrs["split"] == "train"
+
+
+def test_damage_is_an_error_that_names_the_block(tmp_path):
+    """A flipped bit in an array file is never other values."""
+    store = filled_store(tmp_path / "s.zarr")
+    file = tmp_path / "s.zarr/blocks/000001/points/c/0/0"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+    store.read_view(0)
+    with pytest.raises(StoreError, match=r"block 1: array 'points' cannot be read .*scalr verify"):
+        store.read_view(3)
+    with pytest.raises(Exception, match="checksum"):
+        zarr.open_array(tmp_path / "s.zarr/blocks/000001/points", mode="r")[...]
+
+
+def test_second_teacher_rewrites_nothing(tmp_path):
+    path = tmp_path / "s.zarr"
+    filled_store(path)
+    before = files(path)
+    writer = create_store(path, "part-0-of-1")
+    writer.add_teacher("u", {**PROVENANCE, "teacher": "u"})
+    _, targets = a_block(0)
+    writer.write_targets(0, "u", replace(targets, vectors=2 * targets.vectors))
+    assert before.items() <= files(path).items()
+    reopened = open_store(path)
+    assert sorted(reopened.teachers) == ["t", "u"]
+    np.testing.assert_array_equal(
+        reopened.read_view(0, teacher="u").targets, 2 * reopened.read_view(0, teacher="t").targets
+    )
+    with pytest.raises(StoreError, match="block 1 has no targets of u"):
+        reopened.read_view(3, teacher="u")
+    assert reopened.rows_with_targets("u").tolist() == [0, 1, 2]
+
+
+def test_what_is_committed_stays(tmp_path):
+    path = tmp_path / "s.zarr"
+    filled_store(path)
+    before = files(path)
+    writer = create_store(path, "part-0-of-1")
+    scans, targets = a_block(1)
+    assert writer.write_scans(0, replace(scans, points=scans.points + 1)) == 0
+    assert writer.write_targets(0, "t", targets) == 0
+    assert files(path) == before
+
+
+def test_other_settings_are_refused_with_both_values(tmp_path):
+    filled_store(tmp_path / "s.zarr")
+    writer = create_store(tmp_path / "s.zarr", "part-0-of-1")
+    with pytest.raises(StoreError, match="frames_per_block is 3 in the store and 4 now"):
+        writer.add_source({**SETTINGS, "frames_per_block": 4}, record={})
+    with pytest.raises(StoreError, match=r"image_size is \[24, 32\] in the store and \[48, 64\] now"):
+        writer.add_teacher("t", {**PROVENANCE, "image_size": [48, 64]})
+    with pytest.raises(StoreError, match="encoding is 'point' in the store and 'patch' now"):
+        writer.add_teacher("t", {**PROVENANCE, "encoding": "patch"})
+    writer.add_teacher("t", dict(PROVENANCE))
+    writer.add_source(SETTINGS, record={"root": "another mount"})
+
+
+def test_a_store_travels_to_a_worker_process(tmp_path):
+    store = filled_store(tmp_path / "s.zarr")
+    store.read_view(0, teacher="t")
+    clone = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(clone.read_view(4, "t").targets, store.read_view(4, "t").targets)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda path: None, "no feature store here"),
+        (lambda path: path.mkdir(), "no feature store here"),
+        (lambda path: (path.mkdir(), (path / "zarr.json").write_text("{"))[0], "metadata cannot be read"),
+        (lambda path: zarr.create_group(path), "not a feature store"),
+        (
+            lambda path: zarr.create_group(path, attributes={"format": "scalr-store", "format_version": 99}),
+            "format version 99",
+        ),
+    ],
+)
+def test_what_is_no_store_is_said(tmp_path, break_it, message):
+    break_it(tmp_path / "x")
+    with pytest.raises(StoreError, match=message):
+        scalr.open_store(tmp_path / "x")
+
+
+def test_a_folder_with_other_things_is_not_written_to(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    for path in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(StoreError, match="something else is there"):
+            create_store(path, "part-0-of-1")
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_unknown_teacher_and_row_are_said(tmp_path):
+    store = filled_store(tmp_path / "s.zarr")
+    with pytest.raises(StoreError, match=r"no targets of teacher 'dino' \(it has: t\)"):
+        store.read_view(0, teacher="dino")
+    with pytest.raises(StoreError, match="no view 6, it has 6"):
+        store.read_view(6)
+
+
+def test_a_damaged_index_is_said(tmp_path):
+    store = filled_store(tmp_path / "s.zarr")
+    (tmp_path / "s.zarr/index/scans/000001.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(StoreError, match="an index cannot be read"):
+        open_store(store.path).views  # noqa: B018
