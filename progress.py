@@ -11,7 +11,7 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 60
-LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {rate_fmt}{postfix}, {elapsed} gone, {remaining} left"
+LINE = "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_fmt}{postfix}, {elapsed} gone, {remaining} left"
 
 
 class _LogLines(tqdm):
@@ -28,7 +28,7 @@ def progress(total: int, description: str, unit: str) -> tqdm:
 
     On a terminal it is tqdm's bar; elsewhere (batch jobs, pipes) a line a minute with the same figures.
     """
-    common = {"total": total, "desc": description, "unit": unit, "disable": not logger.isEnabledFor(logging.INFO)}
+    common = {"total": total, "desc": description, "unit": f" {unit}", "disable": not logger.isEnabledFor(logging.INFO)}
     if sys.stderr.isatty():
         return tqdm(**common)
     # What tqdm writes besides (carriage returns, a last newline) goes nowhere.

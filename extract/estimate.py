@@ -172,12 +172,11 @@ def _write_sample(
     """A store of one block."""
     writer = create_store(path, "estimate")
     settings = {"dataset": dataset.name, "split": dataset.split, "frames_per_block": len(frames), "num_blocks": 1}
-    writer.add_source(settings, record={})
+    writer.add_inputs(settings, record={}, teachers={teacher.name: {} for teacher in teachers})
     scans = scan_block(0, dataset.split, frames)
     writer.write_scans(0, scans)
     views = [view for frame in frames for view in frame.views]
     for teacher, maps in zip(teachers, patch_maps, strict=True):
-        writer.add_teacher(teacher.name, {})
         stored = [
             encode_view(teacher, encoding, patch_map, view.pixel, view.image_shape)
             for patch_map, view in zip(maps, views, strict=True)

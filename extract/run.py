@@ -138,13 +138,12 @@ def _pipeline(config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], 
 
 
 def _add_to_store(config: ExtractConfig, writer: StoreWriter, dataset: Dataset, teachers: list[Teacher]) -> Source:
-    source = writer.add_source(_settings(config, dataset, writer.store), _record(config))
-    for teacher in teachers:
-        if teacher.provenance.weights == "random":
-            logger.warning("%s has RANDOM weights: its targets are for tests and demos only", teacher.name)
-        kept = {"encoding": config.encoding, "dtype": config.dtype}
-        writer.add_teacher(teacher.name, provenance_attributes(teacher.provenance) | kept)
-    return source
+    kept = {"encoding": config.encoding, "dtype": config.dtype}
+    provenances = {teacher.name: provenance_attributes(teacher.provenance) | kept for teacher in teachers}
+    for name, provenance in provenances.items():
+        if provenance["weights"] == "random":
+            logger.warning("%s has RANDOM weights: its targets are for tests and demos only", name)
+    return writer.add_inputs(_settings(config, dataset, writer.store), _record(config), provenances)
 
 
 def _blocks(dataset: Dataset, source: Source) -> list[Block]:

@@ -44,8 +44,7 @@ def a_block(block: int, views: int = 3) -> tuple[ScanBlock, TargetBlock]:
 
 def filled_store(path: Path, blocks=(0, 1), owner: str = "part-0-of-1"):
     writer = create_store(path, owner)
-    writer.add_source(SETTINGS, record={})
-    writer.add_teacher("t", PROVENANCE)
+    writer.add_inputs(SETTINGS, record={}, teachers={"t": PROVENANCE})
     for block in blocks:
         scans, targets = a_block(block)
         writer.write_scans(block, scans)

@@ -82,12 +82,14 @@ class Scratch:
     @contextmanager
     def _new_folder(self) -> Iterator[Path]:
         folder = self.folder / uuid.uuid4().hex
+        made = False
         try:
             folder.mkdir(parents=True)
             (folder / MARKER).touch()
+            made = True
             yield folder
         except Exception as error:
-            if folder.parent.is_dir() and _taken_away(folder, error):
+            if not (folder / MARKER).exists() and (made or isinstance(error, FileNotFoundError)):
                 raise ScratchTakenError from error
             if isinstance(error, OSError):
                 raise StoreError(
@@ -145,8 +147,3 @@ def fsync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _taken_away(folder: Path, error: Exception) -> bool:
-    refused = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR)
-    return not refused and not (folder / MARKER).exists()

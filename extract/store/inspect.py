@@ -191,9 +191,8 @@ class _Sizes:
     def _add(self, inside: tuple[str, ...], files: int, num_bytes: int) -> None:
         self.all_files += files
         self.all_bytes += num_bytes
-        if inside[:1] == ("tmp",) and len(inside) > 1:
+        if inside[:1] == ("tmp",) and len(inside) > 1 and files:
             self.leftovers[inside[1]] = self.leftovers.get(inside[1], 0) + num_bytes
-            return
         kind = _kind_of(inside)
         if kind in self.files:
             self.files[kind] += files

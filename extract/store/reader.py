@@ -101,6 +101,11 @@ class FeatureStore:
         paths = sorted((self.path / "teachers").glob("*/zarr.json"))
         return {path.parent.name: fmt.read_attributes(path) for path in paths}
 
+    def forget_inputs(self) -> None:
+        """Look again which sources and teachers there are, when they are next asked for."""
+        for name in ("sources", "teachers"):
+            self.__dict__.pop(name, None)
+
     @functools.cached_property
     def views(self) -> pa.Table:
         """One row per committed view, in block order: format.SCANS_SCHEMA."""

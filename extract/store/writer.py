@@ -32,37 +32,30 @@ class StoreWriter:
         """Remove what killed runs of the same owner left; gives the number of leftovers."""
         return self._scratch.clear()
 
-    def add_source(self, settings: dict, record: dict) -> Source:
-        """Record a split of a dataset and give it its blocks, or find the one recorded.
+    def add_inputs(self, settings: dict, record: dict, teachers: dict[str, dict]) -> Source:
+        """Record a split of a dataset and the teachers that look at it, or find them recorded.
 
         Args:
-            settings: what the scans and pairs depend on, plain JSON values, `dataset`, `split` and `num_blocks`
-                among them; compared with what is recorded.
+            settings: what the scans and pairs depend on, plain JSON values, `dataset`, `split`, `frames_per_block` and
+                `num_blocks` among them; compared with what is recorded.
             record: what is worth knowing besides (dataset folder, versions), not compared.
+            teachers: what each teacher's targets depend on; compared likewise.
 
         Raises:
-            StoreError: the split is there with other settings.
+            StoreError: the split or a teacher is there with other settings; nothing is recorded then.
         """
-        while True:
-            self.store.__dict__.pop("sources", None)
-            for source in self.store.sources:
-                if (source.dataset, source.split) == (settings["dataset"], settings["split"]):
-                    _refuse_other_settings(self.path, source.attributes, settings)
-                    return source
+        source = self._find_source(settings)
+        for name, provenance in teachers.items():
+            self._refuse_other_teacher(name, provenance)
+        for name, provenance in teachers.items():
+            if not self._claim(f"teachers/{name}", provenance):
+                self._refuse_other_teacher(name, provenance)
+        while source is None:
             # Should another job claim this number first, the next round sees what it claimed it for.
             attributes = {**settings, "first_block": self.store.num_blocks, "record": record}
             self._claim(f"sources/{len(self.store.sources):03d}", attributes)
-
-    def add_teacher(self, name: str, provenance: dict) -> None:
-        """Record a teacher, or check that the one recorded under this name is the same.
-
-        Raises:
-            StoreError: the store holds targets of this teacher made with other settings.
-        """
-        if not self._claim(f"teachers/{name}", provenance):
-            recorded = fmt.read_attributes(self.path / "teachers" / name / "zarr.json")
-            _refuse_other_settings(self.path / "teachers" / name, recorded, provenance)
-        self.store.__dict__.pop("teachers", None)
+            source = self._find_source(settings)
+        return source
 
     def write_scans(self, block: int, scans: ScanBlock) -> int:
         """Commit the scans and pairs of a block, unless they are there; gives the bytes written."""
@@ -110,6 +103,19 @@ class StoreWriter:
         for each in kinds:
             fmt.index_path(self.path, each, block).unlink(missing_ok=True)
         self._scratch.discard(fmt.group_path(self.path, kind, block))
+
+    def _find_source(self, settings: dict) -> Source | None:
+        self.store.forget_inputs()
+        for source in self.store.sources:
+            if (source.dataset, source.split) == (settings["dataset"], settings["split"]):
+                _refuse_other_settings(self.path, source.attributes, settings)
+                return source
+        return None
+
+    def _refuse_other_teacher(self, name: str, provenance: dict) -> None:
+        self.store.forget_inputs()
+        if name in self.store.teachers:
+            _refuse_other_settings(self.path / "teachers" / name, self.store.teachers[name], provenance)
 
     def _commit(self, kind: str, block: int, write: Callable[[Path], None], views: pa.Table) -> int:
         if self.recover(kind, block):

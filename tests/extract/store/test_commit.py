@@ -136,7 +136,7 @@ def test_two_jobs_with_the_same_part_lose_nothing(tmp_path, whole):
         thread.join()
     done.set()
     clearer.join()
-    assert all("Run each part once at a time" in failure for failure in failures)
+    assert all("Run each part once at a time" in failure for failure in failures), failures
     assert_readable(open_store(path))
     assert_same_store(filled_store(path), whole)
 
@@ -171,8 +171,7 @@ def test_several_jobs_may_make_the_store_at_once(tmp_path):
 
     def start(split: str):
         writer = create_store(path, f"part-{split}")
-        source = writer.add_source({**SETTINGS, "split": split}, record={})
-        writer.add_teacher("t", PROVENANCE)
+        source = writer.add_inputs({**SETTINGS, "split": split}, record={}, teachers={"t": PROVENANCE})
         found.append((split, source.first_block))
 
     threads = [threading.Thread(target=start, args=(split,)) for split in ("train", "val") * 4]

@@ -62,7 +62,7 @@ def test_second_teacher_rewrites_nothing(tmp_path):
     filled_store(path)
     before = files(path)
     writer = create_store(path, "part-0-of-1")
-    writer.add_teacher("u", {**PROVENANCE, "teacher": "u"})
+    writer.add_inputs(SETTINGS, record={}, teachers={"u": {**PROVENANCE, "teacher": "u"}})
     _, targets = a_block(0)
     writer.write_targets(0, "u", replace(targets, vectors=2 * targets.vectors))
     assert before.items() <= files(path).items()
@@ -89,15 +89,17 @@ def test_what_is_committed_stays(tmp_path):
 
 def test_other_settings_are_refused_with_both_values(tmp_path):
     filled_store(tmp_path / "s.zarr")
-    writer = create_store(tmp_path / "s.zarr", "part-0-of-1")
+    before = files(tmp_path / "s.zarr")
+    add = create_store(tmp_path / "s.zarr", "part-0-of-1").add_inputs
+    new, val = {"u": PROVENANCE}, {**SETTINGS, "split": "val"}
     with pytest.raises(StoreError, match="frames_per_block is 3 in the store and 4 now"):
-        writer.add_source({**SETTINGS, "frames_per_block": 4}, record={})
+        add({**SETTINGS, "frames_per_block": 4}, {}, new)
     with pytest.raises(StoreError, match=r"image_size is \[24, 32\] in the store and \[48, 64\] now"):
-        writer.add_teacher("t", {**PROVENANCE, "image_size": [48, 64]})
+        add(val, {}, {**new, "t": {**PROVENANCE, "image_size": [48, 64]}})
     with pytest.raises(StoreError, match="encoding is 'point' in the store and 'patch' now"):
-        writer.add_teacher("t", {**PROVENANCE, "encoding": "patch"})
-    writer.add_teacher("t", dict(PROVENANCE))
-    writer.add_source(SETTINGS, record={"root": "another mount"})
+        add(val, {}, {**new, "t": {**PROVENANCE, "encoding": "patch"}})
+    add(SETTINGS, {"root": "another mount"}, {"t": dict(PROVENANCE)})
+    assert files(tmp_path / "s.zarr") == before
 
 
 def test_a_store_travels_to_a_worker_process(tmp_path):

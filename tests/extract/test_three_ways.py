@@ -1,0 +1,143 @@
+"""One plan, three ways to run it: parts, processes, a dask cluster; always the same store."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from scalr.errors import ScalrError
+from scalr.extract.datasets.synthetic import write_nuscenes
+from scalr.extract.plan import Part
+from scalr.extract.run import ExtractConfig, extract
+from scalr.extract.store import FeatureStore, open_store
+from store_comparison import assert_same_store
+from tiny import TinyDataset, extract_with, tiny_teachers
+
+TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
+KEPT = ("--encoding", "patch", "--dtype", "int8", "--frames-per-block", "2")
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_parts_in_any_order_give_one_store(tmp_path, count):
+    dataset = TinyDataset(tmp_path, num_frames=11)
+    options = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "batch_size": 3}
+    whole = extract_with(dataset, tiny_teachers(), tmp_path / "whole.zarr", **options)
+    parts = [Part(index, count) for index in range(count)]
+    random.Random(count).shuffle(parts)
+    for number, part in enumerate(parts):
+        store = extract_with(dataset, tiny_teachers(), tmp_path / "parts.zarr", part=part, **options)
+        assert len(store.committed_blocks()) == sum(len(range(done.index, 6, count)) for done in parts[: number + 1])
+    assert_same_store(store, whole)
+
+
+def tiny_config(world: Path, out: Path, **options) -> ExtractConfig:
+    return ExtractConfig(
+        root=world, out=out, teachers=("dinov2_vits14",), weights="random", image_size=(28, 56), **options
+    )
+
+
+def test_worker_processes_give_the_same_store(synthetic_world, tmp_path):
+    extract(tiny_config(synthetic_world, tmp_path / "one.zarr", frames_per_block=1))
+    extract(tiny_config(synthetic_world, tmp_path / "two.zarr", frames_per_block=1, workers=2))
+    assert_same_store(open_store(tmp_path / "two.zarr"), open_store(tmp_path / "one.zarr"))
+
+
+def test_a_mistake_in_a_worker_reaches_the_user(synthetic_world, tmp_path):
+    """One error with its three parts, as without workers."""
+    root = tmp_path / "world"
+    root.mkdir()
+    for entry in synthetic_world.iterdir():
+        (root / entry.name).symlink_to(entry)
+    (root / "samples").unlink()
+    (root / "samples").mkdir()
+    for entry in (synthetic_world / "samples").iterdir():
+        if entry.name != "CAM_BACK":
+            (root / "samples" / entry.name).symlink_to(entry)
+    with pytest.raises(ScalrError, match=r"CAM_BACK.*the file is missing\. Check"):
+        extract(tiny_config(root, tmp_path / "s.zarr", frames_per_block=1, workers=1))
+    assert open_store(tmp_path / "s.zarr").committed_blocks() == set()
+
+
+def test_no_scheduler_is_said(synthetic_world, tmp_path):
+    with pytest.raises(ScalrError, match=r"no dask scheduler answers .*dask scheduler"):
+        extract(tiny_config(synthetic_world, tmp_path / "s.zarr", scheduler="no address"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("three_ways") / "world"
+    write_nuscenes(root, train_scenes=4, val_scenes=1, keyframes=8, seed=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory) -> FeatureStore:
+    out = tmp_path_factory.mktemp("whole") / "s.zarr"
+    assert command(world, out).wait() == 0
+    store = open_store(out)
+    assert store.num_blocks == 16
+    return store
+
+
+def command(world: Path, out: Path, *options: str) -> subprocess.Popen:
+    scalr = Path(sys.executable).with_name("scalr")
+    return subprocess.Popen([scalr, "--quiet", "extract", *TEACHER, *KEPT, "--root", world, "--out", out, *options])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [3, 8])
+def test_an_array_of_shell_processes_at_once(world, whole, tmp_path, count):
+    jobs = [command(world, tmp_path / "s.zarr", "--part", f"{index}/{count}") for index in range(count)]
+    assert [job.wait() for job in jobs] == [0] * count
+    assert_same_store(open_store(tmp_path / "s.zarr"), whole)
+
+
+@pytest.mark.slow
+def test_two_workers(world, whole, tmp_path):
+    assert command(world, tmp_path / "s.zarr", "--workers", "2").wait() == 0
+    assert_same_store(open_store(tmp_path / "s.zarr"), whole)
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_of_two_processes_one_of_which_dies(world, whole, tmp_path):
+    with dask_cluster(tmp_path, workers=2) as (address, workers):
+        job = command(world, tmp_path / "s.zarr", "--scheduler", address)
+        index = tmp_path / "s.zarr/index/dinov2_vits14"
+        while job.poll() is None and len(list(index.glob("*"))) < 3:
+            time.sleep(0.05)
+        os.kill(workers[0].pid, signal.SIGKILL)
+        assert job.wait() == 0
+    assert_same_store(open_store(tmp_path / "s.zarr"), whole)
+
+
+@contextmanager
+def dask_cluster(folder: Path, workers: int):
+    """A scheduler and workers, each a process started from the shell as an operator would."""
+    dask, file = Path(sys.executable).with_name("dask"), folder / "scheduler.json"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    started = [subprocess.Popen([dask, "scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", file])]
+    try:
+        while not file.exists():
+            time.sleep(0.1)
+        options = ["--scheduler-file", file, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        for _ in range(workers):
+            started.append(subprocess.Popen([dask, "worker", *options], env=environment))
+        yield _address(file), started[1:]
+    finally:
+        for process in reversed(started):
+            process.terminate()
+        for process in started:
+            process.wait()
+
+
+def _address(scheduler_file: Path) -> str:
+    return json.loads(scheduler_file.read_text())["address"]
