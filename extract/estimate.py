@@ -20,7 +20,7 @@ from .plan import FRAMES_PER_BLOCK, plan_blocks
 from .store import create_store
 from .store.format import SHARD_BYTES
 from .store.inspect import StoreReport, inspect_store, readable_bytes
-from .teachers import Teacher
+from .teachers import Teacher, provenance_attributes
 
 logger = logging.getLogger(__name__)
 
@@ -115,13 +115,13 @@ def estimate(
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         frames = [prepare_frame(dataset, dataset.frames[number], teachers, points) for number in numbers]
-        patch_maps = [_patch_maps(teacher, position, frames, batch_size) for position, teacher in enumerate(teachers)]
+        patch_maps = [patch_maps_of(teacher, position, frames, batch_size) for position, teacher in enumerate(teachers)]
         shared_seconds = time.perf_counter() - start
         measured = {}
         for encoding in ENCODINGS:
             start = time.perf_counter()
             path = Path(folder) / f"{encoding.layout}-{encoding.dtype}"
-            report = _write_sample(path, dataset, frames, teachers, patch_maps, encoding)
+            report = write_sample(path, dataset.name, dataset.split, frames, teachers, patch_maps, encoding)
             measured[encoding] = (report, shared_seconds + time.perf_counter() - start)
     report, seconds = measured[chosen]
     num_blocks = {layout: len(plan_blocks(len(dataset.frames), number)) for layout, number in FRAMES_PER_BLOCK.items()}
@@ -155,25 +155,28 @@ def warn_of_size(frame: PreparedFrame, num_frames: int, teachers: Sequence[Teach
         )
 
 
-def _patch_maps(teacher: Teacher, position: int, frames: list[PreparedFrame], batch_size: int) -> list[torch.Tensor]:
+def patch_maps_of(teacher: Teacher, position: int, frames: list[PreparedFrame], batch_size: int) -> list[torch.Tensor]:
     images = [view.images[position] for frame in frames for view in frame.views]
     batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
     return [patch_map for batch in batches for patch_map in teacher.patch_maps(torch.stack(batch))]
 
 
-def _write_sample(
+def write_sample(
     path: Path,
-    dataset: Dataset,
-    frames: list[PreparedFrame],
+    dataset: str,
+    split: str,
+    frames: Sequence[PreparedFrame],
     teachers: Sequence[Teacher],
-    patch_maps: list[list[torch.Tensor]],
+    patch_maps: Sequence[Sequence[torch.Tensor]],
     encoding: Encoding,
 ) -> StoreReport:
-    """A store of one block."""
+    """Write a store of one block: for each teacher the targets of `patch_maps`, one for every view of the frames."""
     writer = create_store(path, "estimate")
-    settings = {"dataset": dataset.name, "split": dataset.split, "frames_per_block": len(frames), "num_blocks": 1}
-    writer.add_inputs(settings, record={}, teachers={teacher.name: {} for teacher in teachers})
-    scans = scan_block(0, dataset.split, frames)
+    settings = {"dataset": dataset, "split": split, "frames_per_block": len(frames), "num_blocks": 1}
+    kept = {"encoding": encoding.layout, "dtype": encoding.dtype}
+    provenances = {teacher.name: provenance_attributes(teacher.provenance) | kept for teacher in teachers}
+    writer.add_inputs(settings, record={}, teachers=provenances)
+    scans = scan_block(0, split, frames)
     writer.write_scans(0, scans)
     views = [view for frame in frames for view in frame.views]
     for teacher, maps in zip(teachers, patch_maps, strict=True):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from scalr.cli import main
+from scalr.extract.store.inspect import readable_bytes
 
 TINY_TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
 SMALL = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2", "training.warmup_steps=1")
@@ -59,6 +62,98 @@ def test_extracting_again_does_nothing_and_says_so(synthetic_world, tmp_path):
     assert "0 blocks written now" in scalr(*command).output
 
 
+def test_inspect_and_verify(synthetic_world, tmp_path):
+    """What was extracted is told, found whole, recomputed; and a flipped bit is found, taken out and made anew."""
+    out = tmp_path / "s.zarr"
+    command = ("extract", *TINY_TEACHER, "--root", synthetic_world, "--out", out, "--encoding", "patch")
+    assert scalr(*command, "--dtype", "int8", "--frames-per-block", 1).exit_code == 0
+    shown = scalr("inspect", out)
+    assert "2 frames, 12 views" in shown.output
+    assert "patch int8, 384 dimensions" in shown.output
+    report = json.loads(scalr("inspect", out, "--json").stdout)
+    assert report["teachers"]["dinov2_vits14"]["mean_cosine"] > 0.9999
+    assert report["scans"] == {**report["scans"], "committed_blocks": 2, "missing_blocks": []}
+    assert report["bytes"] == sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    checked = json.loads(scalr("verify", out, "--sample", 2, "--json").stdout)
+    assert checked["whole"]
+    assert len(checked["sample"]) == 2
+    for view in checked["sample"]:
+        assert view["same_pairs"]
+        assert 0.9999 < view["mean_cosine"] < 1
+        assert 0 < view["loss_difference"] < 0.02
+    flip_a_bit(out / "blocks/000001/targets/dinov2_vits14/vectors/c/0/0")
+    found = scalr("verify", out)
+    assert found.exit_code == 1
+    assert "block 1, targets of dinov2_vits14" in found.output
+    assert scalr("verify", out, "--repair").exit_code == 1
+    assert "missing dinov2_vits14: 1 blocks, 1" in scalr("inspect", out).output
+    assert "1 blocks written now" in scalr(*command, "--dtype", "int8").output
+    assert scalr("verify", out).exit_code == 0
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 8
+    file.write_bytes(content)
+
+
+def test_a_sample_needs_the_dataset_it_was_made_from(world, tmp_path):
+    command = ("extract", *TINY_TEACHER, "--root", world, "--out", tmp_path / "s.zarr")
+    assert scalr(*command).exit_code == 0
+    scan = next((world / "samples/LIDAR_TOP").iterdir())
+    for file in (world / "samples/LIDAR_TOP").iterdir():
+        file.write_bytes(scan.read_bytes())
+    changed = scalr("verify", tmp_path / "s.zarr", "--sample", 12)
+    assert changed.exit_code == 1
+    assert "OTHER POINTS OR PIXELS" in changed.output
+    shutil.rmtree(world)
+    assert_one_line_error(scalr("verify", tmp_path / "s.zarr", "--sample", 1), str(world), "Pass --root")
+
+
+def test_a_dry_run_says_what_the_run_then_takes(synthetic_world, tmp_path):
+    command = ("extract", *TINY_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr", "--encoding", "patch")
+    dry = scalr(*command, "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert "2 frames, 12 views" in dry.output
+    assert not (tmp_path / "s.zarr").exists()
+    (line,) = [line for line in dry.output.splitlines() if "as asked for" in line]
+    assert line.startswith("patch float16")
+    assert scalr(*command).exit_code == 0
+    report = json.loads(scalr("inspect", tmp_path / "s.zarr", "--json").stdout)
+    # Both frames are sampled, so nothing is extrapolated.
+    assert readable_bytes(report["teachers"]["dinov2_vits14"]["bytes"]) in line
+    assert f"{readable_bytes(report['scans']['bytes'])} in {report['scans']['files']} files" in dry.output
+    assert f"about {sum(report['pairs'].values()):,} pairs" in dry.output
+
+
+def test_a_much_smaller_encoding_is_pointed_out(synthetic_world, tmp_path, caplog):
+    command = ("extract", *TINY_TEACHER, "--root", synthetic_world)
+    scalr(*command, "--out", tmp_path / "point.zarr")
+    assert "as --encoding patch --dtype int8" in caplog.text
+    caplog.clear()
+    scalr(*command, "--out", tmp_path / "patch.zarr", "--encoding", "patch")
+    assert "--encoding" not in caplog.text
+
+
+def test_a_file_that_may_not_grow_is_one_error_and_the_run_goes_on(synthetic_world, tmp_path):
+    """A limit on the size of files, as a stand-in for a full disk: the second block's points do not fit."""
+    out, executable = tmp_path / "s.zarr", Path(sys.executable).with_name("scalr")
+    options = ("--root", synthetic_world, "--out", out, "--frames-per-block", "1", "--encoding", "patch")
+    words = [str(word) for word in (executable, "extract", *TINY_TEACHER, *options)]
+    limited = subprocess.run(["bash", "-c", 'ulimit -f 120; "$@"', "-", *words], capture_output=True, text=True)
+    errors = [line for line in limited.stderr.splitlines() if line.startswith("Error: ")]
+    assert limited.returncode == 1, limited.stderr
+    assert len(errors) == 1
+    assert "File too large" in errors[0]
+    assert "run the same command again" in errors[0]
+    assert "Traceback" not in limited.stderr
+    assert json.loads(scalr("verify", out, "--json").stdout)["whole"]
+    assert scalr("extract", *TINY_TEACHER, *options).exit_code == 0
+    report = json.loads(scalr("inspect", out, "--json").stdout)
+    assert report["leftovers"] == {}
+    assert report["teachers"]["dinov2_vits14"]["committed_blocks"] == 2
+
+
 def test_another_image_size_on_the_same_store_is_refused(synthetic_world, tmp_path):
     command = ("extract", *TINY_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr")
     assert scalr(*command).exit_code == 0
@@ -78,6 +173,8 @@ def test_another_image_size_on_the_same_store_is_refused(synthetic_world, tmp_pa
         (("--weights", "nowhere.pth"), ("nowhere.pth", "weights file is missing")),
         (("--device", "tpu"), ("no device 'tpu'",)),
         (("--dataset", "kitti"), ("unknown dataset 'kitti'",)),
+        (("--part", "8/8"), ("--part", "no part 8 of 8", "0/8 to 7/8")),
+        (("--batch-size", "0"), ("--batch-size", "it is 0")),
     ],
 )
 def test_wrong_options_of_extract(synthetic_world, tmp_path, arguments, parts):
@@ -131,9 +228,6 @@ def test_wrong_usage_is_exit_code_2():
 
 def test_help_is_fast():
     """No torch, timm or zarr for --help."""
-    import subprocess
-    import sys
-
     script = (
         "import sys; from scalr.cli import main; main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
     )

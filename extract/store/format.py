@@ -34,6 +34,7 @@ FORMAT, FORMAT_VERSION = "scalr-store", 1
 CHUNK_BYTES = 1 << 18  # of raw values: a view of nuScenes is a few chunks
 SHARD_BYTES = 1 << 28  # of raw values: above 64 MB when compressed, one file for a block of ordinary size
 COMPRESSION_LEVEL = 3
+SHUFFLE = BloscShuffle.bitshuffle
 
 SCANS = "scans"  # the kind of index that is no teacher's name
 GROUP_INDEX = "index.parquet"
@@ -108,9 +109,7 @@ def write_array(path: Path, values: np.ndarray) -> None:
         chunks=chunk,
         shards=shard,
         compressors=[
-            BloscCodec(
-                cname="zstd", clevel=COMPRESSION_LEVEL, shuffle=BloscShuffle.bitshuffle, typesize=values.itemsize
-            ),
+            BloscCodec(cname="zstd", clevel=COMPRESSION_LEVEL, shuffle=SHUFFLE, typesize=values.itemsize),
             Crc32cCodec(),
         ],
     )

@@ -1,0 +1,134 @@
+"""A store of 30,000 frames with six views: time to open it and draw the first batch, memory of a reader.
+
+    python tests/benchmarks/store_index.py [frames per block, 16 or 64]
+
+One block is real; the others are hard links to its files with indexes of their own. Time and memory are those of a
+fresh process, as a DataLoader worker is one; what importing torch and zarr takes is told apart.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+
+from scalr.extract.encoding import Encoding, footprint
+from scalr.extract.pipeline import target_block
+from scalr.extract.store import SCANS, ScanBlock, create_store
+from scalr.extract.store import format as fmt
+
+FRAMES, VIEWS, POINTS, PAIRS, DIM = 30_000, 6, 30_000, 3_500, 384
+READER = """
+import os, resource, sys, time
+import numpy as np
+import scalr.distill.dataset as stage_two
+from scalr.distill.inputs import AugmentConfig, InputConfig
+from scalr.extract.store import open_store
+import torch, pyarrow.dataset, zarr
+torch.set_num_threads(1)
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+before, start = resident(), time.perf_counter()
+store = open_store(sys.argv[1])
+dataset = stage_two.DistillDataset(store, "t", InputConfig(), AugmentConfig(), seed=0)
+opened = time.perf_counter() - start
+loader = stage_two.EpochLoader(dataset, stage_two.DistillCollate(InputConfig()), batch_size=8, seed=0, workers=0)
+batch = next(iter(loader(0)))
+first = time.perf_counter() - start
+print(f"{store.views.num_rows} views in {store.num_blocks} blocks: open {opened:.2f} s, first batch {first:.2f} s;"
+      f" memory {before:.0f} MB after imports, +{resident() - before:.0f} MB", end="")
+start = time.perf_counter()
+for row in np.random.default_rng(0).integers(0, store.views.num_rows, 2000):
+    store.read_view(int(row), "t")
+print(f", +{resident() - before:.0f} MB after 2000 random views ({(time.perf_counter() - start) / 2:.1f} ms each)")
+"""
+
+
+def write_block(writer, block: int, frames: int) -> None:
+    rng = np.random.default_rng(block)
+    views = frames * VIEWS
+    pixel = np.stack([rng.integers(400, 900, views * PAIRS), rng.integers(0, 1600, views * PAIRS)], 1).astype(np.uint16)
+    points = rng.normal(size=(frames * POINTS, 4)).astype(np.float32) * [20, 20, 2, 30]
+    index = np.concatenate([np.sort(rng.choice(POINTS, PAIRS, replace=False)) for _ in range(views)])
+    scans = ScanBlock(points.astype(np.float32), index.astype(np.uint32), pixel, index_of(block, frames))
+    writer.write_scans(block, scans)
+    encoding, stored = Encoding("patch", "int8"), []
+    for view in range(views):
+        reads = footprint(
+            torch.from_numpy(pixel[view * PAIRS : (view + 1) * PAIRS].astype(np.int64)), (900, 1600), (16, 32), 14
+        )
+        stored.append(encoding.encode(torch.randn(16, 32, DIM), reads))
+    writer.write_targets(block, "t", target_block(scans.views, stored))
+
+
+def index_of(block: int, frames: int) -> pa.Table:
+    number = np.arange(frames * VIEWS)
+    frame = number // VIEWS
+    tokens = [f"{block:06d}{value:02d}" + "0123456789abcdef" * 2 for value in frame]
+    image = "samples/CAM_{}/n015-2018-07-24-11-22-45+0800__CAM__{}{}.jpg"
+    return pa.table(
+        {
+            "block": np.full(len(number), block),
+            "dataset": ["nuscenes"] * len(number),
+            "split": ["train"] * len(number),
+            "scene": [f"scene-{block:04d}"] * len(number),
+            "token": tokens,
+            "timestamp": number + 1_532_402_927_647_951,
+            "camera": [f"CAM_{value % VIEWS}" for value in number],
+            "image": [image.format(value % VIEWS, block, value) for value in number],
+            "image_height": np.full(len(number), 900),
+            "image_width": np.full(len(number), 1600),
+            "points_start": frame * POINTS,
+            "points_stop": (frame + 1) * POINTS,
+            "pairs_start": number * PAIRS,
+            "pairs_stop": (number + 1) * PAIRS,
+        }
+    )
+
+
+def link_block(path: Path, block: int, frames: int) -> None:
+    shutil.copytree(path / "blocks/000000", path / f"blocks/{block:06d}", copy_function=os.link)
+    for kind in (SCANS, "t"):
+        table = fmt.read_index(fmt.index_path(path, kind, 0), kind)
+        target = fmt.index_path(path, kind, block)
+        if kind == SCANS:
+            table = index_of(block, frames).select(table.schema.names).cast(table.schema)
+        else:
+            at = table.schema.get_field_index("block")
+            table = table.set_column(at, table.schema.field(at), pa.array([block] * table.num_rows, pa.int32()))
+        pa.parquet.write_table(table, target)
+
+
+def main(frames_per_block: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path, blocks = Path(folder) / "s.zarr", -(-FRAMES // frames_per_block)
+        writer = create_store(path, "benchmark")
+        settings = {"dataset": "nuscenes", "split": "train", "frames_per_block": frames_per_block, "num_blocks": blocks}
+        provenance = {
+            "teacher": "t",
+            "dim": DIM,
+            "image_size": [224, 448],
+            "patch_size": 14,
+            "encoding": "patch",
+            "dtype": "int8",
+        }
+        writer.add_inputs(settings, {}, {"t": provenance})
+        write_block(writer, 0, frames_per_block)
+        for block in range(1, blocks):
+            link_block(path, block, frames_per_block)
+        for _ in range(3):
+            subprocess.run([sys.executable, "-c", READER, path], check=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 64)
