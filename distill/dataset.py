@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow.compute
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -178,11 +177,10 @@ class DistillCollate:
 
 def _views_by_frame(store: FeatureStore, teacher: str, split: str | None) -> list[np.ndarray]:
     """Rows of the views of each frame that see a point and have targets."""
-    views = store.views
     rows = store.rows_with_targets(teacher)
-    used = views["pairs_stop"].to_numpy()[rows] > views["pairs_start"].to_numpy()[rows]
+    used = store.column("pairs_stop")[rows] > store.column("pairs_start")[rows]
     if split is not None:
-        used &= pyarrow.compute.equal(views["split"], split).to_numpy()[rows]
+        used &= store.column("split")[rows] == split
     rows = rows[used]
     if not len(rows):
         raise StoreError(
@@ -191,6 +189,6 @@ def _views_by_frame(store: FeatureStore, teacher: str, split: str | None) -> lis
             fix=f"Run 'scalr extract --teacher {teacher}' first.",
         )
     # The views of a frame follow each other and share their scan.
-    scan = np.stack([views[name].to_numpy()[rows] for name in ("block", "points_start")], axis=1)
+    scan = np.stack([store.column(name)[rows] for name in ("block", "points_start")], axis=1)
     first_of_frame = np.flatnonzero((scan[1:] != scan[:-1]).any(axis=1)) + 1
     return np.split(rows, first_of_frame)

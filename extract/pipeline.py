@@ -303,7 +303,8 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable
 @contextmanager
 def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """A thread pool that, left by an error, drops what it has not begun."""
-    pool = ThreadPoolExecutor(threads)
+    # Readers that each start threads of torch's own would crowd out the teacher, whose thread keeps its number.
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield pool
     finally:

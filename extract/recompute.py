@@ -123,7 +123,6 @@ def _recorded_teacher(store: FeatureStore, name: str, weights: str | None, devic
 
 def _rows_with_pairs(store: FeatureStore, teacher: str, number: int) -> list[int]:
     rows = store.rows_with_targets(teacher)
-    pairs = store.views["pairs_stop"].to_numpy()[rows] - store.views["pairs_start"].to_numpy()[rows]
-    rows = rows[pairs > 0]
+    rows = rows[store.column("pairs_stop")[rows] > store.column("pairs_start")[rows]]
     chosen = np.random.default_rng(SEED).choice(rows, min(number, len(rows)), replace=False)
     return sorted(chosen.tolist())

@@ -31,10 +31,10 @@ from ...errors import StoreError
 FORMAT, FORMAT_VERSION = "scalr-store", 1
 
 # Chosen with tests/benchmarks/store_layout.py; docs/store.md has the figures.
-CHUNK_BYTES = 1 << 18  # of raw values: a view of nuScenes is a few chunks
+CHUNK_BYTES = 1 << 20  # of raw values: a view of nuScenes is a few chunks
 SHARD_BYTES = 1 << 28  # of raw values: above 64 MB when compressed, one file for a block of ordinary size
 COMPRESSION_LEVEL = 3
-SHUFFLE = BloscShuffle.bitshuffle
+SHUFFLE = {"vectors": BloscShuffle.noshuffle}  # of features; bits in order suit points, indices and pixels
 
 SCANS = "scans"  # the kind of index that is no teacher's name
 GROUP_INDEX = "index.parquet"
@@ -109,7 +109,12 @@ def write_array(path: Path, values: np.ndarray) -> None:
         chunks=chunk,
         shards=shard,
         compressors=[
-            BloscCodec(cname="zstd", clevel=COMPRESSION_LEVEL, shuffle=SHUFFLE, typesize=values.itemsize),
+            BloscCodec(
+                cname="zstd",
+                clevel=COMPRESSION_LEVEL,
+                shuffle=SHUFFLE.get(path.name, BloscShuffle.bitshuffle),
+                typesize=values.itemsize,
+            ),
             Crc32cCodec(),
         ],
     )

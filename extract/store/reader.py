@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from . import format as fmt
 from .format import SCANS
 
 OPEN_ARRAYS = 512  # handles that a reader keeps
+COLUMNS = (
+    *("block", "dataset", "split", "image_height", "image_width"),
+    *("points_start", "points_stop", "pairs_start", "pairs_stop"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,6 @@ class FeatureStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._column = functools.cache(self._read_column)
         self._array = functools.lru_cache(OPEN_ARRAYS)(self._open_array)
         self._target_ranges = functools.lru_cache(OPEN_ARRAYS)(self._read_target_ranges)
 
@@ -109,7 +113,14 @@ class FeatureStore:
     @functools.cached_property
     def views(self) -> pa.Table:
         """One row per committed view, in block order: format.SCANS_SCHEMA."""
-        return self._read_indexes(SCANS)
+        return self._read_indexes(SCANS, self._blocks)
+
+    def column(self, name: str) -> np.ndarray:
+        """One of COLUMNS of `views`, without reading the others.
+
+        A reader draws views by these alone; the paths and tokens of a large store would take most of its memory.
+        """
+        return self._columns[name]
 
     @property
     def num_blocks(self) -> int:
@@ -119,7 +130,7 @@ class FeatureStore:
     def read_target_views(self, teacher: str) -> pa.Table:
         """One row per view that has this teacher's targets, in block order: format.TARGETS_SCHEMA."""
         self._teacher(teacher)
-        return self._read_indexes(teacher)
+        return self._read_indexes(teacher, sorted(self.committed_blocks(teacher)))
 
     def committed_blocks(self, kind: str = SCANS) -> set[int]:
         """The blocks whose scans (or, with a teacher's name, whose targets) are there."""
@@ -144,7 +155,7 @@ class FeatureStore:
             StoreError: the store has no such teacher.
         """
         self._teacher(teacher)
-        return np.flatnonzero(np.isin(self._column("block"), list(self.committed_blocks(teacher))))
+        return np.flatnonzero(np.isin(self.column("block"), list(self.committed_blocks(teacher))))
 
     def read_view(self, row: int, teacher: str | None = None) -> StoredView:
         """Read row `row` of `views`, with the targets of `teacher` if one is named.
@@ -152,15 +163,14 @@ class FeatureStore:
         Raises:
             StoreError: no such row, no such teacher, targets that are not there, or damaged data.
         """
-        if not 0 <= row < self.views.num_rows:
-            raise StoreError(
-                f"no view {row}, it has {self.views.num_rows}", where=self.path, fix="Use a row of .views."
-            )
-        block = int(self._column("block")[row])
+        num_views = len(self.column("block"))
+        if not 0 <= row < num_views:
+            raise StoreError(f"no view {row}, it has {num_views}", where=self.path, fix="Use a row of .views.")
+        block = int(self.column("block")[row])
         points, pairs = self._rows("points", row), self._rows("pairs", row)
         pixel = self._read(SCANS, block, "pairs/pixel", pairs)
         return StoredView(
-            dataset=self.views["dataset"][row].as_py(),
+            dataset=str(self.column("dataset")[row]),
             points=self._read(SCANS, block, "points", points),
             point_index=self._read(SCANS, block, "pairs/point_index", pairs).astype(np.int64),
             pixel=pixel,
@@ -210,10 +220,10 @@ class FeatureStore:
                 where=self.path,
                 fix=f"Run 'scalr extract --teacher {teacher}' on this store again.",
             )
-        first_row = int(np.searchsorted(self._column("block"), block))
+        first_row = int(np.searchsorted(self.column("block"), block))
         vectors = slice(*self._target_ranges(teacher, block)[row - first_row].tolist())
         scale = self._read(teacher, block, "scale", vectors) if encoding.dtype == "int8" else None
-        image_shape = (int(self._column("image_height")[row]), int(self._column("image_width")[row]))
+        image_shape = (int(self.column("image_height")[row]), int(self.column("image_width")[row]))
         return encoding.decode(
             torch.from_numpy(self._read(teacher, block, "vectors", vectors)),
             None if scale is None else torch.from_numpy(scale),
@@ -221,10 +231,7 @@ class FeatureStore:
         )
 
     def _rows(self, what: str, row: int) -> slice:
-        return slice(int(self._column(f"{what}_start")[row]), int(self._column(f"{what}_stop")[row]))
-
-    def _read_column(self, name: str) -> np.ndarray:
-        return self.views[name].to_numpy()
+        return slice(int(self.column(f"{what}_start")[row]), int(self.column(f"{what}_stop")[row]))
 
     def _read(self, kind: str, block: int, name: str, rows: slice) -> np.ndarray:
         try:
@@ -252,13 +259,24 @@ class FeatureStore:
             )
         return self.teachers[name]
 
-    def _read_indexes(self, kind: str) -> pa.Table:
-        paths = [str(fmt.index_path(self.path, kind, block)) for block in sorted(self.committed_blocks(kind))]
+    @functools.cached_property
+    def _blocks(self) -> list[int]:
+        """The blocks that this reader shows, while jobs may commit more."""
+        return sorted(self.committed_blocks())
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        table = self._read_indexes(SCANS, self._blocks, COLUMNS)
+        return {name: _as_numpy(table[name]) for name in COLUMNS}
+
+    def _read_indexes(self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+        paths = [str(fmt.index_path(self.path, kind, block)) for block in blocks]
         schema = fmt.schema_of(kind)
         if not paths:
-            return schema.empty_table()
+            return schema.empty_table().select(columns or schema.names)
         try:
-            return pyarrow.dataset.dataset(paths, format="parquet", schema=schema).to_table().combine_chunks()
+            found = pyarrow.dataset.dataset(paths, format="parquet", schema=schema)
+            return found.to_table(list(columns or schema.names)).combine_chunks()
         except (OSError, pa.ArrowException) as error:
             raise StoreError(
                 f"an index cannot be read ({error})",
@@ -286,6 +304,11 @@ def open_store(path: str | Path) -> FeatureStore:
             fix="Use the release that wrote it, or extract again.",
         )
     return FeatureStore(path)
+
+
+def _as_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """Equal strings become one object."""
+    return (column.dictionary_encode() if pa.types.is_string(column.type) else column).to_numpy(zero_copy_only=False)
 
 
 def _source(attributes: dict) -> Source:

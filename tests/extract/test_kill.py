@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import sys
 import tempfile
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +24,11 @@ OPTIONS = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "encod
 @pytest.fixture(scope="module")
 def children():
     """Starts children at once: they are forked from a process that has imported everything and done nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not get ours otherwise
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tiny"])
+        forkserver.ensure_running()
     return context
 
 

@@ -30,29 +30,34 @@ def test_a_whole_store_has_no_damage(tmp_path):
     assert verify_store(filled_store(tmp_path / "s.zarr")) == []
 
 
-def test_flipped_bits_are_found_and_named(tmp_path):
-    """One bit at a time in a random file of a block, metadata and indexes included; mended, the store is whole."""
+@pytest.mark.parametrize("flips", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_flipped_bits_are_found_and_named(tmp_path, flips):
+    """One bit at a time in a random file of a block, metadata and indexes included."""
     path, rng = tmp_path / "s.zarr", np.random.default_rng(0)
-    whole = filled_store(tmp_path / "whole.zarr")
     filled_store(path)
     candidates = files_of_blocks(path) + sorted((path / "index").rglob("*.parquet"))
-    for file in rng.choice(np.array(candidates, dtype=object), 60):
+    for file in rng.choice(np.array(candidates, dtype=object), flips):
         before = file.read_bytes()
         flip_random_bit(file, rng)
         found = verify_store(open_store(path))
         assert found, f"a flipped bit in {file} was not found"
-        block = int(
-            file.stem if file.suffix == ".parquet" and "index" in file.parts else file.relative_to(path).parts[1]
-        )
-        assert {damage.block for damage in found} == {block}
+        inside = file.relative_to(path).parts  # blocks/000001/… or index/scans/000001.parquet
+        assert {damage.block for damage in found} == {int(file.stem if inside[0] == "index" else inside[1])}
         file.write_bytes(before)
-    for file in candidates[::3]:
+    assert verify_store(open_store(path)) == []
+
+
+def test_a_damaged_store_is_mended(tmp_path):
+    """A bit flipped in every third file; `--repair`, then the same run again."""
+    path, rng = tmp_path / "s.zarr", np.random.default_rng(0)
+    filled_store(path)
+    for file in files_of_blocks(path)[::3]:
         flip_random_bit(file, rng)
     found = verify_store(open_store(path))
     assert {damage.block for damage in found} == {0, 1}
     repair_store(open_store(path), found)
     assert verify_store(open_store(path)) == []
-    assert_same_store(filled_store(path), whole)
+    assert_same_store(filled_store(path), filled_store(tmp_path / "whole.zarr"))
 
 
 @pytest.mark.parametrize(
