@@ -1,11 +1,11 @@
-# make demo | test | test-slow | lint | install: each makes .venv first, with the versions of constraints.txt.
+# make demo | test | test-slow | bench | lint | install: each makes .venv first, with the versions of constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Threads that spin while they wait are slow where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-slow lint format clean
+.PHONY: install demo test test-slow bench lint format clean
 
 install: .venv/installed
 
@@ -23,6 +23,14 @@ test: install
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+# Figures of docs/store.md. Real frames, where they are, come from DATA.
+DATA ?= ../shared/data
+bench: install
+	$(BIN)/python tests/benchmarks/store_layout.py
+	$(BIN)/python tests/benchmarks/store_index.py
+	$(BIN)/python tests/benchmarks/extract_speed.py
+	test ! -d $(DATA) || $(BIN)/python tests/benchmarks/store_size.py $(DATA)
 
 lint: install
 	$(BIN)/ruff check .

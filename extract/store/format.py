@@ -34,7 +34,7 @@ FORMAT, FORMAT_VERSION = "scalr-store", 1
 CHUNK_BYTES = 1 << 20  # of raw values: a view of nuScenes is a few chunks
 SHARD_BYTES = 1 << 28  # of raw values: above 64 MB when compressed, one file for a block of ordinary size
 COMPRESSION_LEVEL = 3
-SHUFFLE = {"vectors": BloscShuffle.noshuffle}  # of features; bits in order suit points, indices and pixels
+SHUFFLE = {1: BloscShuffle.noshuffle}  # by bytes per value; all others bit by bit
 
 SCANS = "scans"  # the kind of index that is no teacher's name
 GROUP_INDEX = "index.parquet"
@@ -112,7 +112,7 @@ def write_array(path: Path, values: np.ndarray) -> None:
             BloscCodec(
                 cname="zstd",
                 clevel=COMPRESSION_LEVEL,
-                shuffle=SHUFFLE.get(path.name, BloscShuffle.bitshuffle),
+                shuffle=SHUFFLE.get(values.itemsize, BloscShuffle.bitshuffle),
                 typesize=values.itemsize,
             ),
             Crc32cCodec(),

@@ -9,7 +9,6 @@ slows both sides; compare the ratios.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -83,19 +82,21 @@ def speed(dataset) -> None:
               f" (each round {', '.join(f'{value:.3f}' for value in ratio)})", flush=True)  # fmt: skip
 
 
-def memory(root: Path, split: str, blocks: int) -> None:
-    """In a process of its own: peak memory of `blocks` blocks."""
-    import resource
-
+def memory(dataset) -> None:
+    """Resident memory after each block, of a run of many; blocks are as large as they come at this many dimensions."""
     teacher = load_teacher("dinov2_vits14", weights="random", image_size=(28, 56))
-    dataset = open_dataset("nuscenes", root, split)
-    dataset = Repeated(dataset, blocks)
-    dataset.frames = dataset.frames[:blocks] if len(dataset.frames) > blocks else dataset.frames
+    dataset = Repeated(dataset, 128)
+    resident = []
     with tempfile.TemporaryDirectory() as folder:
-        encoding = Encoding("point", "float16")
-        pipeline, planned = pipeline_into(Path(folder) / "s.zarr", dataset, teacher, encoding, 1)
-        list(pipeline.run(planned))
-    print(f"{blocks:>4} blocks: peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB", flush=True)
+        pipeline, blocks = pipeline_into(Path(folder) / "s.zarr", dataset, teacher, Encoding("point", "float16"), 1)
+        for _ in pipeline.run(blocks):
+            resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+    quarter = len(resident) // 4
+    for number in range(4):
+        part = resident[number * quarter : (number + 1) * quarter]
+        print(
+            f"blocks {number * quarter + 1} to {(number + 1) * quarter}: {min(part):.0f} to {max(part):.0f} MB resident"
+        )
 
 
 def main() -> None:
@@ -103,14 +104,11 @@ def main() -> None:
         root, split = (Path(sys.argv[1]), sys.argv[2]) if len(sys.argv) > 2 else (Path(folder) / "world", "train")
         if len(sys.argv) <= 2:
             write_nuscenes(root, train_scenes=1, val_scenes=1, keyframes=2, image_shape=(900, 1600))
-        speed(open_dataset("nuscenes", root, split))
-        for blocks in (8, 32, 128):
-            subprocess.run([sys.executable, __file__, "memory", root, split, str(blocks)], check=True)
+        dataset = open_dataset("nuscenes", root, split)
+        speed(dataset)
+        memory(dataset)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if sys.argv[1:2] == ["memory"]:
-        memory(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
-    else:
-        main()
+    main()

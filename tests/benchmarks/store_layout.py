@@ -24,17 +24,17 @@ PATCHES, PAIRS, RINGS, AZIMUTHS = 350, 3700, 32, 1080
 READS = 40
 
 
-def arrays() -> dict[str, tuple[str, np.ndarray, int]]:
-    """Each array with its name in the store and the rows of one view."""
+def arrays() -> dict[str, tuple[np.ndarray, int]]:
+    """Each array with the rows of one view."""
     rng = np.random.default_rng(0)
     patches = rng.normal(size=(FRAMES * VIEWS * PATCHES, DIM)).astype(np.float32)
     scale = np.abs(patches).max(axis=1, keepdims=True) / 127
     return {
-        "points float32": ("points", np.concatenate([_scan(rng) for _ in range(FRAMES)]), RINGS * AZIMUTHS),
-        "point_index uint32": ("point_index", _sorted_index(rng), PAIRS),
-        "patch float16": ("vectors", patches.astype(np.float16), PATCHES),
-        "patch int8": ("vectors", np.round(patches / scale).astype(np.int8), PATCHES),
-        "point float16": ("vectors", rng.normal(size=(2 * VIEWS * PAIRS, DIM)).astype(np.float16), PAIRS),
+        "points float32": (np.concatenate([_scan(rng) for _ in range(FRAMES)]), RINGS * AZIMUTHS),
+        "point_index uint32": (_sorted_index(rng), PAIRS),
+        "patch float16": (patches.astype(np.float16), PATCHES),
+        "patch int8": (np.round(patches / scale).astype(np.int8), PATCHES),
+        "point float16": (rng.normal(size=(2 * VIEWS * PAIRS, DIM)).astype(np.float16), PAIRS),
     }
 
 
@@ -56,9 +56,9 @@ def _sorted_index(rng: np.random.Generator) -> np.ndarray:
     )
 
 
-def measure(name: str, values: np.ndarray, rows: int, folder: Path) -> tuple[float, float, float]:
+def measure(values: np.ndarray, rows: int, folder: Path) -> tuple[float, float, float]:
     """Bytes on disk per raw byte, MB/s of writing with its check, milliseconds to read one view."""
-    path = folder / name
+    path = folder / "array"
     start = time.perf_counter()
     fmt.write_array(path, values)
     write_seconds = time.perf_counter() - start
@@ -76,17 +76,17 @@ def main() -> None:
     default = {"CHUNK_BYTES": fmt.CHUNK_BYTES, "SHUFFLE": fmt.SHUFFLE, "COMPRESSION_LEVEL": fmt.COMPRESSION_LEVEL}
     variants = [{"CHUNK_BYTES": 1 << power} for power in (16, 17, 18, 20, 22)]
     shuffles = (BloscShuffle.noshuffle, BloscShuffle.shuffle, BloscShuffle.bitshuffle)
-    variants += [{"SHUFFLE": dict.fromkeys(("points", "point_index", "vectors"), shuffle)} for shuffle in shuffles]
+    variants += [{"SHUFFLE": dict.fromkeys((1, 2, 4), shuffle)} for shuffle in shuffles]
     variants += [{"COMPRESSION_LEVEL": level} for level in (1, 6, 9)]
     print("| array | setting | size / raw | write MB/s | read one view, ms |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for name, (array, values, rows) in arrays().items():
+        for name, (values, rows) in arrays().items():
             for variant in variants:
                 for constant, value in (default | variant).items():
                     setattr(fmt, constant, value)
-                size, write, read = measure(array, values, rows, Path(folder))
+                size, write, read = measure(values, rows, Path(folder))
                 ((constant, value),) = variant.items()
-                shown = f"{constant.lower()} {value['points'].name if constant == 'SHUFFLE' else value}"
+                shown = f"{constant.lower()} {value[1].name if constant == 'SHUFFLE' else value}"
                 print(f"| {name} | {shown} | {size:.3f} | {write:.0f} | {read:.1f} |", flush=True)
 
 

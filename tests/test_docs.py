@@ -1,0 +1,96 @@
+"""The examples of docs/ do what they say, as far as one machine allows."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scalr.extract.run import ExtractConfig, extract
+from scalr.extract.store import open_store
+from store_comparison import assert_same_store
+
+DOCS = Path(__file__).parents[1] / "docs"
+# In place of the cluster of dask-jobqueue, one of two processes on this machine.
+STAND_IN = """
+from distributed import LocalCluster
+
+class SLURMCluster(LocalCluster):
+    def __init__(self, *, queue, cores, processes, memory, walltime, job_extra_directives):
+        super().__init__(n_workers=0, threads_per_worker=cores, memory_limit=0, dashboard_address=None)
+"""
+
+
+def example(page: str, language: str) -> str:
+    (code,) = re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+    return code
+
+
+@pytest.fixture
+def options(synthetic_world, tmp_path) -> list[str]:
+    words = ["--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56", "--frames-per-block", "1"]
+    return [*words, "--root", str(synthetic_world), "--out", str(tmp_path / "s.zarr")]
+
+
+@pytest.fixture
+def expected(synthetic_world, tmp_path):
+    config = ExtractConfig(
+        root=synthetic_world, out=tmp_path / "whole.zarr", teachers=("dinov2_vits14",), weights="random",
+        image_size=(28, 56), frames_per_block=1,
+    )  # fmt: skip
+    extract(config)
+    return open_store(config.out)
+
+
+def environment(**more: str) -> dict[str, str]:
+    binaries = str(Path(sys.executable).parent)
+    return os.environ | {"PATH": os.pathsep.join([binaries, os.environ["PATH"]]), "OMP_WAIT_POLICY": "PASSIVE"} | more
+
+
+@pytest.mark.slow
+def test_the_array_job(tmp_path, options, expected):
+    """Its tasks at once, as SLURM would start them."""
+    (tmp_path / "extract.sbatch").write_text(example("batch.md", "bash"))
+    tasks = [
+        subprocess.Popen(
+            ["bash", tmp_path / "extract.sbatch", *options],
+            env=environment(SLURM_ARRAY_TASK_ID=str(task), SLURM_ARRAY_TASK_COUNT="3"),
+        )
+        for task in range(3)
+    ]
+    assert [task.wait() for task in tasks] == [0, 0, 0]
+    assert_same_store(open_store(tmp_path / "s.zarr"), expected)
+
+
+@pytest.mark.slow
+def test_dask_jobqueue(tmp_path, options, expected):
+    (tmp_path / "dask_jobqueue.py").write_text(STAND_IN)
+    (tmp_path / "extract_on_slurm.py").write_text(example("batch.md", "python"))
+    command = [sys.executable, tmp_path / "extract_on_slurm.py", *options]
+    assert subprocess.run(command, env=environment()).returncode == 0
+    assert_same_store(open_store(tmp_path / "s.zarr"), expected)
+
+
+def test_every_option_that_a_page_names_exists():
+    """Commands in the pages use options that the command line has."""
+    from scalr.cli import main
+
+    known = {
+        option
+        for command in [main, *main.commands.values(), *main.commands["evaluate"].commands.values()]
+        for parameter in command.params
+        for option in parameter.opts
+    }
+    pages = [*DOCS.glob("*.md"), DOCS.parent / "README.md"]
+    used = {
+        word
+        for page in pages
+        for line in re.findall(r"scalr (?:extract|inspect|verify|distill|evaluate)[^\n`]*", page.read_text())
+        for word in re.findall(r"(?<!\S)--[a-z-]+", line)
+    }
+    assert used
+    assert used <= known | {"--scheduler"}
