@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.dataset
 
 from .format import SCANS
 from .reader import FeatureStore
@@ -113,9 +112,8 @@ def _completeness(store: FeatureStore, kind: str) -> dict:
 
 
 def _targets_report(store: FeatureStore, teacher: str, sizes: _Sizes) -> TargetsReport:
-    blocks = store.committed_blocks(teacher)
-    views = store.views.filter(pyarrow.compute.is_in(store.views["block"], pyarrow.array(sorted(blocks), "int32")))
-    num_pairs = int((views["pairs_stop"].to_numpy() - views["pairs_start"].to_numpy()).sum())
+    rows = store.rows_with_targets(teacher)
+    num_pairs = int((store.column("pairs_stop")[rows] - store.column("pairs_start")[rows]).sum())
     targets = store.read_target_views(teacher)
     vectors = targets["stop"].to_numpy() - targets["start"].to_numpy()
     mean = targets["mean_cosine"].to_numpy()
@@ -170,8 +168,9 @@ def _ranges(numbers: list[int], most: int = 8) -> str:
     >>> _ranges([0, 1, 2, 5])
     '0-2, 5'
     """
-    starts = [number for number in numbers if number - 1 not in numbers]
-    stops = [number for number in numbers if number + 1 not in numbers]
+    there = set(numbers)
+    starts = [number for number in numbers if number - 1 not in there]
+    stops = [number for number in numbers if number + 1 not in there]
     runs = [str(start) if start == stop else f"{start}-{stop}" for start, stop in zip(starts, stops, strict=True)]
     return ", ".join(runs[:most]) + (", …" if len(runs) > most else "")
 

@@ -8,6 +8,7 @@ values are those of an untrained ViT-L/14; counts of pairs and patches do not de
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import tempfile
@@ -144,14 +145,13 @@ def errors(path: Path, teacher: Teacher, frames: list[PreparedFrame], patch_maps
 
 
 def main(root: Path) -> None:
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     teacher = load_teacher("dinov2_vitl14", weights="random")
-    lidars = {
-        "nuScenes": nuscenes(root, teacher),
-        "SemanticKITTI": semantic_kitti(root, teacher),
-        "Pandar64": pandaset(root, teacher, 0, PANDAR64_CAMERAS),
-        "PandarGT": pandaset(root, teacher, 1, ("front",)),
-    }
+    lidars = {"nuScenes": nuscenes(root, teacher), "SemanticKITTI": semantic_kitti(root, teacher)}
+    if importlib.util.find_spec("pandas"):
+        lidars["Pandar64"] = pandaset(root, teacher, 0, PANDAR64_CAMERAS)
+        lidars["PandarGT"] = pandaset(root, teacher, 1, ("front",))
+    else:
+        print("PandaSet is left out: its files need pandas (pip install 'pandas<3').")
     print("| lidar | encoding | bytes/pair | MB/frame | full set | mean cosine | worst | loss change | loss bound |")
     print("|---|---|---|---|---|---|---|---|---|")
     totals: dict[str, float] = {}
@@ -186,7 +186,7 @@ def main(root: Path) -> None:
                 f" <!-- {pairs} pairs in {len(frames)} frames -->",
                 flush=True,
             )
-    print("\nFour training sets together:")
+    print("\nThe training sets together:")
     for name, total in totals.items():
         print(f"  {name:<16} targets {readable_bytes(total):>8}", end="")
         for points, sizes in scans.items():
