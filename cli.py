@@ -164,7 +164,7 @@ def verify(store: Path, as_json: bool, **options) -> None:
     """Check every file, chunk and count of a store; exit code 1 where something is wrong.
 
     \b
-    scalr verify store.zarr --repair && scalr extract …
+    scalr verify store.zarr --repair; scalr extract …
     """
     from .extract.verification import VerifyConfig
     from .extract.verification import verify as run

@@ -98,12 +98,23 @@ def readable_seconds(seconds: float) -> str:
 
 
 def estimate(
-    dataset: Dataset, teachers: Sequence[Teacher], chosen: Encoding, points: Points, batch_size: int, out: Path
+    dataset: Dataset,
+    teachers: Sequence[Teacher],
+    chosen: Encoding,
+    out: Path,
+    *,
+    points: Points,
+    batch_size: int,
+    frames_per_block: int | None = None,
 ) -> Estimate:
     """Extract a few frames into a temporary store, in every encoding, and extrapolate.
 
     Sizes are those of real files, compression included. The time is that of the chosen encoding, one step after the
     other; a run that overlaps them takes a little less.
+
+    Args:
+        out: where the store would be, for the free space there.
+        frames_per_block: None takes what suits each encoding.
 
     Raises:
         ScalrError: input that cannot be used.
@@ -124,7 +135,10 @@ def estimate(
             report = write_sample(path, dataset.name, dataset.split, frames, teachers, patch_maps, encoding)
             measured[encoding] = (report, shared_seconds + time.perf_counter() - start)
     report, seconds = measured[chosen]
-    num_blocks = {layout: len(plan_blocks(len(dataset.frames), number)) for layout, number in FRAMES_PER_BLOCK.items()}
+    num_blocks = {
+        layout: len(plan_blocks(len(dataset.frames), frames_per_block or usual))
+        for layout, usual in FRAMES_PER_BLOCK.items()
+    }
     return Estimate(
         frames=len(dataset.frames),
         views=sum(len(frame.views) for frame in dataset.frames),

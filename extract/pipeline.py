@@ -82,7 +82,6 @@ class Pipeline:
         teachers: recorded in the store.
         encoding: of their targets.
         writer: of the store.
-        split: as recorded in the store.
         points: keep all points of a scan, or those that some view sees.
         batch_size: images that the teacher sees at once; the last batch of a block may be smaller.
     """

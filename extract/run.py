@@ -117,7 +117,8 @@ def estimate_extraction(config: ExtractConfig) -> Estimate:
     """
     dataset, teachers = _open_inputs(config, config.device)
     chosen = Encoding(config.encoding, config.dtype)
-    return estimate(dataset, teachers, chosen, config.points, config.batch_size, config.out)
+    options = {name: getattr(config, name) for name in ("points", "batch_size", "frames_per_block")}
+    return estimate(dataset, teachers, chosen, config.out, **options)
 
 
 def extractor(config: ExtractConfig) -> Extractor:

@@ -120,6 +120,7 @@ def test_a_dry_run_says_what_the_run_then_takes(synthetic_world, tmp_path):
     assert line.startswith("patch float16")
     assert scalr(*command).exit_code == 0
     report = json.loads(scalr("inspect", tmp_path / "s.zarr", "--json").stdout)
+    assert f"{2 * report['scans']['files']} files" in scalr(*command, "--dry-run", "--frames-per-block", 1).output
     # Both frames are sampled, so nothing is extrapolated.
     assert readable_bytes(report["teachers"]["dinov2_vits14"]["bytes"]) in line
     assert f"{readable_bytes(report['scans']['bytes'])} in {report['scans']['files']} files" in dry.output

@@ -100,9 +100,15 @@ class StoreWriter:
     def remove(self, kind: str, block: int) -> None:
         """Take back a block's targets of one teacher, or its scans with the targets of every teacher."""
         kinds = [*self.store.teachers, SCANS] if kind == SCANS else [kind]
-        for each in kinds:
-            fmt.index_path(self.path, each, block).unlink(missing_ok=True)
-        self._scratch.discard(fmt.group_path(self.path, kind, block))
+        group = fmt.group_path(self.path, kind, block)
+        try:
+            for each in kinds:
+                fmt.index_path(self.path, each, block).unlink(missing_ok=True)
+            self._scratch.discard(group)
+        except OSError as error:
+            raise StoreError(
+                f"it cannot be taken out ({error.strerror})", where=group, fix="Check the store's permissions."
+            ) from None
 
     def _find_source(self, settings: dict) -> Source | None:
         self.store.forget_inputs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from scalr.errors import StoreError
 from scalr.extract.store import create_store, open_store
 from scalr.extract.store.format import write_index
 from scalr.extract.store.verify import repair_store, verify_store
@@ -58,6 +60,19 @@ def test_a_damaged_store_is_mended(tmp_path):
     repair_store(open_store(path), found)
     assert verify_store(open_store(path)) == []
     assert_same_store(filled_store(path), filled_store(tmp_path / "whole.zarr"))
+
+
+def test_a_store_that_may_not_be_changed_is_said(tmp_path, monkeypatch):
+    path = filled_store(tmp_path / "s.zarr").path
+    (path / "blocks/000001/index.parquet").unlink()
+    found = verify_store(open_store(path))
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(StoreError, match=r"blocks/000001: it cannot be taken out \(Permission denied\)"):
+        repair_store(open_store(path), found)
 
 
 @pytest.mark.parametrize(
