@@ -44,17 +44,17 @@ class StoreWriter:
         Raises:
             StoreError: the split or a teacher is there with other settings; nothing is recorded then.
         """
-        source = self._find_source(settings)
+        self._find_source(settings)
         for name, provenance in teachers.items():
             self._refuse_other_teacher(name, provenance)
         for name, provenance in teachers.items():
             if not self._claim(f"teachers/{name}", provenance):
                 self._refuse_other_teacher(name, provenance)
-        while source is None:
-            # Should another job claim this number first, the next round sees what it claimed it for.
+        while (source := self._find_source(settings)) is None:
+            # Number and first block come from one look at the store. Should another job claim this number first,
+            # the next round sees what it claimed it for.
             attributes = {**settings, "first_block": self.store.num_blocks, "record": record}
             self._claim(f"sources/{len(self.store.sources):03d}", attributes)
-            source = self._find_source(settings)
         return source
 
     def write_scans(self, block: int, scans: ScanBlock) -> int:
