@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from tqdm import tqdm
 
 from ..device import cores_beside
 from ..errors import StudentError
+from ..progress import progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def train(
     try:
         with (
             cores_beside(config.workers),
-            tqdm(total=total_steps, desc=description, unit="step", disable=None) as progress,
+            progress(total_steps, description, "step") as bar,
         ):
             for epoch in range(config.epochs):
                 start = time.perf_counter()
@@ -140,8 +140,8 @@ def train(
                             "points_per_second": round(speed),
                         }
                     )
-                    progress.set_postfix(loss=f"{losses[-1]:.3f}", points_per_s=f"{speed:.0f}", refresh=False)
-                    progress.update()
+                    bar.set_postfix(loss=f"{losses[-1]:.3f}", points_per_s=f"{speed:.0f}", refresh=False)
+                    bar.update()
     finally:
         log.close()
     return losses

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..device import resolve_device
 from ..distill.checkpoint import load_student, student_provenance
@@ -23,6 +22,7 @@ from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import IGNORE_LABEL, Dataset
+from ..progress import progress
 from .labelled_scans import AugmentedScans, LabelledCollate, read_labelled_scan
 from .metrics import confusion_matrix, intersection_over_union, mean_iou
 from .segmentation_losses import segmentation_loss
@@ -159,10 +159,12 @@ def _frozen_tokens(
 ) -> Iterator[tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]]:
     """For each frame: tokens of the kept points, labels of the raw points, `kept` and `nearest` between the two."""
     statistics = intensity_statistics(dataset.name)
-    for frame in tqdm(dataset.frames, desc=description, unit="frame", disable=None):
-        points, labels = read_labelled_scan(dataset, frame)
-        scan, kept, nearest = evaluation_input(points, statistics, student.input_config)
-        yield student.tokens(pack([scan], student.input_config).to(device)), labels, kept, nearest
+    with progress(len(dataset.frames), description, "frame") as bar:
+        for frame in dataset.frames:
+            points, labels = read_labelled_scan(dataset, frame)
+            scan, kept, nearest = evaluation_input(points, statistics, student.input_config)
+            yield student.tokens(pack([scan], student.input_config).to(device)), labels, kept, nearest
+            bar.update()
 
 
 def _train_head(

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PilImage
 from scipy.spatial.transform import Rotation
-from tqdm import tqdm
 
 from ....errors import DatasetError
+from ....progress import progress
 from .rigs import NUSCENES_RIG
 from .sensors import MAX_KEYFRAMES, Image, Scene, Sweep, simulate_scene
 
@@ -89,9 +89,9 @@ def write_nuscenes(
     partial = root.parent / f".{root.name}.partial-{os.getpid()}"
     try:
         writer = _Writer(partial)
-        with tqdm(total=len(names) * keyframes, desc="synth", unit="keyframe", disable=None) as progress:
+        with progress(len(names) * keyframes, "synth", "keyframe") as bar:
             for name in names:
-                writer.write_scene(simulate_scene(name, seed=seed, rig=rig), keyframes, progress.update)
+                writer.write_scene(simulate_scene(name, seed=seed, rig=rig), keyframes, bar.update)
         writer.write_tables()
         partial.replace(root)
     except OSError as error:
