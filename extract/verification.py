@@ -65,6 +65,7 @@ def verify(config: VerifyConfig) -> Verification:
         ScalrError: the store cannot be opened, or the sample's dataset or weights are not there.
     """
     store = open_store(config.store)
+    blocks = len(store.committed_blocks())
     damage = verify_store(store)
     if config.repair:
         repair_store(store, damage)
@@ -72,4 +73,4 @@ def verify(config: VerifyConfig) -> Verification:
     if config.sample and not damage:
         device = resolve_device(config.device)
         sample = list(recompute_targets(store, config.sample, root=config.root, weights=config.weights, device=device))
-    return Verification(store.path, len(store.committed_blocks()), damage, config.repair, sample)
+    return Verification(store.path, blocks, damage, config.repair, sample)

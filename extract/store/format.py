@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -83,14 +83,17 @@ def write_group(path: Path, attributes: dict) -> None:
     zarr.create_group(path, attributes=attributes, overwrite=False)
 
 
-def read_attributes(path: Path) -> dict:
+def read_attributes(path: Path, required: Iterable[str] = ()) -> dict:
     """The attributes in a zarr.json.
 
     Raises:
-        StoreError: it cannot be read.
+        StoreError: it cannot be read, or lacks one that is required.
     """
     try:
-        return json.loads(path.read_text())["attributes"]
+        attributes = json.loads(path.read_text())["attributes"]
+        for name in required:
+            attributes[name]
+        return attributes
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"its metadata cannot be read ({type(error).__name__}: {error})",

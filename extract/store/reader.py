@@ -19,6 +19,7 @@ from . import format as fmt
 from .format import SCANS
 
 OPEN_ARRAYS = 512  # handles that a reader keeps
+NEEDED_OF_TEACHER = ("dim", "image_size", "patch_size", "encoding", "dtype")
 COLUMNS = (
     *("block", "dataset", "split", "image_height", "image_width"),
     *("points_start", "points_stop", "pairs_start", "pairs_stop"),
@@ -97,13 +98,13 @@ class FeatureStore:
     @functools.cached_property
     def sources(self) -> list[Source]:
         """The splits of datasets that are, or will be, in the store."""
-        return [_source(fmt.read_attributes(path)) for path in sorted((self.path / "sources").glob("*/zarr.json"))]
+        return [_read_source(path) for path in sorted((self.path / "sources").glob("*/zarr.json"))]
 
     @functools.cached_property
     def teachers(self) -> dict[str, dict]:
         """The provenance of each teacher in the store."""
         paths = sorted((self.path / "teachers").glob("*/zarr.json"))
-        return {path.parent.name: fmt.read_attributes(path) for path in paths}
+        return {path.parent.name: fmt.read_attributes(path, NEEDED_OF_TEACHER) for path in paths}
 
     def forget_inputs(self) -> None:
         """Look again which sources and teachers there are, when they are next asked for."""
@@ -311,6 +312,7 @@ def _as_numpy(column: pa.ChunkedArray) -> np.ndarray:
     return (column.dictionary_encode() if pa.types.is_string(column.type) else column).to_numpy(zero_copy_only=False)
 
 
-def _source(attributes: dict) -> Source:
-    own = {name: attributes[name] for name in Source.__dataclass_fields__ if name != "attributes"}
-    return Source(**own, attributes=attributes)
+def _read_source(path: Path) -> Source:
+    names = [name for name in Source.__dataclass_fields__ if name != "attributes"]
+    attributes = fmt.read_attributes(path, names)
+    return Source(**{name: attributes[name] for name in names}, attributes=attributes)

@@ -13,6 +13,7 @@ import zarr
 import scalr
 from scalr.errors import StoreError
 from scalr.extract.store import create_store, open_store
+from scalr.extract.store.inspect import inspect_store
 from small_store import PROVENANCE, SETTINGS, a_block, filled_store
 from store_comparison import files
 
@@ -149,3 +150,12 @@ def test_a_damaged_index_is_said(tmp_path):
     (tmp_path / "s.zarr/index/scans/000001.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(StoreError, match="an index cannot be read"):
         open_store(store.path).views  # noqa: B018
+
+
+@pytest.mark.parametrize(("group", "key"), [("teachers/t", "encoding"), ("sources/000", "num_blocks")])
+def test_metadata_that_lacks_something_is_said(tmp_path, group, key):
+    path = filled_store(tmp_path / "s.zarr").path
+    file = path / group / "zarr.json"
+    file.write_text(file.read_text().replace(f'"{key}"', f'"{key[:-1]}"'))
+    with pytest.raises(StoreError, match=rf"{group}/zarr.json: its metadata cannot be read \(KeyError: '{key}'\)"):
+        inspect_store(open_store(path))
