@@ -15,12 +15,21 @@ import torch
 
 from .datasets.frame import Dataset
 from .encoding import ENCODINGS, Encoding
-from .pipeline import Points, PreparedFrame, encode_view, prepare_frame, scan_block, target_block, teacher_footprint
+from .pipeline import (
+    Points,
+    PreparedFrame,
+    encode_view,
+    prepare_frame,
+    recorded_provenance,
+    scan_block,
+    target_block,
+    teacher_footprint,
+)
 from .plan import FRAMES_PER_BLOCK, plan_blocks
 from .store import create_store
 from .store.format import SHARD_BYTES
 from .store.inspect import StoreReport, inspect_store, readable_bytes
-from .teachers import Teacher, provenance_attributes
+from .teachers import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +167,12 @@ def estimate(
 
 def warn_of_size(frame: PreparedFrame, num_frames: int, teachers: Sequence[Teacher], chosen: Encoding) -> None:
     """Warn where another encoding of `num_frames` frames like this one is much smaller."""
-    sizes = {encoding: _raw_bytes(frame, teachers, encoding) * num_frames for encoding in ENCODINGS}
+    views = [
+        (len(view.pixel), len(teacher_footprint(teacher, view.pixel, view.image_shape).touched), teacher.dim)
+        for teacher in teachers
+        for view in frame.views
+    ]
+    sizes = {encoding: num_frames * sum(encoding.bytes_per_view(*view) for view in views) for encoding in ENCODINGS}
     smallest = min(sizes, key=sizes.__getitem__)
     if sizes[chosen] > MUCH_SMALLER * sizes[smallest]:
         logger.warning(
@@ -187,9 +201,8 @@ def write_sample(
     """Write a store of one block: for each teacher the targets of `patch_maps`, one for every view of the frames."""
     writer = create_store(path, "estimate")
     settings = {"dataset": dataset, "split": split, "frames_per_block": len(frames), "num_blocks": 1}
-    kept = {"encoding": encoding.layout, "dtype": encoding.dtype}
-    provenances = {teacher.name: provenance_attributes(teacher.provenance) | kept for teacher in teachers}
-    writer.add_inputs(settings, record={}, teachers=provenances)
+    recorded = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
+    writer.add_inputs(settings, record={}, teachers=recorded)
     scans = scan_block(0, split, frames)
     writer.write_scans(0, scans)
     views = [view for frame in frames for view in frame.views]
@@ -213,15 +226,6 @@ def _encoding_estimate(encoding: Encoding, report: StoreReport, scale: float, nu
         mean_cosine=float(np.mean([each.mean_cosine for each in targets])),
         worst_cosine=min(each.worst_cosine for each in targets),
     )
-
-
-def _raw_bytes(frame: PreparedFrame, teachers: Sequence[Teacher], encoding: Encoding) -> int:
-    total = 0
-    for teacher in teachers:
-        for view in frame.views:
-            touched = teacher_footprint(teacher, view.pixel, view.image_shape).touched
-            total += encoding.bytes_per_view(len(view.pixel), len(touched), teacher.dim)
-    return total
 
 
 def _nearest_folder(path: Path) -> Path:

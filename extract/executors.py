@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 30
 Extractor = Callable[[Sequence[Block]], Iterator[BlockDone]]
-T = TypeVar("T")
 
 
 def run_on_cluster(
@@ -39,7 +39,8 @@ def run_on_cluster(
     from distributed import as_completed
     from distributed.scheduler import KilledWorker
 
-    futures = {client.submit(_extract_one, extractor, config, block, pure=False): block for block in blocks}
+    run = uuid.uuid4().hex  # a worker outlives runs, and weights or tables may change between two of them
+    futures = {client.submit(_extract_one, extractor, config, run, block, pure=False): block for block in blocks}
     try:
         for future in as_completed(futures):
             yield future.result()
@@ -95,13 +96,15 @@ def existing_cluster(address: str) -> Iterator[Client]:
         yield client
 
 
-def _extract_one(extractor: Callable[[ExtractConfig], Extractor], config: ExtractConfig, block: Block) -> BlockDone:
-    (done,) = _extractor_of_worker(extractor, config)([block])
+def _extract_one(
+    extractor: Callable[[ExtractConfig], Extractor], config: ExtractConfig, run: str, block: Block
+) -> BlockDone:
+    (done,) = _extractor_of_run(extractor, config, run)([block])
     return done
 
 
 @functools.lru_cache(maxsize=1)
-def _extractor_of_worker(extractor: Callable[[T], Extractor], config: T) -> Extractor:
+def _extractor_of_run(extractor: Callable[[ExtractConfig], Extractor], config: ExtractConfig, run: str) -> Extractor:
     return extractor(config)
 
 

@@ -25,7 +25,7 @@ from .encoding import Encoding, Footprint, StoredVectors, footprint
 from .plan import Block
 from .projection import project
 from .store import SCANS, ScanBlock, StoreWriter, TargetBlock
-from .teachers import Teacher
+from .teachers import Teacher, provenance_attributes
 
 MAX_READERS = 8  # threads that read scans and images
 
@@ -225,6 +225,12 @@ def teacher_footprint(teacher: Teacher, pixel: np.ndarray, image_shape: tuple[in
     map_shape = tuple(side // teacher.patch_size for side in teacher.image_size)
     on_device = torch.from_numpy(pixel.astype(np.int64)).to(teacher.device)
     return footprint(on_device, image_shape, map_shape, teacher.patch_size)
+
+
+def recorded_provenance(teacher: Teacher, encoding: Encoding) -> dict:
+    """What a store records of a teacher: all that its targets there depend on."""
+    kept = {"encoding": encoding.layout, "dtype": encoding.dtype}
+    return provenance_attributes(teacher.provenance) | kept
 
 
 def scan_block(block: int, split: str, frames: Sequence[PreparedFrame]) -> ScanBlock:

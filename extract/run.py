@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
 from ..device import resolve_device
-from ..errors import ScalrError
+from ..errors import ScalrError, StoreError
 from ..progress import progress
 from .datasets import open_dataset
 from .datasets.frame import Dataset
 from .encoding import Encoding, Layout, StoredDtype
 from .estimate import Estimate, estimate, warn_of_size
 from .executors import Extractor, device_of_worker, existing_cluster, local_cluster, run_on_cluster
-from .pipeline import BlockDone, Pipeline, Points, PreparedFrame, prepare_frame
+from .pipeline import BlockDone, Pipeline, Points, PreparedFrame, prepare_frame, recorded_provenance
 from .plan import FRAMES_PER_BLOCK, Block, Part, frames_digest, plan_blocks
 from .store import SCANS, FeatureStore, Source, StoreWriter, create_store, open_store
 from .store.inspect import StoreReport, inspect_store
-from .teachers import Precision, Teacher, load_teacher, provenance_attributes
+from .teachers import Precision, Teacher, load_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,9 @@ def extract(config: ExtractConfig) -> ExtractSummary:
     writer = create_store(config.out, config.part.folder_name)
     if leftovers := writer.clear_leftovers():
         logger.info("cleared %d leftovers of a run of part %s that was killed", leftovers, config.part)
+    for teacher in teachers:
+        if teacher.provenance.weights == "random":
+            logger.warning("%s has RANDOM weights: its targets are for tests and demos only", teacher.name)
     source = _add_to_store(config, writer, dataset, teachers)
     blocks = config.part.select(_blocks(dataset, source))
     todo = [block for block in blocks if _is_missing(writer, config.teachers, block)]
@@ -122,9 +126,21 @@ def estimate_extraction(config: ExtractConfig) -> Estimate:
 
 
 def extractor(config: ExtractConfig) -> Extractor:
-    """What a worker process needs to extract blocks of a run that `extract` has set up."""
+    """What a worker process needs to extract blocks of a run that `extract` has set up.
+
+    Raises:
+        StoreError: this machine does not see the store, or other frames or weights than those it was made for.
+    """
+    if not (config.out / "zarr.json").exists():
+        raise StoreError(
+            "a worker does not see the store",
+            where=f"{config.out} on {socket.gethostname()}",
+            fix="Put --out on storage that every worker mounts under the same path.",
+        )
     dataset, teachers = _open_inputs(config, device_of_worker(config.device))
-    return _pipeline(config, dataset, teachers, create_store(config.out, config.part.folder_name)).run
+    writer = create_store(config.out, config.part.folder_name)
+    _add_to_store(config, writer, dataset, teachers)  # all is recorded: this compares
+    return _pipeline(config, dataset, teachers, writer).run
 
 
 def _open_inputs(config: ExtractConfig, device: str) -> tuple[Dataset, list[Teacher]]:
@@ -139,11 +155,8 @@ def _pipeline(config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], 
 
 
 def _add_to_store(config: ExtractConfig, writer: StoreWriter, dataset: Dataset, teachers: list[Teacher]) -> Source:
-    kept = {"encoding": config.encoding, "dtype": config.dtype}
-    provenances = {teacher.name: provenance_attributes(teacher.provenance) | kept for teacher in teachers}
-    for name, provenance in provenances.items():
-        if provenance["weights"] == "random":
-            logger.warning("%s has RANDOM weights: its targets are for tests and demos only", name)
+    encoding = Encoding(config.encoding, config.dtype)
+    provenances = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
     return writer.add_inputs(_settings(config, dataset, writer.store), _record(config), provenances)
 
 

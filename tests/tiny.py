@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -124,3 +125,8 @@ def extract_with(dataset: TinyDataset, available: dict, out: Path, **options) ->
 def extract_in_child(root: Path, out: Path, num_frames: int, **options) -> None:
     """The same from a process of its own; a tiny dataset is always the same."""
     extract_with(TinyDataset(root, num_frames), tiny_teachers(), out, **options)
+
+
+def killing_extractor(config):
+    """An extractor whose worker dies with every block."""
+    return lambda blocks: os._exit(1)

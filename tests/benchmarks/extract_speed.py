@@ -21,10 +21,10 @@ import torch
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.synthetic import write_nuscenes
 from scalr.extract.encoding import Encoding
-from scalr.extract.pipeline import Pipeline, prepare_frame
+from scalr.extract.pipeline import Pipeline, prepare_frame, recorded_provenance
 from scalr.extract.plan import plan_blocks
 from scalr.extract.store import create_store
-from scalr.extract.teachers import load_teacher, provenance_attributes
+from scalr.extract.teachers import load_teacher
 
 BLOCKS, FRAMES, BATCH, ROUNDS = 4, 2, 6, 3
 
@@ -43,9 +43,9 @@ def pipeline_into(path: Path, dataset, teacher, encoding: Encoding, frames_per_b
     writer = create_store(path, "benchmark")
     blocks = plan_blocks(len(dataset.frames), frames_per_block)
     settings = {"dataset": dataset.name, "split": dataset.split, "frames_per_block": frames_per_block}
-    kept = {"encoding": encoding.layout, "dtype": encoding.dtype}
-    provenance = provenance_attributes(teacher.provenance) | kept
-    writer.add_inputs({**settings, "num_blocks": len(blocks)}, {}, {teacher.name: provenance})
+    writer.add_inputs(
+        {**settings, "num_blocks": len(blocks)}, {}, {teacher.name: recorded_provenance(teacher, encoding)}
+    )
     return Pipeline(dataset, [teacher], encoding, writer, points="all", batch_size=BATCH), blocks
 
 

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from scalr.errors import ScalrError
+from scalr.errors import ScalrError, StoreError
+from scalr.extract import teachers
 from scalr.extract.datasets.synthetic import write_nuscenes
-from scalr.extract.plan import Part
-from scalr.extract.run import ExtractConfig, extract
+from scalr.extract.executors import local_cluster, run_on_cluster
+from scalr.extract.plan import Block, Part
+from scalr.extract.run import ExtractConfig, extract, extractor
 from scalr.extract.store import FeatureStore, open_store
 from store_comparison import assert_same_store
-from tiny import TinyDataset, extract_with, tiny_teachers
+from tiny import TinyDataset, extract_with, killing_extractor, tiny_teachers
 
 TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
 KEPT = ("--encoding", "patch", "--dtype", "int8", "--frames-per-block", "2")
@@ -70,6 +72,30 @@ def test_a_mistake_in_a_worker_reaches_the_user(synthetic_world, tmp_path):
 def test_no_scheduler_is_said(synthetic_world, tmp_path):
     with pytest.raises(ScalrError, match=r"no dask scheduler answers .*dask scheduler"):
         extract(tiny_config(synthetic_world, tmp_path / "s.zarr", scheduler="no address"))
+
+
+@pytest.mark.parametrize("other", ["store", "weights"])
+def test_a_worker_that_sees_something_else_writes_nothing(synthetic_world, tmp_path, monkeypatch, other):
+    """Another disk under the same path, or another weights file: only the worker can tell."""
+    config = tiny_config(synthetic_world, tmp_path / "s.zarr", frames_per_block=1)
+    if other == "store":
+        with pytest.raises(StoreError, match=r"a worker does not see the store\. Put --out on storage"):
+            extractor(config)
+        assert not config.out.exists()
+        return
+    extract(config)
+    monkeypatch.setattr(teachers, "RANDOM_SEED", 1)
+    with pytest.raises(StoreError, match=r"weights_sha256 is '\w+' in the store and '\w+' now"):
+        extractor(config)
+
+
+@pytest.mark.slow
+def test_a_block_that_kills_its_workers_ends_the_run():
+    with (
+        local_cluster(1) as client,
+        pytest.raises(ScalrError, match=r"again and again with block 3, .*--batch-size"),
+    ):
+        list(run_on_cluster(client, killing_extractor, None, [Block(3, 0, 1)]))
 
 
 @pytest.fixture(scope="module")
