@@ -68,7 +68,9 @@ def dataset_root(ctx: click.Context, param: click.Parameter, value: Path | None)
 
 path = click.Path(path_type=Path)
 root_option = click.option("--root", type=path, callback=dataset_root, help="Dataset folder.  [default: $NUSCENES]")
-dataset_option = click.option("--dataset", default="nuscenes", show_default=True, help="Dataset reader.")
+dataset_option = click.option(
+    "--dataset", default="nuscenes", show_default=True, help="Reader: a name, or package.module:Class of your own."
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
 json_option = click.option("--json", "as_json", is_flag=True, help="For scripts.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Of every random choice.")
@@ -107,6 +109,8 @@ def main(quiet: bool) -> None:
 @choice_option("--encoding", ["point", "patch"], "A vector a pair, or only the patches that pairs read.")
 @choice_option("--dtype", ["float16", "int8"], "Of stored vectors; int8 has a scale for each.")
 @choice_option("--points", ["all", "visible"], "Keep whole scans, or the points that some camera sees.")
+@choice_option("--occlusion", ["keep", "drop"], "Pairs that a nearer surface hides from the camera.")
+@choice_option("--on-error", ["stop", "skip"], "At a frame that cannot be used; skip lists it, exit code 3.")
 @click.option("--weights", default="hub", show_default=True, help="hub, random (for trials), or a checkpoint file.")
 @choice_option("--precision", ["float32", "bfloat16", "float16"], "Of the teacher's forward pass.")
 @click.option("--batch-size", default=8, show_default=True, help="Images the teacher sees at once.")
@@ -134,6 +138,30 @@ def extract(dry_run: bool, **options) -> None:
     summary = run(config)
     click.echo(summary.store.as_text())
     click.echo(f"{summary.blocks_written} blocks written now")
+    if summary.skipped:
+        for frame in summary.skipped:
+            click.echo(f"skipped {frame.token}: {frame.reason}", err=True)
+        click.echo(f"{len(summary.skipped)} frames were skipped; mend them and run the same command again", err=True)
+        raise click.exceptions.Exit(3)
+
+
+@main.command()
+@dataset_option
+@root_option
+@click.option("--split", default="train", show_default=True, help="Split of the dataset.")
+@json_option
+def check(dataset: str, root: Path, split: str, as_json: bool) -> None:
+    """Read every file of a dataset's split and list all that is wrong; exit code 1 where something is.
+
+    \b
+    scalr check --dataset frames --root /data/my_rig
+    """
+    from .extract.check import check as run
+
+    report = run(dataset, root, split)
+    click.echo(json.dumps(report.as_json(), indent=2) if as_json else report.as_text())
+    if report.problems:
+        raise click.exceptions.Exit(1)
 
 
 @main.command()
@@ -176,15 +204,18 @@ def verify(store: Path, as_json: bool, **options) -> None:
 
 
 @main.command()
-@click.option("--cache", type=path, default="store.zarr", show_default=True, help="Feature store to learn from.")
-@click.option("--teacher", default=None, help="Whose targets.  [default: the only one in the store]")
-@click.option("--split", default=None, help="Whose frames.  [default: the only one in the store]")
+@click.option(
+    *("--cache", "caches"), type=path, multiple=True, default=["store.zarr"], show_default=True,
+    help="Feature store to learn from; repeatable.",
+)  # fmt: skip
+@click.option("--teacher", default=None, help="Whose targets.  [default: the only one in each store]")
+@click.option("--split", default=None, help="Whose frames.  [default: the only one in each store]")
 @click.option("--recipe", default="scalr_wi256", show_default=True, help="Bundled recipe or YAML file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, such as training.epochs=10.")
 @click.option("--out", type=path, default="runs/distill", show_default=True, help="Folder for student and logs.")
 @device_option
 def distill(recipe: str, overrides: tuple[str, ...], **options) -> None:
-    """Train a student on stored targets; images, teacher and dataset are not needed.
+    """Train a student on the targets of one or several stores; images, teacher and dataset are not needed.
 
     \b
     scalr distill --cache store.zarr --recipe scalr_wi256 --out runs/wi256

@@ -23,7 +23,7 @@ from .errors import ScalrError
 from .evaluate import report
 from .evaluate.probe import ProbeConfig, ProbeResult, probe
 from .extract.datasets import open_dataset
-from .extract.datasets.frame import read_image
+from .extract.datasets.files import read_image
 from .extract.datasets.synthetic import write_nuscenes
 from .extract.projection import project
 from .extract.run import ExtractConfig, ExtractSummary, extract
@@ -74,7 +74,7 @@ def run_demo(out: Path, seed: int = 0) -> DemoResult:
         extraction = extract(_extract_config(out))
     recipe = load_recipe("demo", [f"training.seed={seed}"])
     with timings.step("distill"):
-        distillation = distill(DistillConfig(cache=out / "store.zarr", out=out / "distilled", recipe=recipe))
+        distillation = distill(DistillConfig(caches=(out / "store.zarr",), out=out / "distilled", recipe=recipe))
     undistilled_path = out / "undistilled" / "student.safetensors"
     undistilled_path.parent.mkdir()
     recipe = with_head_for(recipe, extraction.store.teachers[TEACHER].provenance["dim"])

@@ -21,7 +21,8 @@ class ScalrError(Exception):
 
     def __init__(self, what: str, *, where: object, fix: str) -> None:
         self.what, self.where, self.fix = _one_line(what), _one_line(str(where)), _one_line(fix)
-        super().__init__(f"{self.where}: {self.what}. {self.fix}")
+        stop = "" if self.what.endswith("?") else "."
+        super().__init__(f"{self.where}: {self.what}{stop} {self.fix}")
 
     def __reduce__(self):
         # Errors travel from worker processes; keyword arguments would be lost on the way.

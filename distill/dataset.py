@@ -19,7 +19,6 @@ from .inputs import (
     ScanInput,
     augment,
     inside_field_of_view,
-    intensity_statistics,
     nearest_to,
     pack,
     scan_input,
@@ -115,8 +114,29 @@ class DistillDataset(Dataset):
         inside = inside_field_of_view(points[:, :3], self.inputs)
         if not inside.any():
             return None
-        scan = scan_input(points[inside], intensity_statistics(view.dataset), self.inputs)
+        scan = scan_input(points[inside], view.intensity, self.inputs)
         return DistillSample(scan, view.encoded.select(torch.from_numpy(pair[inside])))
+
+
+class MixedDataset(Dataset):
+    """The frames of several stores, one store after the other: shuffled together, each frame is as likely as any other.
+
+    Args:
+        parts: the stores' own samples, in the order of their frames.
+    """
+
+    def __init__(self, parts: Sequence[DistillDataset]) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, key: tuple[int, int]) -> DistillSample:
+        """The sample of `key` = (epoch, frame)."""
+        epoch, frame = key
+        part = int(np.searchsorted(self.starts, frame, side="right")) - 1
+        return self.parts[part][epoch, frame - int(self.starts[part])]
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

@@ -16,6 +16,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from ..errors import StudentError
+from ..extract.intensity import IntensityStatistics
 
 CROP_EPS_M = 1e-4  # kept clear of the field of view's faces, as in the official Crop transform
 POINT_FEATURES = 5  # intensity, x, y, z, radius: the order of the official "intensity", "xyz", "radius"
@@ -63,46 +64,6 @@ class InputConfig:
             _check_positive(name, getattr(self, name), float if name == "voxel_size_m" else int)
         if not all(low + 2 * CROP_EPS_M < high for low, high in zip(self.fov_min_m, self.fov_max_m, strict=True)):
             raise _bad("fov_max_m", self.fov_max_m, f"Give three values above fov_min_m, {list(self.fov_min_m)}.")
-
-
-@dataclass(frozen=True)
-class IntensityStatistics:
-    """Mean and standard deviation of a dataset's raw intensity over its training points."""
-
-    mean: float
-    std: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise StudentError(
-                f"mean {self.mean} and standard deviation {self.std} cannot normalise an intensity",
-                where="intensity statistics",
-                fix="Give finite values, the deviation above zero",
-            )
-
-
-# The constants of the official ScaLR readers.
-INTENSITY_STATISTICS = {
-    "nuscenes": IntensityStatistics(18.742355, 22.04632),
-    "semantic_kitti": IntensityStatistics(0.28613698, 0.14090556),
-    "pandaset_64": IntensityStatistics(18.23640649, 25.86983417),
-    "pandaset_gt": IntensityStatistics(23.06113565, 16.76273235),
-}
-
-
-def intensity_statistics(dataset: str) -> IntensityStatistics:
-    """The statistics that the official code uses for a dataset.
-
-    Raises:
-        StudentError: it has none.
-    """
-    if dataset not in INTENSITY_STATISTICS:
-        raise StudentError(
-            f"no intensity statistics for dataset {dataset!r}",
-            where="intensity statistics",
-            fix=f"Use one of {', '.join(INTENSITY_STATISTICS)}, or pass IntensityStatistics(mean, std) of your own",
-        )
-    return INTENSITY_STATISTICS[dataset]
 
 
 def voxel_representatives(xyz: np.ndarray, voxel_size_m: float, rng: np.random.Generator | None = None) -> np.ndarray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -13,7 +15,7 @@ from ..device import resolve_device
 from ..errors import StoreError, StudentError
 from ..extract.store import FeatureStore, open_store
 from .checkpoint import save_student
-from .dataset import DistillCollate, DistillDataset, EpochLoader
+from .dataset import DistillCollate, DistillDataset, EpochLoader, MixedDataset
 from .losses import similarity_loss
 from .recipes import Recipe, recipe_values
 from .training import train
@@ -21,14 +23,16 @@ from .waffleiron import Student
 
 logger = logging.getLogger(__name__)
 
+SEEDS_APART = 1_000_003  # of two stores in one run
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """One distillation; the fields are the options of `scalr distill`, the recipe resolved."""
 
-    cache: Path
+    caches: tuple[Path, ...]
     out: Path
-    teacher: str | None = None  # may be left out where the store has one
+    teacher: str | None = None  # may be left out where each store has one
     split: str | None = None  # likewise
     recipe: Recipe = field(default_factory=Recipe)
     device: str = "auto"
@@ -43,7 +47,7 @@ class DistillSummary:
 
 
 def distill(config: DistillConfig) -> DistillSummary:
-    """Train a student on stored targets; neither images nor teacher nor dataset are needed.
+    """Train a student on the targets of one or several stores; neither images nor teacher nor dataset are needed.
 
     Writes `config.yaml`, `log.csv`, TensorBoard events and, last, `student.safetensors` into `config.out`.
 
@@ -53,14 +57,14 @@ def distill(config: DistillConfig) -> DistillSummary:
     path = config.out / "student.safetensors"
     if path.exists():
         raise StudentError("a student is there already", where=path, fix="Choose another --out.")
-    store = open_store(config.cache)
-    teacher = _choose_teacher(store, config.teacher)
-    split = _choose_split(store, config.split)
-    _require_complete(store, teacher, split)
+    chosen = [_choose(open_store(path), config) for path in config.caches]
+    _require_same_targets(chosen)
     device = resolve_device(config.device)
-    recipe, training = with_head_for(config.recipe, store.target_dim(teacher)), config.recipe.training
-    dataset = DistillDataset(store, teacher, recipe.inputs, recipe.augmentation, training.seed, split)
-    provenance = _provenance(store, teacher, split, recipe)
+    first, training = chosen[0], config.recipe.training
+    recipe = with_head_for(config.recipe, first.store.target_dim(first.teacher))
+    parts = [_samples(each, recipe, number) for number, each in enumerate(chosen)]
+    dataset = parts[0] if len(parts) == 1 else MixedDataset(parts)
+    provenance = _provenance(chosen, recipe)
     _write_config(config.out, provenance)
     student = new_student(recipe).to(device)
     loader = EpochLoader(
@@ -70,7 +74,8 @@ def distill(config: DistillConfig) -> DistillSummary:
         seed=training.seed,
         workers=training.workers,
     )
-    logger.info("distilling %s from %d frames of %s", teacher, len(dataset), store.path)
+    for each, part in zip(chosen, parts, strict=True):
+        logger.info("distilling %s from %d frames of %s", each.teacher, len(part), each.store.path)
     losses = train(
         student.parameters(),
         loader,
@@ -95,6 +100,45 @@ def new_student(recipe: Recipe) -> Student:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
         return Student(recipe.student, recipe.inputs)
+
+
+class Chosen(NamedTuple):
+    """What is learnt from one store."""
+
+    store: FeatureStore
+    teacher: str
+    split: str
+
+    @property
+    def provenance(self) -> dict:
+        return self.store.teachers[self.teacher]
+
+
+def _choose(store: FeatureStore, config: DistillConfig) -> Chosen:
+    chosen = Chosen(store, _choose_teacher(store, config.teacher), _choose_split(store, config.split))
+    _require_complete(*chosen)
+    return chosen
+
+
+def _require_same_targets(chosen: Sequence[Chosen]) -> None:
+    """Targets can only be mixed where all that they depend on is the same."""
+    first = chosen[0]
+    for other in chosen[1:]:
+        keys = sorted({*first.provenance, *other.provenance})
+        pairs = [(key, first.provenance.get(key), other.provenance.get(key)) for key in keys]
+        differing = "; ".join(f"{key} is {ours!r} and {theirs!r}" for key, ours, theirs in pairs if ours != theirs)
+        if differing:
+            raise StoreError(
+                f"targets that cannot be mixed: {differing}",
+                where=f"{first.store.path} and {other.store.path}",
+                fix="Extract both with the same teacher and settings.",
+            )
+
+
+def _samples(chosen: Chosen, recipe: Recipe, number: int) -> DistillDataset:
+    """The samples of the store that was named as `number`, each with random choices of its own."""
+    seed = recipe.training.seed + number * SEEDS_APART
+    return DistillDataset(chosen.store, chosen.teacher, recipe.inputs, recipe.augmentation, seed, chosen.split)
 
 
 def _choose_teacher(store: FeatureStore, name: str | None) -> str:
@@ -124,10 +168,11 @@ def _require_complete(store: FeatureStore, teacher: str, split: str) -> None:
         )
 
 
-def _provenance(store: FeatureStore, teacher: str, split: str, recipe: Recipe) -> dict:
+def _provenance(chosen: Sequence[Chosen], recipe: Recipe) -> dict:
+    sources = [source.attributes for each in chosen for source in each.store.sources if source.split == each.split]
     return {
-        "store": {"sources": [source.attributes for source in store.sources if source.split == split]},
-        "teacher": store.teachers.get(teacher, {}),
+        "store": {"sources": sources},
+        "teacher": chosen[0].provenance,
         "recipe": recipe_values(recipe),
         "torch": str(torch.__version__),
     }

@@ -22,15 +22,8 @@ import torch
 from torch import nn
 
 from ..errors import StudentError
-from .inputs import (
-    POINT_FEATURES,
-    InputConfig,
-    IntensityStatistics,
-    PackedBatch,
-    evaluation_input,
-    intensity_statistics,
-    pack,
-)
+from ..extract.intensity import IntensityStatistics, intensity_statistics
+from .inputs import POINT_FEATURES, InputConfig, PackedBatch, evaluation_input, pack
 
 Norm = Literal["batch", "layer"]
 Activation = Literal["relu", "gelu"]
@@ -122,7 +115,7 @@ class Student(nn.Module):
             (N, C) float32 on the student's device, in eval mode whatever mode the student is in.
 
         Raises:
-            StudentError: unknown dataset, or points that cannot be used.
+            ScalrError: unknown dataset, or points that cannot be used.
         """
         statistics = dataset if isinstance(dataset, IntensityStatistics) else intensity_statistics(dataset)
         scan, _, nearest = evaluation_input(np.asarray(points), statistics, self.input_config)

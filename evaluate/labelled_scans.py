@@ -16,13 +16,12 @@ from ..distill.inputs import (
     ScanInput,
     augment,
     inside_field_of_view,
-    intensity_statistics,
     pack,
     scan_input,
     voxel_representatives,
 )
-from ..errors import DatasetError
-from ..extract.datasets.frame import Dataset, Frame
+from ..extract.datasets.frame import Dataset, read_labelled_scan
+from ..extract.intensity import intensity_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +44,7 @@ class AugmentedScans(TorchDataset):
 
     def __init__(self, dataset: Dataset, inputs: InputConfig, seed: int) -> None:
         self.dataset, self.inputs, self.seed = dataset, inputs, seed
+        self.intensity = intensity_of(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset.frames)
@@ -58,7 +58,7 @@ class AugmentedScans(TorchDataset):
         points, labels = points[kept], labels[kept]
         points[:, :3] = augment(points[:, :3], rng, AugmentConfig())
         inside = inside_field_of_view(points[:, :3], self.inputs)
-        return scan_input(points[inside], intensity_statistics(self.dataset.name), self.inputs), labels[inside]
+        return scan_input(points[inside], self.intensity, self.inputs), labels[inside]
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,3 @@ class LabelledCollate:
     def __call__(self, samples: Sequence[tuple[ScanInput, np.ndarray]]) -> LabelledBatch:
         scans, labels = zip(*samples, strict=True)
         return LabelledBatch(pack(scans, self.inputs), torch.from_numpy(np.concatenate(labels).astype(np.int64)))
-
-
-def read_labelled_scan(dataset: Dataset, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N, 4) and labels (N,).
-
-    Raises:
-        DatasetError: missing or broken files, or a label file of another length.
-    """
-    points, labels = dataset.read_points(frame), dataset.read_labels(frame)
-    if len(points) != len(labels):
-        raise DatasetError(
-            f"{len(labels)} labels for the {len(points)} points of {frame.scan}",
-            where=dataset.root / str(frame.labels),
-            fix="Copy both files again from the dataset's archives.",
-        )
-    return points, labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..extract.datasets.frame import IGNORE_LABEL
+from ..extract.datasets.labels import IGNORE_LABEL
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:

@@ -16,14 +16,16 @@ from torch import nn
 from ..device import resolve_device
 from ..distill.checkpoint import load_student, student_provenance
 from ..distill.dataset import EpochLoader
-from ..distill.inputs import evaluation_input, intensity_statistics, pack
+from ..distill.inputs import evaluation_input, pack
 from ..distill.training import TrainingConfig, train
 from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
-from ..extract.datasets.frame import IGNORE_LABEL, Dataset
+from ..extract.datasets.frame import Dataset, read_labelled_scan
+from ..extract.datasets.labels import IGNORE_LABEL
+from ..extract.intensity import intensity_of
 from ..progress import progress
-from .labelled_scans import AugmentedScans, LabelledCollate, read_labelled_scan
+from .labelled_scans import AugmentedScans, LabelledCollate
 from .metrics import confusion_matrix, intersection_over_union, mean_iou
 from .segmentation_losses import segmentation_loss
 
@@ -158,7 +160,7 @@ def _frozen_tokens(
     student: Student, dataset: Dataset, device: torch.device, description: str
 ) -> Iterator[tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]]:
     """For each frame: tokens of the kept points, labels of the raw points, `kept` and `nearest` between the two."""
-    statistics = intensity_statistics(dataset.name)
+    statistics = intensity_of(dataset)
     with progress(len(dataset.frames), description, "frame") as bar:
         for frame in dataset.frames:
             points, labels = read_labelled_scan(dataset, frame)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..extract.datasets.frame import IGNORE_LABEL
+from ..extract.datasets.labels import IGNORE_LABEL
 
 
 def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

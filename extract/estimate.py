@@ -13,19 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..errors import DatasetError
 from .datasets.frame import Dataset
 from .encoding import ENCODINGS, Encoding
-from .pipeline import (
-    Points,
-    PreparedFrame,
-    encode_view,
-    prepare_frame,
-    recorded_provenance,
-    scan_block,
-    target_block,
-    teacher_footprint,
-)
+from .intensity import IntensityStatistics
+from .pipeline import encode_view, recorded_provenance, scan_block, target_block, teacher_footprint
 from .plan import FRAMES_PER_BLOCK, plan_blocks
+from .preparation import OnError, PreparedFrame, Selection, prepare_or_skip
 from .store import create_store
 from .store.format import SHARD_BYTES
 from .store.inspect import StoreReport, inspect_store, readable_bytes
@@ -112,8 +106,9 @@ def estimate(
     chosen: Encoding,
     out: Path,
     *,
-    points: Points,
+    selection: Selection,
     batch_size: int,
+    on_error: OnError = "stop",
     frames_per_block: int | None = None,
 ) -> Estimate:
     """Extract a few frames into a temporary store, in every encoding, and extrapolate.
@@ -129,12 +124,17 @@ def estimate(
         ScalrError: input that cannot be used.
     """
     numbers = np.unique(np.linspace(0, len(dataset.frames) - 1, SAMPLED_FRAMES).round().astype(int)).tolist()
-    scale = len(dataset.frames) / len(numbers)
     for teacher in teachers:  # the first forward pass of a process is slower than all others
         teacher.patch_maps(torch.zeros(1, 3, *teacher.image_size, device=teacher.device))
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        frames = [prepare_frame(dataset, dataset.frames[number], teachers, points) for number in numbers]
+        tried = [prepare_or_skip(dataset, dataset.frames[each], teachers, selection, on_error) for each in numbers]
+        frames = [frame for frame in tried if isinstance(frame, PreparedFrame)]
+        if not frames:
+            raise DatasetError(
+                f"no frame of a sample can be used; {tried[0].reason}", where=dataset.root, fix="Mend it."
+            )
+        scale = len(dataset.frames) / len(frames)
         patch_maps = [patch_maps_of(teacher, position, frames, batch_size) for position, teacher in enumerate(teachers)]
         shared_seconds = time.perf_counter() - start
         measured = {}
@@ -161,7 +161,7 @@ def estimate(
         chosen=chosen,
         free_bytes=shutil.disk_usage(_nearest_folder(out)).free,
         seconds=seconds * scale,
-        sampled_frames=len(numbers),
+        sampled_frames=len(frames),
     )
 
 
@@ -201,6 +201,7 @@ def write_sample(
     """Write a store of one block: for each teacher the targets of `patch_maps`, one for every view of the frames."""
     writer = create_store(path, "estimate")
     settings = {"dataset": dataset, "split": split, "frames_per_block": len(frames), "num_blocks": 1}
+    settings["intensity"] = asdict(IntensityStatistics(0.0, 1.0))
     recorded = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
     writer.add_inputs(settings, record={}, teachers=recorded)
     scans = scan_block(0, split, frames)
@@ -211,7 +212,7 @@ def write_sample(
             encode_view(teacher, encoding, patch_map, view.pixel, view.image_shape)
             for patch_map, view in zip(maps, views, strict=True)
         ]
-        writer.write_targets(0, teacher.name, target_block(scans.views, stored))
+        writer.write_targets(0, teacher.name, target_block(scans.views, stored, teacher.dim, encoding))
     return inspect_store(writer.store)
 
 

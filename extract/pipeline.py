@@ -13,56 +13,34 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from .datasets.frame import Dataset, Frame, read_image
+from .datasets.frame import Dataset
 from .encoding import Encoding, Footprint, StoredVectors, footprint
 from .plan import Block
-from .projection import project
+from .preparation import OnError, PreparedFrame, Selection, SkippedFrame, prepare_or_skip
 from .store import SCANS, ScanBlock, StoreWriter, TargetBlock
+from .store.format import SCANS_SCHEMA, TARGETS_SCHEMA
 from .teachers import Teacher, provenance_attributes
 
 MAX_READERS = 8  # threads that read scans and images
 
-Points = Literal["all", "visible"]
 T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True)
 class BlockDone:
-    """A block that is committed now."""
+    """A block that is committed now, unless a frame that it should have can no longer be used."""
 
     block: int
     num_frames: int
     num_bytes: int  # on disk
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedView:
-    """One view, ready for the teachers."""
-
-    image_shape: tuple[int, int]  # (H, W) of the original image [px]
-    point_index: np.ndarray  # (R,) uint32
-    pixel: np.ndarray  # (R, 2) uint16
-    images: list[torch.Tensor]  # (3, h, w) float32 for each teacher
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedFrame:
-    """A scan with its views."""
-
-    frame: Frame
-    points: np.ndarray  # (N, 4) float32
-    views: list[PreparedView]
-
-    def without_images(self) -> PreparedFrame:
-        """All that is needed of it once the teachers have seen it."""
-        return replace(self, views=[replace(view, images=[]) for view in self.views])
+    skipped: list[SkippedFrame]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +60,8 @@ class Pipeline:
         teachers: recorded in the store.
         encoding: of their targets.
         writer: of the store.
-        points: keep all points of a scan, or those that some view sees.
+        selection: which points and pairs are kept.
+        on_error: at a frame that cannot be used, stop or go on without it.
         batch_size: images that the teacher sees at once; the last batch of a block may be smaller.
     """
 
@@ -93,11 +72,12 @@ class Pipeline:
         encoding: Encoding,
         writer: StoreWriter,
         *,
-        points: Points,
+        selection: Selection,
         batch_size: int,
+        on_error: OnError = "stop",
     ) -> None:
         self.dataset, self.teachers, self.encoding, self.writer = dataset, teachers, encoding, writer
-        self.points, self.batch_size = points, batch_size
+        self.selection, self.batch_size, self.on_error = selection, batch_size, on_error
 
     def run(self, blocks: Sequence[Block]) -> Iterator[BlockDone]:
         """Extract blocks one after the other and yield each once it is committed.
@@ -112,10 +92,10 @@ class Pipeline:
             for block in blocks:
                 task, first = next(prepared)
                 others = (frame for _, frame in itertools.islice(prepared, block.num_frames - 1))
-                scans, stored = self._compute(task, itertools.chain([first], others))
+                computed = self._compute(task, itertools.chain([first], others))
                 if writing is not None:
                     yield writing.result()
-                writing = writers.submit(self._write, task, scans, stored)
+                writing = writers.submit(self._write, task, *computed)
             if writing is not None:
                 yield writing.result()
 
@@ -127,62 +107,40 @@ class Pipeline:
             task = BlockTask(block, missing, scans)
             yield from ((task, number) for number in range(block.num_frames))
 
-    def _prepare(self, item: tuple[BlockTask, int]) -> tuple[BlockTask, PreparedFrame]:
+    def _prepare(self, item: tuple[BlockTask, int]) -> tuple[BlockTask, PreparedFrame | SkippedFrame]:
         task, number = item
         frame = self.dataset.frames[task.block.start + number]
-        return task, prepare_frame(self.dataset, frame, task.teachers, self.points, task.scans)
+        if task.scans is not None and frame.token in task.scans.skipped:
+            return task, SkippedFrame(frame.token, task.scans.skipped[frame.token])
+        arguments = (self.dataset, frame, task.teachers, self.selection, self.on_error, task.scans)
+        return task, prepare_or_skip(*arguments)
 
-    def _compute(self, task: BlockTask, frames: Iterable[PreparedFrame]) -> tuple[ScanBlock, list[list[StoredVectors]]]:
+    def _compute(
+        self, task: BlockTask, frames: Iterable[PreparedFrame | SkippedFrame]
+    ) -> tuple[ScanBlock, list[list[StoredVectors]], list[SkippedFrame]]:
         encoders = [TargetEncoder(teacher, self.encoding, self.batch_size) for teacher in task.teachers]
-        seen = []
+        seen, skipped = [], []
         for prepared in frames:
+            if isinstance(prepared, SkippedFrame):
+                skipped.append(prepared)
+                continue
             for view in prepared.views:
                 for encoder, image in zip(encoders, view.images, strict=True):
                     encoder.add(image, view.pixel, view.image_shape)
             seen.append(prepared.without_images())
-        scans = scan_block(task.block.index, self.dataset.split, seen) if task.scans is None else task.scans
-        return scans, [encoder.finish() for encoder in encoders]
+        scans = task.scans or scan_block(task.block.index, self.dataset.split, seen, skipped)
+        return scans, [encoder.finish() for encoder in encoders], skipped
 
-    def _write(self, task: BlockTask, scans: ScanBlock, stored: list[list[StoredVectors]]) -> BlockDone:
-        block = task.block.index
-        num_bytes = self.writer.write_scans(block, scans)
-        for teacher, vectors in zip(task.teachers, stored, strict=True):
-            num_bytes += self.writer.write_targets(block, teacher.name, target_block(scans.views, vectors))
-        return BlockDone(block, task.block.num_frames, num_bytes)
-
-
-def prepare_frame(
-    dataset: Dataset,
-    frame: Frame,
-    teachers: Sequence[Teacher],
-    points: Points,
-    committed: ScanBlock | None = None,
-) -> PreparedFrame:
-    """Read a frame's scan and images; its pairs are computed, or taken from the block that has them already."""
-    kept, pairs = _stored_pairs(committed, frame.token) if committed else _new_pairs(dataset, frame, points)
-    views = []
-    for view, (point_index, pixel) in zip(frame.views, pairs, strict=True):
-        images = []
-        if teachers:
-            image = read_image(dataset.root, view)
-            images = [teacher.prepare(image) for teacher in teachers]
-        views.append(PreparedView(view.image_shape, point_index, pixel, images))
-    return PreparedFrame(frame, kept, views)
-
-
-def _new_pairs(
-    dataset: Dataset, frame: Frame, points: Points
-) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """The points to keep of a scan, and (point_index, pixel) of each view."""
-    scan = dataset.read_points(frame)
-    pairs = [project(scan, view.calibration, view.image_shape, dataset.visibility) for view in frame.views]
-    if points == "all":
-        return scan, [(pair.point_index, pair.pixel) for pair in pairs]
-    seen = np.zeros(len(scan), dtype=bool)
-    for pair in pairs:
-        seen[pair.point_index] = True
-    row_among_seen = (np.cumsum(seen) - 1).astype(np.uint32)
-    return scan[seen], [(row_among_seen[pair.point_index], pair.pixel) for pair in pairs]
+    def _write(
+        self, task: BlockTask, scans: ScanBlock, stored: list[list[StoredVectors]], skipped: list[SkippedFrame]
+    ) -> BlockDone:
+        block, num_bytes = task.block.index, 0
+        if len(skipped) == len(scans.skipped):  # else a frame of the committed scans cannot be used any more
+            num_bytes += self.writer.write_scans(block, scans)
+            for teacher, vectors in zip(task.teachers, stored, strict=True):
+                targets = target_block(scans.views, vectors, teacher.dim, self.encoding)
+                num_bytes += self.writer.write_targets(block, teacher.name, targets)
+        return BlockDone(block, task.block.num_frames, num_bytes, skipped)
 
 
 class TargetEncoder:
@@ -233,38 +191,34 @@ def recorded_provenance(teacher: Teacher, encoding: Encoding) -> dict:
     return provenance_attributes(teacher.provenance) | kept
 
 
-def scan_block(block: int, split: str, frames: Sequence[PreparedFrame]) -> ScanBlock:
-    """The scans and pairs of a block's frames, one after the other."""
+def scan_block(
+    block: int, split: str, frames: Sequence[PreparedFrame], skipped: Sequence[SkippedFrame] = ()
+) -> ScanBlock:
+    """The scans and pairs of a block's frames, one after the other; none where all are skipped."""
     views = [view for prepared in frames for view in prepared.views]
     return ScanBlock(
-        points=np.concatenate([prepared.points for prepared in frames]),
-        point_index=np.concatenate([view.point_index for view in views]),
-        pixel=np.concatenate([view.pixel for view in views]),
+        points=np.concatenate([np.empty((0, 4), np.float32), *(prepared.points for prepared in frames)]),
+        point_index=np.concatenate([np.empty(0, np.uint32), *(view.point_index for view in views)]),
+        pixel=np.concatenate([np.empty((0, 2), np.uint16), *(view.pixel for view in views)]),
         views=_view_table(block, split, frames),
+        skipped={frame.token: frame.reason for frame in skipped},
     )
 
 
-def target_block(scan_views: pa.Table, stored: Sequence[StoredVectors]) -> TargetBlock:
+def target_block(scan_views: pa.Table, stored: Sequence[StoredVectors], dim: int, encoding: Encoding) -> TargetBlock:
     """One teacher's targets of a block's views, one after the other."""
-    stop = np.cumsum([len(view.vectors) for view in stored])
+    stop = np.cumsum([len(view.vectors) for view in stored], dtype=np.int64)
     table = {name: scan_views[name] for name in ("block", "token", "camera")}
     table |= {"start": stop - [len(view.vectors) for view in stored], "stop": stop}
     cosines = [view.cosine if len(view.cosine) else torch.ones(1) for view in stored]
     table |= {"mean_cosine": [cosine.mean().item() for cosine in cosines]}
     table |= {"worst_cosine": [cosine.min().item() for cosine in cosines]}
+    scales = [np.empty(0, np.float32), *(view.scale.numpy() for view in stored if view.scale is not None)]
     return TargetBlock(
-        vectors=torch.cat([view.vectors for view in stored]).numpy(),
-        scale=None if stored[0].scale is None else torch.cat([view.scale for view in stored]).numpy(),
-        views=pa.table(table),
+        vectors=np.concatenate([np.empty((0, dim), encoding.dtype), *(view.vectors.numpy() for view in stored)]),
+        scale=np.concatenate(scales) if encoding.dtype == "int8" else None,
+        views=pa.table(table, schema=TARGETS_SCHEMA),
     )
-
-
-def _stored_pairs(scans: ScanBlock, token: str) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """A frame's points and each view's (point_index, pixel), as they were committed."""
-    rows = [row for row in scans.views.to_pylist() if row["token"] == token]
-    pairs = [slice(row["pairs_start"], row["pairs_stop"]) for row in rows]
-    points = scans.points[rows[0]["points_start"] : rows[0]["points_stop"]]
-    return points, [(scans.point_index[pair], scans.pixel[pair]) for pair in pairs]
 
 
 def _view_table(block: int, split: str, frames: Sequence[PreparedFrame]) -> pa.Table:
@@ -283,15 +237,16 @@ def _view_table(block: int, split: str, frames: Sequence[PreparedFrame]) -> pa.T
                     "timestamp": prepared.frame.timestamp,
                     "camera": record.camera,
                     "image": record.image,
-                    "image_height": record.image_shape[0],
-                    "image_width": record.image_shape[1],
+                    "image_height": view.image_shape[0],
+                    "image_width": view.image_shape[1],
                     "points_start": points_start,
                     "points_stop": points_stop,
                     "pairs_start": pairs_start,
                     "pairs_stop": pairs_stop,
+                    "pairs_hidden": view.hidden,
                 }
             )
-    return pa.Table.from_pylist(rows)
+    return pa.Table.from_pylist(rows, schema=SCANS_SCHEMA)
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:

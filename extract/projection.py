@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg import rq
+
+from ..errors import DatasetError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +20,20 @@ class Visibility:
     """When a point counts as seen: depth > `min_depth_m`, 0 < u < W - `border_px` and 0 < v < H - `border_px`.
 
     The defaults are those of the official nuScenes reader; the datasets differ (DESIGN: "The target, exactly").
+
+    Attributes:
+        min_x_m: where given, x in the lidar frame must be larger too, as in the official SemanticKITTI reader.
     """
 
     min_depth_m: float = 1.0
     border_px: int = 1
+    min_x_m: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.min_depth_m >= 0:
+            raise DatasetError(
+                f"it is {self.min_depth_m}", where="min_depth_m", fix="Use 0 or more: behind a camera nothing is seen."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +47,25 @@ class Calibration:
 
     cam_from_lidar: np.ndarray
     intrinsics: np.ndarray
+
+    @classmethod
+    def from_projection(cls, matrix: np.ndarray) -> Calibration:
+        """Decompose a (3, 4) matrix that takes homogeneous lidar points [m] to homogeneous pixels.
+
+        Its scale does not matter. Depths are metres where the matrix is a camera's; the product is kept exactly.
+
+        Raises:
+            ValueError: the left (3, 3) part cannot be inverted.
+        """
+        left = matrix[:, :3]
+        scale = np.cbrt(np.linalg.det(left))  # of either sign: rotation and intrinsics have positive determinants
+        if not np.isfinite(scale) or abs(scale) < 1e-12 * np.linalg.norm(left):
+            raise ValueError("it is not a projection: its left 3x3 part cannot be inverted")
+        intrinsics, rotation = rq(left / scale)
+        signs = np.diag(np.sign(np.diag(intrinsics)))
+        intrinsics, rotation = intrinsics @ signs, signs @ rotation
+        translation = np.linalg.solve(intrinsics, matrix[:, 3] / scale)
+        return cls(cam_from_lidar=rigid_transform(rotation, translation), intrinsics=intrinsics / intrinsics[2, 2])
 
 
 class Pairs(NamedTuple):
@@ -75,7 +107,10 @@ def project(
     height, width = image_shape
     points_cam = points[:, :3].astype(np.float64) @ calibration.cam_from_lidar[:3, :3].T
     points_cam += calibration.cam_from_lidar[:3, 3]
-    index = np.flatnonzero(points_cam[:, 2] > visibility.min_depth_m)
+    ahead = points_cam[:, 2] > visibility.min_depth_m
+    if visibility.min_x_m is not None:
+        ahead &= points[:, 0] > visibility.min_x_m
+    index = np.flatnonzero(ahead)
     homogeneous = points_cam[index] @ calibration.intrinsics.T
     u, v = homogeneous[:, 0] / homogeneous[:, 2], homogeneous[:, 1] / homogeneous[:, 2]
     inside = (u > 0) & (u < width - visibility.border_px) & (v > 0) & (v < height - visibility.border_px)

@@ -15,7 +15,8 @@ from ..errors import StoreError
 from .datasets import open_dataset
 from .datasets.frame import Dataset, Frame
 from .encoding import sample_targets
-from .pipeline import prepare_frame, teacher_footprint
+from .pipeline import teacher_footprint
+from .preparation import Selection, prepare_frame
 from .store import FeatureStore, Source
 from .teachers import Teacher, load_teacher
 
@@ -53,7 +54,8 @@ def recompute_targets(
     @cache
     def frames_of(dataset_name: str, split: str) -> tuple[Dataset, Source, dict[str, Frame]]:
         (source,) = [each for each in store.sources if (each.dataset, each.split) == (dataset_name, split)]
-        dataset = open_dataset(dataset_name, root or Path(source.attributes["record"]["root"]), split)
+        record = source.attributes["record"]
+        dataset = open_dataset(record["reader"], root or Path(record["root"]), split)
         return dataset, source, {frame.token: frame for frame in dataset.frames}
 
     for name in store.teachers:
@@ -73,7 +75,8 @@ def recompute_targets(
 def _recompute(
     store: FeatureStore, row: int, camera: str, teacher: Teacher, dataset: Dataset, source: Source, frame: Frame
 ) -> Recomputed:
-    prepared = prepare_frame(dataset, frame, [teacher], source.attributes["points"])
+    selection = Selection(*(source.attributes[name] for name in ("points", "occlusion")))
+    prepared = prepare_frame(dataset, frame, [teacher], selection)
     (number,) = [number for number, view in enumerate(frame.views) if view.camera == camera]
     view, stored = prepared.views[number], store.read_view(row, teacher.name)
     same_pairs = (

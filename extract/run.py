@@ -11,15 +11,27 @@ from pathlib import Path
 from typing import get_args
 
 from ..device import resolve_device
-from ..errors import ScalrError, StoreError
+from ..errors import DatasetError, ScalrError, StoreError
 from ..progress import progress
 from .datasets import open_dataset
-from .datasets.frame import Dataset
+from .datasets.files import read_image
+from .datasets.frame import Dataset, Frame
 from .encoding import Encoding, Layout, StoredDtype
 from .estimate import Estimate, estimate, warn_of_size
 from .executors import Extractor, device_of_worker, existing_cluster, local_cluster, run_on_cluster
-from .pipeline import BlockDone, Pipeline, Points, PreparedFrame, prepare_frame, recorded_provenance
+from .intensity import intensity_of
+from .pipeline import BlockDone, Pipeline, recorded_provenance
 from .plan import FRAMES_PER_BLOCK, Block, Part, frames_digest, plan_blocks
+from .preparation import (
+    Occlusion,
+    OnError,
+    Points,
+    PreparedFrame,
+    Selection,
+    SkippedFrame,
+    prepare_frame,
+    prepare_or_skip,
+)
 from .store import SCANS, FeatureStore, Source, StoreWriter, create_store, open_store
 from .store.inspect import StoreReport, inspect_store
 from .teachers import Precision, Teacher, load_teacher
@@ -42,6 +54,8 @@ class ExtractConfig:
     encoding: Layout = "point"
     dtype: StoredDtype = "float16"
     points: Points = "all"
+    occlusion: Occlusion = "keep"
+    on_error: OnError = "stop"
     weights: str = "hub"
     precision: Precision = "float32"
     device: str = "auto"
@@ -57,8 +71,11 @@ class ExtractConfig:
             value = getattr(self, option)
             if value is not None and value < least:
                 raise ScalrError(f"it is {value}", where=f"--{option.replace('_', '-')}", fix=f"Use {least} or more.")
-        if self.points not in get_args(Points):
-            raise ScalrError(f"it is '{self.points}'", where="--points", fix=f"Use one of {get_args(Points)}.")
+        for option, choices in {"points": Points, "occlusion": Occlusion, "on_error": OnError}.items():
+            value = getattr(self, option)
+            if value not in get_args(choices):
+                where = f"--{option.replace('_', '-')}"
+                raise ScalrError(f"it is '{value}'", where=where, fix=f"Use one of {get_args(choices)}.")
         if self.workers and self.scheduler:
             raise ScalrError(
                 "the cluster at --scheduler brings its own workers", where="--workers", fix="Pass one of the two."
@@ -70,19 +87,26 @@ class ExtractConfig:
                 fix="Run 'scalr extract' once per teacher on the same store.",
             )
 
+    @property
+    def selection(self) -> Selection:
+        """What is kept of a scan."""
+        return Selection(self.points, self.occlusion)
+
 
 @dataclass(frozen=True)
 class ExtractSummary:
-    """What a run wrote, and what the store holds now."""
+    """What a run wrote, what of its part had to be left out, and what the store holds now."""
 
     blocks_written: int
+    skipped: list[SkippedFrame]
     store: StoreReport
 
 
 def extract(config: ExtractConfig) -> ExtractSummary:
     """Run the teachers on every image of a split and store the targets of every visible point.
 
-    Blocks that are committed stay; the same call after a crash goes on where it stopped.
+    Blocks that are committed stay; the same call after a crash goes on where it stopped. Frames that were skipped are
+    tried again, and the blocks of those that can be used now are made anew.
 
     Raises:
         ScalrError: what is wrong with the input, the weights or the store; committed blocks stay whole.
@@ -98,19 +122,25 @@ def extract(config: ExtractConfig) -> ExtractSummary:
             logger.warning("%s has RANDOM weights: its targets are for tests and demos only", teacher.name)
     source = _add_to_store(config, writer, dataset, teachers)
     blocks = config.part.select(_blocks(dataset, source))
+    _take_out_mended(config, dataset, writer, blocks)
     todo = [block for block in blocks if _is_missing(writer, config.teachers, block)]
     logger.info("%d of %d blocks to extract into %s", len(todo), len(blocks), config.out)
     if todo:
         first = _first_frame(config, dataset, writer.store, todo[0])
-        warn_of_size(first, len(dataset.frames), teachers, Encoding(config.encoding, config.dtype))
+        if isinstance(first, PreparedFrame):
+            warn_of_size(first, len(dataset.frames), teachers, Encoding(config.encoding, config.dtype))
+    skipped = {}
     if in_this_process:
-        _follow(_pipeline(config, dataset, teachers, writer).run(todo), todo)
+        skipped = _follow(_pipeline(config, dataset, teachers, writer).run(todo), todo)
     elif todo:
         del teachers  # the workers have their own
         with existing_cluster(config.scheduler) if config.scheduler else local_cluster(config.workers) as client:
-            _follow(run_on_cluster(client, extractor, config, todo), todo)
+            skipped = _follow(run_on_cluster(client, extractor, config, todo), todo)
     writer.clear_leftovers()
-    return ExtractSummary(len(todo), inspect_store(open_store(config.out)))
+    for block in blocks:
+        skipped |= _skipped_before(writer.store, block)
+    left_out = [SkippedFrame(token, reason) for token, reason in skipped.items()]
+    return ExtractSummary(len(todo), left_out, inspect_store(open_store(config.out)))
 
 
 def estimate_extraction(config: ExtractConfig) -> Estimate:
@@ -121,7 +151,7 @@ def estimate_extraction(config: ExtractConfig) -> Estimate:
     """
     dataset, teachers = _open_inputs(config, config.device)
     chosen = Encoding(config.encoding, config.dtype)
-    options = {name: getattr(config, name) for name in ("points", "batch_size", "frames_per_block")}
+    options = {name: getattr(config, name) for name in ("selection", "batch_size", "on_error", "frames_per_block")}
     return estimate(dataset, teachers, chosen, config.out, **options)
 
 
@@ -151,7 +181,8 @@ def _open_inputs(config: ExtractConfig, device: str) -> tuple[Dataset, list[Teac
 
 def _pipeline(config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], writer: StoreWriter) -> Pipeline:
     encoding = Encoding(config.encoding, config.dtype)
-    return Pipeline(dataset, teachers, encoding, writer, points=config.points, batch_size=config.batch_size)
+    options = {name: getattr(config, name) for name in ("selection", "batch_size", "on_error")}
+    return Pipeline(dataset, teachers, encoding, writer, **options)
 
 
 def _add_to_store(config: ExtractConfig, writer: StoreWriter, dataset: Dataset, teachers: list[Teacher]) -> Source:
@@ -168,21 +199,57 @@ def _is_missing(writer: StoreWriter, teachers: Iterable[str], block: Block) -> b
     return not all(writer.recover(kind, block.index) for kind in (SCANS, *teachers))
 
 
-def _first_frame(config: ExtractConfig, dataset: Dataset, store: FeatureStore, block: Block) -> PreparedFrame:
+def _first_frame(
+    config: ExtractConfig, dataset: Dataset, store: FeatureStore, block: Block
+) -> PreparedFrame | SkippedFrame:
     """A block's first frame, without images."""
+    frame = dataset.frames[block.start]
+    if reason := _skipped_before(store, block).get(frame.token):
+        return SkippedFrame(frame.token, reason)
     committed = store.read_scans(block.index) if store.is_committed(SCANS, block.index) else None
-    return prepare_frame(dataset, dataset.frames[block.start], [], config.points, committed)
+    return prepare_or_skip(dataset, frame, [], config.selection, config.on_error, committed)
 
 
-def _follow(reports: Iterator[BlockDone], todo: list[Block]) -> None:
-    """Run to the end, showing frames and bytes per second and the time left."""
-    num_bytes = 0
+def _skipped_before(store: FeatureStore, block: Block) -> dict[str, str]:
+    return store.skipped_frames(block.index) if store.is_committed(SCANS, block.index) else {}
+
+
+def _take_out_mended(config: ExtractConfig, dataset: Dataset, writer: StoreWriter, blocks: list[Block]) -> None:
+    """Remove committed blocks that were made without a frame that can be used now."""
+    for block in blocks:
+        skipped = _skipped_before(writer.store, block)
+        frames = [dataset.frames[number] for number in range(block.start, block.stop)] if skipped else []
+        mended = [
+            frame for frame in frames if frame.token in skipped and _can_be_used(dataset, frame, config.selection)
+        ]
+        if mended:
+            logger.warning(
+                "block %d is made anew, for all teachers: %d frames that were skipped can be used now, %s …",
+                *(block.index, len(mended), mended[0].token),
+            )
+            writer.remove(SCANS, block.index)
+
+
+def _can_be_used(dataset: Dataset, frame: Frame, selection: Selection) -> bool:
+    try:
+        for view in prepare_frame(dataset, frame, [], selection).frame.views:
+            read_image(dataset.root, view)
+    except DatasetError:
+        return False
+    return True
+
+
+def _follow(reports: Iterator[BlockDone], todo: list[Block]) -> dict[str, str]:
+    """Run to the end, showing frames and bytes per second and the time left; gives the frames left out, and why."""
+    num_bytes, skipped = 0, {}
     with progress(sum(block.num_frames for block in todo), "extract", "frame") as bar:
         for done in reports:
             num_bytes += done.num_bytes
+            skipped |= {frame.token: frame.reason for frame in done.skipped}
             seconds = max(bar.format_dict["elapsed"], 1e-3)
             bar.set_postfix_str(f"{num_bytes / seconds / 1e6:.1f} MB/s", refresh=False)
             bar.update(done.num_frames)
+    return skipped
 
 
 def _settings(config: ExtractConfig, dataset: Dataset, store: FeatureStore) -> dict:
@@ -196,7 +263,9 @@ def _settings(config: ExtractConfig, dataset: Dataset, store: FeatureStore) -> d
         "num_blocks": len(plan_blocks(len(dataset.frames), frames_per_block)),
         "frames_sha256": frames_digest([frame.token for frame in dataset.frames]),
         "points": config.points,
-        "visibility": asdict(dataset.visibility),
+        "occlusion": config.occlusion,
+        "visibility": {name: value for name, value in asdict(dataset.visibility).items() if value is not None},
+        "intensity": asdict(intensity_of(dataset)),
     }
 
 
@@ -210,6 +279,7 @@ def _usual_frames_per_block(config: ExtractConfig, dataset: Dataset, store: Feat
 def _record(config: ExtractConfig) -> dict:
     packages = ("scalr-distill", "torch", "timm", "numpy", "zarr")
     return {
+        "reader": config.dataset,
         "root": str(config.root),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from tiny import TinyDataset, extract_with, tiny_teachers
 
 settings.register_profile("scalr", deadline=None)  # machines are noisy
 settings.load_profile("scalr")
+
+# Tables that are kept for the next start must not end up in the cache of whoever runs the tests.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="scalr-tests-cache-")
 
 REAL_DATA = Path(os.environ.get("SCALR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -9,7 +9,10 @@ import pyarrow as pa
 
 from scalr.extract.store import ScanBlock, TargetBlock, create_store, open_store
 
-SETTINGS = {"dataset": "nuscenes", "split": "train", "frames_per_block": 3, "num_blocks": 2}
+SETTINGS = {
+    "dataset": "nuscenes", "split": "train", "frames_per_block": 3, "num_blocks": 2,
+    "intensity": {"mean": 18.0, "std": 22.0},
+}  # fmt: skip
 PROVENANCE = {
     "teacher": "t", "dim": 3, "image_size": [24, 32], "patch_size": 4, "encoding": "point", "dtype": "float16"
 }  # fmt: skip
@@ -26,6 +29,7 @@ def a_block(block: int, views: int = 3) -> tuple[ScanBlock, TargetBlock]:
             **same, "token": f"{block}-{view}", "timestamp": view, "image_height": 48, "image_width": 64,
             "points_start": int(points_stop[view] - num_points[view]), "points_stop": int(points_stop[view]),
             "pairs_start": int(pairs_stop[view] - num_pairs[view]), "pairs_stop": int(pairs_stop[view]),
+            "pairs_hidden": 0,
         }
         for view in range(views)
     ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from scalr.extract.store import FeatureStore
 
@@ -44,5 +45,7 @@ def _assert_equal(ours, theirs) -> None:
     for name, value in vars(ours).items():
         if isinstance(value, np.ndarray):
             np.testing.assert_array_equal(value, getattr(theirs, name))
-        elif value is not None:
+        elif isinstance(value, pa.Table):
             assert value.equals(theirs.views)
+        else:
+            assert value == getattr(theirs, name)

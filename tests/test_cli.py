@@ -170,7 +170,7 @@ def test_another_image_size_on_the_same_store_is_refused(synthetic_world, tmp_pa
     [
         (("--root", "nowhere"), ("nowhere", "the dataset folder is missing", "Pass --root")),
         (("--split", "mini_val"), ("v1.0-mini", "version folder is missing", "--split")),
-        (("--split", "tran"), ("no split 'tran'", "Use one of")),
+        (("--split", "tran"), ("no split and no scene 'tran', did you mean 'train'? Use one of",)),
         (("--teacher", "dino"), ("unknown teacher 'dino'", "Use one of")),
         (("--image-size", "30x56"), ("30x56", "nearest valid size is 28x56")),
         (("--weights", "nowhere.pth"), ("nowhere.pth", "weights file is missing")),

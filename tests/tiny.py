@@ -13,6 +13,7 @@ from PIL import Image
 
 from scalr.extract import run
 from scalr.extract.datasets.frame import Frame, View
+from scalr.extract.intensity import IntensityStatistics
 from scalr.extract.projection import Calibration, Visibility
 from scalr.extract.run import ExtractConfig
 from scalr.extract.store import FeatureStore, open_store
@@ -37,6 +38,7 @@ class TinyDataset:
     split = "train"
     class_names = ("left", "right")
     visibility = Visibility()
+    intensity = IntensityStatistics(128.0, 74.0)
 
     def __init__(self, root: Path, num_frames: int = 3, num_points: int = 400) -> None:
         self.root = root

@@ -2,34 +2,78 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ...errors import DatasetError, did_you_mean
 from .frame import Dataset
+from .frames import Frames
 from .nuscenes import NuScenes
+from .nuscenes_c import NuScenesC
+from .pandaset import PANDAR64, PANDARGT, PandaSet
+from .semantic_kitti import SemanticKitti
+from .semantic_kitti_c import SemanticKittiC
+from .semantic_poss import SemanticPoss
 
-READERS = {reader.name: reader for reader in (NuScenes,)}
+Reader = Callable[[Path, str], Dataset]  # called with the dataset's top folder and a split
+
+READERS: dict[str, Reader] = {
+    "nuscenes": NuScenes,
+    "semantic_kitti": SemanticKitti,
+    "pandaset_64": partial(PandaSet, sensor=PANDAR64),
+    "pandaset_gt": partial(PandaSet, sensor=PANDARGT),
+    "semantic_poss": SemanticPoss,
+    "nuscenes_c": NuScenesC,
+    "semantic_kitti_c": SemanticKittiC,
+    "frames": Frames,
+}
+NEEDED = ("name", "root", "split", "visibility", "frames", "read_points")
 
 
 def open_dataset(name: str, root: str | Path, split: str) -> Dataset:
     """Open a split of a dataset.
 
     Args:
-        name: a key of `READERS`.
+        name: a key of `READERS`, or `package.module:Class` for a reader of one's own.
         root: the dataset's top folder, in its native layout.
         split: one of the reader's splits.
 
     Raises:
         DatasetError: unknown name or split, missing folder, broken tables.
     """
-    if name not in READERS:
+    reader = _own_reader(name) if ":" in name else READERS.get(name)
+    if reader is None:
         raise DatasetError(
             f"unknown dataset '{name}'{did_you_mean(name, READERS)}",
             where="--dataset",
-            fix=f"Use one of: {', '.join(READERS)}.",
+            fix=f"Use one of: {', '.join(READERS)}; or package.module:Class.",
         )
     if not Path(root).is_dir():
         raise DatasetError(
             "the dataset folder is missing", where=root, fix="Pass --root with the top folder of the dataset."
         )
-    return READERS[name](Path(root), split)
+    dataset = reader(Path(root), split)
+    missing = [attribute for attribute in NEEDED if not hasattr(dataset, attribute)]
+    if missing:
+        raise DatasetError(
+            f"{name} has no '{missing[0]}'", where="--dataset", fix="docs/datasets.md says what a reader gives."
+        )
+    return dataset
+
+
+def _own_reader(name: str) -> Reader:
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:  # the console script does not look where it is run
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DatasetError(
+            f"the reader cannot be imported ({error})",
+            where=f"--dataset {name}",
+            fix="Pass package.module:Class of an installed package, or of a module in this folder.",
+        ) from None

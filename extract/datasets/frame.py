@@ -1,4 +1,4 @@
-"""What every dataset reader gives: frames, their views, and the files behind them, checked while they are read."""
+"""What every dataset reader gives: frames and their views, and points and labels on demand."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from ...errors import DatasetError
+from ..intensity import IntensityStatistics
 from ..projection import Calibration, Visibility
-
-IGNORE_LABEL = 255  # train id of points that no metric and no loss counts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,8 +20,8 @@ class View:
 
     camera: str
     image: str  # path relative to the dataset's root
-    image_shape: tuple[int, int]  # (H, W) that the calibration refers to [px]
     calibration: Calibration
+    image_shape: tuple[int, int] | None = None  # (H, W) that the calibration is for [px]; None: the image's own
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,16 +35,21 @@ class Frame:
     scan: str  # path relative to the dataset's root
     labels: str | None  # likewise; None where the frame has none
     views: tuple[View, ...]
+    error: DatasetError | None = None  # why its views cannot be used; it has none then
 
 
 class Dataset(Protocol):
-    """A dataset reader. `frames` is metadata only; points, labels and images are read on demand."""
+    """A dataset reader: called with the dataset's top folder and a split, it gives this.
+
+    `frames` is metadata only; points, labels and images are read on demand, from several threads at once.
+    """
 
     name: str
     root: Path
     split: str
     class_names: tuple[str, ...]
     visibility: Visibility
+    intensity: IntensityStatistics | None  # None where nothing is published: it is measured then
     frames: Sequence[Frame]
 
     def read_points(self, frame: Frame) -> np.ndarray:
@@ -54,81 +57,21 @@ class Dataset(Protocol):
         ...
 
     def read_labels(self, frame: Frame) -> np.ndarray:
-        """(N,) uint8 train ids, an index into `class_names` or IGNORE_LABEL."""
+        """(N,) uint8 train ids, an index into `class_names` or labels.IGNORE_LABEL."""
         ...
 
 
-def read_scan(path: Path, columns: int) -> np.ndarray:
-    """Read a headerless float32 scan file, as nuScenes and KITTI write them.
-
-    Args:
-        path: the file.
-        columns: values per point in the file; the first four are x, y, z and intensity.
-
-    Returns:
-        (N, 4) float32.
+def read_labelled_scan(dataset: Dataset, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N, 4) and labels (N,).
 
     Raises:
-        DatasetError: missing, empty or truncated file, or values that are not finite.
+        DatasetError: missing or broken files, or a label file of another length.
     """
-    values = np.frombuffer(read_bytes(path), dtype=np.uint8)
-    point_bytes = 4 * columns
-    if len(values) == 0 or len(values) % point_bytes:
+    points, labels = dataset.read_points(frame), dataset.read_labels(frame)
+    if len(points) != len(labels):
         raise DatasetError(
-            f"{len(values)} bytes are not a whole number of points ({point_bytes} bytes each): empty or truncated",
-            where=path,
-            fix="Copy the file again from the dataset's archive.",
+            f"{len(labels)} labels for the {len(points)} points of {frame.scan}",
+            where=dataset.root / str(frame.labels),
+            fix="Copy both files again from the dataset's archives.",
         )
-    points = values.view(np.float32).reshape(-1, columns)[:, :4].copy()
-    bad = int((~np.isfinite(points).all(axis=1)).sum())
-    if bad:
-        raise DatasetError(
-            f"{bad} of {len(points)} points are not finite", where=path, fix="Copy the file again, or remove the frame."
-        )
-    return points
-
-
-def read_image(root: Path, view: View) -> np.ndarray:
-    """Decode a view's image, (H, W, 3) uint8 RGB.
-
-    Raises:
-        DatasetError: a missing or unreadable file, or another size than the calibration was made for.
-    """
-    path = root / view.image
-    try:
-        with Image.open(path) as image:
-            rgb = np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise missing_file(path) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(
-            f"the image cannot be decoded ({error})",
-            where=path,
-            fix="Copy the file again from the dataset's archive.",
-        ) from None
-    if rgb.shape[:2] != tuple(view.image_shape):
-        height, width = view.image_shape
-        raise DatasetError(
-            f"the image is {rgb.shape[0]}x{rgb.shape[1]} pixels, its calibration is for {height}x{width}",
-            where=path,
-            fix="Use the images at the dataset's own resolution.",
-        )
-    return rgb
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a dataset file; a DatasetError where it is missing or unreadable."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise missing_file(path) from None
-    except OSError as error:
-        raise DatasetError(
-            f"the file cannot be read ({error.strerror})", where=path, fix="Check its permissions."
-        ) from None
-
-
-def missing_file(path: Path) -> DatasetError:
-    return DatasetError(
-        "the file is missing", where=path, fix="Check that the dataset is complete and --root is its top folder."
-    )
+    return points, labels

@@ -38,7 +38,9 @@ SHUFFLE = {1: BloscShuffle.noshuffle}  # by bytes per value; all others bit by b
 
 SCANS = "scans"  # the kind of index that is no teacher's name
 GROUP_INDEX = "index.parquet"
-FILES_KEY = b"scalr.files"  # of an index's metadata: path in the group -> SHA-256
+# Of an index's metadata:
+FILES_KEY = b"scalr.files"  # path in the group -> SHA-256
+SKIPPED_KEY = b"scalr.skipped"  # scans only: token of a frame that could not be used -> why
 
 SCANS_SCHEMA = pa.schema(
     [
@@ -48,6 +50,7 @@ SCANS_SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("camera", "image")),
         *((name, pa.int32()) for name in ("image_height", "image_width")),
         *((name, pa.int64()) for name in ("points_start", "points_stop", "pairs_start", "pairs_stop")),
+        ("pairs_hidden", pa.int64()),
     ]
 )
 TARGETS_SCHEMA = pa.schema(
@@ -139,11 +142,13 @@ def chunking(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tu
     return (chunk_rows, *shape[1:]), (shard_rows, *shape[1:])
 
 
-def write_index(views: pa.Table, kind: str, group: Path) -> None:
+def write_index(views: pa.Table, kind: str, group: Path, skipped: dict[str, str] | None = None) -> None:
     """Write a group's own index, last of its files; it lists the others."""
-    files = json.dumps(file_digests(group, kind))
+    metadata = {FILES_KEY: json.dumps(file_digests(group, kind))}
+    if skipped:
+        metadata[SKIPPED_KEY] = json.dumps(skipped)
     schema = schema_of(kind)
-    table = views.select(schema.names).cast(schema).replace_schema_metadata({FILES_KEY: files})
+    table = views.select(schema.names).cast(schema).replace_schema_metadata(metadata)
     pq.write_table(table, group / GROUP_INDEX)
 
 
@@ -154,6 +159,11 @@ def read_index(path: Path, kind: str) -> pa.Table:
 def listed_files(index: Path) -> dict[str, str]:
     """The files that an index lists, with their SHA-256."""
     return json.loads(pq.read_schema(index).metadata[FILES_KEY])
+
+
+def skipped_frames(index: Path) -> dict[str, str]:
+    """The frames that a block of scans was committed without: token -> why."""
+    return json.loads(pq.read_schema(index).metadata.get(SKIPPED_KEY, b"{}"))
 
 
 def file_digests(group: Path, kind: str) -> dict[str, str]:

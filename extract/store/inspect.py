@@ -44,6 +44,8 @@ class StoreReport:
     views: int
     points: int
     pairs: dict[str, int]  # by camera
+    pairs_hidden: int  # found behind a nearer surface; among the pairs unless the source drops them
+    skipped: dict[str, str]  # frames that could not be used: token -> why
     scans: KindReport
     teachers: dict[str, TargetsReport]
     leftovers: dict[str, int]  # bytes in scratch folders, by the part that left them or is writing them
@@ -72,6 +74,9 @@ class StoreReport:
         for name, kind in {"scans": self.scans, **self.teachers}.items():
             if kind.missing_blocks:
                 lines.append(f"missing {name}: {len(kind.missing_blocks)} blocks, {_ranges(kind.missing_blocks)}")
+        if self.pairs_hidden:
+            lines.append(f"found hidden by something nearer: {self.pairs_hidden:,} pairs")
+        lines += [f"skipped {token}: {reason}" for token, reason in self.skipped.items()]
         for owner, num_bytes in self.leftovers.items():
             lines.append(f"unfinished: {readable_bytes(num_bytes)} of {owner}, running or killed")
         return "\n".join(lines)
@@ -97,12 +102,19 @@ def inspect_store(store: FeatureStore) -> StoreReport:
         views=views.num_rows,
         points=int((scan_rows[:, 2] - scan_rows[:, 1]).sum()),
         pairs=pairs,
+        pairs_hidden=int(views["pairs_hidden"].to_numpy().sum()),
+        skipped=_skipped(store),
         scans=KindReport(**_completeness(store, SCANS), files=sizes.files[SCANS], bytes=sizes.bytes[SCANS]),
         teachers={name: _targets_report(store, name, sizes) for name in store.teachers},
         leftovers=sizes.leftovers,
         files=sizes.all_files,
         bytes=sizes.all_bytes,
     )
+
+
+def _skipped(store: FeatureStore) -> dict[str, str]:
+    blocks = sorted(store.committed_blocks())
+    return {token: reason for block in blocks for token, reason in store.skipped_frames(block).items()}
 
 
 def _completeness(store: FeatureStore, kind: str) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import zarr
 
 from ...errors import StoreError
 from ..encoding import EncodedTargets, Encoding, Footprint, footprint
+from ..intensity import IntensityStatistics
 from . import format as fmt
 from .format import SCANS
 
@@ -41,6 +42,10 @@ class Source:
     def blocks(self) -> range:
         return range(self.first_block, self.first_block + self.num_blocks)
 
+    @property
+    def intensity(self) -> IntensityStatistics:
+        return IntensityStatistics(**self.attributes["intensity"])
+
 
 @dataclass(frozen=True, eq=False)
 class ScanBlock:
@@ -50,6 +55,7 @@ class ScanBlock:
     point_index: np.ndarray  # (R,) uint32, row in the view's scan
     pixel: np.ndarray  # (R, 2) uint16
     views: pa.Table
+    skipped: dict[str, str] = field(default_factory=dict)  # frames that could not be used: token -> why
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +75,7 @@ class StoredView:
     """
 
     dataset: str
+    intensity: IntensityStatistics
     points: np.ndarray  # (N, 4) float32, lidar frame [m] and raw intensity
     point_index: np.ndarray  # (R,) int64, row in `points`
     pixel: np.ndarray  # (R, 2) uint16, row and column
@@ -172,6 +179,7 @@ class FeatureStore:
         pixel = self._read(SCANS, block, "pairs/pixel", pairs)
         return StoredView(
             dataset=str(self.column("dataset")[row]),
+            intensity=self._source_of(block).intensity,
             points=self._read(SCANS, block, "points", points),
             point_index=self._read(SCANS, block, "pairs/point_index", pairs).astype(np.int64),
             pixel=pixel,
@@ -190,7 +198,12 @@ class FeatureStore:
             point_index=self._read(SCANS, block, "pairs/point_index", everything),
             pixel=self._read(SCANS, block, "pairs/pixel", everything),
             views=fmt.read_index(fmt.index_path(self.path, SCANS, block), SCANS),
+            skipped=self.skipped_frames(block),
         )
+
+    def skipped_frames(self, block: int) -> dict[str, str]:
+        """The frames that a block was committed without, since they could not be used: token -> why."""
+        return fmt.skipped_frames(fmt.index_path(self.path, SCANS, block))
 
     def read_targets(self, block: int, teacher: str) -> TargetBlock:
         """One teacher's targets of a committed block, as they are kept.
@@ -230,6 +243,9 @@ class FeatureStore:
             None if scale is None else torch.from_numpy(scale),
             self.footprint(teacher, pixel, image_shape),
         )
+
+    def _source_of(self, block: int) -> Source:
+        return next(source for source in self.sources if block in source.blocks)
 
     def _rows(self, what: str, row: int) -> slice:
         return slice(int(self.column(f"{what}_start")[row]), int(self.column(f"{what}_stop")[row]))
@@ -314,5 +330,5 @@ def _as_numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 def _read_source(path: Path) -> Source:
     names = [name for name in Source.__dataclass_fields__ if name != "attributes"]
-    attributes = fmt.read_attributes(path, names)
+    attributes = fmt.read_attributes(path, [*names, "intensity"])
     return Source(**{name: attributes[name] for name in names}, attributes=attributes)

@@ -67,7 +67,7 @@ class StoreWriter:
             fmt.write_array(group / "pairs/point_index", scans.point_index)
             fmt.write_array(group / "pairs/pixel", scans.pixel)
 
-        return self._commit(SCANS, block, write, scans.views)
+        return self._commit(SCANS, block, write, scans.views, scans.skipped)
 
     def write_targets(self, block: int, teacher: str, targets: TargetBlock) -> int:
         """Commit one teacher's targets of a block whose scans are there, unless they are there too."""
@@ -123,14 +123,21 @@ class StoreWriter:
         if name in self.store.teachers:
             _refuse_other_settings(self.path / "teachers" / name, self.store.teachers[name], provenance)
 
-    def _commit(self, kind: str, block: int, write: Callable[[Path], None], views: pa.Table) -> int:
+    def _commit(
+        self,
+        kind: str,
+        block: int,
+        write: Callable[[Path], None],
+        views: pa.Table,
+        skipped: dict[str, str] | None = None,
+    ) -> int:
         if self.recover(kind, block):
             return 0
 
         def attempt(scratch: Path) -> None:
             group = scratch / kind
             write(group)
-            fmt.write_index(views, kind, group)
+            fmt.write_index(views, kind, group, skipped)
             # Where another job has put the same block meanwhile, its copy is as good as ours.
             move_folder(group, fmt.group_path(self.path, kind, block))
 

@@ -15,21 +15,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from scalr.distill.inputs import (
-    INTENSITY_STATISTICS,
     AugmentConfig,
     InputConfig,
-    IntensityStatistics,
     Plane,
     augment,
     evaluation_input,
     inside_field_of_view,
-    intensity_statistics,
     nearest_to,
     pack,
     scan_input,
     voxel_representatives,
 )
 from scalr.errors import StudentError
+from scalr.extract.intensity import IntensityStatistics, intensity_statistics
 
 SMALL = InputConfig(
     voxel_size_m=0.5,
@@ -336,12 +334,3 @@ def test_input_config_refuses(values, where):
 def test_augment_config_refuses(values):
     with pytest.raises(StudentError, match="cannot be used"):
         replace(AugmentConfig(), **values)
-
-
-def test_intensity_statistics_by_name():
-    assert intensity_statistics("pandaset_gt") == IntensityStatistics(23.06113565, 16.76273235)
-    with pytest.raises(StudentError, match="no intensity statistics for dataset 'kitti'") as error:
-        intensity_statistics("kitti")
-    assert all(name in error.value.fix for name in INTENSITY_STATISTICS)
-    with pytest.raises(StudentError, match="cannot normalise"):
-        IntensityStatistics(1.0, 0.0)

@@ -23,7 +23,7 @@ def distilled(extract_tiny, tmp_path):
     def call(out: str = "run", *overrides: str):
         store = extract_tiny()
         recipe = load_recipe("scalr_wi256", [*SMALL, *overrides])
-        return distill(DistillConfig(cache=store.path, out=tmp_path / out, recipe=recipe, device="cpu"))
+        return distill(DistillConfig(caches=(store.path,), out=tmp_path / out, recipe=recipe, device="cpu"))
 
     return call
 
@@ -71,7 +71,7 @@ def test_an_incomplete_store_is_refused(extract_tiny, tmp_path):
     store = extract_tiny(frames_per_block=1)
     (store.path / "index/coordinates/000001.parquet").unlink()
     with pytest.raises(StoreError, match=r"1 of 3 blocks have no targets of coordinates \(first: \[1\]\)"):
-        distill(DistillConfig(cache=store.path, out=tmp_path / "run"))
+        distill(DistillConfig(caches=(store.path,), out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -84,7 +84,7 @@ def test_a_student_is_never_overwritten(distilled):
 def test_two_teachers_want_a_choice(extract_tiny, tmp_path):
     store = extract_tiny("coordinates", "doubled")
     with pytest.raises(StoreError, match="which teacher"):
-        distill(DistillConfig(cache=store.path, out=tmp_path / "run"))
+        distill(DistillConfig(caches=(store.path,), out=tmp_path / "run"))
 
 
 def test_a_killed_save_leaves_no_student(distilled, monkeypatch, tmp_path):

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 
 from scalr.distill.inputs import (
     InputConfig,
-    IntensityStatistics,
     PackedBatch,
     Plane,
     ScanInput,
@@ -23,7 +22,8 @@ from scalr.distill.inputs import (
     scan_input,
 )
 from scalr.distill.waffleiron import Student, WaffleIron, WaffleIronConfig, _KeepRows
-from scalr.errors import StudentError
+from scalr.errors import ScalrError, StudentError
+from scalr.extract.intensity import IntensityStatistics
 
 SMALL = InputConfig(
     fov_min_m=(-16, -12, -4),
@@ -323,7 +323,7 @@ def test_extract_leaves_every_part_in_its_own_mode():
 
 
 def test_extract_of_an_unknown_dataset():
-    with pytest.raises(StudentError, match="no intensity statistics for dataset 'kitti'"):
+    with pytest.raises(ScalrError, match="no intensity statistics for dataset 'kitti'"):
         student().extract(points_between(0, 50, SMALL.fov_min_m, SMALL.fov_max_m), "kitti")
 
 

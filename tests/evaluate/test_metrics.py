@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scalr.evaluate.metrics import confusion_matrix, intersection_over_union, mean_iou
 from scalr.evaluate.segmentation_losses import lovasz_softmax, segmentation_loss
-from scalr.extract.datasets.frame import IGNORE_LABEL
+from scalr.extract.datasets.labels import IGNORE_LABEL
 
 labelled = st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, IGNORE_LABEL]), st.integers(0, 3)), max_size=60)
 

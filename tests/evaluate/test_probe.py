@@ -14,7 +14,7 @@ from scalr.errors import DatasetError
 from scalr.evaluate import probe as probing
 from scalr.evaluate.probe import ProbeConfig, new_head, probe, score
 from scalr.extract.datasets import open_dataset
-from scalr.extract.datasets.frame import IGNORE_LABEL
+from scalr.extract.datasets.labels import IGNORE_LABEL
 
 
 @pytest.fixture(scope="module")
@@ -86,5 +86,5 @@ def test_labels_of_another_length_are_said(student_file, synthetic_world, tmp_pa
 def test_a_world_without_lidarseg_is_said(student_file, synthetic_world, tmp_path):
     world = Path(shutil.copytree(synthetic_world, tmp_path / "world"))
     (world / "v1.0-trainval/lidarseg.json").unlink()
-    with pytest.raises(DatasetError, match="has no lidarseg labels"):
+    with pytest.raises(DatasetError, match=r"has no labels in lidarseg\.json"):
         probe(ProbeConfig(student=student_file, root=world, out=tmp_path / "out", epochs=1))

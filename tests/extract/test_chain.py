@@ -10,7 +10,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from scalr.extract import run
 from scalr.extract.datasets import open_dataset
-from scalr.extract.datasets.frame import read_bytes
+from scalr.extract.datasets.files import read_bytes
 from scalr.extract.datasets.synthetic import simulate_scene, write_nuscenes
 from scalr.extract.projection import project
 from scalr.extract.store import open_store

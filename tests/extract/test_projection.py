@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalr.extract.datasets import open_dataset
-from scalr.extract.datasets.frame import read_image
+from scalr.extract.datasets.files import read_image
 from scalr.extract.projection import Calibration, Visibility, inverse_rigid, project, rigid_transform
 
 REAL_PAIRS = {

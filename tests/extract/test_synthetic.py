@@ -15,7 +15,7 @@ from PIL import Image as PilImage
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from scalr.errors import DatasetError
-from scalr.extract.datasets.nuscenes import CLASSES, TRAIN_ID
+from scalr.extract.datasets.nuscenes import LABELS
 from scalr.extract.datasets.synthetic import NUSCENES_RIG, nuscenes_layout, simulate_scene, write_nuscenes
 from scalr.extract.datasets.synthetic.palette import CLASS_COLOUR
 from scalr.extract.datasets.synthetic.placement import overlap
@@ -75,15 +75,15 @@ def test_every_scene_shows_all_sixteen_classes(name):
     scene = known_scene(name)
     seen = np.zeros(256, dtype=int)
     for keyframe in (0, 3, 6, 9):
-        seen += np.bincount(TRAIN_ID[scene.sweep(keyframe).category], minlength=256)
-    missing = [label for label, count in zip(CLASSES, seen, strict=False) if count < 20]
+        seen += np.bincount(LABELS.train_ids(scene.sweep(keyframe).category, Path()), minlength=256)
+    missing = [label for label, count in zip(LABELS.class_names, seen, strict=False) if count < 20]
     assert not missing
     assert seen[255] == 0
 
 
 def test_every_class_has_a_colour():
-    assert set(CLASS_COLOUR) == set(CLASSES)
-    assert len(set(CLASS_COLOUR.values())) == len(CLASSES)
+    assert set(CLASS_COLOUR) == set(LABELS.class_names)
+    assert len(set(CLASS_COLOUR.values())) == len(LABELS.class_names)
 
 
 def test_scenes_are_different_places():

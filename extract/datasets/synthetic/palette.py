@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..nuscenes import CLASSES
+from ..nuscenes import LABELS
 
 TINT = np.float32(0.7)  # share of the class's colour in a surface's
 
@@ -33,7 +33,7 @@ CLASS_COLOUR = {  # albedo: red, green, blue
 
 _COLOUR_OF_CATEGORY = np.full((3, 256), 0.5, dtype=np.float32)  # by lidarseg id; grey where no class is scored
 for _name, _colour in CLASS_COLOUR.items():
-    _COLOUR_OF_CATEGORY[:, CLASSES[_name]] = np.array(_colour)[:, None]
+    _COLOUR_OF_CATEGORY[:, LABELS.raw_ids[_name]] = np.array(_colour)[:, None]
 
 
 def tinted(colour: np.ndarray, category: np.ndarray) -> np.ndarray:

@@ -1,0 +1,130 @@
+"""`scalr check`: is a dataset's split usable, frame by frame, before teachers are run on it."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DatasetError
+from ..progress import progress
+from .datasets import open_dataset
+from .datasets.files import read_image
+from .datasets.frame import Dataset, Frame, read_labelled_scan
+from .preparation import Selection, prepare_frame
+
+
+@dataclass(frozen=True)
+class FrameReport:
+    """One frame: what is wrong with it, and its counts where nothing is."""
+
+    problems: list[str]
+    points: int = 0
+    visible: int = 0  # points that some view sees
+    views: int = 0
+    pairs: int = 0
+    hidden: int = 0  # pairs found behind a nearer surface
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """A split of a dataset; shares and means are over the frames that can be used."""
+
+    dataset: str
+    split: str
+    frames: int
+    views: int
+    points_per_frame: float
+    visible_share: float
+    pairs_per_frame: float
+    hidden_share: float
+    problems: list[str]
+
+    def as_json(self) -> dict:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """A summary for people, then a line for each problem."""
+        lines = [
+            f"{self.dataset} {self.split}: {self.frames:,} frames, {self.views:,} views",
+            f"{self.points_per_frame:,.0f} points a frame, {self.visible_share:.1%} of them visible;"
+            f" {self.pairs_per_frame:,.0f} pairs a frame, {self.hidden_share:.1%} of them hidden by something nearer",
+            *self.problems,
+            f"{len(self.problems)} problems" if self.problems else "no problem found",
+        ]
+        return "\n".join(lines)
+
+
+def check(name: str, root: Path, split: str) -> DatasetReport:
+    """Read every scan, label file and image of a split and project every point.
+
+    Raises:
+        DatasetError: the dataset cannot be opened at all.
+    """
+    dataset = open_dataset(name, root, split)
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress(len(dataset.frames), "check", "frame") as bar,
+    ):
+        reports = []
+        for report in pool.map(lambda frame: check_frame(dataset, frame), dataset.frames):
+            reports.append(report)
+            bar.update()
+    return summarise(dataset, reports)
+
+
+def check_frame(dataset: Dataset, frame: Frame) -> FrameReport:
+    """Everything that is wrong with a frame."""
+    problems: list[str] = []
+    prepared = None
+
+    def attempt(action):
+        try:
+            return action()
+        except DatasetError as error:
+            if str(error) not in problems:
+                problems.append(str(error))
+            return None
+
+    if frame.views or frame.error:
+        prepared = attempt(lambda: prepare_frame(dataset, frame, [], Selection()))
+    points = attempt(lambda: dataset.read_points(frame)) if prepared is None else prepared.points
+    if frame.labels is not None and points is not None:
+        attempt(lambda: read_labelled_scan(dataset, frame))
+    for view in frame.views:
+        attempt(lambda view=view: read_image(dataset.root, view))
+    if problems or prepared is None:
+        return FrameReport(problems, points=0 if points is None else len(points))
+    seen = np.concatenate([view.point_index for view in prepared.views])
+    return FrameReport(
+        problems=[],
+        points=len(prepared.points),
+        visible=len(np.unique(seen)),
+        views=len(prepared.views),
+        pairs=len(seen),
+        hidden=sum(view.hidden for view in prepared.views),
+    )
+
+
+def summarise(dataset: Dataset, reports: list[FrameReport]) -> DatasetReport:
+    """Add up the frames of a split."""
+    sound = [report for report in reports if not report.problems]
+    total = {
+        name: sum(getattr(report, name) for report in sound)
+        for name in ("points", "visible", "pairs", "hidden", "views")
+    }
+    return DatasetReport(
+        dataset=dataset.name,
+        split=dataset.split,
+        frames=len(reports),
+        views=sum(len(frame.views) for frame in dataset.frames),
+        points_per_frame=total["points"] / max(1, len(sound)),
+        visible_share=total["visible"] / max(1, total["points"]),
+        pairs_per_frame=total["pairs"] / max(1, len(sound)),
+        hidden_share=total["hidden"] / max(1, total["pairs"]),
+        problems=[problem for report in reports for problem in report.problems],
+    )

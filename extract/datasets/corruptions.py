@@ -1,0 +1,36 @@
+"""The corruptions of Robo3D and how its datasets lay them out: root/<corruption>/<severity>."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...errors import DatasetError, did_you_mean
+
+CORRUPTIONS = (
+    *("fog", "wet_ground", "snow", "motion_blur"),
+    *("beam_missing", "crosstalk", "incomplete_echo", "cross_sensor"),
+)
+SEVERITIES = ("light", "moderate", "heavy")
+
+
+def corruption_folder(root: Path, split: str) -> str:
+    """The folder of a split such as `fog/light`, relative to `root`.
+
+    Raises:
+        DatasetError: no such corruption or severity, or no such folder.
+    """
+    corruption, _, severity = split.partition("/")
+    for name, choices in ((corruption, CORRUPTIONS), (severity, SEVERITIES)):
+        if name not in choices:
+            raise DatasetError(
+                f"no split '{split}': '{name}' is unknown{did_you_mean(name, choices)}",
+                where="--split",
+                fix=f"Use CORRUPTION/SEVERITY, of {', '.join(CORRUPTIONS)} and {', '.join(SEVERITIES)}.",
+            )
+    if not (root / corruption / severity).is_dir():
+        raise DatasetError(
+            "the folder is missing",
+            where=root / corruption / severity,
+            fix="Pass --root with the folder of the corruptions, and unpack this one there.",
+        )
+    return f"{corruption}/{severity}"

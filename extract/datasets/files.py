@@ -1,0 +1,152 @@
+"""The files of datasets, checked while they are read: scans, labels, images, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ...errors import DatasetError
+from .frame import View
+
+COPY_AGAIN = "Copy the file again from the dataset's archive."
+
+
+def read_scan(path: Path, columns: int) -> np.ndarray:
+    """Read a headerless float32 scan file, as nuScenes and KITTI write them.
+
+    Args:
+        path: the file.
+        columns: values per point in the file; the first four are x, y, z and intensity.
+
+    Returns:
+        (N, 4) float32.
+
+    Raises:
+        DatasetError: missing, empty or truncated file, or values that are not finite.
+    """
+    return checked_points(_read_values(path, np.dtype(np.float32), columns, "points").reshape(-1, columns), path)
+
+
+def checked_points(points: np.ndarray, path: Path) -> np.ndarray:
+    """The first four columns of a scan as float32, if it has points and all are finite; `path` is named otherwise."""
+    if points.ndim != 2 or points.shape[1] < 4 or len(points) == 0:
+        raise DatasetError(
+            f"a scan of shape {points.shape}: points need x, y, z and intensity, and there must be some",
+            where=path,
+            fix=COPY_AGAIN,
+        )
+    points = points[:, :4].astype(np.float32)
+    bad = int((~np.isfinite(points).all(axis=1)).sum())
+    if bad:
+        raise DatasetError(
+            f"{bad} of {len(points)} points are not finite", where=path, fix="Copy the file again, or remove the frame."
+        )
+    return points
+
+
+def read_raw_labels(path: Path, dtype: type) -> np.ndarray:
+    """Read a headerless label file of one integer per point, (N,) of `dtype`.
+
+    Raises:
+        DatasetError: missing, empty or truncated file.
+    """
+    return _read_values(path, np.dtype(dtype), 1, "labels")
+
+
+def read_image(root: Path, view: View) -> np.ndarray:
+    """Decode a view's image, (H, W, 3) uint8 RGB.
+
+    Raises:
+        DatasetError: a missing or unreadable file, or another size than the calibration was made for.
+    """
+    with _opened_image(root / view.image) as image:
+        _check_size(image, root, view)
+        return np.array(image.convert("RGB"))
+
+
+def read_image_shape(root: Path, view: View) -> tuple[int, int]:
+    """(H, W) of a view's image [px], without decoding it.
+
+    Raises:
+        DatasetError: as in `read_image`.
+    """
+    if view.image_shape is not None:
+        return view.image_shape
+    with _opened_image(root / view.image) as image:
+        return image.height, image.width
+
+
+def read_json(path: Path) -> object:
+    """Parse a JSON file.
+
+    Raises:
+        DatasetError: missing, unreadable or broken.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as error:
+        raise DatasetError(f"the file is not valid JSON ({error})", where=path, fix=COPY_AGAIN) from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a dataset file; a DatasetError where it is missing or unreadable."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise missing_file(path) from None
+    except OSError as error:
+        raise DatasetError(
+            f"the file cannot be read ({error.strerror})", where=path, fix="Check its permissions."
+        ) from None
+
+
+def missing_file(path: Path) -> DatasetError:
+    return DatasetError(
+        "the file is missing", where=path, fix="Check that the dataset is complete and --root is its top folder."
+    )
+
+
+def numbers_in(folder: Path, ending: str) -> set[str]:
+    """The names, without `ending`, of a folder's numbered files, such as 000017.bin; none where there is no folder."""
+    if not folder.is_dir():
+        return set()
+    names = {file.name.removesuffix(ending) for file in folder.iterdir() if file.name.endswith(ending)}
+    return {name for name in names if name.isdigit()}
+
+
+def _read_values(path: Path, dtype: np.dtype, columns: int, noun: str) -> np.ndarray:
+    content, item_bytes = read_bytes(path), dtype.itemsize * columns
+    if len(content) == 0 or len(content) % item_bytes:
+        raise DatasetError(
+            f"{len(content)} bytes are not a whole number of {noun} ({item_bytes} bytes each): empty or truncated",
+            where=path,
+            fix=COPY_AGAIN,
+        )
+    return np.frombuffer(content, dtype=dtype)
+
+
+@contextmanager
+def _opened_image(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise missing_file(path) from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"the image cannot be decoded ({error})", where=path, fix=COPY_AGAIN) from None
+
+
+def _check_size(image: Image.Image, root: Path, view: View) -> None:
+    found = (image.height, image.width)
+    if view.image_shape is not None and found != tuple(view.image_shape):
+        height, width = view.image_shape
+        raise DatasetError(
+            f"the image is {found[0]}x{found[1]} pixels, its calibration is for {height}x{width}",
+            where=root / view.image,
+            fix="Use the images at the dataset's own resolution.",
+        )

@@ -1,0 +1,236 @@
+"""Any rig: `frames.parquet`, a table of one row per view, and `dataset.yaml` with what holds for all of them.
+
+docs/datasets.md describes both files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from ...errors import DatasetError, did_you_mean
+from ..intensity import IntensityStatistics
+from ..projection import Calibration, Visibility, rigid_transform
+from .files import COPY_AGAIN, checked_points, missing_file, read_bytes, read_raw_labels, read_scan
+from .frame import Frame, View
+from .labels import LabelMap
+
+REQUIRED = ("scene", "token", "timestamp", "scan")
+OF_A_FRAME = ("scene", "timestamp", "scan", "labels")
+OPTIONAL = (
+    *("split", "labels", "camera", "image", "image_height", "image_width"),
+    *("projection", "cam_from_lidar", "intrinsics"),
+)
+CORRECT = "Correct the row; 'scalr check' lists every bad one."
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `dataset.yaml` says; every key may be left out.
+
+    Attributes:
+        name: of the dataset, in stores and results.
+        intensity: `mean` and `std` of the raw intensity; measured where they are left out.
+        classes: raw label ids by class, in the order of the train ids.
+        ignored: raw ids that are valid but in no class.
+        visibility: the fields of projection.Visibility.
+    """
+
+    name: str = "frames"
+    intensity: IntensityStatistics | None = None
+    classes: Mapping[str, list[int]] = field(default_factory=dict)
+    ignored: Iterable[int] = (0,)
+    visibility: Visibility = field(default_factory=Visibility)
+
+
+class Frames:
+    """The frames of a table, in its order.
+
+    A bad row makes a frame that cannot be used and that says why: `Frame.error`.
+
+    Args:
+        root: the folder of frames.parquet; its paths are relative to it.
+        split: a value of column `split`; without that column, all rows are `train`.
+
+    Raises:
+        DatasetError: a missing or broken file, a missing column, no row of the split.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        self.root, self.split = root, split
+        description = _read_description(root / "dataset.yaml")
+        self.name, self.intensity, self.visibility = description.name, description.intensity, description.visibility
+        self.label_map = LabelMap(description.classes, description.ignored)
+        self.class_names = self.label_map.class_names
+        path = root / "frames.parquet"
+        rows = [row for row in _read_rows(path) if row.get("split", "train") == split]
+        if not rows:
+            raise DatasetError(f"no row of split '{split}'", where=path, fix="Choose a value of its column 'split'.")
+        self.frames = list(_frames(self.name, path, rows))
+
+    def read_points(self, frame: Frame) -> np.ndarray:
+        """(N, 4) float32 from .npy (N, 4 or more), .pcd.bin (five float32 per point) or .bin (four)."""
+        path = self._path(frame, frame.scan)
+        if path.name.endswith(".npy"):
+            return checked_points(_load_array(path), path)
+        return read_scan(path, columns=5 if path.name.endswith(".pcd.bin") else 4)
+
+    def read_labels(self, frame: Frame) -> np.ndarray:
+        """(N,) uint8 train ids from .npy, .label (uint32, class in the low 16 bits) or .bin (uint8)."""
+        path = self._path(frame, frame.labels)
+        if path.name.endswith(".npy"):
+            raw = _load_array(path)
+        else:
+            raw = read_raw_labels(path, np.uint32 if path.name.endswith(".label") else np.uint8)
+        if raw.ndim != 1 or not np.issubdtype(raw.dtype, np.integer):
+            raise DatasetError(
+                f"labels of shape {raw.shape} and dtype {raw.dtype}", where=path, fix="Write (N,) whole numbers."
+            )
+        return self.label_map.train_ids((raw.astype(np.int64) & 0xFFFF).astype(np.uint16), path)
+
+    def _path(self, frame: Frame, name: str | None) -> Path:
+        if not name:
+            raise frame.error or DatasetError(
+                f"frame {frame.token} has no such file", where=self.root / "frames.parquet", fix=CORRECT
+            )
+        return self.root / name
+
+
+def _read_rows(path: Path) -> list[dict]:
+    """The rows, each with its number as `row`."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise missing_file(path) from None
+    except (OSError, pa.ArrowException) as error:
+        raise DatasetError(f"not a parquet file that can be read ({error})", where=path, fix=COPY_AGAIN) from None
+    missing = [name for name in REQUIRED if name not in table.column_names]
+    unknown = [name for name in table.column_names if name not in (*REQUIRED, *OPTIONAL)]
+    if missing or unknown:
+        wrong = f"no column '{missing[0]}'" if missing else f"unknown column '{unknown[0]}'"
+        hint = did_you_mean(unknown[0], [*REQUIRED, *OPTIONAL]) if unknown else ""
+        raise DatasetError(
+            f"{wrong}{hint}", where=path, fix=f"It needs {', '.join(REQUIRED)} and may have {', '.join(OPTIONAL)}."
+        )
+    return [row | {"row": number} for number, row in enumerate(table.to_pylist())]
+
+
+def _frames(dataset: str, path: Path, rows: list[dict]) -> Iterator[Frame]:
+    seen: set[object] = set()
+    for token, group in groupby(rows, key=lambda row: row["token"]):
+        yield _frame(dataset, path, list(group), token in seen)
+        seen.add(token)
+
+
+def _frame(dataset: str, path: Path, rows: list[dict], token_is_taken: bool) -> Frame:
+    first, views, problems = rows[0], [], []
+    for row in rows:
+        wrong = _frame_problem(row, first, token_is_taken)
+        try:
+            view = None if wrong else _view(row)
+        except ValueError as error:
+            wrong = str(error)
+        if wrong:
+            problems.append(f"row {row['row']}: {wrong}")
+        elif view is not None:
+            views.append(view)
+    cameras = [view.camera for view in views]
+    if len(set(cameras)) < len(cameras):
+        problems.append(f"rows {first['row']} to {rows[-1]['row']}: a camera appears twice in frame {first['token']}")
+    return Frame(
+        dataset=dataset,
+        scene=str(first["scene"]),
+        token=str(first["token"]),
+        timestamp=first["timestamp"] if isinstance(first["timestamp"], int) else 0,
+        scan=first["scan"] if isinstance(first["scan"], str) else "",
+        labels=first.get("labels"),
+        views=() if problems else tuple(views),
+        error=DatasetError("; ".join(problems), where=path, fix=CORRECT) if problems else None,
+    )
+
+
+def _frame_problem(row: dict, first: dict, token_is_taken: bool) -> str | None:
+    for name, kind in {"scene": str, "token": str, "timestamp": int, "scan": str}.items():
+        if not isinstance(row[name], kind) or row[name] == "":
+            return f"'{name}' is {row[name]!r}"
+    if token_is_taken:
+        return f"frame {row['token']} has other rows further up: the rows of a frame must follow each other"
+    for name in OF_A_FRAME:
+        if row.get(name) != first.get(name):
+            return f"'{name}' is {row.get(name)!r}, and {first.get(name)!r} in row {first['row']} of the same frame"
+    return None
+
+
+def _view(row: dict) -> View | None:
+    if row.get("image") is None:
+        return None
+    height, width = row.get("image_height"), row.get("image_width")
+    if (height is None) != (width is None):
+        raise ValueError("image_height and image_width go together")
+    return View(
+        camera=row.get("camera") or "camera",
+        image=row["image"],
+        calibration=_calibration(row),
+        image_shape=None if height is None else (height, width),
+    )
+
+
+def _calibration(row: dict) -> Calibration:
+    if row.get("projection") is not None:
+        return Calibration.from_projection(_matrix(row, "projection", (3, 4)))
+    matrix, intrinsics = _matrix(row, "cam_from_lidar", (3, 4)), _matrix(row, "intrinsics", (3, 3))
+    rotation = matrix[:, :3]
+    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) or np.linalg.det(rotation) < 0:
+        raise ValueError("the left 3x3 part of 'cam_from_lidar' is not a rotation")
+    if not np.allclose(intrinsics[[1, 2, 2], [0, 0, 1]], 0) or (np.diag(intrinsics) <= 0).any():
+        raise ValueError("'intrinsics' is not [fx s cx; 0 fy cy; 0 0 1]")
+    return Calibration(cam_from_lidar=rigid_transform(rotation, matrix[:, 3]), intrinsics=intrinsics / intrinsics[2, 2])
+
+
+def _matrix(row: dict, name: str, shape: tuple[int, int]) -> np.ndarray:
+    if row.get(name) is None:
+        raise ValueError("neither 'projection' nor 'cam_from_lidar' and 'intrinsics'")
+    try:
+        matrix = np.array(row[name], dtype=np.float64).reshape(shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"'{name}' is not {shape[0]}x{shape[1]} numbers, row by row") from None
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"'{name}' has values that are not finite")
+    return matrix
+
+
+def _read_description(path: Path) -> Description:
+    if not path.exists():
+        return Description()
+    try:
+        values = yaml.safe_load(read_bytes(path)) or {}
+        unknown = [key for key in values if key not in Description.__dataclass_fields__]
+        if unknown:
+            raise ValueError(f"unknown key '{unknown[0]}'{did_you_mean(unknown[0], Description.__dataclass_fields__)}")
+        if "intensity" in values:
+            values["intensity"] = IntensityStatistics(**values["intensity"])
+        if "visibility" in values:
+            values["visibility"] = Visibility(**values["visibility"])
+        description = Description(**values)
+        LabelMap(description.classes, description.ignored)
+        return description
+    except (yaml.YAMLError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DatasetError(
+            f"it cannot be used ({error})", where=path, fix="See docs/datasets.md for its keys."
+        ) from None
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise missing_file(path) from None
+    except (OSError, ValueError, EOFError) as error:
+        raise DatasetError(f"not an array that can be read ({error})", where=path, fix=COPY_AGAIN) from None

@@ -1,0 +1,51 @@
+"""Raw label ids of a dataset to the train ids of its benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import DatasetError
+
+IGNORE_LABEL = 255  # train id of points that no metric and no loss counts
+_UNKNOWN = 254
+
+
+class LabelMap:
+    """Which raw ids make up which class.
+
+    Args:
+        classes: raw ids by class; the classes' order gives the train ids.
+        ignored: raw ids that are valid, but in no class.
+    """
+
+    def __init__(self, classes: Mapping[str, Iterable[int]], ignored: Iterable[int]) -> None:
+        self.class_names = tuple(classes)
+        self.ignored = tuple(ignored)
+        self.raw_ids = {name: tuple(ids) for name, ids in classes.items()}
+        self._train_id = np.full(1 << 16, _UNKNOWN, dtype=np.uint8)
+        self._train_id[list(self.ignored)] = IGNORE_LABEL
+        for train_id, ids in enumerate(self.raw_ids.values()):
+            self._train_id[list(ids)] = train_id
+
+    def with_ignored(self, more: Iterable[int]) -> LabelMap:
+        """The same classes, with more ids that are valid."""
+        return LabelMap(self.raw_ids, (*self.ignored, *more))
+
+    def train_ids(self, raw: np.ndarray, path: Path) -> np.ndarray:
+        """Train ids (N,) uint8, or IGNORE_LABEL, of raw ids (N,) of 16 bits.
+
+        Raises:
+            DatasetError: an id that the dataset does not have; `path` is the file it was read from.
+        """
+        train_ids = self._train_id[raw]
+        unknown = np.unique(raw[train_ids == _UNKNOWN])
+        if len(unknown):
+            raise DatasetError(
+                f"label ids that the dataset does not have: {', '.join(map(str, unknown[:5]))}",
+                where=path,
+                fix="Check that the labels are those of this dataset, in its own raw ids.",
+            )
+        return train_ids

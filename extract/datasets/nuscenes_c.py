@@ -1,0 +1,75 @@
+"""nuScenes-C (Robo3D): the validation scans under corruptions, for evaluation.
+
+    root/<corruption>/<severity>/samples/LIDAR_TOP/…pcd.bin
+    root/<corruption>/<severity>/lidarseg/v1.0-trainval/…_lidarseg.bin
+
+Scans and labels are those of the corrupted tree, since points come and go; frames are those of the clean tables.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import DatasetError
+from ..projection import Visibility
+from .corruptions import corruption_folder
+from .files import read_scan
+from .frame import Frame
+from .nuscenes import LABELS as CLEAN_LABELS
+from .nuscenes import NuScenes, read_lidarseg
+
+ADDED = (41, 42, 43)  # points that fog, snow and crosstalk have made or moved
+LABELS = CLEAN_LABELS.with_ignored(ADDED)
+
+
+class NuScenesC:
+    """The validation keyframes under one corruption; without views.
+
+    Args:
+        root: the folder of the corruptions. The clean tables are `root/v1.0-trainval` or in $NUSCENES.
+        split: corruption and severity, such as `fog/light`.
+
+    Raises:
+        DatasetError: unknown split, missing folder or tables.
+    """
+
+    name = "nuscenes_c"
+    label_map = LABELS
+    class_names = LABELS.class_names
+    visibility = Visibility()
+    intensity = NuScenes.intensity
+
+    def __init__(self, root: Path, split: str) -> None:
+        self.root, self.split = root, split
+        corrupted = corruption_folder(root, split)
+        clean = NuScenes(_folder_of_tables(root), "val")
+        self.frames = [_corrupted(frame, corrupted) for frame in clean.frames]
+
+    def read_points(self, frame: Frame) -> np.ndarray:
+        """(N, 4) float32, x y z in the lidar frame [m] and intensity 0..255."""
+        return read_scan(self.root / frame.scan, columns=5)
+
+    def read_labels(self, frame: Frame) -> np.ndarray:
+        """(N,) uint8 train ids 0..15, or IGNORE_LABEL, also where the corruption made the point."""
+        return read_lidarseg(self.root, frame, self.label_map)
+
+
+def _corrupted(frame: Frame, folder: str) -> Frame:
+    labels = frame.labels and f"{folder}/{frame.labels}"
+    return replace(frame, dataset=NuScenesC.name, views=(), scan=f"{folder}/{frame.scan}", labels=labels)
+
+
+def _folder_of_tables(root: Path) -> Path:
+    places = [root, *([Path(os.environ["NUSCENES"])] if "NUSCENES" in os.environ else [])]
+    for place in places:
+        if (place / "v1.0-trainval").is_dir():
+            return place
+    raise DatasetError(
+        "nuScenes-C comes without tables, and those of nuScenes were not found",
+        where=" or ".join(str(place / "v1.0-trainval") for place in places),
+        fix="Set $NUSCENES to nuScenes' folder, or link its v1.0-trainval there.",
+    )

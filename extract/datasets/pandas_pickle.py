@@ -1,0 +1,86 @@
+"""PandaSet's `.pkl.gz` files: pickled pandas tables, read without running what else a pickle may hold.
+
+A pickle names the functions that rebuild its objects, and loading calls them. Only those that rebuild a table are let
+through: a file from elsewhere cannot run code of its own.
+"""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import DatasetError
+from .files import COPY_AGAIN, missing_file
+
+# What pickled tables of numbers name, with the modules' names of pandas 0.25 to 2 and of numpy 1 and 2.
+ALLOWED = {
+    "_codecs": {"encode"},
+    "builtins": {"slice", "bytearray"},
+    "numpy": {"ndarray", "dtype"},
+    "numpy.core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "numpy.core.numeric": {"_frombuffer"},
+    "numpy._core.numeric": {"_frombuffer"},
+    "pandas": {"Index", "RangeIndex", "DataFrame"},
+    "pandas.core.frame": {"DataFrame"},
+    "pandas.core.internals.managers": {"BlockManager"},
+    "pandas.core.internals.blocks": {"new_block"},
+    "pandas._libs.internals": {"_unpickle_block"},
+    "pandas.core.indexes.base": {"Index", "_new_Index"},
+    "pandas.core.indexes.range": {"RangeIndex"},
+}
+
+
+def read_columns(path: Path, names: Sequence[str]) -> np.ndarray:
+    """Columns of a pickled table, (rows, len(names)) float64.
+
+    Raises:
+        DatasetError: a file that is missing, truncated or no such table, that names anything else than tables are made
+            of, or lacks a column; or pandas is not installed.
+    """
+    table = _load(path)
+    try:
+        return np.stack([np.asarray(table[name], dtype=np.float64) for name in names], axis=1)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise DatasetError(
+            f"not a table of numbers with the columns {', '.join(names)}", where=path, fix=COPY_AGAIN
+        ) from None
+
+
+class _TableUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> object:
+        if name not in ALLOWED.get(module, ()):
+            raise _ForbiddenError(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+class _ForbiddenError(Exception):
+    """A name that no table needs."""
+
+
+def _load(path: Path) -> object:
+    try:
+        import pandas  # noqa: F401
+    except ImportError:
+        raise DatasetError(
+            "PandaSet's files are pickled pandas tables, and pandas is not installed",
+            where=path,
+            fix="Install it: pip install 'scalr-distill[pandaset]'.",
+        ) from None
+    try:
+        with gzip.open(path) as file:
+            return _TableUnpickler(file).load()
+    except FileNotFoundError:
+        raise missing_file(path) from None
+    except _ForbiddenError as name:
+        raise DatasetError(
+            f"the pickle names {name}, which no table needs and which could run code", where=path, fix=COPY_AGAIN
+        ) from None
+    except Exception as error:  # a damaged file makes gzip, pickle, numpy or pandas raise what they like
+        raise DatasetError(
+            f"not a gzipped pickle that can be read ({type(error).__name__}: {error})", where=path, fix=COPY_AGAIN
+        ) from None

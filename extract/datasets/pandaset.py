@@ -1,0 +1,191 @@
+"""PandaSet in its native layout: two lidars in one file, the spinning Pandar64 and the forward PandarGT.
+
+Points are kept in world coordinates. As in the official reader they go through the inverse of the lidar's pose, and
+1.6 m down, from the pose's origin near the ground to about where the lidar is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ...errors import DatasetError
+from ..intensity import INTENSITY_STATISTICS
+from ..projection import Calibration, Visibility, inverse_rigid, rigid_transform
+from .files import checked_points, numbers_in, read_json
+from .frame import Frame, View
+from .labels import LabelMap
+from .pandas_pickle import read_columns
+from .splits import chosen_scenes
+
+# Raw ids of the 17 classes of the official reader.
+LABELS = LabelMap(
+    {
+        "road": (7,),
+        "traffic_sign": (36, 38),
+        "barrier": (35, 39),
+        "pedestrian": (30, 31),
+        "vegetation": (5,),
+        "road_marking": (8, 9, 10),
+        "sidewalk": (11,),
+        "manmade": (41, 42),
+        "traffic_cone": (34, 37),
+        "car": (13,),
+        "motorcycle": (18,),
+        "truck": (14, 15, 16),
+        "bus": (23,),
+        "bicycle": (26,),
+        "other_vehicle": (17, 19, 20, 21, 27, 28, 29),
+        "ground": (6,),
+        "driveway": (12,),
+    },
+    ignored=(0, 1, 2, 3, 4, 22, 24, 25, 32, 33, 40),
+)
+TRAIN_LATITUDE = 37.6  # north of it (San Francisco) is train, the rest (El Camino Real) val, as in the official reader
+SCAN_FROM_POSE = rigid_transform(np.eye(3), np.array([0.0, 0.0, -1.6]))
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """One of the two lidars: its number in column `d`, and the cameras that are used with it."""
+
+    dataset: str
+    number: int
+    cameras: tuple[str, ...]
+
+
+PANDAR64 = Sensor("pandaset_64", 0, ("front", "front_right", "right", "back", "left", "front_left"))
+PANDARGT = Sensor("pandaset_gt", 1, ("front",))
+T = TypeVar("T")
+
+
+class PandaSet:
+    """One lidar's scans in the scenes that have semantic labels.
+
+    Args:
+        root: the folder of the scenes' folders `001`, `002`, …
+        split: train, val (by the latitude of each scene's own GPS), or scenes with commas between.
+        sensor: whose points.
+
+    Raises:
+        DatasetError: no scenes, an unknown split, broken GPS data, no scan in the split.
+    """
+
+    label_map = LABELS
+    class_names = LABELS.class_names
+    visibility = Visibility(min_depth_m=0.0, border_px=0)
+
+    def __init__(self, root: Path, split: str, sensor: Sensor) -> None:
+        self.root, self.split, self.sensor = root, split, sensor
+        self.name, self.intensity = sensor.dataset, INTENSITY_STATISTICS[sensor.dataset]
+        self._json: dict[Path, object] = {}  # a file serves all frames of its scene
+        labelled = sorted(path.parent.parent.name for path in root.glob("*/annotations/semseg"))
+        if not labelled:
+            raise DatasetError(
+                "no scene with annotations/semseg here",
+                where=root,
+                fix="Pass --root with the folder that holds PandaSet's scenes 001, 002, …",
+            )
+        scenes = chosen_scenes(split, self._splits(labelled), labelled)
+        self.frames = [self._frame(scene, number) for scene in scenes for number in self._numbers(scene)]
+        if not self.frames:
+            raise DatasetError(f"no scan of split '{split}'", where=root, fix=f"Choose among scenes {labelled}.")
+
+    def read_points(self, frame: Frame) -> np.ndarray:
+        """(N, 4) float32, x y z [m] in the frame of the lidar's pose with 1.6 m taken off z, and intensity 0..255."""
+        path = self.root / frame.scan
+        columns = read_columns(path, ("x", "y", "z", "i", "d"))
+        world = columns[columns[:, 4] == self.sensor.number, :4]
+        points = checked_points(world, path)
+        scan_from_world = SCAN_FROM_POSE @ inverse_rigid(self._pose(f"{frame.scene}/lidar", frame.token))
+        points[:, :3] = world[:, :3] @ scan_from_world[:3, :3].T + scan_from_world[:3, 3]
+        return points
+
+    def read_labels(self, frame: Frame) -> np.ndarray:
+        """(N,) uint8 train ids 0..16, or IGNORE_LABEL."""
+        path = self.root / str(frame.labels)
+        raw = read_columns(path, ("class",))[:, 0]
+        sensor = read_columns(self.root / frame.scan, ("d",))[:, 0]
+        if len(raw) != len(sensor):
+            raise DatasetError(
+                f"{len(raw)} labels for the {len(sensor)} points of {frame.scan}",
+                where=path,
+                fix="Copy both files again from the dataset's archive.",
+            )
+        return self.label_map.train_ids(raw[sensor == self.sensor.number].astype(np.uint16), path)
+
+    def _splits(self, scenes: Sequence[str]) -> dict[str, set[str]]:
+        train = {scene for scene in scenes if self._latitude(scene) > TRAIN_LATITUDE}
+        return {"train": train, "val": set(scenes) - train}
+
+    def _latitude(self, scene: str) -> float:
+        return self._value(f"{scene}/meta/gps.json", lambda gps: float(gps[0]["lat"]))
+
+    def _numbers(self, scene: str) -> list[str]:
+        folders = {"lidar": ".pkl.gz", "annotations/semseg": ".pkl.gz"}
+        folders |= {f"camera/{camera}_camera": ".jpg" for camera in self.sensor.cameras}
+        return sorted(set().union(*(numbers_in(self.root / scene / name, end) for name, end in folders.items())))
+
+    def _frame(self, scene: str, number: str) -> Frame:
+        token, views, error, timestamp = f"{scene}/{number}", (), None, 0
+        try:
+            seconds = self._value(f"{scene}/lidar/timestamps.json", lambda times: float(times[int(number)]))
+            timestamp = round(seconds * 1e6)
+            world_from_scan = self._pose(f"{scene}/lidar", token) @ inverse_rigid(SCAN_FROM_POSE)
+            views = tuple(self._view(camera, token, world_from_scan) for camera in self.sensor.cameras)
+        except DatasetError as problem:
+            error = problem
+        return Frame(
+            dataset=self.name,
+            scene=scene,
+            token=token,
+            timestamp=timestamp,
+            scan=f"{scene}/lidar/{number}.pkl.gz",
+            labels=f"{scene}/annotations/semseg/{number}.pkl.gz",
+            views=views,
+            error=error,
+        )
+
+    def _view(self, camera: str, token: str, world_from_scan: np.ndarray) -> View:
+        scene, number = token.split("/")
+        folder = f"{scene}/camera/{camera}_camera"
+        fx, fy, cx, cy = self._value(
+            f"{folder}/intrinsics.json", lambda values: [float(values[name]) for name in ("fx", "fy", "cx", "cy")]
+        )
+        return View(
+            camera=camera,
+            image=f"{folder}/{number}.jpg",
+            calibration=Calibration(
+                cam_from_lidar=inverse_rigid(self._pose(folder, token)) @ world_from_scan,
+                intrinsics=np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]),
+            ),
+        )
+
+    def _pose(self, folder: str, token: str) -> np.ndarray:
+        """(4, 4) float64, from the sensor of a folder to the world, at a frame."""
+        from pyquaternion import Quaternion
+
+        def matrix(poses: list) -> np.ndarray:
+            pose = poses[int(token.split("/")[1])]
+            rotation = Quaternion(*(float(pose["heading"][axis]) for axis in "wxyz")).rotation_matrix
+            return rigid_transform(rotation, np.array([float(pose["position"][axis]) for axis in "xyz"]))
+
+        return self._value(f"{folder}/poses.json", matrix)
+
+    def _value(self, name: str, of: Callable[[Any], T]) -> T:
+        """What a JSON file says, or a DatasetError that names the file."""
+        path = self.root / name
+        if path not in self._json:
+            self._json[path] = read_json(path)
+        try:
+            return of(self._json[path])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"the file is not as PandaSet's are ({type(error).__name__}: {error})",
+                where=path,
+                fix="Copy it again from the dataset's archive.",
+            ) from None

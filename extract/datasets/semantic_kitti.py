@@ -1,0 +1,176 @@
+"""SemanticKITTI in its native layout: Velodyne scans with labels, and KITTI odometry's left colour camera.
+
+A point x of the lidar falls on the pixel P2 Tr x (odometry's calib.txt). The official reader takes points more than a
+metre ahead of the lidar.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import DatasetError
+from ..intensity import INTENSITY_STATISTICS
+from ..projection import Calibration, Visibility
+from .files import numbers_in, read_bytes, read_raw_labels, read_scan
+from .frame import Frame, View
+from .labels import LabelMap
+from .splits import Split, chosen_scenes
+
+SPLITS = {
+    "train": frozenset(f"{sequence:02d}" for sequence in (0, 1, 2, 3, 4, 5, 6, 7, 9, 10)),
+    "val": frozenset({"08"}),
+    "test": frozenset(f"{sequence:02d}" for sequence in range(11, 22)),
+}
+
+# Raw ids of the 19 classes of the single-scan benchmark.
+LABELS = LabelMap(
+    {
+        "car": (10, 252),
+        "bicycle": (11,),
+        "motorcycle": (15,),
+        "truck": (18, 258),
+        "other-vehicle": (13, 16, 20, 256, 257, 259),
+        "person": (30, 254),
+        "bicyclist": (31, 253),
+        "motorcyclist": (32, 255),
+        "road": (40, 60),
+        "parking": (44,),
+        "sidewalk": (48,),
+        "other-ground": (49,),
+        "building": (50,),
+        "fence": (51,),
+        "vegetation": (70,),
+        "trunk": (71,),
+        "terrain": (72,),
+        "pole": (80,),
+        "traffic-sign": (81,),
+    },
+    ignored=(0, 1, 52, 99),
+)
+
+# Where the archives of SemanticKITTI and KITTI odometry are unpacked to: together, or each in a folder of its own.
+SCAN_FOLDERS = ("", "dataset", "data_odometry_velodyne/dataset", "velodyne/dataset")
+LABEL_FOLDERS = ("", "dataset", "data_odometry_labels/dataset", "labels/dataset")
+IMAGE_FOLDERS = ("", "dataset", "data_odometry_color/dataset", "color/dataset", "image_2/dataset", "image_2")
+CALIB_FOLDERS = ("", "dataset", "data_odometry_calib/dataset", "calib/dataset", "calib")
+FRAME_US = 100_000  # ten scans a second
+
+
+class SemanticKitti:
+    """The scans of a split, sequence by sequence.
+
+    A frame is a number that a scan, an image or labels have. What is missing of the three is noticed when it is read.
+
+    Args:
+        root: holds `sequences/`, `dataset/sequences/`, or a folder with such for each of KITTI odometry's archives.
+        split: train, val, test, or sequences with commas between. `train-1%` keeps every 100th scan from the first on,
+            as in SLidR and ScaLR (192 scans).
+
+    Raises:
+        DatasetError: no sequences, an unknown split, no scan in the split.
+    """
+
+    name = "semantic_kitti"
+    label_map = LABELS
+    class_names = LABELS.class_names
+    visibility = Visibility(min_depth_m=0.0, min_x_m=1.0)
+    intensity = INTENSITY_STATISTICS["semantic_kitti"]
+
+    def __init__(self, root: Path, split: str) -> None:
+        self.root, self.split = root, split
+        wanted = Split.parse(split)
+        available = sorted(
+            {path.name for folder in SCAN_FOLDERS for path in (root / folder / "sequences").glob("[0-9]*")}
+        )
+        if not available:
+            raise DatasetError(
+                "no sequences here",
+                where=root / "sequences",
+                fix="Pass --root with the folder that holds sequences/ or dataset/sequences/.",
+            )
+        sequences = chosen_scenes(wanted.base, SPLITS, available)
+        self.frames = [frame for name in sequences for frame in self._frames(name)][:: wanted.every_nth]
+        if not self.frames:
+            raise DatasetError(f"no scan of split '{split}'", where=root, fix=f"Choose among sequences {available}.")
+
+    def read_points(self, frame: Frame) -> np.ndarray:
+        """(N, 4) float32, x forward, y left, z up [m] and intensity 0..1."""
+        return read_scan(self.root / frame.scan, columns=4)
+
+    def read_labels(self, frame: Frame) -> np.ndarray:
+        """(N,) uint8 train ids 0..18, or IGNORE_LABEL."""
+        return read_kitti_labels(self.root, frame, self.label_map)
+
+    def _frames(self, sequence: str) -> list[Frame]:
+        scans = self._folder(SCAN_FOLDERS, sequence, "velodyne")
+        labels = self._folder(LABEL_FOLDERS, sequence, "labels")
+        images = self._folder(IMAGE_FOLDERS, sequence, "image_2")
+        labelled = numbers_in(self.root / labels, ".label")
+        numbers = numbers_in(self.root / scans, ".bin") | numbers_in(self.root / images, ".png") | labelled
+        calibration = error = None
+        try:
+            calibration = read_calibration(self.root / self._folder(CALIB_FOLDERS, sequence, "calib.txt"))
+        except DatasetError as problem:
+            error = problem
+
+        def views(number: str) -> tuple[View, ...]:
+            image = f"{images}/{number}.png"
+            return (View(camera="image_2", image=image, calibration=calibration),) if calibration else ()
+
+        return [
+            Frame(
+                dataset=self.name,
+                scene=sequence,
+                token=f"{sequence}/{number}",
+                timestamp=int(number) * FRAME_US,
+                scan=f"{scans}/{number}.bin",
+                labels=f"{labels}/{number}.label" if labelled else None,
+                views=views(number),
+                error=error,
+            )
+            for number in sorted(numbers)
+        ]
+
+    def _folder(self, folders: tuple[str, ...], sequence: str, name: str) -> str:
+        """The first of the places of a sequence's folder or file that exists, else the usual one."""
+        paths = [Path(folder, "sequences", sequence, name) for folder in folders]
+        there = [path for path in paths if (self.root / path).exists()]
+        usual = Path(SCAN_FOLDERS[0] if (self.root / "sequences").is_dir() else "dataset", "sequences", sequence, name)
+        return str(there[0] if there else usual)
+
+
+def read_calibration(path: Path) -> Calibration:
+    """The left colour camera (P2) as the Velodyne sees it, from a calib.txt of KITTI odometry.
+
+    Raises:
+        DatasetError: missing file, or no P2 or Tr of 12 numbers.
+    """
+    rows = dict(line.split(":", 1) for line in read_bytes(path).decode("utf-8", "replace").splitlines() if ":" in line)
+    try:
+        matrices = {name: np.array(rows[name].split(), dtype=np.float64).reshape(3, 4) for name in ("P2", "Tr")}
+        return Calibration.from_projection(matrices["P2"] @ np.vstack([matrices["Tr"], [0, 0, 0, 1]]))
+    except (KeyError, ValueError) as error:
+        what = f"no row {error}" if isinstance(error, KeyError) else str(error)
+        raise DatasetError(
+            f"not a calibration of KITTI odometry, which has P2 and Tr of 3x4 numbers ({what})",
+            where=path,
+            fix="Copy calib.txt again from data_odometry_calib.zip.",
+        ) from None
+
+
+def read_kitti_labels(root: Path, frame: Frame, label_map: LabelMap) -> np.ndarray:
+    """(N,) uint8 train ids from a .label file: uint32, the class in the low 16 bits, the instance in the others.
+
+    Raises:
+        DatasetError: the frame has no labels, or a file that is missing, broken or of other ids.
+    """
+    if frame.labels is None:
+        raise DatasetError(
+            f"frame {frame.token} has no labels",
+            where=root / frame.scan,
+            fix="Unpack data_odometry_labels.zip, or choose a split with labels.",
+        )
+    path = root / frame.labels
+    return label_map.train_ids((read_raw_labels(path, np.uint32) & 0xFFFF).astype(np.uint16), path)

@@ -1,0 +1,67 @@
+"""SemanticKITTI-C (Robo3D): sequence 08 under corruptions, for evaluation.
+
+root/<corruption>/<severity>/velodyne/NNNNNN.bin
+root/<corruption>/<severity>/labels/NNNNNN.label
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import DatasetError
+from ..projection import Visibility
+from .corruptions import corruption_folder
+from .files import numbers_in, read_scan
+from .frame import Frame
+from .semantic_kitti import FRAME_US, SemanticKitti, read_kitti_labels
+from .semantic_kitti import LABELS as CLEAN_LABELS
+
+ADDED = (21, 22, 23)  # points that fog, snow and crosstalk have made or moved
+LABELS = CLEAN_LABELS.with_ignored(ADDED)
+
+
+class SemanticKittiC:
+    """The scans of sequence 08 under one corruption; without views.
+
+    Args:
+        root: the folder of the corruptions.
+        split: corruption and severity, such as `fog/light`.
+
+    Raises:
+        DatasetError: unknown split, missing folder, no scans.
+    """
+
+    name = "semantic_kitti_c"
+    label_map = LABELS
+    class_names = LABELS.class_names
+    visibility = Visibility()
+    intensity = SemanticKitti.intensity
+
+    def __init__(self, root: Path, split: str) -> None:
+        self.root, self.split = root, split
+        folder = corruption_folder(root, split)
+        numbers = numbers_in(root / folder / "velodyne", ".bin") | numbers_in(root / folder / "labels", ".label")
+        if not numbers:
+            raise DatasetError("no scans here", where=root / folder / "velodyne", fix="Unpack SemanticKITTI-C again.")
+        self.frames = [
+            Frame(
+                dataset=self.name,
+                scene="08",
+                token=f"08/{number}",
+                timestamp=int(number) * FRAME_US,
+                scan=f"{folder}/velodyne/{number}.bin",
+                labels=f"{folder}/labels/{number}.label",
+                views=(),
+            )
+            for number in sorted(numbers)
+        ]
+
+    def read_points(self, frame: Frame) -> np.ndarray:
+        """(N, 4) float32, x forward, y left, z up [m] and intensity 0..1."""
+        return read_scan(self.root / frame.scan, columns=4)
+
+    def read_labels(self, frame: Frame) -> np.ndarray:
+        """(N,) uint8 train ids 0..18, or IGNORE_LABEL, also where the corruption made the point."""
+        return read_kitti_labels(self.root, frame, self.label_map)

@@ -1,0 +1,92 @@
+"""How raw intensities are normalised: each lidar has its own scale."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import DatasetError, did_you_mean
+
+if TYPE_CHECKING:
+    from .datasets.frame import Dataset
+
+logger = logging.getLogger(__name__)
+
+MEASURED_SCANS = 64
+
+
+@dataclass(frozen=True)
+class IntensityStatistics:
+    """Mean and standard deviation of a dataset's raw intensity over its training points.
+
+    Raises:
+        DatasetError: values that cannot normalise anything.
+    """
+
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise DatasetError(
+                f"mean {self.mean} and standard deviation {self.std} cannot normalise an intensity",
+                where="intensity statistics",
+                fix="Give finite values, the deviation above zero",
+            )
+
+
+# The constants of the official ScaLR readers.
+INTENSITY_STATISTICS = {
+    "nuscenes": IntensityStatistics(18.742355, 22.04632),
+    "semantic_kitti": IntensityStatistics(0.28613698, 0.14090556),
+    "pandaset_64": IntensityStatistics(18.23640649, 25.86983417),
+    "pandaset_gt": IntensityStatistics(23.06113565, 16.76273235),
+}
+
+
+def intensity_statistics(dataset: str) -> IntensityStatistics:
+    """The statistics that the official code uses for a dataset.
+
+    Raises:
+        DatasetError: it has none.
+    """
+    if dataset not in INTENSITY_STATISTICS:
+        raise DatasetError(
+            f"no intensity statistics for dataset {dataset!r}{did_you_mean(dataset, INTENSITY_STATISTICS)}",
+            where="intensity statistics",
+            fix=f"Use one of {', '.join(INTENSITY_STATISTICS)}, or pass IntensityStatistics(mean, std) of your own",
+        )
+    return INTENSITY_STATISTICS[dataset]
+
+
+def intensity_of(dataset: Dataset) -> IntensityStatistics:
+    """A dataset's own statistics; where it has none, those of some of its scans.
+
+    Raises:
+        DatasetError: no scan can be read, or all have one intensity.
+    """
+    return getattr(dataset, "intensity", None) or _measured(dataset)
+
+
+def _measured(dataset: Dataset) -> IntensityStatistics:
+    """Over scans spread evenly over the frames, the same for everyone who asks; broken scans are left out."""
+    numbers = np.unique(np.linspace(0, len(dataset.frames) - 1, MEASURED_SCANS).round().astype(int)).tolist()
+    values, problem = [], None
+    for number in numbers:
+        try:
+            values.append(dataset.read_points(dataset.frames[number])[:, 3])
+        except DatasetError as error:
+            problem = error
+    if not values:
+        raise problem
+    intensity = np.concatenate(values).astype(np.float64)
+    statistics = IntensityStatistics(float(intensity.mean()), float(intensity.std()))
+    logger.info(
+        "%s has no intensity statistics of its own: mean %.6g, standard deviation %.6g in %d scans of split %s",
+        *(dataset.name, statistics.mean, statistics.std, len(values), dataset.split),
+    )
+    return statistics

@@ -1,0 +1,304 @@
+"""`frames.parquet`: a rig of one's own, written here by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from test_docs import example
+
+from scalr.cli import main
+from scalr.errors import DatasetError
+from scalr.extract.datasets import open_dataset
+from scalr.extract.datasets.frame import read_labelled_scan
+from scalr.extract.datasets.labels import IGNORE_LABEL
+from scalr.extract.projection import project
+from scalr.extract.store import open_store
+from tiny import look_along_x
+
+EXTRACT = ("extract", "--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56", "--device", "cpu")
+YAML = """
+name: my_rig
+intensity: {mean: 100, std: 50}
+classes: {left: [3], right: [7, 300]}
+ignored: [0]
+visibility: {min_depth_m: 2.0}
+"""
+
+
+def scalr(*arguments: object):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+class Rig:
+    """Four frames of two views; `write` writes the table after a test has changed the rows."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.rows = root, []
+        rng = np.random.default_rng(0)
+        for number in range(4):
+            self._add_frame(f"f{number}", rng)
+        (root / "dataset.yaml").write_text(YAML)
+        self.write()
+
+    def write(self) -> None:
+        pq.write_table(pa.Table.from_pylist(self.rows), self.root / "frames.parquet")
+
+    def _add_frame(self, token: str, rng: np.random.Generator) -> None:
+        points = np.hstack([rng.uniform([-30, -30, -3], [30, 30, 5], (400, 3)), rng.uniform(0, 255, (400, 1))])
+        points.astype(np.float32).tofile(self.root / f"{token}.bin")
+        labels = np.where(points[:, 1] > 0, 3, 300).astype(np.uint32)
+        labels[:10] = 0
+        (labels + (5 << 16)).astype(np.uint32).tofile(self.root / f"{token}.label")
+        for camera, focal in (("NARROW", 40.0), ("WIDE", 30.0)):
+            calibration = look_along_x(focal_px=focal)
+            image = f"{token}-{camera}.png"
+            Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(self.root / image)
+            row = {
+                "scene": "drive",
+                "token": token,
+                "timestamp": 100,
+                "scan": f"{token}.bin",
+                "labels": f"{token}.label",
+                "camera": camera,
+                "image": image,
+                "split": "train",
+                "image_height": 48,
+                "image_width": 64,
+                "projection": (calibration.intrinsics @ calibration.cam_from_lidar[:3]).ravel().tolist(),
+                "cam_from_lidar": None,
+                "intrinsics": None,
+            }
+            self.rows.append(row)
+
+
+@pytest.fixture
+def rig(tmp_path) -> Rig:
+    (tmp_path / "rig").mkdir()
+    return Rig(tmp_path / "rig")
+
+
+def with_matrices(row: dict, focal: float) -> dict:
+    calibration = look_along_x(focal_px=focal)
+    return row | {
+        "projection": None,
+        "cam_from_lidar": calibration.cam_from_lidar[:3].ravel().tolist(),
+        "intrinsics": calibration.intrinsics.ravel().tolist(),
+    }
+
+
+def test_frames_are_read_as_they_were_written(rig):
+    dataset = open_dataset("frames", rig.root, "train")
+    assert (dataset.name, dataset.intensity.std, dataset.visibility.min_depth_m) == ("my_rig", 50, 2.0)
+    assert [frame.token for frame in dataset.frames] == ["f0", "f1", "f2", "f3"]
+    points, labels = read_labelled_scan(dataset, dataset.frames[2])
+    assert (labels[:10] == IGNORE_LABEL).all()
+    assert dataset.class_names == ("left", "right")
+    np.testing.assert_array_equal(labels[10:], (points[10:, 1] < 0).astype(np.uint8))
+    for view, focal in zip(dataset.frames[0].views, (40.0, 30.0), strict=True):
+        expected = project(points, look_along_x(focal_px=focal), (48, 64), dataset.visibility)
+        found = project(points, view.calibration, view.image_shape, dataset.visibility)
+        np.testing.assert_array_equal(found.point_index, expected.point_index)
+        np.testing.assert_array_equal(found.pixel, expected.pixel)
+        np.testing.assert_allclose(found.depth_m, expected.depth_m)
+
+
+def test_a_projection_and_its_factors_are_the_same(rig):
+    projections = open_dataset("frames", rig.root, "train").frames
+    rig.rows = [with_matrices(row, 40.0 if row["camera"] == "NARROW" else 30.0) for row in rig.rows]
+    rig.write()
+    for one, other in zip(projections, open_dataset("frames", rig.root, "train").frames, strict=True):
+        for view, factors in zip(one.views, other.views, strict=True):
+            np.testing.assert_allclose(view.calibration.intrinsics, factors.calibration.intrinsics, atol=1e-9)
+            np.testing.assert_allclose(view.calibration.cam_from_lidar, factors.calibration.cam_from_lidar, atol=1e-9)
+
+
+@pytest.mark.parametrize(("ending", "write"), [("npy", np.save), ("pcd.bin", lambda path, scan: scan.tofile(path))])
+def test_other_scan_files(rig, ending, write):
+    scan = np.random.default_rng(1).normal(size=(7, 5)).astype(np.float32)
+    write(rig.root / f"scan.{ending}", scan)
+    for row in rig.rows[:2]:
+        row["scan"] = f"scan.{ending}"
+    rig.write()
+    dataset = open_dataset("frames", rig.root, "train")
+    np.testing.assert_array_equal(dataset.read_points(dataset.frames[0]), scan[:, :4])
+
+
+@pytest.mark.parametrize(("ending", "dtype"), [("npy", np.int64), ("bin", np.uint8)])
+def test_other_label_files(rig, ending, dtype):
+    raw = np.array([3] * 100 + [7] * 200 + [0] * 100, dtype=dtype)
+    np.save(rig.root / "l.npy", raw) if ending == "npy" else raw.tofile(rig.root / "l.bin")
+    for row in rig.rows[:2]:
+        row["labels"] = f"l.{ending}"
+    rig.write()
+    dataset = open_dataset("frames", rig.root, "train")
+    _, labels = read_labelled_scan(dataset, dataset.frames[0])
+    assert np.bincount(labels)[[0, 1, IGNORE_LABEL]].tolist() == [100, 200, 100]
+
+
+def test_without_a_description_intensities_are_measured(rig, tmp_path):
+    (rig.root / "dataset.yaml").unlink()
+    result = scalr(*EXTRACT, "--dataset", "frames", "--root", rig.root, "--out", tmp_path / "s.zarr")
+    assert result.exit_code == 0, result.output
+    (source,) = open_store(tmp_path / "s.zarr").sources
+    dataset = open_dataset("frames", rig.root, "train")
+    intensity = np.concatenate([dataset.read_points(frame)[:, 3] for frame in dataset.frames])
+    assert source.dataset == "frames"
+    assert source.intensity.mean == pytest.approx(intensity.mean(), rel=1e-5)
+    assert source.intensity.std == pytest.approx(intensity.std(), rel=1e-5)
+
+
+def test_extracted_and_recomputed(rig, tmp_path):
+    out = tmp_path / "s.zarr"
+    result = scalr(*EXTRACT, "--dataset", "frames", "--root", rig.root, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "my_rig train; 4 frames, 8 views" in result.output
+    assert scalr("verify", out, "--sample", 3).exit_code == 0
+    view = open_store(out).read_view(0)
+    assert (view.dataset, view.intensity.mean) == ("my_rig", 100)
+
+
+BAD_ROWS = {
+    "no scan": ({"scan": None}, "'scan' is None"),
+    "eleven numbers": ({"projection": [1.0] * 11}, "'projection' is not 3x4 numbers"),
+    "not finite": ({"projection": [float("nan")] * 12}, "'projection' has values that are not finite"),
+    "singular": ({"projection": [1.0] * 12}, "it is not a projection"),
+    "no calibration": ({"projection": None}, "neither 'projection' nor 'cam_from_lidar' and 'intrinsics'"),
+    "half a size": ({"image_width": None}, "image_height and image_width go together"),
+    "no rotation": (
+        {"projection": None, "cam_from_lidar": [2.0] * 12, "intrinsics": [1.0, 0, 0, 0, 1, 0, 0, 0, 1]},
+        "is not a rotation",
+    ),
+    "no pinhole": (
+        {**with_matrices({}, 40.0), "intrinsics": [1.0] * 9},
+        "'intrinsics' is not [fx s cx; 0 fy cy; 0 0 1]",
+    ),
+    "another scan": ({"scan": "f0.bin"}, "'scan' is 'f0.bin', and 'f1.bin' in row 2 of the same frame"),
+    "camera twice": ({"camera": "NARROW"}, "a camera appears twice in frame f1"),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_ROWS)
+def test_a_bad_row_is_named_and_skipped_if_asked(rig, tmp_path, damage):
+    changes, message = BAD_ROWS[damage]
+    rig.rows[3] = rig.rows[3] | changes
+    rig.write()
+    command = (*EXTRACT, "--dataset", "frames", "--root", rig.root, "--out", tmp_path / "s.zarr")
+    stopped = scalr(*command)
+    assert stopped.exit_code == 1
+    errors = [line for line in stopped.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert "frames.parquet" in errors[0]
+    assert "row 3: " in errors[0] or "rows 2 to 3: " in errors[0]
+    assert message in errors[0]
+    skipped = scalr(*command, "--on-error", "skip")
+    assert skipped.exit_code == 3
+    assert message in skipped.stderr
+    assert "3 frames, 6 views" in skipped.output
+
+
+def test_check_reports_every_bad_row(rig):
+    rig.rows[3]["projection"] = rig.rows[3]["projection"][:11]
+    rig.rows[4]["scan"] = rig.rows[5]["scan"] = "nowhere.bin"
+    rig.rows[6]["timestamp"] = None
+    rig.rows[7]["token"] = ""
+    rig.write()
+    result = scalr("check", "--dataset", "frames", "--root", rig.root)
+    assert result.exit_code == 1
+    for message in (
+        "row 3: 'projection'",
+        "nowhere.bin: the file is missing",
+        "row 6: 'timestamp' is None",
+        "row 7: 'token' is",
+    ):
+        assert message in result.output
+    assert "4 problems" in result.output
+
+
+def test_rows_of_a_frame_that_do_not_follow_each_other(rig):
+    rig.rows = [*rig.rows[2:], *rig.rows[:1], *rig.rows[2:3]]
+    rig.write()
+    frames = open_dataset("frames", rig.root, "train").frames
+    assert "must follow each other" in str(frames[-1].error)
+    assert [frame.error is None for frame in frames] == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda rig: (rig.root / "frames.parquet").unlink(), "frames.parquet: the file is missing"),
+        (lambda rig: (rig.root / "frames.parquet").write_bytes(b"PAR1 not"), "not a parquet file"),
+        (lambda rig: [row.pop("scan") for row in rig.rows] and rig.write(), "no column 'scan'"),
+        (
+            lambda rig: [row.update(projektion=1) for row in rig.rows] and rig.write(),
+            "unknown column 'projektion', did you mean 'projection'",
+        ),
+        (
+            lambda rig: (rig.root / "dataset.yaml").write_text("clases: {}"),
+            "unknown key 'clases', did you mean 'classes'",
+        ),
+        (lambda rig: (rig.root / "dataset.yaml").write_text("intensity: 3"), "it cannot be used"),
+        (lambda rig: (rig.root / "dataset.yaml").write_text("intensity: {mean: 1, std: 0}"), "cannot normalise"),
+        (lambda rig: (rig.root / "dataset.yaml").write_text("classes: {car: [x]}"), "it cannot be used"),
+        (lambda rig: (rig.root / "dataset.yaml").write_text("[1, 2"), "it cannot be used"),
+        (lambda rig: (rig.root / "dataset.yaml").write_text("visibility: {min_depth_m: -1}"), "it is -1"),
+    ],
+)
+def test_a_folder_that_cannot_be_opened(rig, damage, message):
+    damage(rig)
+    with pytest.raises(DatasetError, match=re.escape(message)):
+        open_dataset("frames", rig.root, "train")
+
+
+def test_a_split_that_is_not_there(rig):
+    with pytest.raises(DatasetError, match="no row of split 'val'"):
+        open_dataset("frames", rig.root, "val")
+
+
+@pytest.fixture
+def own_reader(tmp_path) -> Path:
+    """The example of docs/datasets.md, and data for it."""
+    (tmp_path / "my_rig.py").write_text(example("datasets.md", "python"))
+    folder = tmp_path / "data/train"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        np.save(folder / f"{number}.npy", rng.uniform([1, -9, -3, 0], [30, 9, 3, 255], (300, 4)))
+        Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    calibration = look_along_x()
+    projection = (calibration.intrinsics @ calibration.cam_from_lidar[:3]).tolist()
+    (tmp_path / "data/projection.json").write_text(json.dumps(projection))
+    return tmp_path
+
+
+def test_a_reader_of_ones_own(own_reader):
+    """From the folder it lies in, as the docs say, in a process of its own."""
+    executable = Path(sys.executable).with_name("scalr")
+    words = [executable, *EXTRACT, "--dataset", "my_rig:MyRig", "--root", "data", "--workers", "1"]
+    done = subprocess.run([str(word) for word in words], cwd=own_reader, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "my_rig train; 2 frames, 2 views" in done.stdout
+    words = [executable, "verify", "store.zarr", "--sample", "2"]
+    assert subprocess.run([str(word) for word in words], cwd=own_reader, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere_at_all:Reader", "No module named 'nowhere_at_all'"),
+        ("scalr.errors:Reader", "has no attribute 'Reader'"),
+        ("pathlib:PurePath", "has no 'split'"),
+    ],
+)
+def test_a_reader_that_is_none(rig, name, message):
+    with pytest.raises(DatasetError, match=message):
+        open_dataset(name, rig.root, "train")
