@@ -265,20 +265,24 @@ def probe(**options) -> None:
 
 
 @main.command()
-@click.option("--out", type=path, default="synth", show_default=True, help="New folder, in nuScenes' own layout.")
+@click.option("--out", type=path, default="synth", show_default=True, help="New folder, in the layout's own form.")
+@choice_option(
+    "--layout", ["nuscenes", "semantic_kitti", "pandaset", "semantic_poss"], "Whose lidar, cameras and files."
+)
 @click.option("--train-scenes", default=4, show_default=True, help="Scenes of split train.")
 @click.option("--val-scenes", default=2, show_default=True, help="Scenes of split val.")
 @click.option("--keyframes", default=10, show_default=True, help="Per scene, half a second apart.")
 @seed_option
 def synth(out: Path, **options) -> None:
-    """Write a simulated world: street scenes seen by a lidar and six cameras.
+    """Write a simulated world: the same street scenes as each dataset's sensors would see them.
 
     \b
     scalr synth --out synth && scalr extract --teacher dinov2_vits14 --weights random --root synth
+    scalr synth --out kitti --layout semantic_kitti --val-scenes 1
     """
-    from .extract.datasets.synthetic import write_nuscenes
+    from .extract.datasets.synthetic import write_world
 
-    write_nuscenes(out, **options)
+    write_world(out, **options)
     click.echo(f"{out}: {options['train_scenes']} + {options['val_scenes']} scenes of {options['keyframes']} keyframes")
 
 

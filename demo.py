@@ -24,7 +24,7 @@ from .evaluate import report
 from .evaluate.probe import ProbeConfig, ProbeResult, probe
 from .extract.datasets import open_dataset
 from .extract.datasets.files import read_image
-from .extract.datasets.synthetic import write_nuscenes
+from .extract.datasets.synthetic import write_world
 from .extract.projection import project
 from .extract.run import ExtractConfig, ExtractSummary, extract
 from .extract.store.inspect import StoreReport, readable_bytes
@@ -69,7 +69,7 @@ def run_demo(out: Path, seed: int = 0) -> DemoResult:
         raise ScalrError("the folder is there already", where=out, fix="Remove it, or choose another --out.")
     timings, world = Timings(), out / "world"
     with timings.step("synth"):
-        write_nuscenes(world, train_scenes=TRAIN_SCENES, val_scenes=VAL_SCENES, keyframes=KEYFRAMES, seed=seed)
+        write_world(world, train_scenes=TRAIN_SCENES, val_scenes=VAL_SCENES, keyframes=KEYFRAMES, seed=seed)
     with timings.step("extract"):
         extraction = extract(_extract_config(out))
     recipe = load_recipe("demo", [f"training.seed={seed}"])

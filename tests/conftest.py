@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from scalr.extract.datasets.synthetic import write_nuscenes
+from scalr.extract.datasets.synthetic import write_world
 from scalr.extract.store import FeatureStore
 from tiny import TinyDataset, extract_with, tiny_teachers
 
@@ -23,12 +24,21 @@ REAL_DATA = Path(os.environ.get("SCALR_TEST_DATA", Path(__file__).parents[2] / "
 
 
 @pytest.fixture(scope="session")
-def real_nuscenes() -> Path:
-    """The folder of one real nuScenes keyframe; tests that use it are skipped where it is not."""
-    root = REAL_DATA / "nuscenes"
-    if not root.is_dir():
-        pytest.skip(f"real nuScenes keyframe not found at {root} (set SCALR_TEST_DATA)")
-    return root
+def real_data():
+    """Call with nuscenes, semantickitti or pandaset for a folder of real frames; tests are skipped where it is not."""
+
+    def call(name: str) -> Path:
+        if not (REAL_DATA / name).is_dir():
+            pytest.skip(f"real frames not found at {REAL_DATA / name} (set SCALR_TEST_DATA)")
+        return REAL_DATA / name
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def real_nuscenes(real_data) -> Path:
+    """The folder of one real nuScenes keyframe."""
+    return real_data("nuscenes")
 
 
 @pytest.fixture
@@ -51,8 +61,23 @@ def extract_tiny(tiny_dataset, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def synthetic_world(tmp_path_factory) -> Path:
-    """A simulated world of one training and one validation scene, two keyframes each; not to be written to."""
-    root = tmp_path_factory.mktemp("synthetic") / "world"
-    write_nuscenes(root, train_scenes=1, val_scenes=1, keyframes=2, seed=0)
-    return root
+def simulated(tmp_path_factory):
+    """Call with a layout to get a simulated world of one training and one validation scene, two keyframes each; not to
+    be written to.
+    """
+
+    @functools.cache
+    def call(layout: str) -> Path:
+        if layout == "pandaset":
+            pytest.importorskip("pandas", reason="PandaSet's files are pandas tables")
+        root = tmp_path_factory.mktemp(layout) / "world"
+        write_world(root, layout=layout, train_scenes=1, val_scenes=1, keyframes=2, seed=0)
+        return root
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def synthetic_world(simulated) -> Path:
+    """The one in nuScenes' layout."""
+    return simulated("nuscenes")

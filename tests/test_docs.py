@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from doc_examples import DOCS, example
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import open_store
 from store_comparison import assert_same_store
 
-DOCS = Path(__file__).parents[1] / "docs"
 # In place of the cluster of dask-jobqueue, one of two processes on this machine.
 STAND_IN = """
 from distributed import LocalCluster
@@ -23,11 +23,6 @@ class SLURMCluster(LocalCluster):
     def __init__(self, *, queue, cores, processes, memory, walltime, job_extra_directives):
         super().__init__(n_workers=0, threads_per_worker=cores, memory_limit=0, dashboard_address=None)
 """
-
-
-def example(page: str, language: str) -> str:
-    (code,) = re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
-    return code
 
 
 @pytest.fixture

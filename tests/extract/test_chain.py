@@ -6,29 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.ndimage import maximum_filter, minimum_filter
 
 from scalr.extract import run
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.files import read_bytes
-from scalr.extract.datasets.synthetic import simulate_scene, write_nuscenes
+from scalr.extract.datasets.synthetic import simulate_scene, write_world
 from scalr.extract.projection import project
 from scalr.extract.store import open_store
-
-EDGE_PX = 2
-
-
-def near_an_edge(category: np.ndarray) -> np.ndarray:
-    """(H, W) bool: within EDGE_PX pixels of another class."""
-    size = 2 * EDGE_PX + 1
-    return maximum_filter(category, size) != minimum_filter(category, size)
+from simulated_truth import near_an_edge, truly_hidden
 
 
 def pairs_of_a_world(folder: Path, **size: int) -> np.ndarray:
     """Every pair of the store of a world, as rows: class of its point, class shown at its pixel, whether it is hidden
     from the camera, whether the pixel is near an edge, whether point or pixel belong to something that moves.
     """
-    write_nuscenes(folder / "world", val_scenes=0, seed=0, **size)
+    write_world(folder / "world", val_scenes=0, seed=0, **size)
     run.extract(
         run.ExtractConfig(
             root=folder / "world",
@@ -65,9 +57,8 @@ def describe_pairs(stored, view: dict, dataset, frame, keyframe: int) -> np.ndar
     np.testing.assert_allclose(sweep.points, stored.points)
     raw_labels = np.frombuffer(read_bytes(dataset.root / frame.labels), dtype=np.uint8)
     calibration = next(each.calibration for each in frame.views if each.camera == view["camera"])
-    depth = project(stored.points, calibration, truth.depth.shape).depth_m
+    hidden = truly_hidden(project(stored.points, calibration, truth.depth.shape), truth)
     at = tuple(stored.pixel.T)
-    hidden = depth > 1.02 * truth.depth[at] + 0.3  # range noise, and the depth that one pixel spans
     is_moving = np.concatenate([[False], scene.world.is_moving])
     moving = is_moving[sweep.instance[stored.point_index]] | is_moving[truth.instance[at]]
     edge = near_an_edge(truth.category)[at]

@@ -16,7 +16,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from scalr.errors import DatasetError
 from scalr.extract.datasets.nuscenes import LABELS
-from scalr.extract.datasets.synthetic import NUSCENES_RIG, nuscenes_layout, simulate_scene, write_nuscenes
+from scalr.extract.datasets.synthetic import NUSCENES_RIG, nuscenes_layout, simulate_scene, write_world
 from scalr.extract.datasets.synthetic.palette import CLASS_COLOUR
 from scalr.extract.datasets.synthetic.placement import overlap
 
@@ -28,7 +28,7 @@ EVERY_SCENE = ("scene-0001", "scene-0002", "scene-0004", "scene-0005", "scene-00
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("synthetic") / "data"
-    write_nuscenes(root, train_scenes=1, val_scenes=1, keyframes=KEYFRAMES)
+    write_world(root, train_scenes=1, val_scenes=1, keyframes=KEYFRAMES)
     return root
 
 
@@ -280,14 +280,14 @@ def files_of(root: Path) -> dict[str, bytes]:
 
 def test_same_seed_same_bytes(tmp_path):
     for folder, seed in (("first", 0), ("again", 0), ("other", 1)):
-        write_nuscenes(tmp_path / folder, seed=seed, **SMALL)
+        write_world(tmp_path / folder, seed=seed, **SMALL)
     assert files_of(tmp_path / "first") == files_of(tmp_path / "again")
     assert files_of(tmp_path / "first").keys() != files_of(tmp_path / "other").keys()
 
 
 def test_a_scene_does_not_depend_on_the_others(tmp_path):
-    write_nuscenes(tmp_path / "few", **SMALL)
-    write_nuscenes(tmp_path / "many", **SMALL | {"val_scenes": 1, "keyframes": 2})
+    write_world(tmp_path / "few", **SMALL)
+    write_world(tmp_path / "many", **SMALL | {"val_scenes": 1, "keyframes": 2})
     few, many = files_of(tmp_path / "few"), files_of(tmp_path / "many")
     measured = [name for name in few if not name.endswith(".json")]
     assert measured
@@ -302,15 +302,15 @@ def test_a_scene_does_not_depend_on_the_others(tmp_path):
 def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DatasetError, match="not empty"):
-        write_nuscenes(tmp_path, **SMALL)
+        write_world(tmp_path, **SMALL)
     with pytest.raises(DatasetError, match="a file of that name"):
-        write_nuscenes(tmp_path / "notes.txt", **SMALL)
+        write_world(tmp_path / "notes.txt", **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "data").mkdir()
-    write_nuscenes(tmp_path / "data", **SMALL)
+    write_world(tmp_path / "data", **SMALL)
     assert (tmp_path / "data" / "v1.0-trainval" / "scene.json").is_file()
 
 
@@ -323,7 +323,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch, error, seen):
 
     monkeypatch.setattr(nuscenes_layout._Writer, "_write_image", fail)
     with pytest.raises(seen):
-        write_nuscenes(tmp_path / "data", **SMALL)
+        write_world(tmp_path / "data", **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -343,7 +343,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch, error, seen):
 )
 def test_arguments_out_of_range_are_refused(tmp_path, argument, value):
     with pytest.raises(DatasetError, match=argument):
-        write_nuscenes(tmp_path / "data", **SMALL | {argument: value})
+        write_world(tmp_path / "data", **SMALL | {argument: value})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from scalr.errors import ScalrError, StoreError
 from scalr.extract import teachers
-from scalr.extract.datasets.synthetic import write_nuscenes
+from scalr.extract.datasets.synthetic import write_world
 from scalr.extract.executors import local_cluster, run_on_cluster
 from scalr.extract.plan import Block, Part
 from scalr.extract.run import ExtractConfig, extract, extractor
@@ -101,7 +101,7 @@ def test_a_block_that_kills_its_workers_ends_the_run():
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("three_ways") / "world"
-    write_nuscenes(root, train_scenes=4, val_scenes=1, keyframes=8, seed=1)
+    write_world(root, train_scenes=4, val_scenes=1, keyframes=8, seed=1)
     return root
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,14 +17,12 @@ import numpy as np
 from PIL import Image as PilImage
 from scipy.spatial.transform import Rotation
 
-from ....errors import DatasetError
-from ....progress import progress
 from .rigs import NUSCENES_RIG
-from .sensors import MAX_KEYFRAMES, Image, Scene, Sweep, simulate_scene
+from .sensors import Image, Scene, Sweep
+from .writing import save_jpeg, scene_names, write_scenes
 
 VERSION = "v1.0-trainval"
 BOX_MARGIN_M = 0.05  # annotators leave some air, and it takes up the noise of the ranges
-JPEG = {"quality": 95, "subsampling": 0}
 TABLES = (
     *("attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample"),
     *("sample_annotation", "sample_data", "scene", "sensor", "visibility", "lidarseg"),
@@ -64,8 +60,7 @@ def write_nuscenes(
 
     The scenes carry the first names of the official train and val splits, and a scene depends on its name and the
     seed alone: asking for more scenes or more keyframes changes nothing in the others. The same arguments give the
-    same bytes. All is written to a hidden folder next to `root`, which is renamed at the end: `root` is never half a
-    data set.
+    same bytes. `root` is never half a data set.
 
     Args:
         root: folder to write; must not exist, or be empty.
@@ -78,54 +73,9 @@ def write_nuscenes(
     Raises:
         DatasetError: an argument out of range, a `root` that is in use, or a folder that cannot be written.
     """
-    root = Path(root).resolve()
-    names = _scene_names(train_scenes, val_scenes)
-    _check_range("keyframes", keyframes, 1, MAX_KEYFRAMES)
-    _check_range("seed", seed, 0, 2**63)
-    for size in image_shape:
-        _check_range("image_shape", size, 16, 4096)
-    _check_root(root)
+    train, val = scene_names(train_scenes, val_scenes)
     rig = NUSCENES_RIG.with_image_shape(tuple(image_shape))
-    partial = root.parent / f".{root.name}.partial-{os.getpid()}"
-    try:
-        writer = _Writer(partial)
-        with progress(len(names) * keyframes, "synth", "keyframe") as bar:
-            for name in names:
-                writer.write_scene(simulate_scene(name, seed=seed, rig=rig), keyframes, bar.update)
-        writer.write_tables()
-        partial.replace(root)
-    except OSError as error:
-        raise DatasetError(
-            f"the folder cannot be written ({error.strerror or error})",
-            where=root,
-            fix="Check its disk and permissions.",
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _scene_names(train_scenes: int, val_scenes: int) -> list[str]:
-    from nuscenes.utils import splits  # here: with it comes the whole devkit, some seconds to import
-
-    _check_range("train_scenes", train_scenes, 1, len(splits.train))
-    _check_range("val_scenes", val_scenes, 0, len(splits.val))
-    return [*splits.train[:train_scenes], *splits.val[:val_scenes]]
-
-
-def _check_range(argument: str, value: int, lowest: int, highest: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-        raise DatasetError(
-            f"{value!r} is not possible", where=argument, fix=f"Use a whole number from {lowest} to {highest}."
-        )
-
-
-def _check_root(root: Path) -> None:
-    fix = "Remove it, or write to another folder."
-    if root.is_dir():
-        if any(root.iterdir()):
-            raise DatasetError("the folder exists and is not empty", where=root, fix=fix)
-    elif root.exists():
-        raise DatasetError("there is a file of that name", where=root, fix=fix)
+    write_scenes(root, _Writer, rig, [*train, *val], keyframes, seed)
 
 
 class _Writer:
@@ -134,13 +84,12 @@ class _Writer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tables: dict[str, list[dict]] = {table: [] for table in TABLES}
-        folder.mkdir(parents=True)
         sensors = [NUSCENES_RIG.lidar.channel, *(camera.channel for camera in NUSCENES_RIG.cameras)]
         for path in (VERSION, "maps", f"lidarseg/{VERSION}", *(f"samples/{channel}" for channel in sensors)):
             (folder / path).mkdir(parents=True)
         self._write_constants(sensors)
 
-    def write_scene(self, scene: Scene, keyframes: int, progress: Callable[[], object]) -> None:
+    def write_scene(self, scene: Scene, keyframes: int, done: Callable[[], object]) -> None:
         """Simulate and write all keyframes of a scene."""
         self._describe_scene(scene, keyframes)
         sightings: dict[int, list[dict]] = defaultdict(list)
@@ -152,10 +101,10 @@ class _Writer:
                 self._write_image(scene, keyframe, keyframes, channel, image)
             for instance, annotation in _annotations(scene, keyframe, sweep, images):
                 sightings[instance].append(annotation)
-            progress()
+            done()
         self._add_instances(scene, sightings)
 
-    def write_tables(self) -> None:
+    def finish(self) -> None:
         for table, records in self._tables.items():
             text = json.dumps(records, indent=0)
             (self._folder / VERSION / f"{table}.json").write_text(text, encoding="utf-8")
@@ -238,7 +187,7 @@ class _Writer:
 
     def _write_image(self, scene: Scene, keyframe: int, keyframes: int, channel: str, image: Image) -> None:
         _, file = self._add_data(scene, keyframe, keyframes, channel, "jpg", "jpg", image.depth.shape)
-        PilImage.fromarray(image.rgb).save(self._folder / file, **JPEG)
+        save_jpeg(image.rgb, self._folder / file)
 
     def _add_data(
         self, scene: Scene, keyframe: int, keyframes: int, channel: str, kind: str, ending: str, shape: tuple[int, int]

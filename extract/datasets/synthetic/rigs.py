@@ -142,3 +142,93 @@ NUSCENES_RIG = Rig(
         )
     ),
 )
+
+# As on KITTI's car: an HDL-64E, whose lower half is spread wider, and the left colour camera, fired when the beam faces
+# forward.
+KITTI_RIG = Rig(
+    lidar=LidarRig(
+        channel="velodyne",
+        position=(0.76, 0.0, 1.73),
+        rotation_deg=(0.2, 0.3, -0.4),
+        elevations_deg=(*np.linspace(-24.33, -8.83, 32).tolist(), *np.linspace(-8.33, 2.0, 32).tolist()),
+        azimuths=900,
+        max_range_m=80.0,
+        intensity_scale=1.0,
+        intensity_step=0.01,
+    ),
+    cameras=(
+        CameraRig(
+            channel="image_2",
+            position=(1.03, 0.06, 1.65),
+            yaw_deg=0.0,
+            pitch_deg=0.4,
+            field_deg=81.4,
+            image_shape=(120, 400),
+        ),
+    ),
+)
+
+# As on PandaSet's cars: x points right and y forward. The Pandar64 is dense around the horizon.
+_PANDASET_CAMERAS = tuple(
+    CameraRig(
+        channel=channel,
+        position=position,
+        yaw_deg=yaw,
+        pitch_deg=pitch,
+        field_deg=field,
+        image_shape=(216, 384),
+        delay_us=delay,
+    )
+    for channel, position, yaw, pitch, field, delay in (
+        ("front", (1.85, 0.0, 2.24), 0.0, 0.2, 52.0, 0),
+        ("front_right", (2.48, -0.60, 2.03), -58.0, -0.8, 91.8, 8_000),
+        ("right", (1.59, -0.70, 1.98), -89.0, -0.9, 91.8, 16_000),
+        ("back", (0.74, -0.03, 2.08), 179.0, 0.3, 91.6, -5_000),
+        ("left", (1.54, 0.53, 2.01), 91.5, -1.0, 91.8, -16_000),
+        ("front_left", (2.51, 0.64, 1.96), 58.0, 0.1, 91.9, -8_000),
+    )
+)
+PANDAR64_RIG = Rig(
+    lidar=LidarRig(
+        channel="pandar64",
+        position=(1.0, 0.0, 2.03),
+        rotation_deg=(-90.0, 0.5, -0.3),
+        elevations_deg=(-25.0, -19.0, *range(-14, -6), *np.linspace(-6, 2, 49).tolist(), 3.0, 5.0, 8.0, 11.0, 15.0),
+        azimuths=900,
+        max_range_m=150.0,
+    ),
+    cameras=_PANDASET_CAMERAS,
+)
+PANDARGT_RIG = Rig(
+    lidar=LidarRig(
+        channel="pandargt",
+        position=(1.4, 0.0, 1.8),
+        rotation_deg=(-90.0, 0.0, 0.2),
+        elevations_deg=tuple(np.linspace(-12.0, 7.5, 150).tolist()),
+        azimuths=240,
+        field_deg=(60.0, 120.0),
+        max_range_m=200.0,
+        range_noise_m=0.03,
+    ),
+    cameras=_PANDASET_CAMERAS[:1],
+)
+
+# As on SemanticPOSS' car: a Pandora of 40 beams, whose cameras are not part of the data.
+POSS_RIG = Rig(
+    lidar=LidarRig(
+        channel="pandora",
+        position=(0.8, 0.0, 1.75),
+        rotation_deg=(0.0, 0.2, 0.3),
+        elevations_deg=(
+            -16.0,
+            -13.0,
+            -10.0,
+            *range(-9, -6),
+            *np.linspace(-6, 2, 25).tolist(),
+            *np.linspace(2.5, 7, 9).tolist(),
+        ),
+        azimuths=900,
+        max_range_m=100.0,
+    ),
+    cameras=(),
+)

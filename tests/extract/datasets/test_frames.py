@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from test_docs import example
 
+from doc_examples import example
 from scalr.cli import main
 from scalr.errors import DatasetError
 from scalr.extract.datasets import open_dataset

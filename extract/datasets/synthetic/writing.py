@@ -1,0 +1,101 @@
+"""What every layout needs: the scenes by name, and a folder that is whole or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image as PilImage
+
+from ....errors import DatasetError
+from ....progress import progress
+from .rigs import Rig
+from .sensors import MAX_KEYFRAMES, Scene, simulate_scene
+
+JPEG = {"quality": 95, "subsampling": 0}
+
+
+class Writer(Protocol):
+    """Writes scenes in one layout into a folder."""
+
+    def write_scene(self, scene: Scene, keyframes: int, done: Callable[[], object]) -> None:
+        """Simulate and write all keyframes of a scene, calling `done` after each."""
+        ...
+
+    def finish(self) -> None:
+        """Write what can only be written at the end."""
+        ...
+
+
+def write_scenes(
+    root: str | Path, writer: Callable[[Path], Writer], rig: Rig, scenes: Sequence[str], keyframes: int, seed: int
+) -> None:
+    """Write scenes to a hidden folder next to `root`, which is renamed at the end: `root` is never half a data set.
+
+    Raises:
+        DatasetError: an argument out of range, a `root` that is in use, or a folder that cannot be written.
+    """
+    root = Path(root).resolve()
+    _check_range("keyframes", keyframes, 1, MAX_KEYFRAMES)
+    _check_range("seed", seed, 0, 2**63)
+    for camera in rig.cameras:
+        for size in camera.image_shape:
+            _check_range("image_shape", size, 16, 4096)
+    _check_root(root)
+    partial = root.parent / f".{root.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        writing = writer(partial)
+        with progress(len(scenes) * keyframes, "synth", "keyframe") as bar:
+            for name in scenes:
+                writing.write_scene(simulate_scene(name, seed=seed, rig=rig), keyframes, bar.update)
+        writing.finish()
+        partial.replace(root)
+    except OSError as error:
+        raise DatasetError(
+            f"the folder cannot be written ({error.strerror or error})",
+            where=root,
+            fix="Check its disk and permissions.",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def scene_names(
+    train_scenes: int, val_scenes: int, most_train: int | None = None, most_val: int | None = None
+) -> tuple[list[str], list[str]]:
+    """The first names of nuScenes' train and val splits: in every layout the same scenes, since a scene is its name.
+
+    Raises:
+        DatasetError: fewer than one and none, or more than a layout has room for.
+    """
+    from nuscenes.utils import splits  # here: with it comes the whole devkit, some seconds to import
+
+    _check_range("train_scenes", train_scenes, 1, most_train or len(splits.train))
+    _check_range("val_scenes", val_scenes, 0, len(splits.val) if most_val is None else most_val)
+    return splits.train[:train_scenes], splits.val[:val_scenes]
+
+
+def save_jpeg(rgb: np.ndarray, path: Path) -> None:
+    """Save (H, W, 3) uint8 with little loss."""
+    PilImage.fromarray(rgb).save(path, **JPEG)
+
+
+def _check_range(argument: str, value: int, lowest: int, highest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+        raise DatasetError(
+            f"{value!r} is not possible", where=argument, fix=f"Use a whole number from {lowest} to {highest}."
+        )
+
+
+def _check_root(root: Path) -> None:
+    fix = "Remove it, or write to another folder."
+    if root.is_dir():
+        if any(root.iterdir()):
+            raise DatasetError("the folder exists and is not empty", where=root, fix=fix)
+    elif root.exists():
+        raise DatasetError("there is a file of that name", where=root, fix=fix)

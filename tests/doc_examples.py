@@ -1,0 +1,13 @@
+"""The code that docs/ shows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def example(page: str, language: str) -> str:
+    (code,) = re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+    return code
