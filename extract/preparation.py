@@ -129,7 +129,7 @@ def _new_views(dataset: Dataset, frame: Frame, selection: Selection) -> tuple[np
 def _new_view(dataset: Dataset, view: View, scan: np.ndarray, occlusion: Occlusion) -> PreparedView:
     shape = read_image_shape(dataset.root, view)
     pairs = project(scan, view.calibration, shape, dataset.visibility)
-    hidden = hidden_pairs(pairs.pixel, pairs.depth_m, shape, view.calibration.intrinsics[0, 0])
+    hidden = hidden_pairs(pairs.pixel, pairs.depth_m, shape)
     kept = ~hidden if occlusion == "drop" else slice(None)
     return PreparedView(shape, pairs.point_index[kept], pairs.pixel[kept], int(hidden.sum()))
 

@@ -59,7 +59,7 @@ class Calibration:
         """
         left = matrix[:, :3]
         scale = np.cbrt(np.linalg.det(left))  # of either sign: rotation and intrinsics have positive determinants
-        if not np.isfinite(scale) or abs(scale) < 1e-12 * np.linalg.norm(left):
+        if not np.isfinite(scale) or abs(scale) <= 1e-12 * np.linalg.norm(left):
             raise ValueError("it is not a projection: its left 3x3 part cannot be inverted")
         intrinsics, rotation = rq(left / scale)
         signs = np.diag(np.sign(np.diag(intrinsics)))

@@ -107,7 +107,7 @@ class _Tables:
     """The records of keyframes, by token."""
 
     def __init__(self, folder: Path) -> None:
-        self.scenes = _records(folder, "scene")
+        self.folder, self.scenes = folder, _records(folder, "scene")
         self.next_sample = {record["token"]: record["next"] for record in _records(folder, "sample")}
         channels = {record["token"]: record["channel"] for record in _records(folder, "sensor")}
         self.sensors = {record["token"]: record for record in _records(folder, "calibrated_sensor")}
@@ -146,14 +146,21 @@ class _Tables:
 
     def _view(self, camera: str, record: dict, global_from_lidar: np.ndarray) -> View:
         cam_from_global = inverse_rigid(self._ego_from_sensor(record)) @ inverse_rigid(self._global_from_ego(record))
-        intrinsics = self.sensors[record["calibrated_sensor_token"]]["camera_intrinsic"]
+        sensor = self.sensors[record["calibrated_sensor_token"]]
+        intrinsics = np.array(sensor["camera_intrinsic"], dtype=np.float64)
+        if intrinsics.shape != (3, 3):
+            raise DatasetError(
+                f"the intrinsics of {sensor['token']} are not 3x3 numbers",
+                where=self.folder / "calibrated_sensor.json",
+                fix=UNPACK,
+            )
         return View(
             camera=camera,
             image=record["filename"],
             image_shape=(record["height"], record["width"]),
             calibration=Calibration(
                 cam_from_lidar=cam_from_global @ global_from_lidar,
-                intrinsics=np.array(intrinsics, dtype=np.float64).reshape(3, 3),
+                intrinsics=intrinsics,
             ),
         )
 

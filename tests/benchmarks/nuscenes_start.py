@@ -86,16 +86,17 @@ def write_tables(root: Path, scene_names: list[str]) -> None:
                                 next=following, prev="")  # fmt: skip
             sample += 1
     for number in range(SWEEPS):
-        of_sample, channel = divmod(number, 78)
+        of_sample, channel = divmod(number, 77)
         key_frame = channel < len(channels)
         table["ego_pose"].add(token=token("d", number), timestamp=1532402927647951, **pose())
         table["sample_data"].add(
-            token=token("d", number), sample_token=token("a", of_sample), ego_pose_token=token("d", number),
+            token=token("d", number), ego_pose_token=token("d", number),
+            sample_token=token("a", min(of_sample, SAMPLES - 1)),
             calibrated_sensor_token=token("c", channel % len(channels)), timestamp=1532402927647951, fileformat="jpg",
             is_key_frame=key_frame, height=900, width=1600, prev="", next="",
             filename=f"samples/CAM_BACK_RIGHT/n015-2018-07-24-11-22-45+0800__CAM_BACK_RIGHT__{number:016d}.jpg",
         )  # fmt: skip
-        if key_frame and channel == 0:
+        if key_frame and channel == 0 and of_sample < SAMPLES:
             table["lidarseg"].add(
                 token=token("d", number), sample_data_token=token("d", number), filename="lidarseg/x.bin"
             )
@@ -107,6 +108,9 @@ def write_tables(root: Path, scene_names: list[str]) -> None:
         )  # fmt: skip
     for each in table.values():
         each.close()
+    (root / "lidarseg/v1.0-trainval").mkdir(parents=True)
+    for number in range(SAMPLES):  # the devkit counts the files
+        (root / f"lidarseg/v1.0-trainval/{number}_lidarseg.bin").touch()
     (root / "maps").mkdir()
     (root / "maps/m.png").write_bytes(b"")
 

@@ -16,7 +16,7 @@ from PIL import Image
 from ...projection import inverse_rigid, rigid_transform
 from .rigs import KITTI_RIG, POSS_RIG
 from .sensors import Scene, Sweep
-from .writing import scene_names, write_scenes
+from .writing import scene_names, with_images, write_scenes
 
 KITTI_TRAIN, KITTI_VAL = ("00", "01", "02", "03", "04", "05", "06", "07", "09", "10"), ("08",)
 POSS_TRAIN, POSS_VAL = ("00", "01", "02", "04", "05"), ("03",)
@@ -68,7 +68,7 @@ def write_semantic_kitti(
     train_scenes: int = 4,
     val_scenes: int = 1,
     keyframes: int = 10,
-    image_shape: tuple[int, int] = (120, 400),
+    image_shape: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> None:
     """Write scenes as a 64-beam Velodyne and one camera see them, in SemanticKITTI's layout.
@@ -81,7 +81,7 @@ def write_semantic_kitti(
     train, val = scene_names(train_scenes, val_scenes, len(KITTI_TRAIN), len(KITTI_VAL))
     sequences = dict(zip([*train, *val], [*KITTI_TRAIN[: len(train)], *KITTI_VAL], strict=False))
     writer = partial(_SequenceWriter, sequences=sequences, ids=KITTI_IDS, moving=KITTI_MOVING)
-    write_scenes(root, writer, KITTI_RIG.with_image_shape(tuple(image_shape)), list(sequences), keyframes, seed)
+    write_scenes(root, writer, with_images(KITTI_RIG, image_shape), list(sequences), keyframes, seed)
 
 
 def write_semantic_poss(

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from .rigs import NUSCENES_RIG
 from .sensors import Image, Scene, Sweep
-from .writing import save_jpeg, scene_names, write_scenes
+from .writing import save_jpeg, scene_names, with_images, write_scenes
 
 VERSION = "v1.0-trainval"
 BOX_MARGIN_M = 0.05  # annotators leave some air, and it takes up the noise of the ranges
@@ -53,7 +53,7 @@ def write_nuscenes(
     train_scenes: int = 4,
     val_scenes: int = 2,
     keyframes: int = 10,
-    image_shape: tuple[int, int] = (224, 400),
+    image_shape: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> None:
     """Write a simulated data set in the native nuScenes layout, version `v1.0-trainval`.
@@ -67,14 +67,14 @@ def write_nuscenes(
         train_scenes: 1 or more.
         val_scenes: 0 or more.
         keyframes: per scene, 0.5 s apart, 1 to 40.
-        image_shape: (H, W) of the images [px].
+        image_shape: (H, W) of the images [px]; None for the rig's own.
         seed: 0 or more.
 
     Raises:
         DatasetError: an argument out of range, a `root` that is in use, or a folder that cannot be written.
     """
     train, val = scene_names(train_scenes, val_scenes)
-    rig = NUSCENES_RIG.with_image_shape(tuple(image_shape))
+    rig = with_images(NUSCENES_RIG, image_shape)
     write_scenes(root, _Writer, rig, [*train, *val], keyframes, seed)
 
 

@@ -21,7 +21,7 @@ from ..pandaset import SCAN_FROM_POSE, TRAIN_LATITUDE
 from .kitti_layout import as_raw_ids
 from .rigs import PANDAR64_RIG, PANDARGT_RIG
 from .sensors import Scene, Sweep, simulate_scene
-from .writing import save_jpeg, scene_names, write_scenes
+from .writing import save_jpeg, scene_names, with_images, write_scenes
 
 if TYPE_CHECKING:
     import pandas
@@ -74,7 +74,7 @@ def write_pandaset(
     train_scenes: int = 4,
     val_scenes: int = 2,
     keyframes: int = 10,
-    image_shape: tuple[int, int] = (216, 384),
+    image_shape: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> None:
     """Write scenes as a Pandar64, a forward PandarGT and six cameras see them, in PandaSet's layout.
@@ -88,7 +88,7 @@ def write_pandaset(
     train, val = scene_names(train_scenes, val_scenes, most_train=FIRST_VAL - FIRST_TRAIN)
     folders = {name: (f"{number:03d}", TRAIN_LATITUDE + 0.2) for number, name in enumerate(train, FIRST_TRAIN)}
     folders |= {name: (f"{number:03d}", TRAIN_LATITUDE - 0.1) for number, name in enumerate(val, FIRST_VAL)}
-    rig = PANDAR64_RIG.with_image_shape(tuple(image_shape))
+    rig = with_images(PANDAR64_RIG, image_shape)
     write_scenes(root, partial(_SceneWriter, folders=folders), rig, list(folders), keyframes, seed)
 
 
@@ -131,7 +131,7 @@ def _write_scan(folder: Path, keyframe: int, scenes: tuple[Scene, Scene]) -> Non
     index = pandas.RangeIndex(len(columns["x"]), name="index")
     raw = np.concatenate([as_raw_ids(sweep.category, IDS) for sweep in sweeps]).astype(np.int64)
     _write_table(pandas.DataFrame(columns, index=index), folder / f"lidar/{keyframe:02d}.pkl.gz")
-    _write_table(pandas.DataFrame({"class": raw}, index=index), folder / f"annotations/semseg/{keyframe:02d}.pkl.gz")
+    _write_table(pandas.DataFrame({"class": raw}), folder / f"annotations/semseg/{keyframe:02d}.pkl.gz")
 
 
 def _rows(scene: Scene, keyframe: int, number: int, sweep: Sweep) -> dict[str, np.ndarray]:

@@ -33,6 +33,7 @@ class LidarRig:
         drop_out: share of the returns that is lost anyway.
         intensity_scale: intensity of a perfect reflector at right angles.
         intensity_step: intensities are whole multiples of it.
+        noise_stream: tells apart the random numbers of lidars that sweep the same scene together.
     """
 
     channel: str
@@ -47,6 +48,7 @@ class LidarRig:
     drop_out: float = 0.03
     intensity_scale: float = 255.0
     intensity_step: float = 1.0
+    noise_stream: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         width = self.field_deg[1] - self.field_deg[0]
@@ -209,6 +211,7 @@ PANDARGT_RIG = Rig(
         field_deg=(60.0, 120.0),
         max_range_m=200.0,
         range_noise_m=0.03,
+        noise_stream=(1,),
     ),
     cameras=_PANDASET_CAMERAS[:1],
 )

@@ -84,7 +84,7 @@ class Scene:
 
     def sweep(self, keyframe: int) -> Sweep:
         """Take the lidar sweep of a keyframe."""
-        rng = self._rng(_SWEEP, keyframe)
+        rng = self._rng(_SWEEP, keyframe, *self.rig.lidar.noise_stream)
         timestamp = self.time_us(keyframe)
         world_from_lidar = self.world_from_ego(timestamp) @ self.rig.lidar.ego_from_lidar
         return _sweep(self.rig.lidar, self.world, world_from_lidar, self._seconds(timestamp), rng)

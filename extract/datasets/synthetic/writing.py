@@ -42,9 +42,6 @@ def write_scenes(
     root = Path(root).resolve()
     _check_range("keyframes", keyframes, 1, MAX_KEYFRAMES)
     _check_range("seed", seed, 0, 2**63)
-    for camera in rig.cameras:
-        for size in camera.image_shape:
-            _check_range("image_shape", size, 16, 4096)
     _check_root(root)
     partial = root.parent / f".{root.name}.partial-{os.getpid()}"
     try:
@@ -78,6 +75,21 @@ def scene_names(
     _check_range("train_scenes", train_scenes, 1, most_train or len(splits.train))
     _check_range("val_scenes", val_scenes, 0, len(splits.val) if most_val is None else most_val)
     return splits.train[:train_scenes], splits.val[:val_scenes]
+
+
+def with_images(rig: Rig, image_shape: tuple[int, int] | None) -> Rig:
+    """The rig with images of (H, W) [px]; None for its own.
+
+    Raises:
+        DatasetError: not two whole numbers, or out of range.
+    """
+    if image_shape is None:
+        return rig
+    if not isinstance(image_shape, Sequence) or len(image_shape) != 2:
+        raise DatasetError(f"{image_shape!r} is not possible", where="image_shape", fix="Use (height, width).")
+    for size in image_shape:
+        _check_range("image_shape", size, 16, 4096)
+    return rig.with_image_shape(tuple(image_shape))
 
 
 def save_jpeg(rgb: np.ndarray, path: Path) -> None:
