@@ -19,6 +19,7 @@ from .files import COPY_AGAIN, missing_file
 # What pickled tables of numbers name, with the modules' names of pandas 0.25 to 2 and of numpy 1 and 2.
 ALLOWED = {
     "_codecs": {"encode"},
+    "__builtin__": {"slice"},  # its name in protocol 2
     "builtins": {"slice", "bytearray"},
     "numpy": {"ndarray", "dtype"},
     "numpy.core.multiarray": {"_reconstruct", "scalar"},

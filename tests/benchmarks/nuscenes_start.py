@@ -73,7 +73,7 @@ def write_tables(root: Path, scene_names: list[str]) -> None:
         table[name].add(token=token("v", 0), name="", description="", level="")
     table["log"].add(token=token("l", 0), location="boston-seaport", logfile="", vehicle="", date_captured="")
     table["map"].add(token=token("m", 0), log_tokens=[token("l", 0)], category="", filename="maps/m.png")
-    table["category"].add(token=token("k", 0), name="car", description="", index=17)
+    table["category"].add(token=token("k", 0), name="vehicle.car", description="", index=17)
     table["instance"].add(token=token("i", 0), category_token=token("k", 0))
     per_scene = [SAMPLES // SCENES + (number < SAMPLES % SCENES) for number in range(SCENES)]
     sample = 0

@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset's files: one line names file and cause, whatever the reader, and other frames go on."""
+"""Whatever is wrong with a dataset's files, one line names file and cause, and other frames go on if asked to."""
 
 from __future__ import annotations
 
