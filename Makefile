@@ -24,12 +24,15 @@ test: install
 test-slow: install
 	$(BIN)/pytest -m slow
 
-# Figures of docs/store.md. Real frames, where they are, come from DATA.
+# Figures of docs/. Real frames, where they are, come from DATA.
 DATA ?= ../shared/data
 bench: install
 	$(BIN)/python tests/benchmarks/store_layout.py
 	$(BIN)/python tests/benchmarks/store_index.py
 	$(BIN)/python tests/benchmarks/extract_speed.py
+	$(BIN)/python tests/benchmarks/nuscenes_start.py
+	$(BIN)/python tests/benchmarks/occlusion.py
+	$(BIN)/python tests/benchmarks/mixed_run.py
 	test ! -d $(DATA) || $(BIN)/python tests/benchmarks/store_size.py $(DATA)
 
 lint: install

@@ -57,19 +57,25 @@ def choice_option(name: str, choices: list[str], text: str):
 
 def dataset_root(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path:
     """Where --root is left out, the environment names the nuScenes folder."""
-    if value is None and "NUSCENES" in os.environ:
+    if value is not None:
+        return value
+    is_nuscenes = ctx.params["dataset"] == "nuscenes"
+    if is_nuscenes and "NUSCENES" in os.environ:
         return Path(os.environ["NUSCENES"])
-    if value is None:
-        raise ScalrError(
-            "no dataset folder", where="--root", fix="Pass --root DIR, or set $NUSCENES to nuScenes' folder."
-        )
-    return value
+    or_set = ", or set $NUSCENES to nuScenes' folder" if is_nuscenes else ""
+    raise ScalrError("no dataset folder", where="--root", fix=f"Pass --root DIR{or_set}.")
 
 
 path = click.Path(path_type=Path)
-root_option = click.option("--root", type=path, callback=dataset_root, help="Dataset folder.  [default: $NUSCENES]")
+root_option = click.option(
+    "--root", type=path, callback=dataset_root, help="Dataset folder.  [default: $NUSCENES for nuscenes]"
+)
 dataset_option = click.option(
-    "--dataset", default="nuscenes", show_default=True, help="Reader: a name, or package.module:Class of your own."
+    "--dataset",
+    default="nuscenes",
+    show_default=True,
+    is_eager=True,  # --root depends on it
+    help="Reader: a name, or package.module:Class of your own.",
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
 json_option = click.option("--json", "as_json", is_flag=True, help="For scripts.")

@@ -20,8 +20,8 @@ from ..distill.inputs import (
     scan_input,
     voxel_representatives,
 )
-from ..extract.datasets.frame import Dataset, read_labelled_scan
-from ..extract.intensity import intensity_of
+from ..extract.datasets.frame import Dataset
+from ..extract.datasets.scans import intensity_of, read_labelled_scan
 
 
 @dataclass(frozen=True, eq=False)

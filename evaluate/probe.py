@@ -21,9 +21,9 @@ from ..distill.training import TrainingConfig, train
 from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
-from ..extract.datasets.frame import Dataset, read_labelled_scan
+from ..extract.datasets.frame import Dataset
 from ..extract.datasets.labels import IGNORE_LABEL
-from ..extract.intensity import intensity_of
+from ..extract.datasets.scans import intensity_of, read_labelled_scan
 from ..progress import progress
 from .labelled_scans import AugmentedScans, LabelledCollate
 from .metrics import confusion_matrix, intersection_over_union, mean_iou
@@ -107,8 +107,10 @@ def probe(config: ProbeConfig) -> ProbeResult:
     """
     device = resolve_device(config.device)
     student = load_student(config.student).to(device).requires_grad_(False)
-    training_set = open_dataset(config.dataset, config.root, config.train_split)
-    validation_set = open_dataset(config.dataset, config.root, config.val_split)
+    training_set, validation_set = (
+        open_dataset(config.dataset, config.root, split, need="labels")
+        for split in (config.train_split, config.val_split)
+    )
     logger.info("probing %s on %d frames", config.student, len(training_set.frames))
     head = new_head(student.width, len(training_set.class_names)).to(device)
     losses = _train_head(student, head, training_set, config, device)

@@ -13,7 +13,8 @@ from ..errors import DatasetError
 from ..progress import progress
 from .datasets import open_dataset
 from .datasets.files import read_image
-from .datasets.frame import Dataset, Frame, read_labelled_scan
+from .datasets.frame import Dataset, Frame
+from .datasets.scans import read_labelled_scan, read_points
 from .preparation import Selection, prepare_frame
 
 
@@ -92,7 +93,7 @@ def check_frame(dataset: Dataset, frame: Frame) -> FrameReport:
 
     if frame.views or frame.error:
         prepared = attempt(lambda: prepare_frame(dataset, frame, [], Selection()))
-    points = attempt(lambda: dataset.read_points(frame)) if prepared is None else prepared.points
+    points = attempt(lambda: read_points(dataset, frame)) if prepared is None else prepared.points
     if frame.labels is not None and points is not None:
         attempt(lambda: read_labelled_scan(dataset, frame))
     for view in frame.views:

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ..errors import DatasetError, did_you_mean
-
-if TYPE_CHECKING:
-    from .datasets.frame import Dataset
-
-logger = logging.getLogger(__name__)
-
-MEASURED_SCANS = 64
 
 
 @dataclass(frozen=True)
@@ -61,32 +50,3 @@ def intensity_statistics(dataset: str) -> IntensityStatistics:
             fix=f"Use one of {', '.join(INTENSITY_STATISTICS)}, or pass IntensityStatistics(mean, std) of your own",
         )
     return INTENSITY_STATISTICS[dataset]
-
-
-def intensity_of(dataset: Dataset) -> IntensityStatistics:
-    """A dataset's own statistics; where it has none, those of some of its scans.
-
-    Raises:
-        DatasetError: no scan can be read, or all have one intensity.
-    """
-    return getattr(dataset, "intensity", None) or _measured(dataset)
-
-
-def _measured(dataset: Dataset) -> IntensityStatistics:
-    """Over scans spread evenly over the frames, the same for everyone who asks; broken scans are left out."""
-    numbers = np.unique(np.linspace(0, len(dataset.frames) - 1, MEASURED_SCANS).round().astype(int)).tolist()
-    values, problem = [], None
-    for number in numbers:
-        try:
-            values.append(dataset.read_points(dataset.frames[number])[:, 3])
-        except DatasetError as error:
-            problem = error
-    if not values:
-        raise problem
-    intensity = np.concatenate(values).astype(np.float64)
-    statistics = IntensityStatistics(float(intensity.mean()), float(intensity.std()))
-    logger.info(
-        "%s has no intensity statistics of its own: mean %.6g, standard deviation %.6g in %d scans of split %s",
-        *(dataset.name, statistics.mean, statistics.std, len(values), dataset.split),
-    )
-    return statistics

@@ -12,6 +12,7 @@ import torch
 from ..errors import DatasetError
 from .datasets.files import read_image, read_image_shape
 from .datasets.frame import Dataset, Frame, View
+from .datasets.scans import read_points
 from .occlusion import hidden_pairs
 from .projection import project
 from .store import ScanBlock
@@ -97,7 +98,7 @@ def prepare_frame(
         raise DatasetError(
             f"frame {frame.token} of {frame.dataset} has no image",
             where=dataset.root / frame.scan,
-            fix="Extract a dataset with cameras; this one is for evaluation.",
+            fix="Leave it out, or give it one.",
         )
     points, views = _committed_views(committed, frame) if committed else _new_views(dataset, frame, selection)
     if teachers:
@@ -115,7 +116,7 @@ def _with_images(dataset: Dataset, record: View, view: PreparedView, teachers: S
 
 def _new_views(dataset: Dataset, frame: Frame, selection: Selection) -> tuple[np.ndarray, list[PreparedView]]:
     """The points to keep of a scan, and the pairs of each view."""
-    scan = dataset.read_points(frame)
+    scan = read_points(dataset, frame)
     views = [_new_view(dataset, view, scan, selection.occlusion) for view in frame.views]
     if selection.points == "all":
         return scan, views

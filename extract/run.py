@@ -16,10 +16,10 @@ from ..progress import progress
 from .datasets import open_dataset
 from .datasets.files import read_image
 from .datasets.frame import Dataset, Frame
+from .datasets.scans import intensity_of
 from .encoding import Encoding, Layout, StoredDtype
 from .estimate import Estimate, estimate, warn_of_size
 from .executors import Extractor, device_of_worker, existing_cluster, local_cluster, run_on_cluster
-from .intensity import intensity_of
 from .pipeline import BlockDone, Pipeline, recorded_provenance
 from .plan import FRAMES_PER_BLOCK, Block, Part, frames_digest, plan_blocks
 from .preparation import (
@@ -174,7 +174,7 @@ def extractor(config: ExtractConfig) -> Extractor:
 
 
 def _open_inputs(config: ExtractConfig, device: str) -> tuple[Dataset, list[Teacher]]:
-    dataset = open_dataset(config.dataset, config.root, config.split)
+    dataset = open_dataset(config.dataset, config.root, config.split, need="images")
     options = {"image_size": config.image_size, "weights": config.weights, "precision": config.precision}
     return dataset, [load_teacher(name, **options, device=resolve_device(device)) for name in config.teachers]
 

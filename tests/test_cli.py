@@ -212,6 +212,7 @@ def test_no_root_explains_itself(monkeypatch, synthetic_world, tmp_path):
     monkeypatch.delenv("NUSCENES", raising=False)
     assert_one_line_error(scalr("extract", *TINY_TEACHER), "--root", "$NUSCENES")
     monkeypatch.setenv("NUSCENES", str(synthetic_world))
+    assert_one_line_error(scalr("extract", *TINY_TEACHER, "--dataset", "frames"), "--root: no dataset folder")
     assert scalr("extract", *TINY_TEACHER, "--out", tmp_path / "s.zarr").exit_code == 0
 
 

@@ -84,7 +84,9 @@ def test_every_option_that_a_page_names_exists():
     used = {
         word
         for page in pages
-        for line in re.findall(r"scalr (?:extract|inspect|verify|distill|evaluate)[^\n`]*", page.read_text())
+        for line in re.findall(
+            r"scalr (?:check|extract|inspect|verify|distill|evaluate|synth)[^\n`]*", page.read_text()
+        )
         for word in re.findall(r"(?<!\S)--[a-z-]+", line)
     }
     assert used

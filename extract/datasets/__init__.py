@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from ...errors import DatasetError, did_you_mean
 from .frame import Dataset
@@ -34,16 +35,19 @@ READERS: dict[str, Reader] = {
 NEEDED = ("name", "root", "split", "visibility", "frames", "read_points")
 
 
-def open_dataset(name: str, root: str | Path, split: str) -> Dataset:
+def open_dataset(
+    name: str, root: str | Path, split: str, need: Literal["points", "images", "labels"] = "points"
+) -> Dataset:
     """Open a split of a dataset.
 
     Args:
         name: a key of `READERS`, or `package.module:Class` for a reader of one's own.
         root: the dataset's top folder, in its native layout.
         split: one of the reader's splits.
+        need: what the caller cannot do without.
 
     Raises:
-        DatasetError: unknown name or split, missing folder, broken tables.
+        DatasetError: unknown name or split, missing folder, broken tables, nothing of what is needed.
     """
     reader = _own_reader(name) if ":" in name else READERS.get(name)
     if reader is None:
@@ -62,6 +66,10 @@ def open_dataset(name: str, root: str | Path, split: str) -> Dataset:
         raise DatasetError(
             f"{name} has no '{missing[0]}'", where="--dataset", fix="docs/datasets.md says what a reader gives."
         )
+    if need == "images" and not any(frame.views or frame.error for frame in dataset.frames):
+        raise DatasetError("no frame has an image", where=root, fix=f"{dataset.name} is for evaluation only.")
+    if need == "labels" and not getattr(dataset, "class_names", ()):
+        raise DatasetError("it has no classes", where=root, fix="docs/datasets.md says how to name those of your own.")
     return dataset
 
 

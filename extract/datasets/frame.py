@@ -1,4 +1,4 @@
-"""What every dataset reader gives: frames and their views, and points and labels on demand."""
+"""What every dataset reader gives: frames and their views, and points and labels on demand (`scans` reads those)."""
 
 from __future__ import annotations
 
@@ -59,19 +59,3 @@ class Dataset(Protocol):
     def read_labels(self, frame: Frame) -> np.ndarray:
         """(N,) uint8 train ids, an index into `class_names` or labels.IGNORE_LABEL."""
         ...
-
-
-def read_labelled_scan(dataset: Dataset, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N, 4) and labels (N,).
-
-    Raises:
-        DatasetError: missing or broken files, or a label file of another length.
-    """
-    points, labels = dataset.read_points(frame), dataset.read_labels(frame)
-    if len(points) != len(labels):
-        raise DatasetError(
-            f"{len(labels)} labels for the {len(points)} points of {frame.scan}",
-            where=dataset.root / str(frame.labels),
-            fix="Copy both files again from the dataset's archives.",
-        )
-    return points, labels

@@ -88,12 +88,13 @@ class Frames:
         if path.name.endswith(".npy"):
             raw = _load_array(path)
         else:
-            raw = read_raw_labels(path, np.uint32 if path.name.endswith(".label") else np.uint8)
+            wide = path.name.endswith(".label")
+            raw = read_raw_labels(path, np.uint32) & 0xFFFF if wide else read_raw_labels(path, np.uint8)
         if raw.ndim != 1 or not np.issubdtype(raw.dtype, np.integer):
             raise DatasetError(
                 f"labels of shape {raw.shape} and dtype {raw.dtype}", where=path, fix="Write (N,) whole numbers."
             )
-        return self.label_map.train_ids((raw.astype(np.int64) & 0xFFFF).astype(np.uint16), path)
+        return self.label_map.train_ids(raw, path)
 
     def _path(self, frame: Frame, name: str | None) -> Path:
         if not name:

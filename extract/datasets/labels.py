@@ -35,12 +35,13 @@ class LabelMap:
         return LabelMap(self.raw_ids, (*self.ignored, *more))
 
     def train_ids(self, raw: np.ndarray, path: Path) -> np.ndarray:
-        """Train ids (N,) uint8, or IGNORE_LABEL, of raw ids (N,) of 16 bits.
+        """Train ids (N,) uint8, or IGNORE_LABEL, of raw ids (N,), integers of any width.
 
         Raises:
             DatasetError: an id that the dataset does not have; `path` is the file it was read from.
         """
-        train_ids = self._train_id[raw]
+        within = (raw >= 0) & (raw < len(self._train_id))
+        train_ids = np.where(within, self._train_id[np.where(within, raw, 0)], np.uint8(_UNKNOWN))
         unknown = np.unique(raw[train_ids == _UNKNOWN])
         if len(unknown):
             raise DatasetError(

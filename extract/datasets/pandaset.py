@@ -116,7 +116,7 @@ class PandaSet:
                 where=path,
                 fix="Copy both files again from the dataset's archive.",
             )
-        return self.label_map.train_ids(raw[sensor == self.sensor.number].astype(np.uint16), path)
+        return self.label_map.train_ids(raw[sensor == self.sensor.number].astype(np.int64), path)
 
     def _splits(self, scenes: Sequence[str]) -> dict[str, set[str]]:
         train = {scene for scene in scenes if self._latitude(scene) > TRAIN_LATITUDE}

@@ -6,6 +6,7 @@ metre ahead of the lidar.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,13 +121,8 @@ class SemanticKitti:
             return (View(camera="image_2", image=image, calibration=calibration),) if calibration else ()
 
         return [
-            Frame(
-                dataset=self.name,
-                scene=sequence,
-                token=f"{sequence}/{number}",
-                timestamp=int(number) * FRAME_US,
-                scan=f"{scans}/{number}.bin",
-                labels=f"{labels}/{number}.label" if labelled else None,
+            replace(
+                numbered_frame(self.name, sequence, number, scans, labels if labelled else None),
                 views=views(number),
                 error=error,
             )
@@ -139,6 +135,19 @@ class SemanticKitti:
         there = [path for path in paths if (self.root / path).exists()]
         usual = Path(SCAN_FOLDERS[0] if (self.root / "sequences").is_dir() else "dataset", "sequences", sequence, name)
         return str(there[0] if there else usual)
+
+
+def numbered_frame(dataset: str, sequence: str, number: str, scans: str, labels: str | None) -> Frame:
+    """A frame without views, its files numbered in the folders `scans` and `labels`."""
+    return Frame(
+        dataset=dataset,
+        scene=sequence,
+        token=f"{sequence}/{number}",
+        timestamp=int(number) * FRAME_US,
+        scan=f"{scans}/{number}.bin",
+        labels=None if labels is None else f"{labels}/{number}.label",
+        views=(),
+    )
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -173,4 +182,4 @@ def read_kitti_labels(root: Path, frame: Frame, label_map: LabelMap) -> np.ndarr
             fix="Unpack data_odometry_labels.zip, or choose a split with labels.",
         )
     path = root / frame.labels
-    return label_map.train_ids((read_raw_labels(path, np.uint32) & 0xFFFF).astype(np.uint16), path)
+    return label_map.train_ids(read_raw_labels(path, np.uint32) & 0xFFFF, path)

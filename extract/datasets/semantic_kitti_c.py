@@ -15,8 +15,8 @@ from ..projection import Visibility
 from .corruptions import corruption_folder
 from .files import numbers_in, read_scan
 from .frame import Frame
-from .semantic_kitti import FRAME_US, SemanticKitti, read_kitti_labels
 from .semantic_kitti import LABELS as CLEAN_LABELS
+from .semantic_kitti import SemanticKitti, numbered_frame, read_kitti_labels
 
 ADDED = (21, 22, 23)  # points that fog, snow and crosstalk have made or moved
 LABELS = CLEAN_LABELS.with_ignored(ADDED)
@@ -46,15 +46,7 @@ class SemanticKittiC:
         if not numbers:
             raise DatasetError("no scans here", where=root / folder / "velodyne", fix="Unpack SemanticKITTI-C again.")
         self.frames = [
-            Frame(
-                dataset=self.name,
-                scene="08",
-                token=f"08/{number}",
-                timestamp=int(number) * FRAME_US,
-                scan=f"{folder}/velodyne/{number}.bin",
-                labels=f"{folder}/labels/{number}.label",
-                views=(),
-            )
+            numbered_frame(self.name, "08", number, f"{folder}/velodyne", f"{folder}/labels")
             for number in sorted(numbers)
         ]
 

@@ -11,7 +11,7 @@ from ..projection import Visibility
 from .files import numbers_in, read_scan
 from .frame import Frame
 from .labels import LabelMap
-from .semantic_kitti import read_kitti_labels
+from .semantic_kitti import numbered_frame, read_kitti_labels
 from .splits import chosen_scenes
 
 SPLITS = {"train": frozenset({"00", "01", "02", "04", "05"}), "val": frozenset({"03"})}
@@ -35,7 +35,6 @@ LABELS = LabelMap(
     },
     ignored=(0, 1, 2, 3, 18, 19, 20),
 )
-FRAME_US = 100_000
 
 
 class SemanticPoss:
@@ -77,17 +76,8 @@ class SemanticPoss:
         return read_kitti_labels(self.root, frame, self.label_map)
 
     def _frames(self, folder: str, sequence: str) -> list[Frame]:
-        path = self.root / folder / sequence
-        labelled = numbers_in(path / "labels", ".label")
-        return [
-            Frame(
-                dataset=self.name,
-                scene=sequence,
-                token=f"{sequence}/{number}",
-                timestamp=int(number) * FRAME_US,
-                scan=f"{folder}/{sequence}/velodyne/{number}.bin",
-                labels=f"{folder}/{sequence}/labels/{number}.label" if labelled else None,
-                views=(),
-            )
-            for number in sorted(numbers_in(path / "velodyne", ".bin") | labelled)
-        ]
+        scans, labels = f"{folder}/{sequence}/velodyne", f"{folder}/{sequence}/labels"
+        labelled = numbers_in(self.root / labels, ".label")
+        numbers = numbers_in(self.root / scans, ".bin") | labelled
+        folders = (scans, labels if labelled else None)
+        return [numbered_frame(self.name, sequence, number, *folders) for number in sorted(numbers)]

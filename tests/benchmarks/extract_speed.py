@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +20,11 @@ import numpy as np
 import torch
 
 from scalr.extract.datasets import open_dataset
-from scalr.extract.datasets.synthetic import write_nuscenes
+from scalr.extract.datasets.synthetic import write_world
 from scalr.extract.encoding import Encoding
-from scalr.extract.pipeline import Pipeline, prepare_frame, recorded_provenance
+from scalr.extract.pipeline import Pipeline, recorded_provenance
 from scalr.extract.plan import plan_blocks
+from scalr.extract.preparation import Selection, prepare_frame
 from scalr.extract.store import create_store
 from scalr.extract.teachers import load_teacher
 
@@ -43,10 +45,11 @@ def pipeline_into(path: Path, dataset, teacher, encoding: Encoding, frames_per_b
     writer = create_store(path, "benchmark")
     blocks = plan_blocks(len(dataset.frames), frames_per_block)
     settings = {"dataset": dataset.name, "split": dataset.split, "frames_per_block": frames_per_block}
+    settings["intensity"] = asdict(dataset.intensity)
     writer.add_inputs(
         {**settings, "num_blocks": len(blocks)}, {}, {teacher.name: recorded_provenance(teacher, encoding)}
     )
-    return Pipeline(dataset, [teacher], encoding, writer, points="all", batch_size=BATCH), blocks
+    return Pipeline(dataset, [teacher], encoding, writer, selection=Selection(), batch_size=BATCH), blocks
 
 
 def seconds_of(action) -> float:
@@ -62,7 +65,7 @@ def speed(dataset) -> None:
     images = [
         image
         for frame in dataset.frames
-        for view in prepare_frame(dataset, frame, [teacher], "all").views
+        for view in prepare_frame(dataset, frame, [teacher], Selection()).views
         for image in view.images
     ]
     batches = [torch.stack(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
@@ -103,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, split = (Path(sys.argv[1]), sys.argv[2]) if len(sys.argv) > 2 else (Path(folder) / "world", "train")
         if len(sys.argv) <= 2:
-            write_nuscenes(root, train_scenes=1, val_scenes=1, keyframes=2, image_shape=(900, 1600))
+            write_world(root, train_scenes=1, val_scenes=1, keyframes=2, image_shape=(900, 1600))
         dataset = open_dataset("nuscenes", root, split)
         speed(dataset)
         memory(dataset)

@@ -69,7 +69,7 @@ def write_block(writer, block: int, frames: int) -> None:
             torch.from_numpy(pixel[view * PAIRS : (view + 1) * PAIRS].astype(np.int64)), (900, 1600), (16, 32), 14
         )
         stored.append(encoding.encode(torch.randn(16, 32, DIM), reads))
-    writer.write_targets(block, "t", target_block(scans.views, stored))
+    writer.write_targets(block, "t", target_block(scans.views, stored, DIM, encoding))
 
 
 def index_of(block: int, frames: int) -> pa.Table:
@@ -89,6 +89,7 @@ def index_of(block: int, frames: int) -> pa.Table:
             "image": [image.format(value % VIEWS, block, value) for value in number],
             "image_height": np.full(len(number), 900),
             "image_width": np.full(len(number), 1600),
+            "pairs_hidden": 0,
             "points_start": frame * POINTS,
             "points_stop": (frame + 1) * POINTS,
             "pairs_start": number * PAIRS,
@@ -115,6 +116,7 @@ def main(frames_per_block: int) -> None:
         path, blocks = Path(folder) / "s.zarr", -(-FRAMES // frames_per_block)
         writer = create_store(path, "benchmark")
         settings = {"dataset": "nuscenes", "split": "train", "frames_per_block": frames_per_block, "num_blocks": blocks}
+        settings["intensity"] = {"mean": 18.7, "std": 22.0}
         provenance = {
             "teacher": "t",
             "dim": DIM,

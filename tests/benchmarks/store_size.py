@@ -9,110 +9,72 @@ values are those of an untrained ViT-L/14; counts of pairs and patches do not de
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from scalr.extract.datasets import open_dataset
-from scalr.extract.datasets.frame import Frame, View
 from scalr.extract.encoding import ENCODINGS, sample_targets
 from scalr.extract.estimate import patch_maps_of, write_sample
-from scalr.extract.pipeline import PreparedFrame, PreparedView, prepare_frame, teacher_footprint
-from scalr.extract.projection import Calibration, Visibility, inverse_rigid, project, rigid_transform
+from scalr.extract.pipeline import teacher_footprint
+from scalr.extract.preparation import PreparedFrame, PreparedView, Selection, prepare_frame
 from scalr.extract.store import open_store
 from scalr.extract.store.inspect import readable_bytes
 from scalr.extract.teachers import Teacher, load_teacher
 
-TRAINING_FRAMES = {"nuScenes": 28130, "SemanticKITTI": 19130, "Pandar64": 3920, "PandarGT": 3920}
-PANDAR64_CAMERAS = ("front", "front_right", "right", "back", "left", "front_left")
+
+class Lidar(NamedTuple):
+    """Real frames of a lidar, and how many its training set has."""
+
+    dataset: str
+    folder: str
+    frames: dict[str, list[str] | None]  # by split; None takes all
+    training_frames: int
 
 
-def nuscenes(root: Path, teacher: Teacher) -> list[PreparedFrame]:
-    dataset = open_dataset("nuscenes", root / "nuscenes", "mini_train")
-    return [prepare_frame(dataset, frame, [teacher], "all") for frame in dataset.frames]
+LIDARS = {
+    "nuScenes": Lidar("nuscenes", "nuscenes", {"mini_train": None}, 28130),
+    # 00/000000 has no image, and the scan of 01/000008 is cut to the camera's view already.
+    "SemanticKITTI": Lidar(
+        "semantic_kitti", "semantickitti", {"train": ["01/000001", "01/000002"], "val": ["08/000000"]}, 19130
+    ),
+    "Pandar64": Lidar("pandaset_64", "pandaset", {"train": None}, 3920),
+    "PandarGT": Lidar("pandaset_gt", "pandaset", {"train": None}, 3920),
+}
 
 
-def semantic_kitti(root: Path, teacher: Teacher) -> list[PreparedFrame]:
-    frames = []
-    # 01/000008 is left out: its scan is cut to the camera's view already.
-    for name in ("01/000001", "01/000002", "08/000000"):
-        sequence, number = name.split("/")
-        folder = root / "semantickitti/sequences" / sequence
-        rows = dict(line.split(":", 1) for line in (folder / "calib.txt").read_text().splitlines() if ":" in line)
-        matrix = {key: np.array(rows[key].split(), dtype=np.float64).reshape(3, 4) for key in ("P2", "Tr")}
-        points = np.fromfile(folder / f"velodyne/{number}.bin", dtype=np.float32).reshape(-1, 4)
-        # P2 = K [1 | t]: the translation belongs to the camera's pose.
-        intrinsics = matrix["P2"][:, :3]
-        offset = rigid_transform(np.eye(3), np.linalg.solve(intrinsics, matrix["P2"][:, 3]))
-        calibration = Calibration(
-            cam_from_lidar=offset @ np.vstack([matrix["Tr"], [0, 0, 0, 1]]), intrinsics=intrinsics
-        )
-        ahead = points[:, 0] > 1
-        image = folder / f"image_2/{number}.png"
-        frames.append(_frame(teacher, name, points, [(image, points, ahead, calibration, Visibility(min_depth_m=0))]))
-    return frames
+def prepared_frames(lidar: Lidar, root: Path, teacher: Teacher) -> list[PreparedFrame]:
+    prepared = []
+    for split, tokens in lidar.frames.items():
+        dataset = open_dataset(lidar.dataset, root / lidar.folder, split)
+        chosen = [frame for frame in dataset.frames if tokens is None or frame.token in tokens]
+        prepared += [prepare_frame(dataset, frame, [teacher], Selection()) for frame in chosen]
+    return prepared
 
 
-def pandaset(root: Path, teacher: Teacher, sensor: int, cameras: tuple[str, ...]) -> list[PreparedFrame]:
-    import pandas
-
-    scene, frames = root / "pandaset/002", []
-    for number in range(2):
-        table = pandas.read_pickle(scene / f"lidar/{number:02d}.pkl.gz")
-        world = table[table.d == sensor][["x", "y", "z", "i"]].to_numpy()
-        lidar_pose = inverse_rigid(_pose(json.loads((scene / "lidar/poses.json").read_text())[number]))
-        points = world.astype(np.float32)
-        points[:, :3] = world[:, :3] @ lidar_pose[:3, :3].T + lidar_pose[:3, 3] - [0, 0, 1.6]
-        views = []
-        for camera in cameras:
-            folder = scene / f"camera/{camera}_camera"
-            intrinsics = json.loads((folder / "intrinsics.json").read_text())
-            matrix = np.array(
-                [[intrinsics["fx"], 0, intrinsics["cx"]], [0, intrinsics["fy"], intrinsics["cy"]], [0, 0, 1]]
-            )
-            pose = inverse_rigid(_pose(json.loads((folder / "poses.json").read_text())[number]))
-            calibration = Calibration(cam_from_lidar=pose, intrinsics=matrix)
-            everything = np.ones(len(world), dtype=bool)
-            visibility = Visibility(min_depth_m=0, border_px=0)
-            views.append((folder / f"{number:02d}.jpg", world, everything, calibration, visibility))
-        frames.append(_frame(teacher, f"{sensor}-{number}", points, views))
-    return frames
-
-
-def _pose(record: dict) -> np.ndarray:
-    from pyquaternion import Quaternion
-
-    heading, position = record["heading"], record["position"]
-    rotation = Quaternion(*(heading[axis] for axis in "wxyz")).rotation_matrix
-    return rigid_transform(rotation, np.array([position[axis] for axis in "xyz"]))
-
-
-def _frame(teacher: Teacher, token: str, points: np.ndarray, views: list) -> PreparedFrame:
-    prepared, records = [], []
-    for image_path, to_project, allowed, calibration, visibility in views:
-        image = np.array(Image.open(image_path).convert("RGB"))
-        pairs = project(to_project, calibration, image.shape[:2], visibility)
-        kept = allowed[pairs.point_index]
-        prepared.append(
-            PreparedView(image.shape[:2], pairs.point_index[kept], pairs.pixel[kept], [teacher.prepare(image)])
-        )
-        records.append(
-            View(camera=image_path.parent.name, image="", image_shape=image.shape[:2], calibration=calibration)
-        )
-    frame = Frame(dataset="nuscenes", scene="", token=token, timestamp=0, scan="", labels=None, views=tuple(records))
-    return PreparedFrame(frame, points, prepared)
+def describe(lidar: str, frames: list[PreparedFrame]) -> str:
+    """A row of docs/datasets.md, but for the bytes."""
+    views = [view for frame in frames for view in frame.views]
+    points = sum(len(frame.points) for frame in frames)
+    seen = sum(len(np.unique(np.concatenate([view.point_index for view in frame.views]))) for frame in frames)
+    pairs, hidden = sum(len(view.pixel) for view in views), sum(view.hidden for view in views)
+    return (
+        f"| {lidar} | {len(frames)} | {len(views)} | {points / len(frames):,.0f} | {seen / points:.1%} |"
+        f" {pairs / len(frames):,.0f} | {hidden / pairs:.1%} |"
+    )
 
 
 def visible_only(prepared: PreparedFrame) -> PreparedFrame:
     seen = np.unique(np.concatenate([view.point_index for view in prepared.views]))
     views = [
-        PreparedView(view.image_shape, np.searchsorted(seen, view.point_index).astype(np.uint32), view.pixel, [])
+        PreparedView(
+            view.image_shape, np.searchsorted(seen, view.point_index).astype(np.uint32), view.pixel, view.hidden
+        )
         for view in prepared.views
     ]
     return PreparedFrame(prepared.frame, prepared.points[seen], views)
@@ -146,20 +108,19 @@ def errors(path: Path, teacher: Teacher, frames: list[PreparedFrame], patch_maps
 
 def main(root: Path) -> None:
     teacher = load_teacher("dinov2_vitl14", weights="random")
-    lidars = {"nuScenes": nuscenes(root, teacher), "SemanticKITTI": semantic_kitti(root, teacher)}
-    if importlib.util.find_spec("pandas"):
-        lidars["Pandar64"] = pandaset(root, teacher, 0, PANDAR64_CAMERAS)
-        lidars["PandarGT"] = pandaset(root, teacher, 1, ("front",))
-    else:
-        print("PandaSet is left out: its files need pandas (pip install 'pandas<3').")
+    names = [name for name, lidar in LIDARS.items() if lidar.folder != "pandaset" or importlib.util.find_spec("pandas")]
+    if len(names) < len(LIDARS):
+        print("PandaSet is left out: its files need pandas (pip install 'scalr-distill[pandaset]').")
+    lidars = {name: prepared_frames(LIDARS[name], root, teacher) for name in names}
     print("| lidar | encoding | bytes/pair | MB/frame | full set | mean cosine | worst | loss change | loss bound |")
     print("|---|---|---|---|---|---|---|---|---|")
     totals: dict[str, float] = {}
     scans: dict[str, dict[str, float]] = {}
+    rows = {lidar: describe(lidar, frames) for lidar, frames in lidars.items()}
     for lidar, frames in lidars.items():
         patch_maps = patch_maps_of(teacher, 0, frames, 8)
         raw = sum(len(view.pixel) for frame in frames for view in frame.views) * 2 * teacher.dim
-        totals["raw float16"] = totals.get("raw float16", 0) + raw / len(frames) * TRAINING_FRAMES[lidar]
+        totals["raw float16"] = totals.get("raw float16", 0) + raw / len(frames) * LIDARS[lidar].training_frames
         for encoding in ENCODINGS:
             name = f"{encoding.layout} {encoding.dtype}"
             with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +128,8 @@ def main(root: Path) -> None:
                 report = write_sample(path, "nuscenes", "train", frames, [teacher], [patch_maps], encoding)
                 found = errors(path, teacher, frames, patch_maps)
             targets = report.teachers[teacher.name]
-            full = targets.bytes / len(frames) * TRAINING_FRAMES[lidar]
+            rows[lidar] += f" {readable_bytes(targets.bytes / len(frames))} |"
+            full = targets.bytes / len(frames) * LIDARS[lidar].training_frames
             totals[name] = totals.get(name, 0) + full
             print(
                 f"| {lidar} | {name} | {targets.bytes_per_pair:.1f} | {targets.bytes / len(frames) / 1e6:.2f} |"
@@ -178,7 +140,7 @@ def main(root: Path) -> None:
         for points, kept in {"all": frames, "visible": [visible_only(frame) for frame in frames]}.items():
             with tempfile.TemporaryDirectory() as folder:
                 report = write_sample(Path(folder) / "s.zarr", "nuscenes", "train", kept, [], [], ENCODINGS[0])
-            scans.setdefault(points, {})[lidar] = report.scans.bytes / len(frames) * TRAINING_FRAMES[lidar]
+            scans.setdefault(points, {})[lidar] = report.scans.bytes / len(frames) * LIDARS[lidar].training_frames
             pairs = sum(report.pairs.values())
             print(
                 f"| {lidar} | scans and pairs, --points {points} | {report.scans.bytes / pairs:.1f} |"
@@ -186,6 +148,10 @@ def main(root: Path) -> None:
                 f" <!-- {pairs} pairs in {len(frames)} frames -->",
                 flush=True,
             )
+    print("\n| lidar | frames | views | points/frame | visible | pairs/frame | hidden | bytes/frame: ", end="")
+    print(" | ".join(f"{encoding.layout} {encoding.dtype}" for encoding in ENCODINGS) + " |")
+    print("|---" * (7 + len(ENCODINGS)) + "|")
+    print("\n".join(rows.values()))
     print("\nThe training sets together:")
     for name, total in totals.items():
         print(f"  {name:<16} targets {readable_bytes(total):>8}", end="")

@@ -10,9 +10,8 @@ import pytest
 
 from scalr.errors import DatasetError
 from scalr.extract.datasets import open_dataset
-from scalr.extract.datasets.frame import read_labelled_scan
 from scalr.extract.datasets.labels import IGNORE_LABEL
-from scalr.extract.intensity import intensity_of
+from scalr.extract.datasets.scans import intensity_of, read_labelled_scan
 
 
 def test_poss_splits(simulated, tmp_path):

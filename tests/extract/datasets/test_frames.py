@@ -19,8 +19,8 @@ from doc_examples import example
 from scalr.cli import main
 from scalr.errors import DatasetError
 from scalr.extract.datasets import open_dataset
-from scalr.extract.datasets.frame import read_labelled_scan
 from scalr.extract.datasets.labels import IGNORE_LABEL
+from scalr.extract.datasets.scans import read_labelled_scan
 from scalr.extract.projection import project
 from scalr.extract.store import open_store
 from tiny import look_along_x
@@ -289,6 +289,20 @@ def test_a_reader_of_ones_own(own_reader):
     assert "my_rig train; 2 frames, 2 views" in done.stdout
     words = [executable, "verify", "store.zarr", "--sample", "2"]
     assert subprocess.run([str(word) for word in words], cwd=own_reader, capture_output=True).returncode == 0
+
+
+def test_points_of_one_s_own_reader_are_checked(own_reader, monkeypatch):
+    monkeypatch.chdir(own_reader)
+    np.save(own_reader / "data/train/1.npy", np.full((5, 4), np.nan))
+    result = scalr(*EXTRACT, "--dataset", "my_rig:MyRig", "--root", "data")
+    assert result.exit_code == 1
+    assert "data/train/1.npy: 5 of 5 points are not finite" in result.stderr
+
+
+def test_probing_without_classes_is_said(rig):
+    (rig.root / "dataset.yaml").unlink()
+    with pytest.raises(DatasetError, match="it has no classes"):
+        open_dataset("frames", rig.root, "train", need="labels")
 
 
 @pytest.mark.parametrize(

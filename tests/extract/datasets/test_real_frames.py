@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from scalr.cli import main
 from scalr.extract.check import check
 from scalr.extract.datasets import open_dataset
-from scalr.extract.datasets.frame import read_labelled_scan
 from scalr.extract.datasets.labels import IGNORE_LABEL
+from scalr.extract.datasets.scans import read_labelled_scan
 from scalr.extract.preparation import Selection, prepare_frame
+from scalr.extract.store import open_store
 
 PANDARS = {"front": 13930, "front_right": 27178, "right": 26532, "back": 24387, "left": 26722, "front_left": 26065}
 
@@ -44,6 +47,36 @@ def test_kitti_says_which_image_is_not_there(real_data):
     (problem,) = report.problems
     assert "sequences/00/image_2/000000.png: the file is missing" in problem
     assert report.frames == 4
+
+
+def test_kitti_is_extracted_without_the_scan_that_has_no_image(real_data, tmp_path):
+    """It is said and the run stops; or it is skipped and listed, if asked for."""
+    command = [
+        "extract",
+        "--teacher",
+        "dinov2_vits14",
+        "--weights",
+        "random",
+        "--image-size",
+        "28x56",
+        "--device",
+        "cpu",
+    ]
+    command += ["--dataset", "semantic_kitti", "--root", real_data("semantickitti"), "--out", tmp_path / "s.zarr"]
+    command = [str(word) for word in command]
+    image = "sequences/00/image_2/000000.png: the file is missing"
+    stopped = CliRunner().invoke(main, command)
+    assert stopped.exit_code == 1
+    assert image in stopped.stderr
+    assert open_store(tmp_path / "s.zarr").committed_blocks() == set()
+    skipped = CliRunner().invoke(main, [*command, "--on-error", "skip"])
+    assert skipped.exit_code == 3
+    assert "skipped 00/000000: " in skipped.stderr
+    assert image in skipped.stderr
+    views = open_store(tmp_path / "s.zarr").views
+    assert views["token"].to_pylist() == ["01/000001", "01/000002", "01/000008"]
+    counts = views["pairs_stop"].to_numpy() - views["pairs_start"].to_numpy()
+    assert counts.tolist() == [18579, 20148, 17186]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 
 from scalr.errors import DatasetError
 from scalr.extract.datasets import open_dataset
-from scalr.extract.datasets.frame import read_labelled_scan
 from scalr.extract.datasets.labels import IGNORE_LABEL
+from scalr.extract.datasets.scans import read_labelled_scan
 from scalr.extract.datasets.semantic_kitti import LABELS, read_calibration
 from scalr.extract.preparation import Selection, prepare_frame
 
@@ -118,10 +118,10 @@ NAMES = {10: "car", 252: "car", 13: "other-vehicle", 256: "other-vehicle", 40: "
 
 @pytest.mark.parametrize(("raw", "name"), NAMES.items())
 def test_raw_ids(raw, name):
-    (train_id,) = LABELS.train_ids(np.array([raw], np.uint16), Path())
+    (train_id,) = LABELS.train_ids(np.array([raw]), Path())
     assert LABELS.class_names[train_id] == name
 
 
 def test_there_are_nineteen_classes_and_four_ignored_ids():
     assert len(LABELS.class_names) == 19
-    assert (LABELS.train_ids(np.array([0, 1, 52, 99], np.uint16), Path()) == IGNORE_LABEL).all()
+    assert (LABELS.train_ids(np.array([0, 1, 52, 99]), Path()) == IGNORE_LABEL).all()
