@@ -62,6 +62,36 @@ def test_extracting_again_does_nothing_and_says_so(synthetic_world, tmp_path):
     assert "0 blocks written now" in scalr(*command).output
 
 
+def test_a_world_in_another_layout_is_whole(tmp_path):
+    options = ("--layout", "semantic_poss", "--train-scenes", 1, "--val-scenes", 0, "--keyframes", 1)
+    assert scalr("synth", "--out", tmp_path / "poss", *options).exit_code == 0
+    checked = scalr("check", "--dataset", "semantic_poss", "--root", tmp_path / "poss")
+    assert checked.exit_code == 0
+    assert "semantic_poss train: 1 frames, 0 views" in checked.output
+    report = json.loads(scalr("check", "--dataset", "semantic_poss", "--root", tmp_path / "poss", "--json").stdout)
+    assert report["problems"] == []
+    assert report["points_per_frame"] > 10_000
+
+
+def test_two_datasets_in_one_store(simulated, tmp_path):
+    """Frames of the same name are not the same."""
+    for name in ("pandaset_64", "pandaset_gt"):
+        command = (
+            "extract",
+            *TINY_TEACHER,
+            "--dataset",
+            name,
+            "--root",
+            simulated("pandaset"),
+            "--out",
+            tmp_path / "s.zarr",
+        )
+        assert scalr(*command, "--encoding", "patch").exit_code == 0
+    shown = scalr("inspect", tmp_path / "s.zarr").output
+    assert "pandaset_64 train, pandaset_gt train; 4 frames, 14 views" in shown
+    assert scalr("verify", tmp_path / "s.zarr", "--sample", 14).exit_code == 0
+
+
 def test_inspect_and_verify(synthetic_world, tmp_path):
     """What was extracted is told, found whole, recomputed; and a flipped bit is found, taken out and made anew."""
     out = tmp_path / "s.zarr"

@@ -98,7 +98,7 @@ def inspect_store(store: FeatureStore) -> StoreReport:
         path=store.path,
         sources=[source.attributes for source in store.sources],
         num_blocks=store.num_blocks,
-        frames=len(set(views["token"].to_pylist())),
+        frames=len(set(zip(views["dataset"].to_pylist(), views["token"].to_pylist(), strict=True))),
         views=views.num_rows,
         points=int((scan_rows[:, 2] - scan_rows[:, 1]).sum()),
         pairs=pairs,
