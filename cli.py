@@ -276,7 +276,7 @@ def probe(**options) -> None:
     "--layout", ["nuscenes", "semantic_kitti", "pandaset", "semantic_poss"], "Whose lidar, cameras and files."
 )
 @click.option("--train-scenes", default=4, show_default=True, help="Scenes of split train.")
-@click.option("--val-scenes", default=2, show_default=True, help="Scenes of split val.")
+@click.option("--val-scenes", type=int, help="Scenes of split val.  [default: 2; 1 where the layout has room for one]")
 @click.option("--keyframes", default=10, show_default=True, help="Per scene, half a second apart.")
 @seed_option
 def synth(out: Path, **options) -> None:
@@ -284,12 +284,12 @@ def synth(out: Path, **options) -> None:
 
     \b
     scalr synth --out synth && scalr extract --teacher dinov2_vits14 --weights random --root synth
-    scalr synth --out kitti --layout semantic_kitti --val-scenes 1
+    scalr synth --out kitti --layout semantic_kitti
     """
     from .extract.datasets.synthetic import write_world
 
-    write_world(out, **options)
-    click.echo(f"{out}: {options['train_scenes']} + {options['val_scenes']} scenes of {options['keyframes']} keyframes")
+    write_world(out, **{name: value for name, value in options.items() if value is not None})
+    click.echo(f"{out}: simulated, in the layout of {options['layout']}")
 
 
 @main.command()

@@ -108,42 +108,12 @@ def test_every_layout_shows_the_same_scene():
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_kitti_files_are_as_documented(simulated):
-    """Read without our reader: P2 Tr x is the pixel; labels have instances above and known ids below."""
-    root = simulated("semantic_kitti") / "sequences/00"
-    rows = dict(line.split(": ") for line in (root / "calib.txt").read_text().splitlines())
-    matrices = {name: np.array(row.split(), float).reshape(3, 4) for name, row in rows.items()}
-    assert list(matrices) == ["P0", "P1", "P2", "P3", "Tr"]
-    assert matrices["P2"][0, 3] != 0
-    np.testing.assert_allclose(matrices["Tr"][:, :3] @ matrices["Tr"][:, :3].T, np.eye(3), atol=1e-9)
-    raw = np.fromfile(root / "labels/000000.label", dtype=np.uint32)
-    assert len(raw) == (root / "velodyne/000000.bin").stat().st_size // 16
-    assert {10, 40, 48, 70} <= set((raw & 0xFFFF).tolist())
-    assert (raw >> 16).max() > 0
-    assert [float(line) for line in (root / "times.txt").read_text().splitlines()] == [0.0, 0.5]
-    assert set((np.fromfile(root / "velodyne/000000.bin", np.float32)[3::4] * 100).round(3) % 1) == {0.0}
-
-
-def test_pandaset_files_are_as_documented(simulated):
+def test_pandaset_files_of_a_split_are_as_documented(simulated):
     root = simulated("pandaset")
-    pandas = pytest.importorskip("pandas", reason="PandaSet's files are pandas tables")
-    table = pandas.read_pickle(root / "001/lidar/00.pkl.gz")
-    assert {name: str(dtype) for name, dtype in table.dtypes.items()} == {
-        **dict.fromkeys(("x", "y", "z", "i", "t"), "float64"),
-        "d": "int64",
-    }
-    assert table.index.name == "index"
-    assert np.unique(table.d).tolist() == [0, 1]
-    labels = pandas.read_pickle(root / "001/annotations/semseg/00.pkl.gz")
-    assert len(labels) == len(table)
-    named = json.loads((root / "001/annotations/semseg/classes.json").read_text())
-    assert {str(number) for number in np.unique(labels["class"])} <= set(named)
     latitude = {scene: json.loads((root / scene / "meta/gps.json").read_text())[0]["lat"] for scene in ("001", "101")}
     assert latitude["001"] > 37.6 > latitude["101"]
-    for camera in ("front", "front_left", "front_right", "left", "right", "back"):
-        assert len(json.loads((root / f"001/camera/{camera}_camera/poses.json").read_text())) == 2
     with gzip.open(root / "001/lidar/00.pkl.gz") as file:
-        assert file.read(2) == b"\x80\x03"
+        assert file.read(2) == b"\x80\x03"  # the protocol of the real files
 
 
 @pytest.mark.parametrize("layout", ["semantic_kitti", "pandaset", "semantic_poss"])
