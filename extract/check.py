@@ -25,7 +25,6 @@ class FrameReport:
     problems: list[str]
     points: int = 0
     visible: int = 0  # points that some view sees
-    views: int = 0
     pairs: int = 0
     hidden: int = 0  # pairs found behind a nearer surface
 
@@ -105,7 +104,6 @@ def check_frame(dataset: Dataset, frame: Frame) -> FrameReport:
         problems=[],
         points=len(prepared.points),
         visible=len(np.unique(seen)),
-        views=len(prepared.views),
         pairs=len(seen),
         hidden=sum(view.hidden for view in prepared.views),
     )
@@ -114,10 +112,7 @@ def check_frame(dataset: Dataset, frame: Frame) -> FrameReport:
 def summarise(dataset: Dataset, reports: list[FrameReport]) -> DatasetReport:
     """Add up the frames of a split."""
     sound = [report for report in reports if not report.problems]
-    total = {
-        name: sum(getattr(report, name) for report in sound)
-        for name in ("points", "visible", "pairs", "hidden", "views")
-    }
+    total = {name: sum(getattr(report, name) for report in sound) for name in ("points", "visible", "pairs", "hidden")}
     return DatasetReport(
         dataset=dataset.name,
         split=dataset.split,
@@ -127,5 +122,5 @@ def summarise(dataset: Dataset, reports: list[FrameReport]) -> DatasetReport:
         visible_share=total["visible"] / max(1, total["points"]),
         pairs_per_frame=total["pairs"] / max(1, len(sound)),
         hidden_share=total["hidden"] / max(1, total["pairs"]),
-        problems=[problem for report in reports for problem in report.problems],
+        problems=list(dict.fromkeys(problem for report in reports for problem in report.problems)),  # each once
     )
