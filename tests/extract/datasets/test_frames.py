@@ -18,14 +18,15 @@ from PIL import Image
 from doc_examples import example
 from scalr.cli import main
 from scalr.errors import DatasetError
+from scalr.extract import recompute, run
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
 from scalr.extract.datasets.scans import read_labelled_scan
 from scalr.extract.projection import project
 from scalr.extract.store import open_store
-from tiny import look_along_x
+from tiny import look_along_x, tiny_teachers
 
-EXTRACT = ("extract", "--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56", "--device", "cpu")
+EXTRACT = ("extract", "--teacher", "coordinates")
 YAML = """
 name: my_rig
 intensity: {mean: 100, std: 50}
@@ -79,6 +80,12 @@ class Rig:
                 "intrinsics": None,
             }
             self.rows.append(row)
+
+
+@pytest.fixture(autouse=True)
+def teacher_that_costs_nothing(monkeypatch):
+    for module in (run, recompute):
+        monkeypatch.setattr(module, "load_teacher", lambda name, **_: tiny_teachers()[name])
 
 
 @pytest.fixture
@@ -283,7 +290,8 @@ def own_reader(tmp_path) -> Path:
 def test_a_reader_of_ones_own(own_reader):
     """From the folder it lies in, as the docs say, in a process of its own."""
     executable = Path(sys.executable).with_name("scalr")
-    words = [executable, *EXTRACT, "--dataset", "my_rig:MyRig", "--root", "data", "--workers", "1"]
+    teacher = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
+    words = [executable, "extract", *teacher, "--dataset", "my_rig:MyRig", "--root", "data", "--workers", "1"]
     done = subprocess.run([str(word) for word in words], cwd=own_reader, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "my_rig train; 2 frames, 2 views" in done.stdout
