@@ -291,7 +291,7 @@ def test_a_reader_of_ones_own(own_reader):
     """From the folder it lies in, as the docs say, in a process of its own."""
     executable = Path(sys.executable).with_name("scalr")
     teacher = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
-    words = [executable, "extract", *teacher, "--dataset", "my_rig:MyRig", "--root", "data", "--workers", "1"]
+    words = [executable, "extract", *teacher, "--dataset", "my_rig:MyRig", "--root", "data"]
     done = subprocess.run([str(word) for word in words], cwd=own_reader, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "my_rig train; 2 frames, 2 views" in done.stdout
