@@ -254,7 +254,13 @@ def _follow(reports: Iterator[BlockDone], todo: list[Block]) -> dict[str, str]:
 
 def _settings(config: ExtractConfig, dataset: Dataset, store: FeatureStore) -> dict:
     """What the scans and pairs depend on, for every teacher alike."""
-    frames_per_block = config.frames_per_block or _usual_frames_per_block(config, dataset, store)
+    keys = (dataset.name, dataset.split)
+    recorded = next((source for source in store.sources if (source.dataset, source.split) == keys), None)
+    usual = recorded.frames_per_block if recorded else FRAMES_PER_BLOCK[config.encoding]
+    frames_per_block = config.frames_per_block or usual
+    # What was measured stays: another scan may be readable now.
+    measured_before = recorded is not None and getattr(dataset, "intensity", None) is None
+    intensity = recorded.intensity if measured_before else intensity_of(dataset)
     return {
         "dataset": dataset.name,
         "split": dataset.split,
@@ -265,15 +271,8 @@ def _settings(config: ExtractConfig, dataset: Dataset, store: FeatureStore) -> d
         "points": config.points,
         "occlusion": config.occlusion,
         "visibility": {name: value for name, value in asdict(dataset.visibility).items() if value is not None},
-        "intensity": asdict(intensity_of(dataset)),
+        "intensity": asdict(intensity),
     }
-
-
-def _usual_frames_per_block(config: ExtractConfig, dataset: Dataset, store: FeatureStore) -> int:
-    for source in store.sources:
-        if (source.dataset, source.split) == (dataset.name, dataset.split):
-            return source.frames_per_block
-    return FRAMES_PER_BLOCK[config.encoding]
 
 
 def _record(config: ExtractConfig) -> dict:

@@ -164,6 +164,24 @@ def test_without_a_description_intensities_are_measured(rig, tmp_path):
     assert source.intensity.std == pytest.approx(intensity.std(), rel=1e-5)
 
 
+def test_measured_intensities_stay_when_a_scan_is_mended(rig, tmp_path):
+    """They are recorded once: another scan among those that can be read does not make it another dataset."""
+    (rig.root / "dataset.yaml").unlink()
+    scan, command = (
+        rig.root / "f1.bin",
+        (*EXTRACT, "--dataset", "frames", "--root", rig.root, "--out", tmp_path / "s.zarr"),
+    )
+    content = scan.read_bytes()
+    scan.write_bytes(content[:-1])
+    assert scalr(*command, "--on-error", "skip").exit_code == 3
+    (before,) = open_store(tmp_path / "s.zarr").sources
+    scan.write_bytes(content)
+    mended = scalr(*command)
+    assert mended.exit_code == 0, mended.output
+    assert "4 frames, 8 views" in mended.output
+    assert open_store(tmp_path / "s.zarr").read_view(0).intensity == before.intensity
+
+
 def test_extracted_and_recomputed(rig, tmp_path):
     out = tmp_path / "s.zarr"
     result = scalr(*EXTRACT, "--dataset", "frames", "--root", rig.root, "--out", out)
