@@ -5,8 +5,8 @@ docs/datasets.md describes both files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -22,32 +22,31 @@ from .files import COPY_AGAIN, checked_points, missing_file, read_bytes, read_ra
 from .frame import Frame, View
 from .labels import LabelMap
 
-REQUIRED = ("scene", "token", "timestamp", "scan")
+REQUIRED = {"scene": str, "token": str, "timestamp": int, "scan": str}
+OPTIONAL = {
+    "split": str,
+    "labels": str,
+    "camera": str,
+    "image": str,
+    "image_height": int,
+    "image_width": int,
+    "projection": list,
+    "cam_from_lidar": list,
+    "intrinsics": list,
+}
 OF_A_FRAME = ("scene", "timestamp", "scan", "labels")
-OPTIONAL = (
-    *("split", "labels", "camera", "image", "image_height", "image_width"),
-    *("projection", "cam_from_lidar", "intrinsics"),
-)
+DESCRIPTION_KEYS = ("name", "intensity", "classes", "ignored", "visibility")
 CORRECT = "Correct the row; 'scalr check' lists every bad one."
 
 
 @dataclass(frozen=True)
 class Description:
-    """What `dataset.yaml` says; every key may be left out.
+    """What `dataset.yaml` says: its keys are DESCRIPTION_KEYS, and every one may be left out."""
 
-    Attributes:
-        name: of the dataset, in stores and results.
-        intensity: `mean` and `std` of the raw intensity; measured where they are left out.
-        classes: raw label ids by class, in the order of the train ids.
-        ignored: raw ids that are valid but in no class.
-        visibility: the fields of projection.Visibility.
-    """
-
-    name: str = "frames"
-    intensity: IntensityStatistics | None = None
-    classes: Mapping[str, list[int]] = field(default_factory=dict)
-    ignored: Iterable[int] = (0,)
-    visibility: Visibility = field(default_factory=Visibility)
+    name: str
+    intensity: IntensityStatistics | None  # measured where there is none
+    label_map: LabelMap
+    visibility: Visibility
 
 
 class Frames:
@@ -65,10 +64,9 @@ class Frames:
 
     def __init__(self, root: Path, split: str) -> None:
         self.root, self.split = root, split
-        description = _read_description(root / "dataset.yaml")
-        self.name, self.intensity, self.visibility = description.name, description.intensity, description.visibility
-        self.label_map = LabelMap(description.classes, description.ignored)
-        self.class_names = self.label_map.class_names
+        about = _read_description(root / "dataset.yaml")
+        self.name, self.intensity, self.visibility = about.name, about.intensity, about.visibility
+        self.label_map, self.class_names = about.label_map, about.label_map.class_names
         path = root / "frames.parquet"
         rows = [row for row in _read_rows(path) if row.get("split", "train") == split]
         if not rows:
@@ -151,16 +149,18 @@ def _frame(dataset: str, path: Path, rows: list[dict], token_is_taken: bool) -> 
         token=str(first["token"]),
         timestamp=first["timestamp"] if isinstance(first["timestamp"], int) else 0,
         scan=first["scan"] if isinstance(first["scan"], str) else "",
-        labels=first.get("labels"),
+        labels=first.get("labels") if isinstance(first.get("labels"), str) else None,
         views=() if problems else tuple(views),
         error=DatasetError("; ".join(problems), where=path, fix=CORRECT) if problems else None,
     )
 
 
 def _frame_problem(row: dict, first: dict, token_is_taken: bool) -> str | None:
-    for name, kind in {"scene": str, "token": str, "timestamp": int, "scan": str}.items():
-        if not isinstance(row[name], kind) or row[name] == "":
-            return f"'{name}' is {row[name]!r}"
+    for name, kind in {**REQUIRED, **OPTIONAL}.items():
+        value = row.get(name)
+        may_be_missing = name in OPTIONAL and value is None
+        if not may_be_missing and (not isinstance(value, kind) or value == ""):
+            return f"'{name}' is {value!r}"
     if token_is_taken:
         return f"frame {row['token']} has other rows further up: the rows of a frame must follow each other"
     for name in OF_A_FRAME:
@@ -208,20 +208,20 @@ def _matrix(row: dict, name: str, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _read_description(path: Path) -> Description:
-    if not path.exists():
-        return Description()
     try:
-        values = yaml.safe_load(read_bytes(path)) or {}
-        unknown = [key for key in values if key not in Description.__dataclass_fields__]
+        values = (yaml.safe_load(read_bytes(path)) or {}) if path.exists() else {}
+        unknown = [key for key in values if key not in DESCRIPTION_KEYS]
         if unknown:
-            raise ValueError(f"unknown key '{unknown[0]}'{did_you_mean(unknown[0], Description.__dataclass_fields__)}")
-        if "intensity" in values:
-            values["intensity"] = IntensityStatistics(**values["intensity"])
-        if "visibility" in values:
-            values["visibility"] = Visibility(**values["visibility"])
-        description = Description(**values)
-        LabelMap(description.classes, description.ignored)
-        return description
+            raise ValueError(f"unknown key '{unknown[0]}'{did_you_mean(unknown[0], DESCRIPTION_KEYS)}")
+        name = values.get("name", "frames")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"'name' is {name!r}, not a text")
+        return Description(
+            name=name,
+            intensity=IntensityStatistics(**values["intensity"]) if "intensity" in values else None,
+            label_map=LabelMap(values.get("classes", {}), values.get("ignored", (0,))),
+            visibility=Visibility(**values.get("visibility", {})),
+        )
     except (yaml.YAMLError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DatasetError(
             f"it cannot be used ({error})", where=path, fix="See docs/datasets.md for its keys."

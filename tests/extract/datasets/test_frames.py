@@ -207,6 +207,7 @@ BAD_ROWS = {
         {**with_matrices({}, 40.0), "intrinsics": [1.0] * 9},
         "'intrinsics' is not [fx s cx; 0 fy cy; 0 0 1]",
     ),
+    "no name of an image": ({"image": ""}, "'image' is ''"),
     "another scan": ({"scan": "f0.bin"}, "'scan' is 'f0.bin', and 'f1.bin' in row 2 of the same frame"),
     "camera twice": ({"camera": "NARROW"}, "a camera appears twice in frame f1"),
 }
@@ -249,6 +250,17 @@ def test_check_reports_every_bad_row(rig):
     assert "4 problems" in result.output
 
 
+@pytest.mark.parametrize(("column", "value"), [("image", 7), ("labels", 3), ("camera", 1.5), ("image_height", "48")])
+def test_a_column_of_another_type_is_said_row_by_row(rig, column, value):
+    for row in rig.rows:
+        row[column] = value
+    rig.write()
+    result = scalr("check", "--dataset", "frames", "--root", rig.root)
+    assert result.exit_code == 1
+    assert f"row 5: '{column}' is {value!r}" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_rows_of_a_frame_that_do_not_follow_each_other(rig):
     rig.rows = [*rig.rows[2:], *rig.rows[:1], *rig.rows[2:3]]
     rig.write()
@@ -275,6 +287,7 @@ def test_rows_of_a_frame_that_do_not_follow_each_other(rig):
         (lambda rig: (rig.root / "dataset.yaml").write_text("intensity: {mean: 1, std: 0}"), "cannot normalise"),
         (lambda rig: (rig.root / "dataset.yaml").write_text("classes: {car: [x]}"), "it cannot be used"),
         (lambda rig: (rig.root / "dataset.yaml").write_text("[1, 2"), "it cannot be used"),
+        (lambda rig: (rig.root / "dataset.yaml").write_text("name: 5"), "'name' is 5, not a text"),
         (lambda rig: (rig.root / "dataset.yaml").write_text("visibility: {min_depth_m: -1}"), "it is -1"),
     ],
 )
