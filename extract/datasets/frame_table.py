@@ -1,7 +1,4 @@
-"""Frames as a table of one row per view, in parquet: the cache of nuScenes' tables, and `frames.parquet` of one's own.
-
-docs/datasets.md describes the columns for people.
-"""
+"""Frames as a parquet table of one row per view: how what is needed of nuScenes' tables is kept for the next start."""
 
 from __future__ import annotations
 
@@ -16,15 +13,14 @@ import pyarrow.parquet as pq
 from ..projection import Calibration
 from .frame import Frame, View
 
-MATRIX_34, MATRIX_33 = pa.list_(pa.float64(), 12), pa.list_(pa.float64(), 9)
+MATRICES = {"cam_from_lidar": (3, 4), "intrinsics": (3, 3)}  # kept row by row
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("scene", "token")),
         ("timestamp", pa.int64()),
         *((name, pa.string()) for name in ("scan", "labels", "camera", "image")),
         *((name, pa.int32()) for name in ("image_height", "image_width")),
-        ("cam_from_lidar", MATRIX_34),  # row by row
-        ("intrinsics", MATRIX_33),
+        *((name, pa.list_(pa.float64(), rows * columns)) for name, (rows, columns) in MATRICES.items()),
     ]
 )
 
@@ -34,17 +30,15 @@ class FrameTable(Sequence[Frame]):
 
     Args:
         dataset: name of the dataset.
-        table: rows of a frame follow each other. A row without an image is a frame without views.
+        table: rows of a frame follow each other.
     """
 
     def __init__(self, dataset: str, table: pa.Table) -> None:
         self.dataset = dataset
-        self._columns = {
-            name: table[name].to_pylist() for name in SCHEMA.names if not name.startswith(("cam_", "intr"))
-        }
+        self._columns = {name: table[name].to_pylist() for name in SCHEMA.names if name not in MATRICES}
         self._cam_from_lidar = np.tile(np.eye(4), (table.num_rows, 1, 1))
-        self._cam_from_lidar[:, :3] = _matrices(table["cam_from_lidar"], (3, 4))
-        self._intrinsics = _matrices(table["intrinsics"], (3, 3))
+        self._cam_from_lidar[:, :3] = _matrices(table, "cam_from_lidar")
+        self._intrinsics = _matrices(table, "intrinsics")
         tokens = self._columns["token"]
         self._starts = [row for row in range(table.num_rows) if row == 0 or tokens[row] != tokens[row - 1]]
         self._stops = [*self._starts[1:], table.num_rows]
@@ -60,22 +54,21 @@ class FrameTable(Sequence[Frame]):
         return Frame(
             dataset=self.dataset,
             **{name: columns[name][start] for name in ("scene", "token", "timestamp", "scan", "labels")},
-            views=tuple(self._view(row) for row in range(start, stop) if columns["image"][row] is not None),
+            views=tuple(self._view(row) for row in range(start, stop)),
         )
 
     def _view(self, row: int) -> View:
         columns = self._columns
-        height, width = columns["image_height"][row], columns["image_width"][row]
         return View(
             camera=columns["camera"][row],
             image=columns["image"][row],
             calibration=Calibration(cam_from_lidar=self._cam_from_lidar[row], intrinsics=self._intrinsics[row]),
-            image_shape=None if height is None else (height, width),
+            image_shape=(columns["image_height"][row], columns["image_width"][row]),
         )
 
 
 def frames_as_table(frames: Sequence[Frame]) -> pa.Table:
-    """The table of frames that all have views."""
+    """The table of frames that all have views, whose images have a size."""
     rows = [_row(frame, view) for frame in frames for view in frame.views]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
@@ -96,7 +89,7 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def _row(frame: Frame, view: View) -> dict:
-    height, width = view.image_shape or (None, None)
+    height, width = view.image_shape
     return {
         **{name: getattr(frame, name) for name in ("scene", "token", "timestamp", "scan", "labels")},
         "camera": view.camera,
@@ -108,10 +101,6 @@ def _row(frame: Frame, view: View) -> dict:
     }
 
 
-def _matrices(column: pa.ChunkedArray, shape: tuple[int, int]) -> np.ndarray:
-    """(rows, *shape) float64; NaN where the table has none."""
-    values = np.full((len(column), shape[0] * shape[1]), np.nan)
-    valid = column.is_valid().to_numpy()
-    if valid.any():
-        values[valid] = column.drop_null().combine_chunks().flatten().to_numpy().reshape(valid.sum(), -1)
-    return values.reshape(-1, *shape)
+def _matrices(table: pa.Table, name: str) -> np.ndarray:
+    """(rows, *shape) float64."""
+    return table[name].combine_chunks().flatten().to_numpy().reshape(-1, *MATRICES[name])

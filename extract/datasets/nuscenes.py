@@ -81,7 +81,7 @@ class NuScenes:
         wanted = Split.parse(split)
         tables = _version_folder(root, wanted.base)
         table, splits = keyframe_table(tables)
-        scenes = chosen_scenes(wanted.base, splits, list(dict.fromkeys(table["scene"].to_pylist())))
+        scenes = chosen_scenes(wanted.base, splits, table["scene"].unique().to_pylist())
         scenes = scenes[wanted.every_nth - 1 :: wanted.every_nth]
         self.frames = FrameTable(self.name, table.filter(pc.is_in(table["scene"], pa.array(scenes, pa.string()))))
         if not len(self.frames):

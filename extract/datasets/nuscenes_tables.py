@@ -99,7 +99,7 @@ def read_keyframes(tables: Path) -> list[Frame]:
     """
     try:
         return list(_Tables(tables).frames())
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
         raise _diagnose(tables, error) from error
 
 

@@ -67,6 +67,18 @@ def test_a_missing_field_is_named(world):
         open_dataset("nuscenes", world, "train")
 
 
+def test_a_table_that_may_not_be_read_is_named(world, monkeypatch):
+    def refuse(path, *arguments, **options):
+        if path.name == "ego_pose.json":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DatasetError, match=r"ego_pose\.json: the file cannot be read \(Permission denied\)"):
+        open_dataset("nuscenes", world, "train")
+
+
 @pytest.mark.parametrize(
     ("root", "split", "message"),
     [
@@ -212,8 +224,8 @@ class SceneList:
         self.scenes = scenes
 
     def __call__(self, tables: Path):
-        identity = np.eye(3, 4).ravel().tolist()
-        rows = [{"scene": scene, "token": scene, "cam_from_lidar": identity} for scene in self.scenes]
+        matrices = {"cam_from_lidar": np.eye(3, 4).ravel().tolist(), "intrinsics": np.eye(3).ravel().tolist()}
+        rows = [{"scene": scene, "token": scene, **matrices} for scene in self.scenes]
         return pa.Table.from_pylist(rows, schema=SCHEMA), nuscenes_tables.named_splits()
 
 
