@@ -14,7 +14,7 @@ from ..progress import progress
 from .datasets import open_dataset
 from .datasets.files import read_image
 from .datasets.frame import Dataset, Frame
-from .datasets.scans import read_labelled_scan, read_points
+from .datasets.scans import read_labels, read_points
 from .preparation import Selection, prepare_frame
 
 
@@ -94,7 +94,7 @@ def check_frame(dataset: Dataset, frame: Frame) -> FrameReport:
         prepared = attempt(lambda: prepare_frame(dataset, frame, [], Selection()))
     points = attempt(lambda: read_points(dataset, frame)) if prepared is None else prepared.points
     if frame.labels is not None and points is not None:
-        attempt(lambda: read_labelled_scan(dataset, frame))
+        attempt(lambda: read_labels(dataset, frame, len(points)))
     for view in frame.views:
         attempt(lambda view=view: read_image(dataset.root, view))
     if problems or prepared is None:

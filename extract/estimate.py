@@ -123,18 +123,11 @@ def estimate(
     Raises:
         ScalrError: input that cannot be used.
     """
-    numbers = np.unique(np.linspace(0, len(dataset.frames) - 1, SAMPLED_FRAMES).round().astype(int)).tolist()
     for teacher in teachers:  # the first forward pass of a process is slower than all others
         teacher.patch_maps(torch.zeros(1, 3, *teacher.image_size, device=teacher.device))
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        tried = [prepare_or_skip(dataset, dataset.frames[each], teachers, selection, on_error) for each in numbers]
-        frames = [frame for frame in tried if isinstance(frame, PreparedFrame)]
-        if not frames:
-            raise DatasetError(
-                f"no frame of a sample can be used; {tried[0].reason}", where=dataset.root, fix="Mend it."
-            )
-        scale = len(dataset.frames) / len(frames)
+        frames = _sampled_frames(dataset, teachers, selection, on_error)
         patch_maps = [patch_maps_of(teacher, position, frames, batch_size) for position, teacher in enumerate(teachers)]
         shared_seconds = time.perf_counter() - start
         measured = {}
@@ -144,6 +137,7 @@ def estimate(
             report = write_sample(path, dataset.name, dataset.split, frames, teachers, patch_maps, encoding)
             measured[encoding] = (report, shared_seconds + time.perf_counter() - start)
     report, seconds = measured[chosen]
+    scale = len(dataset.frames) / len(frames)
     num_blocks = {
         layout: len(plan_blocks(len(dataset.frames), frames_per_block or usual))
         for layout, usual in FRAMES_PER_BLOCK.items()
@@ -163,6 +157,22 @@ def estimate(
         seconds=seconds * scale,
         sampled_frames=len(frames),
     )
+
+
+def _sampled_frames(
+    dataset: Dataset, teachers: Sequence[Teacher], selection: Selection, on_error: OnError
+) -> list[PreparedFrame]:
+    """A few frames, spread evenly over the split, without those that are skipped."""
+    numbers = np.unique(np.linspace(0, len(dataset.frames) - 1, SAMPLED_FRAMES).round().astype(int)).tolist()
+    tried = [prepare_or_skip(dataset, dataset.frames[each], teachers, selection, on_error) for each in numbers]
+    frames = [frame for frame in tried if isinstance(frame, PreparedFrame)]
+    if not frames:
+        raise DatasetError(
+            f"none of {len(tried)} sampled frames can be used, the first since {tried[0].reason}",
+            where=dataset.root,
+            fix="Run 'scalr check' on this dataset: it lists all that is wrong.",
+        )
+    return frames
 
 
 def warn_of_size(frame: PreparedFrame, num_frames: int, teachers: Sequence[Teacher], chosen: Encoding) -> None:
@@ -201,7 +211,7 @@ def write_sample(
     """Write a store of one block: for each teacher the targets of `patch_maps`, one for every view of the frames."""
     writer = create_store(path, "estimate")
     settings = {"dataset": dataset, "split": split, "frames_per_block": len(frames), "num_blocks": 1}
-    settings["intensity"] = asdict(IntensityStatistics(0.0, 1.0))
+    settings["intensity"] = asdict(IntensityStatistics(0.0, 1.0))  # a store has some; nobody trains on this one
     recorded = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
     writer.add_inputs(settings, record={}, teachers=recorded)
     scans = scan_block(0, split, frames)

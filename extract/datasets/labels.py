@@ -13,6 +13,20 @@ IGNORE_LABEL = 255  # train id of points that no metric and no loss counts
 _UNKNOWN = 254
 
 
+def check_length(num_labels: int, num_points: int, scan: str, path: Path) -> None:
+    """Refuse labels, read from `path`, that are not one per point of a scan.
+
+    Raises:
+        DatasetError: they are more or fewer.
+    """
+    if num_labels != num_points:
+        raise DatasetError(
+            f"{num_labels} labels for the {num_points} points of {scan}",
+            where=path,
+            fix="Copy both files again from the dataset's archives.",
+        )
+
+
 class LabelMap:
     """Which raw ids make up which class.
 

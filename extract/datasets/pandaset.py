@@ -18,7 +18,7 @@ from ..intensity import INTENSITY_STATISTICS
 from ..projection import Calibration, Visibility, inverse_rigid, rigid_transform
 from .files import checked_points, numbers_in, read_json
 from .frame import Frame, View
-from .labels import LabelMap
+from .labels import LabelMap, check_length
 from .pandas_pickle import read_columns
 from .splits import chosen_scenes
 
@@ -110,12 +110,7 @@ class PandaSet:
         path = self.root / str(frame.labels)
         raw = read_columns(path, ("class",))[:, 0]
         sensor = read_columns(self.root / frame.scan, ("d",))[:, 0]
-        if len(raw) != len(sensor):
-            raise DatasetError(
-                f"{len(raw)} labels for the {len(sensor)} points of {frame.scan}",
-                where=path,
-                fix="Copy both files again from the dataset's archive.",
-            )
+        check_length(len(raw), len(sensor), frame.scan, path)
         return self.label_map.train_ids(raw[sensor == self.sensor.number].astype(np.int64), path)
 
     def _splits(self, scenes: Sequence[str]) -> dict[str, set[str]]:

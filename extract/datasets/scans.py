@@ -10,6 +10,7 @@ from ...errors import DatasetError
 from ..intensity import IntensityStatistics
 from .files import checked_points
 from .frame import Dataset, Frame
+from .labels import check_length
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +32,19 @@ def read_labelled_scan(dataset: Dataset, frame: Frame) -> tuple[np.ndarray, np.n
     Raises:
         DatasetError: missing or broken files, or a label file of another length.
     """
-    points, labels = read_points(dataset, frame), dataset.read_labels(frame)
-    if len(points) != len(labels):
-        raise DatasetError(
-            f"{len(labels)} labels for the {len(points)} points of {frame.scan}",
-            where=dataset.root / str(frame.labels),
-            fix="Copy both files again from the dataset's archives.",
-        )
-    return points, labels
+    points = read_points(dataset, frame)
+    return points, read_labels(dataset, frame, len(points))
+
+
+def read_labels(dataset: Dataset, frame: Frame, num_points: int) -> np.ndarray:
+    """(N,) uint8 train ids of a scan of `num_points` points.
+
+    Raises:
+        DatasetError: a missing or broken file, or one of another length.
+    """
+    labels = dataset.read_labels(frame)
+    check_length(len(labels), num_points, frame.scan, dataset.root / str(frame.labels))
+    return labels
 
 
 def intensity_of(dataset: Dataset) -> IntensityStatistics:
