@@ -105,21 +105,50 @@ def main(quiet: bool) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the failure itself is reported
 
 
+def show_teachers(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print all teachers and leave."""
+    if value:
+        from .extract.teachers import list_teachers
+
+        click.echo(list_teachers())
+        ctx.exit()
+
+
 @main.command()
+@click.option(
+    "--list-teachers",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_teachers,
+    help="Names, patch and feature sizes, licences of the weights.",
+)
 @click.option("--teacher", "teachers", multiple=True, required=True, help="Teacher, such as dinov2_vitl14; repeatable.")
 @dataset_option
 @root_option
 @click.option("--split", default="train", show_default=True, help="Split of the dataset.")
 @click.option("--out", type=path, default="store.zarr", show_default=True, help="Store to make or to continue.")
-@click.option("--image-size", type=ImageSize(), default=(224, 448), show_default="224x448", help="The teacher's input.")
+@click.option("--image-size", type=ImageSize(), help="The teacher's input.  [default: 224x448]")
+@click.option("--feature", help="x_prenorm, x_norm, maskclip, or layers: x_prenorm:5,11.  [default: the teacher's own]")
+@click.option(
+    "--pos-embed",
+    type=click.Choice(["timm", "official"]),
+    help="Way to resize position embeddings.  [default: timm; official for MaskCLIP]",
+)
 @choice_option("--encoding", ["point", "patch"], "A vector a pair, or only the patches that pairs read.")
 @choice_option("--dtype", ["float16", "int8"], "Of stored vectors; int8 has a scale for each.")
 @choice_option("--points", ["all", "visible"], "Keep whole scans, or the points that some camera sees.")
 @choice_option("--occlusion", ["keep", "drop"], "Pairs that a nearer surface hides from the camera.")
 @choice_option("--on-error", ["stop", "skip"], "At a frame that cannot be used; skip lists it, exit code 3.")
-@click.option("--weights", default="hub", show_default=True, help="hub, random (for trials), or a checkpoint file.")
+@click.option(
+    "--weights",
+    multiple=True,
+    default=["hub"],
+    show_default=True,
+    help="hub, random (for trials) or a checkpoint file; TEACHER=FILE for one of several.",
+)
 @choice_option("--precision", ["float32", "bfloat16", "float16"], "Of the teacher's forward pass.")
-@click.option("--batch-size", default=8, show_default=True, help="Images the teacher sees at once.")
+@click.option("--batch-size", type=int, help="Images the teacher sees at once.  [default: measured, once per store]")
 @click.option("--frames-per-block", type=int, help="Frames written at once.  [default: 16; 64 with patch]")
 @click.option("--part", type=PartOfN(), default="0/1", metavar="K/N", help="Job K (from 0) of N in an array of jobs.")
 @click.option("--workers", default=0, show_default=True, help="Processes on this machine; 0 works in this one.")
@@ -191,7 +220,7 @@ def inspect(store: Path, as_json: bool) -> None:
 @click.option("--repair", is_flag=True, help="Take damaged blocks out; 'scalr extract' then makes them anew.")
 @click.option("--sample", default=0, show_default=True, help="Views to recompute from their images.")
 @click.option("--root", type=path, help="Dataset folder for --sample.  [default: as recorded]")
-@click.option("--weights", help="Of the teacher for --sample.  [default: as recorded]")
+@click.option("--weights", multiple=True, help="Of the teacher for --sample, or TEACHER=FILE.  [default: as recorded]")
 @device_option
 @json_option
 def verify(store: Path, as_json: bool, **options) -> None:

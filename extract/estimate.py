@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def estimate(
     out: Path,
     *,
     selection: Selection,
-    batch_size: int,
+    batch_sizes: Mapping[str, int],
     on_error: OnError = "stop",
     frames_per_block: int | None = None,
 ) -> Estimate:
@@ -128,7 +128,10 @@ def estimate(
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         frames = _sampled_frames(dataset, teachers, selection, on_error)
-        patch_maps = [patch_maps_of(teacher, position, frames, batch_size) for position, teacher in enumerate(teachers)]
+        patch_maps = [
+            patch_maps_of(teacher, position, frames, batch_sizes[teacher.name])
+            for position, teacher in enumerate(teachers)
+        ]
         shared_seconds = time.perf_counter() - start
         measured = {}
         for encoding in ENCODINGS:

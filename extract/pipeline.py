@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class Pipeline:
         writer: of the store.
         selection: which points and pairs are kept.
         on_error: at a frame that cannot be used, stop or go on without it.
-        batch_size: images that the teacher sees at once; the last batch of a block may be smaller.
+        batch_sizes: images that each teacher sees at once, by its name; the last batch of a block may be smaller.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class Pipeline:
         writer: StoreWriter,
         *,
         selection: Selection,
-        batch_size: int,
+        batch_sizes: Mapping[str, int],
         on_error: OnError = "stop",
     ) -> None:
         self.dataset, self.teachers, self.encoding, self.writer = dataset, teachers, encoding, writer
-        self.selection, self.batch_size, self.on_error = selection, batch_size, on_error
+        self.selection, self.batch_sizes, self.on_error = selection, batch_sizes, on_error
 
     def run(self, blocks: Sequence[Block]) -> Iterator[BlockDone]:
         """Extract blocks one after the other and yield each once it is committed.
@@ -87,7 +87,8 @@ class Pipeline:
         """
         num_readers = min(MAX_READERS, os.cpu_count() or 1)
         with _pool(num_readers) as readers, ThreadPoolExecutor(1) as writers:
-            prepared = _ahead(readers, self._prepare, self._frames_of(blocks), depth=self.batch_size)
+            depth = max(self.batch_sizes.values(), default=1)
+            prepared = _ahead(readers, self._prepare, self._frames_of(blocks), depth)
             writing = None
             for block in blocks:
                 task, first = next(prepared)
@@ -118,7 +119,7 @@ class Pipeline:
     def _compute(
         self, task: BlockTask, frames: Iterable[PreparedFrame | SkippedFrame]
     ) -> tuple[ScanBlock, list[list[StoredVectors]], list[SkippedFrame]]:
-        encoders = [TargetEncoder(teacher, self.encoding, self.batch_size) for teacher in task.teachers]
+        encoders = [TargetEncoder(teacher, self.encoding, self.batch_sizes[teacher.name]) for teacher in task.teachers]
         seen, skipped = [], []
         for prepared in frames:
             if isinstance(prepared, SkippedFrame):

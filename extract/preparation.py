@@ -111,7 +111,8 @@ def prepare_frame(
 
 def _with_images(dataset: Dataset, record: View, view: PreparedView, teachers: Sequence[Teacher]) -> PreparedView:
     image = read_image(dataset.root, record)
-    return replace(view, images=[teacher.prepare(image) for teacher in teachers])
+    prepared = {each: each.apply(image) for each in {teacher.preprocessing for teacher in teachers}}
+    return replace(view, images=[prepared[teacher.preprocessing] for teacher in teachers])
 
 
 def _new_views(dataset: Dataset, frame: Frame, selection: Selection) -> tuple[np.ndarray, list[PreparedView]]:

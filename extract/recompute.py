@@ -18,7 +18,7 @@ from .encoding import sample_targets
 from .pipeline import teacher_footprint
 from .preparation import Selection, prepare_frame
 from .store import FeatureStore, Source
-from .teachers import Teacher, load_teacher
+from .teachers import Teacher, choose_weights, load_teacher
 
 SEED = 0  # of the choice of views
 
@@ -39,13 +39,13 @@ class Recomputed:
 
 
 def recompute_targets(
-    store: FeatureStore, num_views: int, *, root: Path | None, weights: str | None, device: torch.device
+    store: FeatureStore, num_views: int, *, root: Path | None, weights: tuple[str, ...], device: torch.device
 ) -> Iterator[Recomputed]:
     """Recompute `num_views` views of each teacher, drawn at random among those that see a point.
 
     Args:
         root: the dataset's folder; None takes the one recorded.
-        weights: of the teacher; None takes hub or random as recorded.
+        weights: see `choose_weights`; where there are none, hub or random as recorded.
 
     Raises:
         ScalrError: dataset or weights that are not there, or are not those of the store.
@@ -58,8 +58,9 @@ def recompute_targets(
         dataset = open_dataset(record["reader"], root or Path(record["root"]), split)
         return dataset, source, {frame.token: frame for frame in dataset.frames}
 
+    given = choose_weights(tuple(store.teachers), weights)
     for name in store.teachers:
-        teacher = _recorded_teacher(store, name, weights, device)
+        teacher = _recorded_teacher(store, name, given.get(name), device)
         for row in _rows_with_pairs(store, name, num_views):
             view = store.views.slice(row, 1).to_pylist()[0]
             dataset, source, frames = frames_of(view["dataset"], view["split"])
@@ -111,7 +112,7 @@ def _recorded_teacher(store: FeatureStore, name: str, weights: str | None, devic
         name,
         image_size=tuple(provenance["image_size"]),
         weights=weights or provenance["weights"],
-        precision=provenance["precision"],
+        **{key: provenance[key] for key in ("feature", "pos_embed", "precision")},
         device=device,
     )
     if teacher.provenance.weights_sha256 != provenance["weights_sha256"]:

@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -34,11 +35,10 @@ from .preparation import (
 )
 from .store import SCANS, FeatureStore, Source, StoreWriter, create_store, open_store
 from .store.inspect import StoreReport, inspect_store
-from .teachers import Precision, Teacher, load_teacher
+from .teachers import PosEmbed, Precision, Teacher, choose_weights, load_teacher
+from .teachers.batch_size import fitting_batch_size
 
 logger = logging.getLogger(__name__)
-
-BATCH_SIZE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,16 +50,18 @@ class ExtractConfig:
     teachers: tuple[str, ...]
     dataset: str = "nuscenes"
     split: str = "train"
-    image_size: tuple[int, int] = (224, 448)
+    image_size: tuple[int, int] | None = None  # None: 224x448, or what is next to it with the teacher's patches
     encoding: Layout = "point"
     dtype: StoredDtype = "float16"
     points: Points = "all"
     occlusion: Occlusion = "keep"
     on_error: OnError = "stop"
-    weights: str = "hub"
+    weights: tuple[str, ...] = ("hub",)  # for all teachers, or TEACHER=FILE
+    feature: str | None = None  # None: the teacher's own
+    pos_embed: PosEmbed | None = None
     precision: Precision = "float32"
     device: str = "auto"
-    batch_size: int = BATCH_SIZE
+    batch_size: int | None = None  # None: as measured by the first job
     frames_per_block: int | None = None  # None: as the store has it, else what suits the encoding
     part: Part = field(default_factory=Part)
     workers: int = 0  # processes; 0 works in this one
@@ -71,21 +73,19 @@ class ExtractConfig:
             value = getattr(self, option)
             if value is not None and value < least:
                 raise ScalrError(f"it is {value}", where=f"--{option.replace('_', '-')}", fix=f"Use {least} or more.")
-        for option, choices in {"points": Points, "occlusion": Occlusion, "on_error": OnError}.items():
+        choices_of = {"points": Points, "occlusion": Occlusion, "on_error": OnError, "precision": Precision}
+        for option, choices in {**choices_of, "pos_embed": PosEmbed}.items():
             value = getattr(self, option)
-            if value not in get_args(choices):
+            if value is not None and value not in get_args(choices):
                 where = f"--{option.replace('_', '-')}"
                 raise ScalrError(f"it is '{value}'", where=where, fix=f"Use one of {get_args(choices)}.")
         if self.workers and self.scheduler:
             raise ScalrError(
                 "the cluster at --scheduler brings its own workers", where="--workers", fix="Pass one of the two."
             )
-        if len(self.teachers) > 1 and self.weights not in ("hub", "random"):
-            raise ScalrError(
-                "one weights file cannot serve several teachers",
-                where="--weights",
-                fix="Run 'scalr extract' once per teacher on the same store.",
-            )
+        if twice := [name for name in set(self.teachers) if self.teachers.count(name) > 1]:
+            raise ScalrError(f"{twice[0]} is given twice", where="--teacher", fix="Name each teacher once.")
+        choose_weights(self.teachers, self.weights)
 
     @property
     def selection(self) -> Selection:
@@ -130,7 +130,7 @@ def extract(config: ExtractConfig) -> ExtractSummary:
         if isinstance(first, PreparedFrame):
             warn_of_size(first, len(dataset.frames), teachers, Encoding(config.encoding, config.dtype))
     skipped = {}
-    if in_this_process:
+    if todo and in_this_process:
         skipped = _follow(_pipeline(config, dataset, teachers, writer).run(todo), todo)
     elif todo:
         del teachers  # the workers have their own
@@ -151,8 +151,9 @@ def estimate_extraction(config: ExtractConfig) -> Estimate:
     """
     dataset, teachers = _open_inputs(config, config.device)
     chosen = Encoding(config.encoding, config.dtype)
-    options = {name: getattr(config, name) for name in ("selection", "batch_size", "on_error", "frames_per_block")}
-    return estimate(dataset, teachers, chosen, config.out, **options)
+    batch_sizes = {each.name: config.batch_size or fitting_batch_size(each) for each in teachers}
+    options = {name: getattr(config, name) for name in ("selection", "on_error", "frames_per_block")}
+    return estimate(dataset, teachers, chosen, config.out, batch_sizes=batch_sizes, **options)
 
 
 def extractor(config: ExtractConfig) -> Extractor:
@@ -175,14 +176,20 @@ def extractor(config: ExtractConfig) -> Extractor:
 
 def _open_inputs(config: ExtractConfig, device: str) -> tuple[Dataset, list[Teacher]]:
     dataset = open_dataset(config.dataset, config.root, config.split, need="images")
-    options = {"image_size": config.image_size, "weights": config.weights, "precision": config.precision}
-    return dataset, [load_teacher(name, **options, device=resolve_device(device)) for name in config.teachers]
+    options = {name: getattr(config, name) for name in ("image_size", "feature", "pos_embed", "precision")}
+    options["device"] = resolve_device(device)
+    weights = choose_weights(config.teachers, config.weights)
+    return dataset, [load_teacher(name, weights=weights.get(name, "hub"), **options) for name in config.teachers]
 
 
 def _pipeline(config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], writer: StoreWriter) -> Pipeline:
     encoding = Encoding(config.encoding, config.dtype)
-    options = {name: getattr(config, name) for name in ("selection", "batch_size", "on_error")}
-    return Pipeline(dataset, teachers, encoding, writer, **options)
+    batch_sizes = {
+        each.name: config.batch_size or writer.batch_size(each.name, partial(fitting_batch_size, each))
+        for each in teachers
+    }
+    options = {"selection": config.selection, "on_error": config.on_error}
+    return Pipeline(dataset, teachers, encoding, writer, batch_sizes=batch_sizes, **options)
 
 
 def _add_to_store(config: ExtractConfig, writer: StoreWriter, dataset: Dataset, teachers: list[Teacher]) -> Source:

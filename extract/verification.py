@@ -19,7 +19,7 @@ class VerifyConfig:
     repair: bool = False
     sample: int = 0
     root: Path | None = None
-    weights: str | None = None
+    weights: tuple[str, ...] = ()
     device: str = "auto"
 
 

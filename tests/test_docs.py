@@ -34,7 +34,7 @@ def options(synthetic_world, tmp_path) -> list[str]:
 @pytest.fixture
 def expected(synthetic_world, tmp_path):
     config = ExtractConfig(
-        root=synthetic_world, out=tmp_path / "whole.zarr", teachers=("dinov2_vits14",), weights="random",
+        root=synthetic_world, out=tmp_path / "whole.zarr", teachers=("dinov2_vits14",), weights=("random",),
         image_size=(28, 56), frames_per_block=1,
     )  # fmt: skip
     extract(config)

@@ -17,7 +17,7 @@ from scalr.extract.intensity import IntensityStatistics
 from scalr.extract.projection import Calibration, Visibility
 from scalr.extract.run import ExtractConfig
 from scalr.extract.store import FeatureStore, open_store
-from scalr.extract.teachers import TeacherProvenance
+from scalr.extract.teachers import Preprocessing, TeacherProvenance
 
 # Camera axes (right, down, forward) seen from a lidar with x forward, y left, z up.
 CAM_FROM_LIDAR_ROTATION = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
@@ -77,6 +77,7 @@ class CoordinateTeacher:
     """Its feature of patch (i, j) is (i, j, 1): a target then says which pixel was read."""
 
     name, patch_size, dim, image_size, device = "coordinates", 4, 3, (24, 32), torch.device("cpu")
+    preprocessing = Preprocessing((24, 32), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), device)
     provenance = TeacherProvenance(
         teacher="coordinates",
         model="none",
@@ -88,12 +89,11 @@ class CoordinateTeacher:
         dim=3,
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
+        activation="none",
+        norm_eps=0.0,
         pos_embed="timm",
         precision="float32",
     )
-
-    def prepare(self, image: np.ndarray) -> torch.Tensor:
-        return torch.zeros(3, *self.image_size)
 
     def patch_maps(self, images: torch.Tensor) -> torch.Tensor:
         rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")

@@ -57,6 +57,15 @@ class StoreWriter:
             self._claim(f"sources/{len(self.store.sources):03d}", attributes)
         return source
 
+    def batch_size(self, teacher: str, measure: Callable[[], int]) -> int:
+        """How many images a teacher sees at once, as the first job measured it for all: results of other batches may
+        differ in their last bits.
+        """
+        name = f"teachers/{teacher}/batch"
+        if not (self.path / name).exists():
+            self._claim(name, {"batch_size": measure()})
+        return fmt.read_attributes(self.path / name / "zarr.json", ["batch_size"])["batch_size"]
+
     def write_scans(self, block: int, scans: ScanBlock) -> int:
         """Commit the scans and pairs of a block, unless they are there; gives the bytes written."""
 

@@ -32,7 +32,7 @@ def make_stores(folder: Path, seed: int) -> tuple[dict[str, Path], dict[str, int
         stores[name] = folder / f"{name}.zarr"
         summary = extract(
             ExtractConfig(
-                dataset=name, root=folder / name, out=stores[name], teachers=(TEACHER,), weights="random",
+                dataset=name, root=folder / name, out=stores[name], teachers=(TEACHER,), weights=("random",),
                 image_size=(112, 224), encoding="patch",
             )
         )  # fmt: skip

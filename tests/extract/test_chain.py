@@ -26,7 +26,7 @@ def pairs_of_a_world(folder: Path, **size: int) -> np.ndarray:
             root=folder / "world",
             out=folder / "s.zarr",
             teachers=("dinov2_vits14",),
-            weights="random",
+            weights=("random",),
             image_size=(28, 56),
         )
     )

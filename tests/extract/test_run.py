@@ -134,7 +134,7 @@ def test_a_frame_that_no_camera_sees_is_stored_without_pairs(extract_tiny, tiny_
 
 def test_options_that_cannot_go_together_are_said(tmp_path):
     with pytest.raises(ScalrError, match="one weights file cannot serve several teachers"):
-        run.ExtractConfig(root=tmp_path, teachers=("a", "b"), weights="w.pth")
+        run.ExtractConfig(root=tmp_path, teachers=("a", "b"), weights=("w.pth",))
     with pytest.raises(ScalrError, match="--frames-per-block: it is 0"):
         run.ExtractConfig(root=tmp_path, teachers=("a",), frames_per_block=0)
     with pytest.raises(ScalrError, match="brings its own workers"):

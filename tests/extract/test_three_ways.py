@@ -43,7 +43,7 @@ def test_parts_in_any_order_give_one_store(tmp_path, count):
 
 def tiny_config(world: Path, out: Path, **options) -> ExtractConfig:
     return ExtractConfig(
-        root=world, out=out, teachers=("dinov2_vits14",), weights="random", image_size=(28, 56), **options
+        root=world, out=out, teachers=("dinov2_vits14",), weights=("random",), image_size=(28, 56), **options
     )
 
 

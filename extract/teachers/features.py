@@ -1,0 +1,139 @@
+"""Which of a vision transformer's patch tokens become the targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+
+from ...errors import TeacherError
+
+Kind = Literal["x_prenorm", "x_norm", "maskclip"]
+GRAMMAR = "x_prenorm, x_norm, either with layers as in x_prenorm:5,11, or maskclip"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Patch tokens of some blocks of a ViT.
+
+    `x_prenorm` is a block's output, `x_norm` the same after the final norm; `maskclip` the last block's values through
+    CLIP's projection. Layers count from 0, or from -1 backwards; several are concatenated, the first blocks first.
+
+    >>> str(Feature.parse("x_norm:-1,5").resolved(depth=12))
+    'x_norm:5,11'
+    >>> str(Feature.parse("x_prenorm:11").resolved(depth=12))
+    'x_prenorm'
+    """
+
+    kind: Kind = "x_prenorm"
+    layers: tuple[int, ...] = (-1,)
+
+    @classmethod
+    def parse(cls, text: str) -> Feature:
+        """
+        Raises:
+            TeacherError: not of the form above.
+        """
+        kind, colon, layers = text.partition(":")
+        try:
+            numbers = tuple(int(layer) for layer in layers.split(",")) if colon else (-1,)
+        except ValueError:
+            raise _unknown(text) from None
+        if kind not in get_args(Kind) or (kind == "maskclip" and colon):
+            raise _unknown(text)
+        return cls(kind, numbers)
+
+    def resolved(self, depth: int) -> Feature:
+        """The same in a model of `depth` blocks: layers from 0, ascending, each once; the last block alone is -1.
+
+        Raises:
+            TeacherError: a layer that the model has not.
+        """
+        beyond = [layer for layer in self.layers if not -depth <= layer < depth]
+        if beyond:
+            raise TeacherError(
+                f"there is no layer {beyond[0]} in a model of {depth} blocks",
+                where="--feature",
+                fix=f"Count from 0 to {depth - 1}, or from -1 to -{depth} backwards.",
+            )
+        layers = tuple(sorted({layer % depth for layer in self.layers}))
+        return Feature(self.kind, (-1,) if layers == (depth - 1,) else layers)
+
+    def __str__(self) -> str:
+        return self.kind if self.layers == (-1,) else f"{self.kind}:{','.join(map(str, self.layers))}"
+
+
+class FeatureReader:
+    """Reads a feature of each patch; class and register tokens are left out.
+
+    Args:
+        feature: as resolved for the model.
+        model: a ViT of timm.
+
+    Attributes:
+        dim: of the feature.
+
+    Raises:
+        TeacherError: the model lacks what the feature is made of.
+    """
+
+    def __init__(self, feature: Feature, model: torch.nn.Module) -> None:
+        self.feature, self.model = feature, model
+        if feature.kind == "maskclip":
+            _check_clip(model)
+            self.dim = model.head.out_features
+        else:
+            self.dim = model.embed_dim * len(feature.layers)
+        if feature.kind == "x_norm" and isinstance(getattr(model, "norm", None), torch.nn.Identity | None):
+            raise TeacherError(
+                "the model pools its tokens before the final norm, so x_norm does not exist",
+                where="--feature",
+                fix="Use x_prenorm.",
+            )
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) to (B, dim, h, w)."""
+        if self.feature.kind == "maskclip":
+            return _maskclip(self.model, images)
+        layers = [layer % len(self.model.blocks) for layer in self.feature.layers]
+        return torch.cat(_outputs(self.model, images, layers, norm=self.feature.kind == "x_norm"), dim=1)
+
+
+def _outputs(model: torch.nn.Module, images: torch.Tensor, layers: list[int], *, norm: bool) -> list[torch.Tensor]:
+    """Patch tokens (B, D, h, w) of each layer; blocks after the last of them are not run."""
+    return model.forward_intermediates(images, indices=layers, norm=norm, stop_early=True, intermediates_only=True)
+
+
+def _maskclip(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """MaskCLIP (ECCV 2022; chongzhou96/MaskCLIP: `vit.py`, `maskclip_head.py`): the last block with its attention
+    matrix replaced by the identity, final norm, visual projection, unit length.
+
+    Popular rewritings leave out the residual and the MLP of that block; their features are others.
+    """
+    last = model.blocks[-1]
+    (tokens,) = _outputs(model, images, [len(model.blocks) - 2], norm=False)
+    tokens = tokens.permute(0, 2, 3, 1)
+    qkv, width = last.attn.qkv, tokens.shape[-1]
+    values = F.linear(last.norm1(tokens), qkv.weight[2 * width :], qkv.bias[2 * width :])
+    tokens = tokens + last.ls1(last.attn.proj(values))
+    tokens = tokens + last.ls2(last.mlp(last.norm2(tokens)))
+    projected = model.head(model.norm(tokens))
+    return F.normalize(projected, dim=-1).permute(0, 3, 1, 2)
+
+
+def _check_clip(model: torch.nn.Module) -> None:
+    head = getattr(model, "head", None)
+    if isinstance(head, torch.nn.Linear) and type(model).__name__ == "VisionTransformer" and len(model.blocks) > 1:
+        return
+    raise TeacherError(
+        "the model has no projection as CLIP's image encoders have",
+        where="--feature",
+        fix="maskclip is for maskclip_vitb16 and for CLIP models of timm, such as"
+        " timm:vit_large_patch14_clip_224.openai; use x_prenorm otherwise.",
+    )
+
+
+def _unknown(text: str) -> TeacherError:
+    return TeacherError(f"unknown feature '{text}'", where="--feature", fix=f"Use {GRAMMAR}.")

@@ -1,0 +1,198 @@
+"""The teachers under their usual names, and any ViT of timm as `timm:NAME`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from ...errors import TeacherError, did_you_mean
+from .features import Feature, FeatureReader
+from .pos_embed import OfficialPosEmbed, PosEmbed
+from .timm_import import import_timm
+
+TIMM = "timm:"
+USUAL_IMAGE_SIZE = (224, 448)  # (h, w) [px], of ScaLR
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """What is known of a teacher before it is loaded.
+
+    Attributes:
+        timm_name: of its model in timm.
+        patch_size: side of a patch [px].
+        dim: of a token.
+        million_parameters: rounded.
+        licence: of the weights.
+        feature: what is taken where nothing is asked for, see `Feature`.
+        pos_embed: how position embeddings are resized where nothing is asked for.
+        official_pos_embed: how its official code resizes them; None where that is unknown.
+        mean, std: of RGB in [0, 1]; None takes timm's.
+        options: of timm's model, where it differs from timm's own.
+    """
+
+    timm_name: str
+    patch_size: int
+    dim: int
+    million_parameters: int
+    licence: str
+    feature: str = "x_prenorm"
+    pos_embed: PosEmbed = "timm"
+    official_pos_embed: OfficialPosEmbed | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(h, w) [px] where nothing is asked for: ScaLR's, or what comes next to it with this patch size."""
+        height, width = (max(1, round(side / self.patch_size)) * self.patch_size for side in USUAL_IMAGE_SIZE)
+        return height, width
+
+    @property
+    def for_research_only(self) -> bool:
+        """Whether the licence of the weights forbids commercial use."""
+        return "-nc" in self.licence.lower()
+
+
+def _dinov2(size: str, dim: int, million_parameters: int) -> dict[str, TeacherSpec]:
+    letter = size[0]
+    both = (14, dim, million_parameters, "Apache-2.0")
+    plain, registers = (f"vit_{size}_patch14_{name}.lvd142m" for name in ("dinov2", "reg4_dinov2"))
+    return {
+        f"dinov2_vit{letter}14": TeacherSpec(plain, *both, official_pos_embed="scale_factor"),
+        f"dinov2_vit{letter}14_reg": TeacherSpec(registers, *both, official_pos_embed="timm"),
+    }
+
+
+def _dino(size: str, patch_size: int, dim: int, million_parameters: int) -> dict[str, TeacherSpec]:
+    timm_name = f"vit_{size}_patch{patch_size}_224.dino"
+    spec = TeacherSpec(timm_name, patch_size, dim, million_parameters, "Apache-2.0", official_pos_embed="scale_factor")
+    return {f"dino_vit{size[0]}{patch_size}": spec}
+
+
+def _mae(size: str, patch_size: int, dim: int, million_parameters: int) -> dict[str, TeacherSpec]:
+    timm_name = f"vit_{size}_patch{patch_size}_224.mae"
+    spec = TeacherSpec(timm_name, patch_size, dim, million_parameters, "CC-BY-NC-4.0", official_pos_embed="size")
+    return {f"mae_vit{size[0]}{patch_size}": spec}
+
+
+def _dinov3(name: str, size: str, dim: int, million_parameters: int) -> dict[str, TeacherSpec]:
+    timm_name = f"vit_{size}_patch16_dinov3.lvd1689m"
+    spec = TeacherSpec(timm_name, 16, dim, million_parameters, "DINOv3 License", official_pos_embed="timm")
+    return {f"dinov3_{name}": spec}
+
+
+_clip = partial(
+    TeacherSpec, patch_size=16, dim=768, million_parameters=86, licence="MIT",
+    feature="maskclip", pos_embed="official", official_pos_embed="size",
+)  # fmt: skip
+
+TEACHERS = {
+    **_dinov2("small", 384, 22),
+    **_dinov2("base", 768, 86),
+    **_dinov2("large", 1024, 304),
+    **_dinov2("giant", 1536, 1135),
+    **_dino("small", 8, 384, 22),
+    **_dino("base", 8, 768, 86),
+    **_dino("small", 16, 384, 22),
+    **_dino("base", 16, 768, 86),
+    **_mae("base", 16, 768, 86),
+    **_mae("large", 16, 1024, 304),
+    **_mae("huge", 14, 1280, 631),
+    # The MaskCLIP repository runs CLIP's weights with another activation, epsilon and normalisation of the image than
+    # CLIP was trained with. The first does as it does, the second as CLIP does.
+    "maskclip_vitb16": _clip(
+        "vit_base_patch16_clip_224.openai", mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        options=MappingProxyType({"norm_layer": partial(torch.nn.LayerNorm, eps=1e-6)}),
+    ),
+    "maskclip_vitb16_openai": _clip("vit_base_patch16_clip_quickgelu_224.openai"),
+    **_dinov3("vits16", "small", 384, 22),
+    **_dinov3("vits16plus", "small_plus", 384, 29),
+    **_dinov3("vitb16", "base", 768, 86),
+    **_dinov3("vitl16", "large", 1024, 303),
+    **_dinov3("vith16plus", "huge_plus", 1280, 841),
+    **_dinov3("vit7b16", "7b", 4096, 6716),
+}  # fmt: skip
+
+
+def find_teacher(name: str) -> TeacherSpec:
+    """The teacher of a name in `TEACHERS`, or `timm:NAME`.
+
+    Raises:
+        TeacherError: unknown name, or a model of timm that has no square patches.
+    """
+    if name in TEACHERS:
+        return TEACHERS[name]
+    if name.startswith(TIMM):
+        return _of_timm(name)
+    raise TeacherError(
+        f"unknown teacher '{name}'{did_you_mean(name, TEACHERS)}",
+        where="--teacher",
+        fix="'scalr extract --list-teachers' lists them; timm:NAME takes any ViT of timm.",
+    )
+
+
+def list_teachers() -> str:
+    """A table of all names for people."""
+    lines = [f"{'name':<24}{'patch':>6}{'dim':>6}{'parameters':>12}  {'weights':<16}image size"]
+    for name, spec in TEACHERS.items():
+        dim = 512 if spec.feature == "maskclip" else spec.dim
+        height, width = spec.image_size
+        lines.append(
+            f"{name:<24}{spec.patch_size:>6}{dim:>6}{spec.million_parameters:>10} M  {spec.licence:<16}{height}x{width}"
+        )
+    return "\n".join([*lines, "timm:NAME, such as timm:vit_base_patch16_siglip_224.v2_webli: any ViT of timm"])
+
+
+def _of_timm(name: str) -> TeacherSpec:
+    timm = import_timm()
+    timm_name = name.removeprefix(TIMM)
+    try:
+        config = timm.get_pretrained_cfg(timm_name, allow_unregistered=False)
+    except RuntimeError:  # no such model, or no such weights of it
+        close = did_you_mean(timm_name, [*timm.list_models(), *timm.list_pretrained()])
+        raise TeacherError(
+            f"timm {timm.__version__} has no model '{timm_name}'{close}",
+            where="--teacher",
+            fix="timm.list_models('vit*', pretrained=True) lists those with weights.",
+        ) from None
+    try:
+        with torch.device("meta"):  # no memory, no arithmetic
+            model = timm.create_model(timm_name)
+            patch_size = model.feature_info[-1]["reduction"]
+            spec = TeacherSpec(
+                timm_name,
+                patch_size,
+                model.embed_dim,
+                round(sum(each.numel() for each in model.parameters()) / 1e6),
+                config.license or "unknown",
+            )
+            _check_patch_map(spec)
+    except Exception as error:  # whatever a model lacks that a plain ViT has
+        raise _not_a_vit(name, f"{type(error).__name__}: {error}") from None
+    return spec
+
+
+def _check_patch_map(spec: TeacherSpec) -> None:
+    """One token of the last block for each patch, at another image size than the model's own."""
+    model = import_timm().create_model(spec.timm_name, img_size=spec.image_size).eval()
+    feature = Feature().resolved(len(model.blocks))
+    found = tuple(FeatureReader(feature, model)(torch.empty(1, 3, *spec.image_size)).shape[1:])
+    expected = (spec.dim, *(side // spec.patch_size for side in spec.image_size))
+    if found != expected:
+        raise ValueError(f"its features are {found}, not {expected}")
+
+
+def _not_a_vit(name: str, reason: str) -> TeacherError:
+    return TeacherError(
+        f"it is no plain vision transformer ({reason})",
+        where=name,
+        fix="Use a model whose last block gives a token a square patch, such as timm's vit_*, deit*, beit*, eva*.",
+    )

@@ -1,0 +1,174 @@
+"""One frozen teacher: images in, patch maps out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ...errors import TeacherError
+from .features import Feature, FeatureReader
+from .pos_embed import PosEmbed
+from .registry import TeacherSpec, find_teacher
+from .weights import build_model, weights_sha256
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a teacher wants its images; teachers with equal ones share them.
+
+    Attributes:
+        image_size: (h, w) [px] that images are resized to, bilinear, antialiased, their aspect not kept.
+        mean, std: of RGB in [0, 1], to normalise with.
+        device: where it is done.
+    """
+
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: torch.device
+
+    def apply(self, image: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) uint8 RGB to (3, h, w) float32."""
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None].float()
+        resized = F.interpolate(pixels, self.image_size, mode="bilinear", antialias=True, align_corners=False)
+        mean, std = (torch.tensor(each, device=self.device).view(3, 1, 1) for each in (self.mean, self.std))
+        return (resized[0] / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class TeacherProvenance:
+    """All that a teacher's targets depend on; two stores with equal provenance may be mixed."""
+
+    teacher: str
+    model: str
+    weights: str  # "hub", "random" or "file"
+    weights_sha256: str  # over the tensors as loaded, so that a file and the hub agree
+    feature: str
+    image_size: tuple[int, int]
+    patch_size: int
+    dim: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    activation: str
+    norm_eps: float
+    pos_embed: str
+    precision: str
+
+
+class Teacher:
+    """A frozen ViT that gives a feature of each patch.
+
+    Attributes:
+        provenance: what its targets depend on.
+        preprocessing: how it wants its images.
+        image_size: (h, w) of those images [px].
+    """
+
+    def __init__(self, reader: FeatureReader, provenance: TeacherProvenance, device: torch.device) -> None:
+        self.provenance = provenance
+        self.name, self.patch_size, self.dim = provenance.teacher, provenance.patch_size, provenance.dim
+        self.image_size, self.device = provenance.image_size, device
+        self.preprocessing = Preprocessing(provenance.image_size, provenance.mean, provenance.std, device)
+        self.model = reader.model.eval().requires_grad_(False).to(device)
+        self._read = reader
+        self._dtype = getattr(torch, provenance.precision)
+
+    @torch.inference_mode()
+    def patch_maps(self, images: torch.Tensor) -> torch.Tensor:
+        """Patch maps (B, h / patch, w / patch, D) float32 of prepared images (B, 3, h, w).
+
+        Raises:
+            TeacherError: the batch does not fit in the memory of the GPU.
+        """
+        try:
+            with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+                return self._read(images).permute(0, 2, 3, 1).float()
+        except torch.OutOfMemoryError:
+            raise TeacherError(
+                f"{len(images)} images at once are too many for the memory of {self.device}",
+                where=self.name,
+                fix="Pass a smaller --batch-size.",
+            ) from None
+
+
+def load_teacher(
+    name: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    weights: str = "hub",
+    feature: str | None = None,
+    pos_embed: PosEmbed | None = None,
+    precision: Precision = "float32",
+    device: torch.device | str = "cpu",
+) -> Teacher:
+    """Build a teacher and load its weights.
+
+    Args:
+        name: a key of `TEACHERS`, or `timm:NAME`.
+        image_size: (h, w), multiples of the patch size [px]; None is 224x448, as in ScaLR, or what is nearest to it.
+        weights: "hub", "random" (seeded: for tests and demos) or the path of a checkpoint, official or timm.
+        feature: see `Feature`; None is the teacher's own: `x_prenorm`, `maskclip` of MaskCLIP.
+        pos_embed: "timm", "official", or None for the teacher's own: timm, official of MaskCLIP.
+        precision: of the forward pass (autocast).
+        device: where it runs.
+
+    Raises:
+        TeacherError: unknown name or feature, an image size that does not fit, weights missing or not fitting.
+    """
+    spec = find_teacher(name)
+    image_size = image_size or spec.image_size
+    pos_embed = pos_embed or spec.pos_embed
+    _check_image_size(name, spec, image_size)
+    if pos_embed == "official" and spec.official_pos_embed is None:
+        raise TeacherError(
+            f"no official way to resize the position embeddings of {name} is known",
+            where="--pos-embed",
+            fix="Use --pos-embed timm.",
+        )
+    parsed = Feature.parse(feature or spec.feature)
+    model = build_model(spec, image_size, weights, pos_embed)
+    reader = FeatureReader(parsed.resolved(len(model.blocks)), model)
+    block = model.blocks[-1]
+    provenance = TeacherProvenance(
+        teacher=name,
+        model=spec.timm_name,
+        weights=weights if weights in ("hub", "random") else "file",
+        weights_sha256=weights_sha256(model),
+        feature=str(reader.feature),
+        image_size=image_size,
+        patch_size=spec.patch_size,
+        dim=reader.dim,
+        mean=spec.mean or tuple(model.pretrained_cfg["mean"]),
+        std=spec.std or tuple(model.pretrained_cfg["std"]),
+        activation=type(getattr(block.mlp, "act", None)).__name__,
+        norm_eps=getattr(block.norm1, "eps", 0.0),
+        pos_embed=pos_embed if spec.official_pos_embed != "timm" else "timm",
+        precision=precision,
+    )
+    return Teacher(reader, provenance, torch.device(device))
+
+
+def provenance_attributes(provenance: TeacherProvenance) -> dict:
+    """The provenance as plain JSON values."""
+    return json.loads(json.dumps(asdict(provenance)))
+
+
+def _check_image_size(name: str, spec: TeacherSpec, image_size: tuple[int, int]) -> None:
+    patch = spec.patch_size
+    if all(side > 0 and side % patch == 0 for side in image_size):
+        return
+    around = [sorted({max(patch, side // patch * patch), max(patch, -(-side // patch) * patch)}) for side in image_size]
+    valid = [f"{height}x{width}" for height, width in itertools.product(*around)]
+    raise TeacherError(
+        f"image size {image_size[0]}x{image_size[1]} is no multiple of {name}'s patch size {patch}",
+        where="--image-size",
+        fix=f"The nearest valid sizes: {', '.join(valid)}.",
+    )

@@ -1,0 +1,196 @@
+"""Models of timm with their weights: from the hub, from a file, or random."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from pathlib import Path
+
+import torch
+
+from ...errors import TeacherError
+from .pos_embed import PosEmbed, resize_officially
+from .registry import TeacherSpec
+from .timm_import import import_timm
+from .torchscript import is_torchscript, read_torchscript
+
+RANDOM_SEED = 0  # of `--weights random`
+LISTED_KEYS = 6  # of each kind, in an error
+WRAPPERS = ("model", "state_dict")  # under which official files keep the tensors
+
+
+def build_model(spec: TeacherSpec, image_size: tuple[int, int], weights: str, pos_embed: PosEmbed) -> torch.nn.Module:
+    """The teacher's model with its weights, its position embeddings resized to the image size.
+
+    Args:
+        spec: of the teacher.
+        image_size: (h, w), multiples of the patch size [px].
+        weights: "hub", "random" (seeded) or the path of a checkpoint: a timm file, or an official one of DINO, DINOv2,
+            DINOv3, MAE or CLIP, which timm's own conversion reads.
+        pos_embed: how they are resized.
+
+    Raises:
+        TeacherError: weights that are missing, unreadable, or of another model.
+    """
+    officially = pos_embed == "official" and spec.official_pos_embed != "timm"
+    model = _with_weights(spec, {**spec.options, **({} if officially else {"img_size": image_size})}, weights)
+    if officially:
+        before, old_grid = model.pos_embed.detach(), model.patch_embed.grid_size
+        model.set_input_size(img_size=image_size)
+        resized = resize_officially(before, old_grid, model.patch_embed.grid_size, spec.official_pos_embed)
+        model.pos_embed = torch.nn.Parameter(resized)
+    return model
+
+
+def choose_weights(teachers: tuple[str, ...], given: tuple[str, ...]) -> dict[str, str]:
+    """Which weights each teacher gets: those given for it as TEACHER=FILE, else those given for all.
+
+    >>> choose_weights(("dinov2_vitl14", "mae_vitb16"), ("hub", "mae_vitb16=mae.pth"))
+    {'dinov2_vitl14': 'hub', 'mae_vitb16': 'mae.pth'}
+
+    Raises:
+        TeacherError: one file, or several values, for all.
+    """
+    own = {}
+    for name, equals, value in (each.partition("=") for each in given):
+        if equals and name in teachers:
+            own[name] = value
+    for_all = [each for each in given if each.partition("=")[0] not in own]
+    others = [name for name in teachers if name not in own]
+    if len(for_all) > 1 or (for_all and for_all[0] not in ("hub", "random") and len(others) > 1):
+        raise TeacherError(
+            f"{' and '.join(for_all)} cannot serve {' and '.join(others) or 'all teachers'} alike",
+            where="--weights",
+            fix="Give each teacher its own: --weights TEACHER=FILE, repeated.",
+        )
+    return {name: own.get(name, *for_all) for name in teachers if name in own or for_all}
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """SHA-256 over the tensors as loaded, so that a file and the hub agree."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.safetensors`, `.pth` or TorchScript file by name; nothing that it holds is run.
+
+    Raises:
+        TeacherError: a file that is missing, damaged, or holds anything else than tensors.
+    """
+    try:
+        checkpoint = _read(path)
+    except FileNotFoundError:
+        raise TeacherError(
+            "the weights file is missing", where=path, fix="Pass --weights with a checkpoint file or 'random'."
+        ) from None
+    except pickle.UnpicklingError as error:
+        raise TeacherError(
+            "the file is damaged, or holds more than tensors, which could run code"
+            f" ({str(error).splitlines()[0][:200]})",
+            where=path,
+            fix="Copy it again, or save the model's state_dict alone.",
+        ) from None
+    except Exception as error:  # torch, zipfile and safetensors each raise their own
+        raise TeacherError(
+            f"the weights cannot be read ({_first_line(error)})", where=path, fix="Copy or download the file again."
+        ) from None
+    for wrapper in WRAPPERS:
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(wrapper), dict):
+            checkpoint = checkpoint[wrapper]
+    tensors = checkpoint if isinstance(checkpoint, dict) else {}
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise TeacherError("there are no tensors with names in it", where=path, fix="Pass a model's checkpoint.")
+    return tensors
+
+
+def _read(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if is_torchscript(path):
+        return read_torchscript(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _with_weights(spec: TeacherSpec, options: dict, weights: str) -> torch.nn.Module:
+    timm = import_timm()
+    if weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_SEED)
+            return timm.create_model(spec.timm_name, pretrained=False, **options)
+    if weights == "hub":
+        return _from_hub(spec, options)
+    tensors = read_checkpoint(Path(weights))
+    _check_patch_size(spec, tensors, weights)
+    # Through the overlay, timm converts official files as it does those of the hub; `checkpoint_path=` would not.
+    try:
+        model = timm.create_model(
+            spec.timm_name, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors}, **options
+        )
+    except RuntimeError as error:
+        raise _mismatch(spec, weights, str(error)) from None
+    except Exception as error:  # timm's conversions presume much
+        raise _does_not_fit(spec, weights, _first_line(error)) from None
+    model.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
+    return model
+
+
+def _from_hub(spec: TeacherSpec, options: dict) -> torch.nn.Module:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    try:
+        return import_timm().create_model(spec.timm_name, pretrained=True, **options)
+    except Exception as error:  # timm, torch, safetensors and the hub each raise their own
+        raise TeacherError(
+            f"its weights cannot be had from the hub ({_first_line(error)})",
+            where=spec.timm_name,
+            fix="Fetch them where there is a network, then pass --weights FILE, or copy the cache in which timm looks"
+            f" first, {HF_HUB_CACHE} ($HF_HOME moves it); --weights random makes a trial.",
+        ) from error
+
+
+def _check_patch_size(spec: TeacherSpec, tensors: dict[str, torch.Tensor], weights: str) -> None:
+    """timm would resample the patch embedding of another model without a word."""
+    for name, tensor in tensors.items():
+        if name.endswith(("patch_embed.proj.weight", "visual.conv1.weight")) and tensor.shape[-1] != spec.patch_size:
+            raise _does_not_fit(spec, weights, f"its patches have {tensor.shape[-1]} pixels, not {spec.patch_size}")
+
+
+def _mismatch(spec: TeacherSpec, weights: str, message: str) -> TeacherError:
+    """From what `Module.load_state_dict` says: one line that names the first keys of each kind."""
+    shapes = re.findall(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)", message)
+    kinds = {
+        "missing": _quoted(r"Missing key\(s\) in state_dict: (.*)", message),
+        "unexpected": _quoted(r"Unexpected key\(s\) in state_dict: (.*)", message),
+        "of another shape": [f"{name} ({found}), not ({expected})" for name, found, expected in shapes],
+    }
+    found = [
+        f"{len(keys)} {kind}: {', '.join(keys[:LISTED_KEYS])}{' …' if len(keys) > LISTED_KEYS else ''}"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    return _does_not_fit(spec, weights, "; ".join(found) or message.splitlines()[0])
+
+
+def _quoted(pattern: str, message: str) -> list[str]:
+    found = re.search(pattern, message)
+    return re.findall(r'"(.*?)"', found[1]) if found else []
+
+
+def _does_not_fit(spec: TeacherSpec, weights: str, reason: str) -> TeacherError:
+    return TeacherError(
+        f"the weights do not fit {spec.timm_name} ({reason})",
+        where=weights,
+        fix="Pass the official or timm checkpoint of this very teacher.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else 'no reason given'}"

@@ -1,0 +1,93 @@
+"""Every family against an independent reading: the same seeded weights through plain operations, at the pairs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from plain_vit import Plain, targets
+from scalr.errors import TeacherError
+from scalr.extract.teachers import Teacher, registry
+from small_teachers import a_view, small_spec, small_teacher, targets_of
+
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+FAMILIES = {
+    "dinov2_vits14": Plain(heads=2),
+    "dinov2_vits14_reg": Plain(heads=2),
+    "dinov2_vitg14": Plain(heads=2, activation="swiglu"),
+    "dino_vits8": Plain(heads=2),
+    "dino_vitb16": Plain(heads=2),
+    "mae_vitb16": Plain(heads=2),
+    "maskclip_vitb16": Plain(heads=2),
+    "maskclip_vitb16_openai": Plain(heads=2, eps=1e-5, activation="quick_gelu", **CLIP),
+    "dinov3_vits16": Plain(heads=2, eps=1e-5, rope=True),
+    "dinov3_vits16plus": Plain(heads=2, eps=1e-5, rope=True),
+    "timm:vit_base_patch16_clip_224.laion2b": Plain(heads=2, eps=1e-5, **CLIP),
+    "timm:deit_tiny_distilled_patch16_224": Plain(heads=2),
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Call with a teacher's name and options for a small teacher of its kind."""
+
+    def call(name: str, **options) -> Teacher:
+        monkeypatch.setitem(registry.TEACHERS, name, small_spec(name))
+        return small_teacher(name, **options)
+
+    return call
+
+
+def plain_targets(teacher: Teacher, layers=(2,), feature=None) -> torch.Tensor:
+    state = dict(teacher.model.state_dict())
+    if "dist_token" in state:  # of a distilled DeiT: a second class token, with a position of its own
+        prefix = torch.cat([state.pop("cls_token"), state.pop("dist_token")], dim=1)
+        state["cls_token"], state["pos_embed"] = prefix + state["pos_embed"][:, :2], state["pos_embed"][:, 2:]
+    feature = feature or ("maskclip" if teacher.name.startswith("maskclip") else "x_prenorm")
+    return targets(state, FAMILIES[teacher.name], *a_view(), teacher.image_size, layers, feature)
+
+
+def assert_equal_targets(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    assert expected.std() > 0.01
+    torch.testing.assert_close(ours, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_targets_equal_an_independent_reading(small, name):
+    teacher = small(name)
+    assert_equal_targets(targets_of(teacher), plain_targets(teacher))
+
+
+@pytest.mark.parametrize(
+    ("feature", "layers"),
+    [("x_norm", (2,)), ("x_prenorm:0", (0,)), ("x_norm:-1,0", (0, 2)), ("x_prenorm:0,1,2", (0, 1, 2))],
+)
+@pytest.mark.parametrize("name", ["dinov2_vits14_reg", "dinov3_vits16"])
+def test_layers_equal_an_independent_reading(small, name, feature, layers):
+    teacher = small(name, feature=feature)
+    assert teacher.dim == 32 * len(layers)
+    assert_equal_targets(targets_of(teacher), plain_targets(teacher, layers, feature.partition(":")[0]))
+
+
+def test_maskclip_has_settings_of_its_own(small):
+    """What the original repository changed of CLIP matters, and is recorded."""
+    original, clip = small("maskclip_vitb16"), small("maskclip_vitb16_openai")
+    assert (targets_of(original) - targets_of(clip)).abs().max() > 1e-4
+    recorded = [(each.activation, each.norm_eps, each.mean) for each in (original.provenance, clip.provenance)]
+    assert recorded == [("GELU", 1e-6, Plain(2).mean), ("QuickGELU", 1e-5, CLIP["mean"])]
+
+
+@pytest.mark.parametrize(
+    ("name", "feature", "message"),
+    [
+        ("dinov2_vits14", "maskclip", "no projection as CLIP's"),
+        ("dinov2_vits14", "x_prenorm:3", "no layer 3 in a model of 3 blocks.*from 0 to 2"),
+        ("dinov2_vits14", "x_pernorm", "unknown feature 'x_pernorm'. Use x_prenorm, x_norm"),
+        ("dinov2_vits14", "x_norm:1,b", "unknown feature 'x_norm:1,b'"),
+        ("dinov2_vits14", "maskclip:1", "unknown feature"),
+        ("timm:vit_base_patch16_rpn_224.sw_in1k", "x_norm", "x_norm does not exist"),
+    ],
+)
+def test_a_feature_that_is_not_there_is_said(small, name, feature, message):
+    with pytest.raises(TeacherError, match=message):
+        small(name, feature=feature)
