@@ -30,6 +30,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/store_layout.py
 	$(BIN)/python tests/benchmarks/store_index.py
 	$(BIN)/python tests/benchmarks/extract_speed.py
+	$(BIN)/python tests/benchmarks/teachers.py
 	$(BIN)/python tests/benchmarks/nuscenes_start.py
 	$(BIN)/python tests/benchmarks/occlusion.py
 	$(BIN)/python tests/benchmarks/mixed_run.py

@@ -92,9 +92,10 @@ def patch_tokens(state: State, plain: Plain, image: torch.Tensor, size, layers, 
 
 def _norm(state: State, name: str, x: torch.Tensor, eps: float) -> torch.Tensor:
     centred = x - x.mean(dim=1, keepdim=True)
-    return centred / (centred.square().mean(dim=1, keepdim=True) + eps).sqrt() * state[f"{name}.weight"] + state[
-        f"{name}.bias"
-    ]
+    return (
+        centred / (centred.square().mean(dim=1, keepdim=True) + eps).sqrt() * state[f"{name}.weight"]
+        + state[f"{name}.bias"]
+    )
 
 
 def _scale(block: State, number: int) -> torch.Tensor | float:

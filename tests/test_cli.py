@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 from scalr.cli import main
+from scalr.extract.store import open_store
 from scalr.extract.store.inspect import readable_bytes
+from scalr.extract.teachers import load_teacher
 
 TINY_TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
 SMALL = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2", "training.warmup_steps=1")
@@ -90,6 +93,33 @@ def test_two_datasets_in_one_store(simulated, tmp_path):
     shown = scalr("inspect", tmp_path / "s.zarr").output
     assert "pandaset_64 train, pandaset_gt train; 4 frames, 14 views" in shown
     assert scalr("verify", tmp_path / "s.zarr", "--sample", 4).exit_code == 0
+
+
+def test_two_teachers_with_features_of_their_choice(synthetic_world, tmp_path):
+    """A model of timm and MaskCLIP, one from a file; what was chosen is recorded, and found again by verify."""
+    teacher = load_teacher("timm:test_vit.r160_in1k", image_size=(32, 64), weights="random", feature="x_norm:-1,2")
+    weights = tmp_path / "w.safetensors"
+    save_file(teacher.model.state_dict(), weights)
+    out = tmp_path / "s.zarr"
+    common = ("--root", synthetic_world, "--out", out, "--image-size", "32x64", "--encoding", "patch")
+    own = ("--weights", f"timm:test_vit.r160_in1k={weights}", "--weights", "random")
+    asked = ("--teacher", "timm:test_vit.r160_in1k", "--feature", "x_norm:-1,2", *own)
+    assert scalr("extract", *asked, *common).exit_code == 0
+    assert scalr("extract", "--teacher", "maskclip_vitb16", *own[2:], *common).exit_code == 0
+    store = open_store(out)
+    recorded = store.teachers["timm:test_vit.r160_in1k"]
+    assert [recorded[name] for name in ("feature", "dim", "weights")] == ["x_norm:2,5", 128, "file"]
+    assert recorded["weights_sha256"] == teacher.provenance.weights_sha256
+    recorded = store.teachers["maskclip_vitb16"]
+    assert [recorded[name] for name in ("feature", "dim", "pos_embed")] == ["maskclip", 512, "official"]
+    assert "timm:test_vit.r160_in1k" in scalr("inspect", out).output
+    checked = scalr("verify", out, "--sample", 1, *own[:2])
+    assert checked.exit_code == 0, checked.output
+    assert checked.output.count("(worst 1.000000)") == 2
+    assert_one_line_error(scalr("verify", out, "--sample", 1), "made from a weights file", "--weights")
+    assert_one_line_error(
+        scalr("extract", *asked, *common, "--feature", "x_prenorm"), "feature is 'x_norm:2,5' in the store", "x_prenorm"
+    )
 
 
 def test_inspect_and_verify(synthetic_world, tmp_path):
@@ -201,8 +231,8 @@ def test_another_image_size_on_the_same_store_is_refused(synthetic_world, tmp_pa
         (("--root", "nowhere"), ("nowhere", "the dataset folder is missing", "Pass --root")),
         (("--split", "mini_val"), ("v1.0-mini", "version folder is missing", "--split")),
         (("--split", "tran"), ("no split and no scene 'tran', did you mean 'train'? Use one of",)),
-        (("--teacher", "dino"), ("unknown teacher 'dino'", "Use one of")),
-        (("--image-size", "30x56"), ("30x56", "nearest valid size is 28x56")),
+        (("--teacher", "dino"), ("unknown teacher 'dino'", "--list-teachers")),
+        (("--image-size", "30x56"), ("30x56", "nearest valid sizes: 28x56, 42x56")),
         (("--weights", "nowhere.pth"), ("nowhere.pth", "weights file is missing")),
         (("--device", "tpu"), ("no device 'tpu'",)),
         (("--dataset", "kitti"), ("unknown dataset 'kitti'",)),

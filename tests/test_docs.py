@@ -28,6 +28,7 @@ class SLURMCluster(LocalCluster):
 @pytest.fixture
 def options(synthetic_world, tmp_path) -> list[str]:
     words = ["--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56", "--frames-per-block", "1"]
+    words += ["--batch-size", "8"]  # as measured, it might differ
     return [*words, "--root", str(synthetic_world), "--out", str(tmp_path / "s.zarr")]
 
 
@@ -35,7 +36,7 @@ def options(synthetic_world, tmp_path) -> list[str]:
 def expected(synthetic_world, tmp_path):
     config = ExtractConfig(
         root=synthetic_world, out=tmp_path / "whole.zarr", teachers=("dinov2_vits14",), weights=("random",),
-        image_size=(28, 56), frames_per_block=1,
+        image_size=(28, 56), frames_per_block=1, batch_size=8,
     )  # fmt: skip
     extract(config)
     return open_store(config.out)

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST = 64
 WORTHWHILE = 1.1  # twice the batch must be that much faster by the image
-LONG_S = 1.0  # a batch that takes this long has nothing to gain from more images
+LONG_S = 0.25  # a batch that takes this long has nothing to gain from more images
 REPEATS = 3  # of which the best counts: other work on the machine only ever slows
 MEMORY_SHARE = 0.25  # of what is free; the rest is for images read ahead, blocks not yet written, and others
 LIVE_TENSORS = 16  # of the size of all tokens in float32, that a block holds at once: its MLP's hidden layer, q, k, v …

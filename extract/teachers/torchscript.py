@@ -66,6 +66,8 @@ class _TensorUnpickler(pickle.Unpickler):
             return _view_of_storage
         if (module, name) == ("collections", "OrderedDict"):
             return dict
+        if module == "torch.jit._pickle" and (name.startswith("build_") or name == "restore_type_tag"):
+            return _without_type
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 
     def persistent_load(self, saved_id: tuple) -> torch.Tensor:
@@ -80,6 +82,11 @@ def _view_of_storage(
     storage: torch.Tensor, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
 ) -> torch.Tensor:
     return storage.as_strided(shape, stride, offset)
+
+
+def _without_type(value: object, *_: object) -> object:
+    """TorchScript states the type of a list beside its values."""
+    return value
 
 
 def _tensors(module: object, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:

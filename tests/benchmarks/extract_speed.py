@@ -41,15 +41,15 @@ class Repeated:
         return getattr(self._dataset, name)
 
 
-def pipeline_into(path: Path, dataset, teacher, encoding: Encoding, frames_per_block: int):
+def pipeline_into(path: Path, dataset, teachers, encoding: Encoding, frames_per_block: int):
     writer = create_store(path, "benchmark")
     blocks = plan_blocks(len(dataset.frames), frames_per_block)
     settings = {"dataset": dataset.name, "split": dataset.split, "frames_per_block": frames_per_block}
     settings["intensity"] = asdict(dataset.intensity)
-    writer.add_inputs(
-        {**settings, "num_blocks": len(blocks)}, {}, {teacher.name: recorded_provenance(teacher, encoding)}
-    )
-    return Pipeline(dataset, [teacher], encoding, writer, selection=Selection(), batch_size=BATCH), blocks
+    recorded = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
+    writer.add_inputs({**settings, "num_blocks": len(blocks)}, {}, recorded)
+    batch_sizes = dict.fromkeys(recorded, BATCH)
+    return Pipeline(dataset, teachers, encoding, writer, selection=Selection(), batch_sizes=batch_sizes), blocks
 
 
 def seconds_of(action) -> float:
@@ -75,7 +75,7 @@ def speed(dataset) -> None:
         times["teacher alone"].append(seconds_of(lambda: [teacher.patch_maps(batch) for batch in batches]))
         for encoding in (Encoding("point", "float16"), Encoding("patch", "int8")):
             with tempfile.TemporaryDirectory() as folder:
-                pipeline, blocks = pipeline_into(Path(folder) / "s.zarr", dataset, teacher, encoding, FRAMES)
+                pipeline, blocks = pipeline_into(Path(folder) / "s.zarr", dataset, [teacher], encoding, FRAMES)
                 name = f"extraction, {encoding.layout} {encoding.dtype}"
                 times.setdefault(name, []).append(seconds_of(partial(list, pipeline.run(blocks))))
     alone = np.array(times["teacher alone"])
@@ -91,7 +91,7 @@ def memory(dataset) -> None:
     dataset = Repeated(dataset, 128)
     resident = []
     with tempfile.TemporaryDirectory() as folder:
-        pipeline, blocks = pipeline_into(Path(folder) / "s.zarr", dataset, teacher, Encoding("point", "float16"), 1)
+        pipeline, blocks = pipeline_into(Path(folder) / "s.zarr", dataset, [teacher], Encoding("point", "float16"), 1)
         for _ in pipeline.run(blocks):
             resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
     quarter = len(resident) // 4

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from scalr.errors import DatasetError, ScalrError, StoreError
-from scalr.extract import run
+from scalr.extract import preparation, run
+from scalr.extract.plan import Part
 from scalr.extract.projection import project
+from scalr.extract.teachers import Preprocessing
 from store_comparison import assert_same_views, files
 
 
@@ -96,6 +100,45 @@ def test_the_teacher_sees_full_batches(extract_tiny, monkeypatch):
     assert sizes == [4, 2]
 
 
+def test_two_teachers_share_scans_images_and_pairs(extract_tiny, tiny_dataset, monkeypatch):
+    """Beside their forward passes nothing is done twice: not even resizing, where both want the same."""
+    counts = Counter()
+
+    def counted(place, name):
+        function = getattr(place, name)
+
+        def count(*arguments):
+            counts[name] += 1
+            return function(*arguments)
+
+        monkeypatch.setattr(place, name, count)
+
+    for place, name in (
+        (preparation, "read_image"), (preparation, "project"), (tiny_dataset, "read_points"), (Preprocessing, "apply")
+    ):  # fmt: skip
+        counted(place, name)
+    extract_tiny("coordinates", out="one.zarr", frames_per_block=3)
+    one = counts.copy()
+    counts.clear()
+    extract_tiny("coordinates", "doubled", out="two.zarr", frames_per_block=3)
+    assert counts == one
+    assert (one["read_image"], one["apply"]) == (6, 6)
+
+
+def test_the_batch_size_is_measured_once_for_a_store(extract_tiny, monkeypatch):
+    """Others, on whatever machine, take it over; asked for, another one is taken and nothing measured."""
+    sizes, teacher = [], extract_tiny.teachers["coordinates"]
+    forward = teacher.patch_maps
+    monkeypatch.setattr(teacher, "patch_maps", lambda images: (sizes.append(len(images)), forward(images))[1])
+    monkeypatch.setattr(run, "fitting_batch_size", lambda teacher: 3)
+    extract_tiny(frames_per_block=3, out="asked.zarr", batch_size=5)
+    extract_tiny(frames_per_block=3, out="measured.zarr")
+    extract_tiny(frames_per_block=2, out="split.zarr", part=Part(0, 2))
+    monkeypatch.setattr(run, "fitting_batch_size", lambda teacher: pytest.fail("measured again"))
+    extract_tiny(frames_per_block=2, out="split.zarr", part=Part(1, 2))
+    assert sizes == [5, 1, 3, 3, 3, 1, 2]
+
+
 def test_a_run_goes_on_where_it_stopped(extract_tiny, tiny_dataset, monkeypatch):
     """A scan that cannot be read stops the run; mended, only the blocks not yet there are computed."""
     read, last = tiny_dataset.read_points, tiny_dataset.frames[-1]
@@ -133,7 +176,7 @@ def test_a_frame_that_no_camera_sees_is_stored_without_pairs(extract_tiny, tiny_
 
 
 def test_options_that_cannot_go_together_are_said(tmp_path):
-    with pytest.raises(ScalrError, match="one weights file cannot serve several teachers"):
+    with pytest.raises(ScalrError, match=r"w\.pth cannot serve a and b alike"):
         run.ExtractConfig(root=tmp_path, teachers=("a", "b"), weights=("w.pth",))
     with pytest.raises(ScalrError, match="--frames-per-block: it is 0"):
         run.ExtractConfig(root=tmp_path, teachers=("a",), frames_per_block=0)

@@ -3,14 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from scalr.errors import TeacherError
 from scalr.extract.teachers import load_teacher
+from scalr.extract.teachers.batch_size import LARGEST, fitting_batch_size, free_memory
 
 
 def tiny_teacher(**options):
-    return load_teacher("dinov2_vits14", image_size=(28, 42), **{"weights": "random", **options})
+    return load_teacher("dinov2_vits14", image_size=(28, 42), weights="random", **options)
 
 
 @pytest.fixture(scope="module")
@@ -18,22 +18,9 @@ def teacher():
     return tiny_teacher()
 
 
-def test_features_are_the_last_block_before_the_norm(teacher):
-    """Against the model run by hand, token by token."""
-    images = torch.randn(2, 3, 28, 42)
-    model = teacher._model
-    with torch.inference_mode():
-        tokens = model.patch_embed(images).flatten(1, 2) if model.dynamic_img_size else model.patch_embed(images)
-        tokens = torch.cat([model.cls_token.expand(2, -1, -1), tokens], dim=1) + model.pos_embed
-        for block in model.blocks:
-            tokens = block(tokens)
-    expected = tokens[:, 1:].reshape(2, 2, 3, 384)
-    torch.testing.assert_close(teacher.patch_maps(images), expected, atol=1e-5, rtol=1e-5)
-
-
 def test_image_is_resized_and_normalised(teacher):
     image = np.full((90, 160, 3), 124, dtype=np.uint8)
-    prepared = teacher.prepare(image)
+    prepared = teacher.preprocessing.apply(image)
     expected = (124 / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     assert prepared.shape == (3, 28, 42)
     np.testing.assert_allclose(prepared[:, 5, 7].numpy(), expected, atol=1e-5)
@@ -48,53 +35,84 @@ def test_random_weights_are_seeded_and_leave_the_generator_alone(teacher):
     assert teacher.provenance.weights == "random"
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_weights_come_from_a_file(tmp_path, teacher, suffix):
-    state = {key: 2 * value for key, value in teacher._model.state_dict().items()}
-    path = tmp_path / f"weights{suffix}"
-    (save_file if suffix == ".safetensors" else torch.save)(state, path)
-    loaded = tiny_teacher(weights=str(path))
-    assert loaded.provenance.weights == "file"
-    assert loaded.provenance.weights_sha256 != teacher.provenance.weights_sha256
-    assert torch.equal(loaded._model.cls_token, 2 * teacher._model.cls_token)
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_points_the_same_way(teacher, precision):
+    images = torch.randn(2, 3, 28, 42)
+    exact, half = teacher.patch_maps(images), tiny_teacher(precision=precision).patch_maps(images)
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, exact)
+    assert torch.nn.functional.cosine_similarity(half, exact, dim=-1).min() > 0.999
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "image_size", "message"),
     [
-        ({"name": "dinov2_vits41"}, "unknown teacher 'dinov2_vits41', did you mean 'dinov2_vits14'"),
-        ({"image_size": (225, 448)}, "nearest valid size is 224x448"),
-        ({"image_size": (0, 448)}, "nearest valid size is 14x448"),
-        ({"weights": "/nowhere.pth"}, "/nowhere.pth: the weights file is missing"),
+        ("dinov2_vits14", (225, 448), "no multiple of dinov2_vits14's patch size 14. .*valid sizes: 224x448, 238x448"),
+        ("dinov2_vits14", (225, 450), "valid sizes: 224x448, 224x462, 238x448, 238x462"),
+        ("dinov2_vits14", (0, 448), "valid sizes: 14x448"),
+        ("dino_vitb16", (224, 1), "valid sizes: 224x16"),
     ],
 )
-def test_what_does_not_fit_is_said(options, message):
-    options = {"name": "dinov2_vits14", "image_size": (28, 42), "weights": "random", **options}
+def test_an_image_size_that_does_not_fit_is_said(name, image_size, message):
     with pytest.raises(TeacherError, match=message):
-        load_teacher(options.pop("name"), **options)
+        load_teacher(name, image_size=image_size, weights="random")
 
 
-@pytest.mark.parametrize("content", [b"not a checkpoint", b""])
-def test_a_broken_weights_file_is_said(tmp_path, content):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(content)
-    with pytest.raises(TeacherError, match="weights do not fit"):
-        tiny_teacher(weights=str(path))
+@pytest.mark.parametrize("image_size", [(14, 14), (14, 280), (280, 14)])
+def test_any_multiple_of_the_patch_size_will_do(image_size):
+    teacher = load_teacher("dinov2_vits14", image_size=image_size, weights="random")
+    height, width = image_size
+    assert teacher.patch_maps(torch.zeros(1, 3, *image_size)).shape == (1, height // 14, width // 14, 384)
 
 
-def test_weights_of_another_model_are_said(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    save_file({"cls_token": torch.zeros(1, 1, 5)}, path)
-    with pytest.raises(TeacherError, match="weights do not fit"):
-        tiny_teacher(weights=str(path))
+class Timed:
+    """A teacher that takes as long for a batch as it is told."""
+
+    name, patch_size, dim, image_size, device = "timed", 14, 384, (224, 448), torch.device("cpu")
+
+    def __init__(self, seconds, monkeypatch) -> None:
+        self.clock, self.seconds, self.seen = 0.0, seconds, []
+        monkeypatch.setattr("scalr.extract.teachers.batch_size.time.perf_counter", lambda: self.clock)
+
+    def patch_maps(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(images))
+        self.clock += self.seconds(len(images))
+        return torch.zeros(1, 1, 1, 1)
 
 
-def test_a_hub_out_of_reach_explains_the_way_out(monkeypatch):
-    import timm
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (lambda images: 0.01 * images, 1),  # twice the batch, twice the time
+        (lambda images: 0.01, LARGEST),
+        (lambda images: 0.01 * max(images, 8), 8),  # saturated by eight
+        (lambda images: 3.0 * images, 1),
+        (lambda images: 0.1 + 0.01 * images, 16),
+        (lambda images: 2.0, 1),  # long enough, whatever more would gain
+    ],
+)
+def test_the_batch_grows_while_it_pays(monkeypatch, seconds, expected):
+    monkeypatch.setattr("scalr.extract.teachers.batch_size.free_memory", lambda device: 1 << 40)
+    teacher = Timed(seconds, monkeypatch)
+    assert fitting_batch_size(teacher) == expected
 
-    def unreachable(*args, **kwargs):
-        raise OSError("no network")
 
-    monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(TeacherError, match=r"cannot be had from the hub .*no network.*--weights FILE"):
-        tiny_teacher(weights="hub")
+def test_no_batch_is_tried_that_would_not_fit(monkeypatch):
+    """A 224 x 448 image is 512 tokens of 384 float32, held some sixteen times: 12.6 MB."""
+    monkeypatch.setattr("scalr.extract.teachers.batch_size.free_memory", lambda device: 4 * 13e6 * 5)
+    teacher = Timed(lambda images: 0.01, monkeypatch)
+    assert fitting_batch_size(teacher) == 4
+    assert max(teacher.seen) == 4
+
+
+def test_memory_of_this_machine_is_known():
+    assert 1 << 20 < free_memory(torch.device("cpu")) < 1 << 50
+
+
+def test_a_gpu_that_is_too_small_is_said(teacher, monkeypatch):
+    def too_large(images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(teacher, "_read", too_large)
+    with pytest.raises(TeacherError, match=r"3 images at once are too many.*smaller --batch-size"):
+        teacher.patch_maps(torch.zeros(3, 3, 28, 42))

@@ -1,0 +1,341 @@
+"""Weights from files in the layouts that their makers publish, and from files that are something else."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from scalr.errors import TeacherError
+from scalr.extract.teachers import Teacher, choose_weights, load_teacher, registry
+from scalr.extract.teachers.timm_import import import_timm
+from small_teachers import a_view, small_spec, small_teacher, targets_of
+
+State = dict[str, torch.Tensor]
+
+
+def official_dinov2_vits14() -> State:
+    """The keys and shapes of dinov2_vits14_pretrain.pth (518 px: 37 x 37 patches), random values."""
+    generator = torch.Generator().manual_seed(0)
+
+    def values(*shape: int) -> torch.Tensor:
+        return 0.05 * torch.randn(shape, generator=generator)
+
+    state = {
+        "cls_token": values(1, 1, 384),
+        "pos_embed": values(1, 1 + 37 * 37, 384),
+        "mask_token": values(1, 384),
+        "patch_embed.proj.weight": values(384, 3, 14, 14),
+        "patch_embed.proj.bias": values(384),
+        "norm.weight": 1 + values(384),
+        "norm.bias": values(384),
+    }
+    linear = {"attn.qkv": (1152, 384), "attn.proj": (384, 384), "mlp.fc1": (1536, 384), "mlp.fc2": (384, 1536)}
+    for number in range(12):
+        block = {f"{name}.weight": values(*shape) for name, shape in linear.items()}
+        block |= {f"{name}.bias": values(shape[0]) for name, shape in linear.items()}
+        block |= {f"norm{each}.weight": 1 + values(384) for each in (1, 2)}
+        block |= {f"norm{each}.bias": values(384) for each in (1, 2)}
+        block |= {f"ls{each}.gamma": 1 + values(384) for each in (1, 2)}
+        state |= {f"blocks.{number}.{name}": value for name, value in block.items()}
+    return state
+
+
+@pytest.fixture(scope="module")
+def dinov2_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "dinov2_vits14_pretrain.pth"
+    torch.save(official_dinov2_vits14(), path)
+    return path
+
+
+def test_an_official_dinov2_file_gives_the_targets_of_timms_conversion(dinov2_file):
+    timm = import_timm()
+    teacher = load_teacher("dinov2_vits14", image_size=(112, 224), weights=str(dinov2_file))
+    model = timm.create_model("vit_small_patch14_dinov2", img_size=(112, 224), num_classes=0).eval()
+    model.load_state_dict(
+        timm.models.vision_transformer.checkpoint_filter_fn(torch.load(dinov2_file, weights_only=True), model)
+    )
+    targets = targets_of(teacher)
+    teacher._read.model = model
+    assert torch.equal(targets_of(teacher), targets)
+    assert targets.std() > 0.1
+    assert teacher.provenance.weights == "file"
+
+
+def cubic(length: int, new: int, scale: float) -> torch.Tensor:
+    """(new, length): output i reads around (i + 0.5) / scale - 0.5 with Keys' kernel, a = -0.75, edges repeated."""
+    matrix = torch.zeros(new, length, dtype=torch.float64)
+    for row in range(new):
+        centre = (row + 0.5) / scale - 0.5
+        for column in range(int(centre // 1) - 1, int(centre // 1) + 3):
+            x, a = abs(centre - column), -0.75
+            weight = (a + 2) * x**3 - (a + 3) * x**2 + 1 if x <= 1 else a * (x**3 - 5 * x**2 + 8 * x - 4)
+            matrix[row, min(max(column, 0), length - 1)] += weight
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("name", "offset"), [("dinov2_vits14", 0.1), ("dino_vits8", 0.1), ("mae_vitb16", 0.0), ("maskclip_vitb16", 0.0)]
+)
+def test_official_position_embeddings_are_read_where_their_code_reads_them(monkeypatch, tmp_path, name, offset):
+    monkeypatch.setitem(registry.TEACHERS, name, small_spec(name))
+    side = 37 if name.startswith("dinov2") else 224 // small_spec(name).patch_size
+    state = small_teacher(name, (side, side)).model.state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    size = (5 * small_spec(name).patch_size, 40 * small_spec(name).patch_size)
+    options = {"image_size": size, "weights": str(tmp_path / "w.safetensors")}
+    official = load_teacher(name, pos_embed="official", **options)
+    grid = state["pos_embed"][0, 1:].reshape(side, side, -1).double()
+    rows, columns = (cubic(side, new, (new + offset) / side) for new in (5, 40))
+    expected = torch.einsum("rh,cw,hwd->rcd", rows, columns, grid).flatten(0, 1).float()
+    torch.testing.assert_close(official.model.pos_embed[0, 1:], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(official.model.pos_embed[0, :1], state["pos_embed"][0, :1])
+    timms = load_teacher(name, pos_embed="timm", **options)
+    assert (timms.model.pos_embed - official.model.pos_embed).abs().max() > 0.01
+    assert official.patch_maps(torch.zeros(1, 3, *size)).shape[1:3] == (5, 40)
+    assert (official.provenance.pos_embed, timms.provenance.pos_embed) == ("official", "timm")
+    assert load_teacher(name, **options).provenance.pos_embed == ("official" if "clip" in name else "timm")
+
+
+@pytest.mark.parametrize("name", ["dinov2_vits14_reg", "dinov3_vits16"])
+def test_where_the_official_way_is_timms_they_are_one(monkeypatch, name):
+    monkeypatch.setitem(registry.TEACHERS, name, small_spec(name))
+    assert small_teacher(name, pos_embed="official").provenance == small_teacher(name).provenance
+
+
+def test_an_unknown_official_way_is_said():
+    with pytest.raises(TeacherError, match=r"--pos-embed: no official way .* is known"):
+        load_teacher("timm:test_vit", weights="random", pos_embed="official")
+
+
+def registers(state: State) -> State:
+    """DINOv2 with registers: the class token's position is apart, and a mask token is there."""
+    state["register_tokens"] = state.pop("reg_token")
+    position = torch.randn(1, 1, 32)
+    state["cls_token"] = state["cls_token"] - position
+    state["pos_embed"] = torch.cat([position, state["pos_embed"]], dim=1)
+    return state | {"mask_token": torch.zeros(1, 32)}
+
+
+def giant(state: State) -> State:
+    """SwiGLU under its names in DINOv2."""
+    return {name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): value for name, value in state.items()} | {
+        "mask_token": torch.zeros(1, 32)
+    }
+
+
+def dinov3(state: State) -> State:
+    """Storage tokens, layer scales and a stored RoPE; biases of q, k, v are zero in this model."""
+    renames = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+    official = {}
+    for name, value in state.items():
+        for ours, theirs in renames.items():
+            name = name.replace(ours, theirs)
+        official[name] = value
+    more = {f"blocks.{number}.attn.qkv.bias": torch.zeros(96) for number in range(3)}
+    return official | more | {"mask_token": torch.zeros(1, 32), "rope_embed.periods": torch.ones(4)}
+
+
+def clip(state: State) -> State:
+    """OpenAI's names, half precision, and a text encoder beside."""
+    renames = {
+        "blocks.": "transformer.resblocks.", "patch_embed.proj": "conv1", "norm_pre": "ln_pre", "norm1": "ln_1",
+        "norm2": "ln_2", "norm.": "ln_post.", "qkv.": "in_proj_", "attn.proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj", "pos_embed": "positional_embedding", "cls_token": "class_embedding",
+    }  # fmt: skip
+    official = {"logit_scale": torch.tensor(4.6), "token_embedding.weight": torch.zeros(7, 32)}
+    for name, value in state.items():
+        for ours, theirs in renames.items():
+            name = name.replace(ours, theirs)
+        if name.startswith("head"):
+            if name == "head.weight":
+                official["visual.proj"] = value.T.contiguous()
+            continue
+        value = value[0] if "positional" in name else value.flatten() if "class" in name else value
+        official[f"visual.{name}"] = value
+    return official
+
+
+def save_torchscript(state: State, path: Path) -> None:
+    """As OpenAI published CLIP: a program with its tensors."""
+
+    class Empty(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    root = Empty()
+    for name, value in state.items():
+        *parents, leaf = name.split(".")
+        module = root
+        for parent in parents:
+            if not hasattr(module, parent):
+                module.add_module(parent, Empty())
+            module = getattr(module, parent)
+        module.register_parameter(leaf, nn.Parameter(value))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls the format old; the files are
+        torch.jit.script(root).save(path)
+
+
+LAYOUTS = {
+    "dino": ("dino_vits8", lambda state: state, torch.save),
+    "dinov2": ("dinov2_vits14", lambda state: state | {"mask_token": torch.zeros(1, 32)}, torch.save),
+    "dinov2 with registers": ("dinov2_vits14_reg", registers, torch.save),
+    "dinov2 giant": ("dinov2_vitg14", giant, torch.save),
+    "dinov3": ("dinov3_vits16", dinov3, torch.save),
+    "mae": ("mae_vitb16", lambda state: {"model": state}, torch.save),
+    "clip": ("maskclip_vitb16", clip, torch.save),
+    "clip as published": ("maskclip_vitb16", clip, save_torchscript),
+    "timm": ("dinov2_vits14", lambda state: state, save_file),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_as_their_makers_publish_them(monkeypatch, tmp_path, layout):
+    name, published, save = LAYOUTS[layout]
+    monkeypatch.setitem(registry.TEACHERS, name, small_spec(name))
+    native = 37 if name.startswith("dinov2") else 224 // small_spec(name).patch_size
+    teacher = small_teacher(name, (native, native))
+    if name.startswith("maskclip"):
+        teacher.model.head.bias.data.zero_()  # CLIP's projection has none
+    path = tmp_path / ("w.safetensors" if save is save_file else "w.pth")
+    save(published(dict(teacher.model.state_dict())), path)
+    loaded = load_teacher(name, image_size=teacher.image_size, weights=str(path))
+    torch.testing.assert_close(targets_of(loaded), targets_of(teacher), atol=1e-4, rtol=1e-4)
+    assert loaded.provenance.weights == "file"
+    if "registers" not in layout:  # whose class token is the sum of two
+        assert loaded.provenance.weights_sha256 == load_again(teacher, path.with_suffix(".safetensors"))
+
+
+def load_again(teacher: Teacher, path: Path) -> str:
+    save_file(teacher.model.state_dict(), path)
+    options = {"image_size": teacher.image_size, "weights": str(path)}
+    return load_teacher(teacher.name, **options).provenance.weights_sha256
+
+
+class Code:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    torch.save({"cls_token": Code(tmp_path / "ran")}, tmp_path / "w.pth")
+    with pytest.raises(TeacherError, match="holds more than tensors, which could run code"):
+        load_teacher("dinov2_vits14", weights=str(tmp_path / "w.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_in_a_torchscript_file_is_not_run(tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("w/constants.pkl", b"")
+        archive.writestr("w/data.pkl", pickle.dumps(Code(tmp_path / "ran"), protocol=2))
+    with pytest.raises(TeacherError, match=r"it names posix\.mkdir"):
+        load_teacher("dinov2_vits14", weights=str(tmp_path / "w.pt"))
+    assert not (tmp_path / "ran").exists()
+
+
+def changed(state: State, **changes) -> State:
+    state = {name: value for name, value in state.items() if name not in changes}
+    return state | {name: value for name, value in changes.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm.weight": None, "norm.bias": None}, "2 missing: norm.weight, norm.bias\\)"),
+        ({"neck.weight": torch.zeros(3)}, r"1 unexpected: neck.weight\)"),
+        ({"cls_token": torch.zeros(1, 1, 5)}, r"1 of another shape: cls_token \(1, 1, 5\), not \(1, 1, 384\)"),
+        ({f"neck.{number}": torch.zeros(1) for number in range(9)}, r"9 unexpected: neck.0, .*neck.5 …"),
+        ({"patch_embed.proj.weight": torch.zeros(384, 3, 16, 16)}, "its patches have 16 pixels, not 14"),
+    ],
+)
+def test_weights_of_another_model_are_said(tmp_path, changes, message):
+    torch.save(changed(official_dinov2_vits14(), **changes), tmp_path / "w.pth")
+    with pytest.raises(TeacherError, match=rf"w\.pth: the weights do not fit vit_small_patch14_dinov2.*{message}"):
+        load_teacher("dinov2_vits14", image_size=(28, 28), weights=str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.pth", b"", "cannot be read|damaged"),
+        ("w.pth", b"not a checkpoint", "damaged"),
+        ("w.safetensors", b"not a checkpoint", "cannot be read"),
+        ("w.pth", pickle.dumps([1, 2]), "damaged|no tensors"),
+    ],
+)
+def test_a_broken_file_is_said(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TeacherError, match=message):
+        load_teacher("dinov2_vits14", weights=str(tmp_path / name))
+
+
+def test_a_truncated_file_is_said(tmp_path, dinov2_file):
+    whole = dinov2_file.read_bytes()
+    for number, share in enumerate((0.01, 0.5, 0.999)):
+        path = tmp_path / f"{number}.pth"
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(TeacherError, match=r"Copy it again|Copy or download the file again"):
+            load_teacher("dinov2_vits14", weights=str(path))
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": torch.tensor(3)}, {"model": {"epoch": 3}}, [torch.zeros(3)]])
+def test_a_file_without_a_model_is_said(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(TeacherError, match=r"no tensors with names in it|the weights do not fit"):
+        load_teacher("dinov2_vits14", weights=str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("path", ["/nowhere.pth", "/"])
+def test_no_file_is_said(path):
+    with pytest.raises(TeacherError, match=f"{path}: the weights"):
+        load_teacher("dinov2_vits14", weights=path)
+
+
+def test_a_hub_out_of_reach_explains_the_way_out(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(import_timm(), "create_model", unreachable)
+    with pytest.raises(TeacherError, match=r"from the hub .*no network.*--weights FILE.*huggingface.*\$HF_HOME"):
+        load_teacher("dinov2_vits14")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("hub",), {"a": "hub", "b": "hub"}),
+        (("a=1.pth", "b=x=2.pth"), {"a": "1.pth", "b": "x=2.pth"}),
+        (("random", "b=2.pth"), {"a": "random", "b": "2.pth"}),
+        (("a=1.pth", "2.pth"), {"a": "1.pth", "b": "2.pth"}),
+        (("a=1.pth",), {"a": "1.pth"}),
+        ((), {}),
+    ],
+)
+def test_each_teacher_has_its_weights(given, expected):
+    assert choose_weights(("a", "b"), given) == expected
+
+
+@pytest.mark.parametrize("given", [("1.pth",), ("c=1.pth",), ("hub", "random"), ("a=1", "b=2", "hub", "random")])
+def test_weights_that_cannot_be_shared_are_said(given):
+    with pytest.raises(TeacherError, match="Give each teacher its own: --weights TEACHER=FILE"):
+        choose_weights(("a", "b"), given)
+
+
+def test_a_view_has_its_corners():
+    """What the comparisons above rest on."""
+    image, pixel = a_view()
+    assert pixel.max(axis=0).tolist() == [image.shape[0] - 1, image.shape[1] - 1]
