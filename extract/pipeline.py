@@ -87,7 +87,7 @@ class Pipeline:
         """
         num_readers = min(MAX_READERS, os.cpu_count() or 1)
         with _pool(num_readers) as readers, ThreadPoolExecutor(1) as writers:
-            depth = max(self.batch_sizes.values(), default=1)
+            depth = max(num_readers, self._frames_of_a_batch(blocks))
             prepared = _ahead(readers, self._prepare, self._frames_of(blocks), depth)
             writing = None
             for block in blocks:
@@ -99,6 +99,11 @@ class Pipeline:
                 writing = writers.submit(self._write, task, *computed)
             if writing is not None:
                 yield writing.result()
+
+    def _frames_of_a_batch(self, blocks: Sequence[Block]) -> int:
+        """So many are read while a teacher sees the batch before."""
+        views = max((len(self.dataset.frames[block.start].views) for block in blocks[:1]), default=1)
+        return -(-max(self.batch_sizes.values(), default=1) // max(1, views))
 
     def _frames_of(self, blocks: Iterable[Block]) -> Iterator[tuple[BlockTask, int]]:
         store = self.writer.store

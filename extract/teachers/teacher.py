@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -16,6 +17,8 @@ from .features import Feature, FeatureReader
 from .pos_embed import PosEmbed
 from .registry import TeacherSpec, find_teacher
 from .weights import build_model, weights_sha256
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -124,19 +127,14 @@ def load_teacher(
         TeacherError: unknown name or feature, an image size that does not fit, weights missing or not fitting.
     """
     spec = find_teacher(name)
-    image_size = image_size or spec.image_size
-    pos_embed = pos_embed or spec.pos_embed
+    image_size, pos_embed = image_size or spec.image_size, pos_embed or spec.pos_embed
+    wanted = Feature.parse(feature or spec.feature)
     _check_image_size(name, spec, image_size)
-    if pos_embed == "official" and spec.official_pos_embed is None:
-        raise TeacherError(
-            f"no official way to resize the position embeddings of {name} is known",
-            where="--pos-embed",
-            fix="Use --pos-embed timm.",
-        )
-    parsed = Feature.parse(feature or spec.feature)
+    _check_pos_embed(name, spec, pos_embed)
+    if spec.for_research_only and weights != "random":
+        logger.warning("the weights of %s are not for commercial use (%s)", name, spec.licence)
     model = build_model(spec, image_size, weights, pos_embed)
-    reader = FeatureReader(parsed.resolved(len(model.blocks)), model)
-    block = model.blocks[-1]
+    reader, block = FeatureReader(wanted.resolved(len(model.blocks)), model), model.blocks[-1]
     provenance = TeacherProvenance(
         teacher=name,
         model=spec.timm_name,
@@ -150,7 +148,7 @@ def load_teacher(
         std=spec.std or tuple(model.pretrained_cfg["std"]),
         activation=type(getattr(block.mlp, "act", None)).__name__,
         norm_eps=getattr(block.norm1, "eps", 0.0),
-        pos_embed=pos_embed if spec.official_pos_embed != "timm" else "timm",
+        pos_embed="timm" if spec.official_pos_embed == "timm" else pos_embed,
         precision=precision,
     )
     return Teacher(reader, provenance, torch.device(device))
@@ -172,3 +170,12 @@ def _check_image_size(name: str, spec: TeacherSpec, image_size: tuple[int, int])
         where="--image-size",
         fix=f"The nearest valid sizes: {', '.join(valid)}.",
     )
+
+
+def _check_pos_embed(name: str, spec: TeacherSpec, pos_embed: PosEmbed) -> None:
+    if pos_embed == "official" and spec.official_pos_embed is None:
+        raise TeacherError(
+            f"no official way to resize the position embeddings of {name} is known",
+            where="--pos-embed",
+            fix="Use --pos-embed timm.",
+        )

@@ -128,7 +128,6 @@ def _with_weights(spec: TeacherSpec, options: dict, weights: str) -> torch.nn.Mo
     if weights == "hub":
         return _from_hub(spec, options)
     tensors = read_checkpoint(Path(weights))
-    _check_patch_size(spec, tensors, weights)
     # Through the overlay, timm converts official files as it does those of the hub; `checkpoint_path=` would not.
     try:
         model = timm.create_model(
@@ -139,6 +138,7 @@ def _with_weights(spec: TeacherSpec, options: dict, weights: str) -> torch.nn.Mo
     except Exception as error:  # timm's conversions presume much
         raise _does_not_fit(spec, weights, _first_line(error)) from None
     model.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
+    _check_patch_size(spec, model, tensors, weights)
     return model
 
 
@@ -156,11 +156,14 @@ def _from_hub(spec: TeacherSpec, options: dict) -> torch.nn.Module:
         ) from error
 
 
-def _check_patch_size(spec: TeacherSpec, tensors: dict[str, torch.Tensor], weights: str) -> None:
-    """timm would resample the patch embedding of another model without a word."""
+def _check_patch_size(
+    spec: TeacherSpec, model: torch.nn.Module, tensors: dict[str, torch.Tensor], weights: str
+) -> None:
+    """timm resamples the patch embedding of another model without a word."""
+    expected = model.patch_embed.proj.weight.shape[-1] if hasattr(model.patch_embed, "proj") else None
     for name, tensor in tensors.items():
-        if name.endswith(("patch_embed.proj.weight", "visual.conv1.weight")) and tensor.shape[-1] != spec.patch_size:
-            raise _does_not_fit(spec, weights, f"its patches have {tensor.shape[-1]} pixels, not {spec.patch_size}")
+        if name.endswith(("patch_embed.proj.weight", "visual.conv1.weight")) and tensor.shape[-1] != expected:
+            raise _does_not_fit(spec, weights, f"its patches have {tensor.shape[-1]} pixels, not {expected}")
 
 
 def _mismatch(spec: TeacherSpec, weights: str, message: str) -> TeacherError:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from scalr.errors import TeacherError
-from scalr.extract.teachers import load_teacher
+from scalr.extract.teachers import load_teacher, registry
 from scalr.extract.teachers.batch_size import LARGEST, fitting_batch_size, free_memory
+from small_teachers import small_spec, small_teacher
 
 
 def tiny_teacher(**options):
@@ -116,3 +118,12 @@ def test_a_gpu_that_is_too_small_is_said(teacher, monkeypatch):
     monkeypatch.setattr(teacher, "_read", too_large)
     with pytest.raises(TeacherError, match=r"3 images at once are too many.*smaller --batch-size"):
         teacher.patch_maps(torch.zeros(3, 3, 28, 42))
+
+
+@pytest.mark.parametrize(("name", "says"), [("mae_vitb16", True), ("dino_vitb16", False)])
+def test_weights_that_are_not_for_commercial_use_say_so(tmp_path, caplog, monkeypatch, name, says):
+    monkeypatch.setitem(registry.TEACHERS, name, small_spec(name))
+    save_file(small_teacher(name).model.state_dict(), tmp_path / "w.safetensors")
+    assert not caplog.text
+    load_teacher(name, image_size=(48, 80), weights=str(tmp_path / "w.safetensors"))
+    assert ("not for commercial use (CC-BY-NC-4.0)" in caplog.text) == says
