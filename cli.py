@@ -102,7 +102,6 @@ def main(quiet: bool) -> None:
     logger = logging.getLogger(__package__)  # ours only: other libraries keep their own ways
     logger.handlers = [handler]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the failure itself is reported
 
 
 def show_teachers(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 import re
 from pathlib import Path
@@ -14,6 +15,8 @@ from .pos_embed import PosEmbed, resize_officially
 from .registry import TeacherSpec
 from .timm_import import import_timm
 from .torchscript import is_torchscript, read_torchscript
+
+logger = logging.getLogger(__name__)
 
 RANDOM_SEED = 0  # of `--weights random`
 LISTED_KEYS = 6  # of each kind, in an error
@@ -144,7 +147,10 @@ def _with_weights(spec: TeacherSpec, options: dict, weights: str) -> torch.nn.Mo
 
 def _from_hub(spec: TeacherSpec, options: dict) -> torch.nn.Module:
     from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.utils import logging as hub_logging
 
+    hub_logging.set_verbosity_error()  # twelve lines of retries; the failure itself is reported
+    logger.info("weights of %s: from %s, else from the hub", spec.timm_name, HF_HUB_CACHE)
     try:
         return import_timm().create_model(spec.timm_name, pretrained=True, **options)
     except Exception as error:  # timm, torch, safetensors and the hub each raise their own

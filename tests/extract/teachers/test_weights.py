@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -312,6 +313,24 @@ def test_a_hub_out_of_reach_explains_the_way_out(monkeypatch):
     monkeypatch.setattr(import_timm(), "create_model", unreachable)
     with pytest.raises(TeacherError, match=r"from the hub .*no network.*--weights FILE.*huggingface.*\$HF_HOME"):
         load_teacher("dinov2_vits14")
+
+
+def test_weights_of_the_hub_are_those_of_its_file(monkeypatch, tmp_path):
+    """From the hub's own cache, without a network."""
+    from huggingface_hub import constants
+
+    name, commit = "dino_vits8", "0" * 40
+    monkeypatch.setitem(registry.TEACHERS, name, small_spec(name))
+    repository = tmp_path / f"models--timm--{small_spec(name).timm_name}"
+    file = repository / "snapshots" / commit / "model.safetensors"
+    for path in (file, repository / "refs" / "main"):
+        path.parent.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    save_file(small_teacher(name, (28, 28)).model.state_dict(), file)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub, own = (load_teacher(name, image_size=(40, 64), weights=each).provenance for each in ("hub", str(file)))
+    assert hub == replace(own, weights="hub")
 
 
 @pytest.mark.parametrize(
