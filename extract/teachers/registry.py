@@ -141,7 +141,7 @@ def find_teacher(name: str) -> TeacherSpec:
 
 def list_teachers() -> str:
     """A table of all names for people."""
-    lines = [f"{'name':<24}{'patch':>6}{'dim':>6}{'parameters':>12}  {'weights':<16}image size"]
+    lines = [f"{'name':<24}{'patch':>6}{'dim':>6}{'parameters':>12}  {'licence':<16}image size"]
     for name, spec in TEACHERS.items():
         dim = 512 if spec.feature == "maskclip" else spec.dim
         height, width = spec.image_size

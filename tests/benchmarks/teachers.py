@@ -29,7 +29,7 @@ from scalr.extract.teachers import TEACHERS, Teacher, load_teacher
 TOO_LARGE = 3000  # million parameters, for 24 GB
 LONG_S = 3.0  # a forward pass this long is run once
 ENCODING = Encoding("patch", "int8")
-FRAMES = 4  # of an extraction; one where a teacher is slow
+FRAMES = 4  # of an extraction; fewer where a teacher is slow
 
 
 def with_layer_scales(teacher: Teacher) -> Teacher:
@@ -92,7 +92,7 @@ def share_of_teacher(teacher: Teacher, dataset, images: torch.Tensor) -> float:
     ratios = []
     for _ in range(3):
         alone = forward_seconds(teacher, images)
-        frames = 1 if alone > LONG_S else FRAMES
+        frames = max(1, min(FRAMES, round(FRAMES * 2 * LONG_S / alone)))
         ratios.append(frames * alone / extraction_seconds([teacher], dataset, frames))
         if alone > LONG_S:
             break

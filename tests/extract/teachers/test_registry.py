@@ -4,6 +4,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from doc_examples import example
 from scalr.cli import main
 from scalr.errors import TeacherError
 from scalr.extract.teachers import TEACHERS, registry
@@ -62,8 +63,11 @@ def test_what_is_no_teacher_is_said(name, message):
 
 
 def test_the_list_has_every_name():
-    table = CliRunner().invoke(main, ["extract", "--list-teachers"]).output.splitlines()
+    """On the command line, and in docs/teachers.md."""
+    shown = CliRunner().invoke(main, ["extract", "--list-teachers"]).output
+    table = shown.splitlines()
     assert [line.split()[0] for line in table[1 : 1 + len(TEACHERS)]] == list(TEACHERS)
     assert next(line for line in table if line.startswith("mae_vitl16")).split() == [
         *("mae_vitl16", "16", "1024", "304", "M", "CC-BY-NC-4.0", "224x448")
     ]
+    assert example("teachers.md", "text") == shown
