@@ -60,17 +60,18 @@ class StoreReport:
         """A table for people."""
         splits = ", ".join(f"{source['dataset']} {source['split']}" for source in self.sources) or "nothing yet"
         total_pairs = sum(self.pairs.values())
+        width = 2 + max(len(name) for name in ("scans and pairs", *self.teachers, *self.pairs))
         lines = [
             f"{self.path}: {splits}; {self.frames:,} frames, {self.views:,} views, {total_pairs:,} pairs",
             f"{readable_bytes(self.bytes)} in {self.files:,} files,"
             f" {self.bytes / max(1, total_pairs):.1f} bytes a pair",
             "",
-            f"{'':<18}{'blocks':>13}{'size':>10}{'bytes/pair':>12}{'files':>8}  kept as",
-            _row("scans and pairs", self.scans, self.num_blocks, self.scans.bytes / max(1, total_pairs), ""),
+            f"{'':<{width}}{'blocks':>13}{'size':>10}{'bytes/pair':>12}{'files':>8}  kept as",
+            _row(width, "scans and pairs", self.scans, self.num_blocks, self.scans.bytes / max(1, total_pairs), ""),
         ]
         for name, targets in self.teachers.items():
-            lines.append(_row(name, targets, self.num_blocks, targets.bytes_per_pair, _kept_as(targets)))
-        lines += ["", *(f"{camera:<18}{count:>13,} pairs" for camera, count in self.pairs.items())]
+            lines.append(_row(width, name, targets, self.num_blocks, targets.bytes_per_pair, _kept_as(targets)))
+        lines += ["", *(f"{camera:<{width}}{count:>13,} pairs" for camera, count in self.pairs.items())]
         for name, kind in {"scans": self.scans, **self.teachers}.items():
             if kind.missing_blocks:
                 lines.append(f"missing {name}: {len(kind.missing_blocks)} blocks, {_ranges(kind.missing_blocks)}")
@@ -161,10 +162,10 @@ def readable_bytes(number: float) -> str:
     return f"{number:.3g} TB"
 
 
-def _row(name: str, kind: KindReport, num_blocks: int, bytes_per_pair: float, kept_as: str) -> str:
+def _row(width: int, name: str, kind: KindReport, num_blocks: int, bytes_per_pair: float, kept_as: str) -> str:
     blocks = f"{kind.committed_blocks} of {num_blocks}"
     size = readable_bytes(kind.bytes)
-    return f"{name:<18}{blocks:>13}{size:>10}{bytes_per_pair:>12.1f}{kind.files:>8}  {kept_as}".rstrip()
+    return f"{name:<{width}}{blocks:>13}{size:>10}{bytes_per_pair:>12.1f}{kind.files:>8}  {kept_as}".rstrip()
 
 
 def _kept_as(targets: TargetsReport) -> str:

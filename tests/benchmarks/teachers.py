@@ -27,7 +27,7 @@ from scalr.extract.preparation import Selection, prepare_frame
 from scalr.extract.teachers import TEACHERS, Teacher, load_teacher
 
 TOO_LARGE = 3000  # million parameters, for 24 GB
-LONG_S = 3.0  # a forward pass this long is run once
+LONG_S = 4.0  # a forward pass this long is run once
 ENCODING = Encoding("patch", "int8")
 FRAMES = 4  # of an extraction; fewer where a teacher is slow
 
