@@ -18,8 +18,9 @@ install: .venv/installed
 demo: install
 	$(BIN)/scalr demo --out demo
 
+# By file, so that what a module's tests share is made once.
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/pytest -m slow
