@@ -102,7 +102,7 @@ class Pipeline:
 
     def _frames_of_a_batch(self, blocks: Sequence[Block]) -> int:
         """So many are read while a teacher sees the batch before."""
-        views = max((len(self.dataset.frames[block.start].views) for block in blocks[:1]), default=1)
+        views = len(self.dataset.frames[blocks[0].start].views) if blocks else 0
         return -(-max(self.batch_sizes.values(), default=1) // max(1, views))
 
     def _frames_of(self, blocks: Iterable[Block]) -> Iterator[tuple[BlockTask, int]]:
