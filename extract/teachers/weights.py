@@ -93,8 +93,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         ) from None
     except pickle.UnpicklingError as error:
         raise TeacherError(
-            "the file is damaged, or holds more than tensors, which could run code"
-            f" ({str(error).splitlines()[0][:200]})",
+            f"the file is damaged, or holds more than tensors, which could run code{_what_it_names(error)}",
             where=path,
             fix="Copy it again, or save the model's state_dict alone.",
         ) from None
@@ -110,6 +109,12 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     if not tensors:
         raise TeacherError("there are no tensors with names in it", where=path, fix="Pass a model's checkpoint.")
     return tensors
+
+
+def _what_it_names(error: pickle.UnpicklingError) -> str:
+    """The class or function in the way; the rest of torch's message tells how to load the file all the same."""
+    found = re.search(r"(?:GLOBAL|it names) (\S+)", str(error))
+    return f" (it names {found[1]})" if found else ""
 
 
 def _read(path: Path) -> object:

@@ -232,7 +232,7 @@ class Code:
 
 def test_code_in_a_file_is_not_run(tmp_path):
     torch.save({"cls_token": Code(tmp_path / "ran")}, tmp_path / "w.pth")
-    with pytest.raises(TeacherError, match="holds more than tensors, which could run code"):
+    with pytest.raises(TeacherError, match=r"holds more than tensors, which could run code \(it names \w+\.mkdir\)"):
         load_teacher("dinov2_vits14", weights=str(tmp_path / "w.pth"))
     assert not (tmp_path / "ran").exists()
 
