@@ -264,6 +264,28 @@ def distill(recipe: str, overrides: tuple[str, ...], **options) -> None:
     )
 
 
+@main.command()
+@click.argument("source", type=path)
+@click.argument("target", type=path)
+@click.option("--recipe", default="scalr_wi256", show_default=True, help="Whose inputs an official model reads.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Such as inputs.fov_min_m=[-50,-50,-3].")
+@click.option(
+    "--activation", type=click.Choice(["relu", "gelu"]),
+    help="Of an official model.  [default: gelu with a 2-layer head, as in ScaLR+, else relu]",
+)  # fmt: skip
+def convert(source: Path, target: Path, recipe: str, overrides: tuple[str, ...], activation: str | None) -> None:
+    """Turn an official checkpoint (.pth) into a student (.safetensors), or a student into an official checkpoint.
+
+    \b
+    scalr convert ckpt_last.pth student.safetensors
+    scalr convert student.safetensors ckpt_last.pth
+    """
+    from .distill.convert import convert as run
+    from .distill.recipes import load_recipe
+
+    click.echo(run(source, target, load_recipe(recipe, overrides).inputs, activation))
+
+
 @main.group()
 def evaluate() -> None:
     """Measure a student."""

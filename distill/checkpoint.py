@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..checkpoint_files import first_line
 from ..errors import StudentError
 from .inputs import InputConfig
 from .waffleiron import Student, WaffleIronConfig
@@ -24,6 +25,9 @@ def save_student(student: Student, path: str | Path, provenance: dict) -> None:
         student: any device; stored from the CPU.
         path: of the `.safetensors` file.
         provenance: what it was trained on and how, plain JSON values.
+
+    Raises:
+        StudentError: the file cannot be written.
     """
     path = Path(path)
     header = {
@@ -38,6 +42,10 @@ def save_student(student: Student, path: str | Path, provenance: dict) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise StudentError(
+            f"the student cannot be written ({first_line(error)})", where=path, fix="Choose another path."
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ Letters in shapes: M points, C width, D output channels, K neighbours, B scans, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from .inputs import POINT_FEATURES, InputConfig, PackedBatch, evaluation_input, 
 
 Norm = Literal["batch", "layer"]
 Activation = Literal["relu", "gelu"]
-Head = Literal["linear", "mlp"]
+Head = Literal["linear", "mlp", "probe"]  # of ScaLR, of ScaLR+, and of models probed or finetuned for classes
 
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
@@ -169,7 +170,8 @@ class WaffleIron(nn.Module):
 
     def forward(self, tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Tokens (M, C) -> (M, C); layer l works on plane l mod the number of planes."""
-        planes = [_PlaneCells.of(batch, p, tokens.dtype) for p in range(len(batch.crop_shapes))]
+        cells = _OccupiedCells if tokens.device.type == "cpu" else _CroppedPlane
+        planes = [cells.of(batch, plane) for plane in range(len(batch.crop_shapes))]
         keep = _KeepRows(batch, self.stochastic_depth if self.training else 0.0)
         for layer, (spatial, channel) in enumerate(zip(self.spatial_mix, self.channel_mix, strict=True)):
             tokens = spatial(tokens, planes[layer % len(planes)], keep)
@@ -190,9 +192,9 @@ class SpatialMix(nn.Module):
         )
         self.scale = LayerScale(config.width)
 
-    def forward(self, tokens: torch.Tensor, plane: _PlaneCells, keep: _KeepRows) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, plane: _CroppedPlane | _OccupiedCells, keep: _KeepRows) -> torch.Tensor:
         # The scale acts on channels alone: applied to the points read, not to every cell of the plane.
-        return self.scale.add(tokens, keep(plane.read(self.ffn(plane.mean(self.norm(tokens))))))
+        return self.scale.add(tokens, keep(plane.mix(self.norm(tokens), self.ffn)))
 
 
 class ChannelMix(nn.Module):
@@ -209,7 +211,12 @@ class ChannelMix(nn.Module):
         self.scale = LayerScale(config.width)
 
     def forward(self, tokens: torch.Tensor, keep: _KeepRows) -> torch.Tensor:
-        return self.scale.add(tokens, keep(self.mlp(self.norm(tokens))))
+        if self.training or torch.is_grad_enabled():
+            return self.scale.add(tokens, keep(self.mlp(self.norm(tokens))))
+        # Nothing depends on all points: chunk by chunk, in place, what is between the layers stays in the cache.
+        for rows in tokens.split(EVAL_CHUNK):
+            rows.copy_(self.scale.add(rows, self.mlp(self.norm(rows))))
+        return tokens
 
 
 class LayerScale(nn.Module):
@@ -225,7 +232,7 @@ class LayerScale(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class _PlaneCells:
+class _CroppedPlane:
     """Between points and one plane's dense (B, h, w) grid of crops, the same for every layer on that plane."""
 
     index: torch.Tensor  # (M,) int64 cell of each point
@@ -233,21 +240,52 @@ class _PlaneCells:
     shape: tuple[int, int, int]  # (B, h, w)
 
     @classmethod
-    def of(cls, batch: PackedBatch, plane: int, dtype: torch.dtype) -> _PlaneCells:
+    def of(cls, batch: PackedBatch, plane: int) -> _CroppedPlane:
         shape, index = (batch.num_scans, *batch.crop_shapes[plane]), batch.cells[plane]
-        ones = torch.ones(len(index), dtype=dtype, device=index.device)
-        counts = ones.new_zeros(shape).view(-1).index_add_(0, index, ones)
-        return cls(index, (1 / (counts[index] + 1e-6)).unsqueeze(1), shape)
+        counts = torch.zeros(math.prod(shape), dtype=torch.int64, device=index.device)
+        counts.index_add_(0, index, torch.ones_like(index))
+        return cls(index, _mean_weight(counts[index]), shape)
 
-    def mean(self, rows: torch.Tensor) -> torch.Tensor:
-        """(M, C) -> (B, C, h, w) means of the cells, zero where empty; channels last, as the rows are added."""
+    def mix(self, rows: torch.Tensor, ffn: nn.Sequential) -> torch.Tensor:
+        """(M, C) -> (M, C): means of the cells, zero where empty, through the convolutions, read by each point."""
         grid = rows.new_zeros(*self.shape, rows.shape[1])
         grid.view(-1, rows.shape[1]).index_add_(0, self.index, rows * self.weight.to(rows.dtype))
-        return grid.permute(0, 3, 1, 2)
+        mixed = ffn(grid.permute(0, 3, 1, 2))  # channels last, as the rows are added
+        return mixed.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, self.index)
 
-    def read(self, grid: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) -> (M, C): every point's cell."""
-        return grid.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, self.index)
+
+@dataclass(frozen=True, eq=False)
+class _OccupiedCells:
+    """The same as `_CroppedPlane` on a CPU: only the cells that hold points, and those that they reach."""
+
+    index: torch.Tensor  # (M,) int64 occupied cell of each point
+    weight: torch.Tensor  # (M, 1) 1 / (points in its cell + 1e-6)
+    to_reached: torch.Tensor  # (T, 9) int32 taps of the first convolution
+    to_occupied: torch.Tensor  # (S, 9) int32 taps of the second
+
+    @classmethod
+    def of(cls, batch: PackedBatch, plane: int) -> _OccupiedCells:
+        from .cpu_kernels import occupied_cells  # numba is not needed on a GPU
+
+        shape = (batch.num_scans, *batch.crop_shapes[plane])
+        index, counts, to_reached, to_occupied = occupied_cells(batch.cells[plane], shape)
+        return cls(index, _mean_weight(counts[index]), to_reached, to_occupied)
+
+    def mix(self, rows: torch.Tensor, ffn: nn.Sequential) -> torch.Tensor:
+        """(M, C) -> (M, C), as `_CroppedPlane.mix`."""
+        from .cpu_kernels import depthwise
+
+        first, activation, second = ffn
+        means = rows.new_zeros(len(self.to_occupied), rows.shape[1])
+        means.index_add_(0, self.index, rows * self.weight.to(rows.dtype))
+        reached = activation(depthwise(means, first.weight, first.bias, self.to_reached, self.to_occupied))
+        mixed = depthwise(reached, second.weight, second.bias, self.to_occupied, self.to_reached)
+        return mixed.index_select(0, self.index)
+
+
+def _mean_weight(counts: torch.Tensor) -> torch.Tensor:
+    """(M,) int64 points in each point's cell -> (M, 1) float64 weight of its mean, as the official code has it."""
+    return (1 / (counts.double() + 1e-6)).unsqueeze(1)
 
 
 class _KeepRows:
@@ -271,9 +309,19 @@ class _KeepRows:
         return residual * factor[self.scan_of_row]
 
 
+def probe_head(width: int, num_classes: int) -> nn.Module:
+    """The head of official probing and finetuning: tokens (M, width) -> logits (M, num_classes), all zero at first."""
+    linear = nn.Linear(width, num_classes)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.BatchNorm1d(width), linear)
+
+
 def _head(config: WaffleIronConfig) -> nn.Module:
     if config.head == "linear":
         return nn.Linear(config.width, config.out_channels)
+    if config.head == "probe":
+        return probe_head(config.width, config.out_channels)
     return nn.Sequential(
         nn.Linear(config.width, HEAD_HIDDEN), nn.ReLU(inplace=True), nn.Linear(HEAD_HIDDEN, config.out_channels)
     )

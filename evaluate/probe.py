@@ -18,7 +18,7 @@ from ..distill.checkpoint import load_student, student_provenance
 from ..distill.dataset import EpochLoader
 from ..distill.inputs import evaluation_input, pack
 from ..distill.training import TrainingConfig, train
-from ..distill.waffleiron import Student
+from ..distill.waffleiron import Student, probe_head
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
@@ -112,7 +112,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
         for split in (config.train_split, config.val_split)
     )
     logger.info("probing %s on %d frames", config.student, len(training_set.frames))
-    head = new_head(student.width, len(training_set.class_names)).to(device)
+    head = probe_head(student.width, len(training_set.class_names)).to(device)
     losses = _train_head(student, head, training_set, config, device)
     confusion = score(student, head.eval(), validation_set, device)
     result = ProbeResult(
@@ -124,14 +124,6 @@ def probe(config: ProbeConfig) -> ProbeResult:
     )
     _write_result(result, config)
     return result
-
-
-def new_head(width: int, num_classes: int) -> nn.Module:
-    """The probe of the official code: (M, width) tokens -> (M, num_classes) logits, all zero at first."""
-    linear = nn.Linear(width, num_classes)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.BatchNorm1d(width), linear)
 
 
 def score(student: Student, head: nn.Module, dataset: Dataset, device: torch.device) -> np.ndarray:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 import re
 from pathlib import Path
 
 import torch
 
+from ...checkpoint_files import explained, first_line, listed
 from ...errors import TeacherError
 from .pos_embed import PosEmbed, resize_officially
 from .registry import TeacherSpec
@@ -19,7 +19,6 @@ from .torchscript import is_torchscript, read_torchscript
 logger = logging.getLogger(__name__)
 
 RANDOM_SEED = 0  # of `--weights random`
-LISTED_KEYS = 6  # of each kind, in an error
 WRAPPERS = ("model", "state_dict")  # under which official files keep the tensors
 
 
@@ -85,22 +84,8 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         TeacherError: a file that is missing, damaged, or holds anything else than tensors.
     """
-    try:
+    with explained(path, TeacherError, missing="Pass --weights with a checkpoint file or 'random'."):
         checkpoint = _read(path)
-    except FileNotFoundError:
-        raise TeacherError(
-            "the weights file is missing", where=path, fix="Pass --weights with a checkpoint file or 'random'."
-        ) from None
-    except pickle.UnpicklingError as error:
-        raise TeacherError(
-            f"the file is damaged, or holds more than tensors, which could run code{_what_it_names(error)}",
-            where=path,
-            fix="Copy it again, or save the model's state_dict alone.",
-        ) from None
-    except Exception as error:  # torch, zipfile and safetensors each raise their own
-        raise TeacherError(
-            f"the weights cannot be read ({_first_line(error)})", where=path, fix="Copy or download the file again."
-        ) from None
     for wrapper in WRAPPERS:
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(wrapper), dict):
             checkpoint = checkpoint[wrapper]
@@ -109,12 +94,6 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     if not tensors:
         raise TeacherError("there are no tensors with names in it", where=path, fix="Pass a model's checkpoint.")
     return tensors
-
-
-def _what_it_names(error: pickle.UnpicklingError) -> str:
-    """The class or function in the way; the rest of torch's message tells how to load the file all the same."""
-    found = re.search(r"(?:GLOBAL|it names) (\S+)", str(error))
-    return f" (it names {found[1]})" if found else ""
 
 
 def _read(path: Path) -> object:
@@ -144,7 +123,7 @@ def _with_weights(spec: TeacherSpec, options: dict, weights: str) -> torch.nn.Mo
     except RuntimeError as error:
         raise _mismatch(spec, weights, str(error)) from None
     except Exception as error:  # timm's conversions presume much
-        raise _does_not_fit(spec, weights, _first_line(error)) from None
+        raise _does_not_fit(spec, weights, first_line(error)) from None
     model.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
     _check_patch_size(spec, model, tensors, weights)
     return model
@@ -160,7 +139,7 @@ def _from_hub(spec: TeacherSpec, options: dict) -> torch.nn.Module:
         return import_timm().create_model(spec.timm_name, pretrained=True, **options)
     except Exception as error:  # timm, torch, safetensors and the hub each raise their own
         raise TeacherError(
-            f"its weights cannot be had from the hub ({_first_line(error)})",
+            f"its weights cannot be had from the hub ({first_line(error)})",
             where=spec.timm_name,
             fix="Fetch them where there is a network, then pass --weights FILE, or copy the cache in which timm looks"
             f" first, {HF_HUB_CACHE} ($HF_HOME moves it); --weights random makes a trial.",
@@ -185,12 +164,7 @@ def _mismatch(spec: TeacherSpec, weights: str, message: str) -> TeacherError:
         "unexpected": _quoted(r"Unexpected key\(s\) in state_dict: (.*)", message),
         "of another shape": [f"{name} ({found}), not ({expected})" for name, found, expected in shapes],
     }
-    found = [
-        f"{len(keys)} {kind}: {', '.join(keys[:LISTED_KEYS])}{' …' if len(keys) > LISTED_KEYS else ''}"
-        for kind, keys in kinds.items()
-        if keys
-    ]
-    return _does_not_fit(spec, weights, "; ".join(found) or message.splitlines()[0])
+    return _does_not_fit(spec, weights, listed(kinds) or message.splitlines()[0])
 
 
 def _quoted(pattern: str, message: str) -> list[str]:
@@ -204,7 +178,3 @@ def _does_not_fit(spec: TeacherSpec, weights: str, reason: str) -> TeacherError:
         where=weights,
         fix="Pass the official or timm checkpoint of this very teacher.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else 'no reason given'}"

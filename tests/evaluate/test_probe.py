@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from scalr.distill.checkpoint import save_student
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.waffleiron import Student, WaffleIronConfig, probe_head
 from scalr.errors import DatasetError
 from scalr.evaluate import probe as probing
-from scalr.evaluate.probe import ProbeConfig, new_head, probe, score
+from scalr.evaluate.probe import ProbeConfig, probe, score
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
 
@@ -71,7 +71,7 @@ def test_predictions_go_to_every_raw_point_by_the_nearest_kept_one(student_file,
 
 
 def test_the_head_starts_at_zero():
-    assert not new_head(8, 16)(torch.randn(20, 8)).any()
+    assert not probe_head(8, 16)(torch.randn(20, 8)).any()
 
 
 def test_labels_of_another_length_are_said(student_file, synthetic_world, tmp_path):

@@ -1,0 +1,58 @@
+"""What can be wrong with a file of tensors, said to people."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import ScalrError
+
+LISTED_KEYS = 12  # of each kind, in an error
+
+
+@contextmanager
+def explained(path: Path, error: type[ScalrError], *, missing: str) -> Iterator[None]:
+    """Turn whatever torch, zipfile or safetensors raise while they read `path` into an `error`.
+
+    Args:
+        path: of the checkpoint.
+        error: which kind of ScalrError.
+        missing: what to do where there is no such file.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise error("the weights file is missing", where=path, fix=missing) from None
+    except pickle.UnpicklingError as problem:
+        raise error(
+            f"the file is damaged, or holds more than tensors, which could run code{_what_it_names(problem)}",
+            where=path,
+            fix="Copy it again, or save the model's state_dict alone.",
+        ) from None
+    except Exception as problem:  # each library has its own
+        raise error(
+            f"the weights cannot be read ({first_line(problem)})", where=path, fix="Copy or download the file again."
+        ) from None
+
+
+def first_line(error: Exception) -> str:
+    """Kind and first line of an error of a library."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else 'no reason given'}"
+
+
+def listed(kinds: Mapping[str, Sequence[str]]) -> str:
+    """How many keys are of each kind, and the first of them: "2 missing: embed.norm.weight, embed.norm.bias"."""
+    return "; ".join(
+        f"{len(keys)} {kind}: {', '.join(keys[:LISTED_KEYS])}{' …' if len(keys) > LISTED_KEYS else ''}"
+        for kind, keys in kinds.items()
+        if keys
+    )
+
+
+def _what_it_names(error: pickle.UnpicklingError) -> str:
+    """The class or function in the way; the rest of torch's message tells how to load the file all the same."""
+    found = re.search(r"(?:GLOBAL|it names) (\S+)", str(error))
+    return f" (it names {found[1]})" if found else ""

@@ -1,0 +1,182 @@
+"""Official checkpoints of ScaLR, ScaLR+ and WaffleIron to students, and students to official checkpoints.
+
+The official files (valeoai/ScaLR, valeoai/WaffleIron) have our names; what differs is their shapes, linear layers being
+1x1 convolutions there, the dictionary around them, and a "module." before each name after distributed training. They
+hold neither activation nor planes nor field of view: these come from the caller.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..checkpoint_files import explained, first_line, listed
+from ..errors import StudentError
+from .checkpoint import load_student, save_student
+from .inputs import POINT_FEATURES, InputConfig
+from .waffleiron import Activation, Head, Student, WaffleIronConfig
+
+WRAPPERS = ("model_point", "model_points", "net")  # of ScaLR, of its first release, of WaffleIron and finetuned models
+PREFIX = "module."
+PLUS = {"activation": "gelu", "stochastic_depth": 0.2}  # of ScaLR+, which is known by its 2-layer head
+
+
+def convert(source: Path, target: Path, inputs: InputConfig | None, activation: Activation | None = None) -> str:
+    """An official `.pth` file to a `.safetensors` student, or back, by the suffix of `target`.
+
+    Args:
+        source, target: files of the two kinds.
+        inputs, activation: see `read_official`.
+
+    Returns:
+        A sentence that says what was made.
+
+    Raises:
+        StudentError: what is wrong with either file.
+    """
+    if target.exists():
+        raise StudentError("a file is there already", where=target, fix="Choose another name.")
+    if (source.suffix == ".safetensors") == (target.suffix == ".safetensors"):
+        raise StudentError(
+            f"it would be made from '{source.name}', a file of the same kind",
+            where=target,
+            fix="Name one file .safetensors, the student, and the other one .pth, the official checkpoint.",
+        )
+    if target.suffix == ".safetensors":
+        student = read_official(source, inputs, activation)
+        save_student(student, target, {"converted_from": {"file": source.name, "sha256": _sha256(source)}})
+    else:
+        student = load_student(source)
+        write_official(student, target)
+    config = student.config
+    return (
+        f"{target}: WI-{config.depth}-{config.width}, {config.norm} norm, {config.activation}, "
+        f"{config.head} head with {config.out_channels} outputs"
+    )
+
+
+def read_official(path: Path, inputs: InputConfig | None = None, activation: Activation | None = None) -> Student:
+    """A student with the weights of an official `.pth` file, in eval mode on the CPU.
+
+    Args:
+        path: of a pretrained, probed, finetuned or supervised model; nothing that it holds is run.
+        inputs: voxels, field of view and planes, which the file does not hold; ScaLR's where left out.
+        activation: nor this one; where left out, GELU for a 2-layer head, as in ScaLR+, else ReLU.
+
+    Raises:
+        StudentError: a file that is missing, damaged or of another model, its missing and unexpected keys listed.
+    """
+    tensors = {name: _as_rows(name, value) for name, value in _state_dict(path).items()}
+    config = _config(tensors, path)
+    if activation:
+        config = replace(config, activation=activation)
+    with torch.random.fork_rng(devices=[]):
+        student = Student(config, inputs)
+    expected = student.state_dict()
+    differences = {
+        "missing": sorted(expected.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
+            for name, value in expected.items()
+            if name in tensors and tensors[name].shape != value.shape
+        ],
+    }
+    if any(differences.values()):
+        raise _not_a_student(path, listed(differences))
+    student.load_state_dict(tensors)
+    return student.eval()
+
+
+def write_official(student: Student, path: Path) -> None:
+    """Write a student aside and rename it into place, as both ScaLR's and WaffleIron's scripts load it.
+
+    Raises:
+        StudentError: the file cannot be written.
+    """
+    tensors = {name: _as_convolution(name, value.cpu()) for name, value in student.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # ScaLR reads "model_point", WaffleIron "net"; torch stores tensors that are shared once.
+        torch.save({"model_point": tensors, "net": tensors}, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer has errors of its own
+        raise StudentError(
+            f"the file cannot be written ({first_line(error)})", where=path, fix="Choose another path."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _state_dict(path: Path) -> dict[str, torch.Tensor]:
+    with explained(path, StudentError, missing="Pass an official .pth file or a student.safetensors."):
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    wrapped = [values[key] for key in WRAPPERS if isinstance(values, dict) and isinstance(values.get(key), dict)]
+    values = wrapped[0] if wrapped else values
+    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
+        raise _not_a_student(path, f"no {', '.join(WRAPPERS)} with tensors in it")
+    return {name.removeprefix(PREFIX): value for name, value in values.items()}
+
+
+def _config(tensors: dict[str, torch.Tensor], path: Path) -> WaffleIronConfig:
+    layers = {int(found[1]) for name in tensors if (found := re.match(r"waffleiron\.spatial_mix\.(\d+)\.", name))}
+    embedding = tensors.get("embed.conv1.weight")
+    head = _head(tensors)
+    if not layers or embedding is None or embedding.ndim != 2 or head is None:
+        raise _not_a_student(path, "no WaffleIron in it" if not layers else "its embedding or head is missing")
+    if embedding.shape[1] != POINT_FEATURES:
+        raise StudentError(
+            f"it reads {embedding.shape[1]} features of a point",
+            where=path,
+            fix=f"Students here read {POINT_FEATURES}: intensity, x, y, z and radius.",
+        )
+    kind, last = head
+    return WaffleIronConfig(
+        width=len(embedding),
+        depth=max(layers) + 1,
+        norm="batch" if "waffleiron.spatial_mix.0.norm.running_mean" in tensors else "layer",
+        head=kind,
+        out_channels=len(tensors[last]),
+        **(PLUS if kind == "mlp" else {}),
+    )
+
+
+def _head(tensors: dict[str, torch.Tensor]) -> tuple[Head, str] | None:
+    """Which head it is, and the name of its last layer's weight."""
+    lasts: dict[Head, str] = {"linear": "classif.weight", "probe": "classif.1.weight", "mlp": "classif.2.weight"}
+    return next(((kind, last) for kind, last in lasts.items() if last in tensors), None)
+
+
+def _as_rows(name: str, value: torch.Tensor) -> torch.Tensor:
+    """As our layers have it: (out, in) of a 1x1 convolution, (C,) of the layer scale."""
+    if name.endswith(".scale.weight"):
+        return value.flatten()
+    is_pointwise = value.ndim > 2 and value.shape[2:].numel() == 1
+    return value.flatten(1) if is_pointwise else value
+
+
+def _as_convolution(name: str, value: torch.Tensor) -> torch.Tensor:
+    """As the official modules have it: Conv1d layers, and Conv2d ones over points and neighbours."""
+    if name.endswith(".scale.weight"):
+        return value[:, None, None]
+    if value.ndim != 2:
+        return value
+    return value[:, :, None, None] if name.startswith("embed.conv2.") else value[:, :, None]
+
+
+def _not_a_student(path: Path, reason: str) -> StudentError:
+    return StudentError(
+        f"not a WaffleIron of ScaLR ({reason})", where=path, fix="Pass an official checkpoint of ScaLR or WaffleIron."
+    )

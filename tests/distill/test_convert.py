@@ -1,0 +1,200 @@
+"""Official checkpoints: files in the official layout, built here, become students and come back unchanged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from scalr.cli import main
+from scalr.distill.checkpoint import load_student, save_student, student_provenance
+from scalr.distill.convert import convert, read_official, write_official
+from scalr.distill.inputs import InputConfig, pack, scan_input
+from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.errors import StudentError
+from scalr.extract.intensity import IntensityStatistics
+
+WIDTH, DEPTH, OUT = 8, 2, 6
+
+
+def bn(prefix: str, width: int) -> dict[str, torch.Tensor]:
+    return {
+        f"{prefix}.weight": torch.rand(width) + 0.5,
+        f"{prefix}.bias": torch.randn(width),
+        f"{prefix}.running_mean": torch.randn(width),
+        f"{prefix}.running_var": torch.rand(width) + 0.5,
+        f"{prefix}.num_batches_tracked": torch.tensor(7),
+    }
+
+
+def conv(prefix: str, *shape: int, bias: bool = True) -> dict[str, torch.Tensor]:
+    weight = {f"{prefix}.weight": torch.randn(shape)}
+    return weight | ({f"{prefix}.bias": torch.randn(shape[0])} if bias else {})
+
+
+def official(norm: str = "batch", head: str = "linear", seed: int = 0) -> dict[str, torch.Tensor]:
+    """A state dict in the shapes of the official modules (DESIGN: "The student, exactly")."""
+    torch.manual_seed(seed)
+    tensors = bn("embed.norm", 5) | conv("embed.conv1", WIDTH, 5, 1) | bn("embed.conv2.0", 5)
+    tensors |= conv("embed.conv2.1", WIDTH, 5, 1, 1, bias=False) | bn("embed.conv2.2", WIDTH)
+    tensors |= conv("embed.conv2.4", WIDTH, WIDTH, 1, 1, bias=False) | conv("embed.final", WIDTH, 2 * WIDTH, 1)
+    for layer in range(DEPTH):
+        for mix, inner, shape in (("spatial", "ffn", (WIDTH, 1, 3, 3)), ("channel", "mlp", (WIDTH, WIDTH, 1))):
+            prefix = f"waffleiron.{mix}_mix.{layer}"
+            norms = bn(f"{prefix}.norm", WIDTH)
+            tensors |= {k: v for k, v in norms.items() if norm == "batch" or k.endswith(("weight", "bias"))}
+            tensors |= conv(f"{prefix}.{inner}.0", *shape) | conv(f"{prefix}.{inner}.2", *shape)
+            tensors |= conv(f"{prefix}.scale", WIDTH, 1, 1, bias=False)
+    heads = {
+        "linear": conv("classif", OUT, WIDTH, 1),
+        "mlp": conv("classif.0", 2048, WIDTH, 1) | conv("classif.2", OUT, 2048, 1),
+        "probe": bn("classif.0", WIDTH) | conv("classif.1", OUT, WIDTH, 1),
+    }
+    return tensors | heads[head]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def save(tensors: dict, wrapper: str | None = "model_point", prefix: str = "") -> Path:
+        named = {prefix + name: value for name, value in tensors.items()}
+        path = tmp_path / "ckpt_last.pth"
+        torch.save({wrapper: named, "epoch": 24, "optim": {"state": {}}} if wrapper else named, path)
+        return path
+
+    return save
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize("head", ["linear", "mlp", "probe"])
+def test_there_and_back_is_exact(checkpoint, tmp_path, norm, head):
+    tensors = official(norm, head)
+    convert(checkpoint(tensors), tmp_path / "student.safetensors", None)
+    convert(tmp_path / "student.safetensors", tmp_path / "back.pth", None)
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert back["model_point"].keys() == back["net"].keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert torch.equal(back["net"][name], value), name
+    student = load_student(tmp_path / "student.safetensors")
+    expected = {"norm": norm, "head": head, "width": WIDTH, "depth": DEPTH, "out_channels": OUT}
+    assert {name: getattr(student.config, name) for name in expected} == expected
+    assert not student.training
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "probe"])
+def test_back_and_there_is_exact(tmp_path, head):
+    student = Student(WaffleIronConfig(width=WIDTH, depth=DEPTH, head=head, out_channels=OUT))
+    write_official(student, tmp_path / "official.pth")
+    found = read_official(tmp_path / "official.pth").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("wrapper", ["model_point", "model_points", "net", None])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_every_wrapping_loads(checkpoint, wrapper, prefix):
+    tensors = official()
+    student = read_official(checkpoint(tensors, wrapper, prefix))
+    assert torch.equal(student.embed.conv1.weight, tensors["embed.conv1.weight"][:, :, 0])
+
+
+def test_the_converted_layers_compute_what_the_convolutions_did(checkpoint):
+    """The embedding and the head, by torch's own convolutions with the official weights."""
+    tensors = official()
+    student = read_official(checkpoint(tensors))
+    rng = np.random.default_rng(0)
+    points = np.hstack([rng.uniform(-5, 5, (40, 3)), rng.uniform(0, 50, (40, 1))]).astype(np.float32)
+    batch = pack([scan_input(points, IntensityStatistics(18.7, 22.0), InputConfig())], InputConfig())
+    norms = {name: nn.BatchNorm1d(len(tensors[f"{name}.bias"])).eval() for name in ("embed.norm",)}
+    norms |= {name: nn.BatchNorm2d(len(tensors[f"{name}.bias"])).eval() for name in ("embed.conv2.0", "embed.conv2.2")}
+    for name, module in norms.items():
+        module.load_state_dict({k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")})
+    x = norms["embed.norm"](batch.features.T[None])  # (1, 5, M)
+    offsets = x[:, :, batch.neighbours] - x.unsqueeze(3)  # (1, 5, M, K)
+    around = torch.conv2d(norms["embed.conv2.0"](offsets), tensors["embed.conv2.1.weight"])
+    around = torch.conv2d(norms["embed.conv2.2"](around).relu(), tensors["embed.conv2.4.weight"]).amax(dim=3)
+    own = torch.conv1d(x, tensors["embed.conv1.weight"], tensors["embed.conv1.bias"])
+    merged = torch.cat([own, around], dim=1)
+    expected = torch.conv1d(merged, tensors["embed.final.weight"], tensors["embed.final.bias"])
+    found = student.embed(batch.features, batch.neighbours)
+    torch.testing.assert_close(found, expected[0].T, rtol=1e-5, atol=1e-5)
+    logits = torch.conv1d(expected, tensors["classif.weight"], tensors["classif.bias"])
+    torch.testing.assert_close(student.project(found), logits[0].T, rtol=1e-5, atol=1e-4)
+
+
+def test_what_the_file_does_not_hold(checkpoint):
+    plus = read_official(checkpoint(official("layer", "mlp"))).config
+    assert (plus.activation, plus.stochastic_depth) == ("gelu", 0.2)
+    assert read_official(checkpoint(official())).config.activation == "relu"
+    inputs = InputConfig(fov_min_m=(-50, -50, -3), fov_max_m=(50, 50, 2))
+    student = read_official(checkpoint(official()), inputs, "gelu")
+    assert student.input_config == inputs
+    assert student.config.activation == "gelu"
+
+
+def test_keys_that_are_missing_or_too_many_are_listed(checkpoint):
+    tensors = official()
+    del tensors["waffleiron.channel_mix.1.mlp.2.bias"]
+    tensors["embed.extra"] = torch.zeros(1)
+    tensors["embed.final.weight"] = torch.zeros(WIDTH, WIDTH, 1)
+    with pytest.raises(StudentError) as error:
+        read_official(checkpoint(tensors))
+    assert "1 missing: waffleiron.channel_mix.1.mlp.2.bias; 1 unexpected: embed.extra" in error.value.what
+    assert "1 of another shape: embed.final.weight (8, 8), not (8, 16)" in error.value.what
+
+
+class Payload:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ({"model_point": {"embed.weight": 1}}, "no model_point, model_points, net with tensors"),
+        ({"blocks.0.attn.qkv.weight": torch.zeros(3)}, "no WaffleIron in it"),
+        ({"net": official() | {"embed.conv1.weight": torch.zeros(8, 4, 1)}}, "it reads 4 features of a point"),
+        ({k: v for k, v in official().items() if not k.startswith("classif")}, "its embedding or head is missing"),
+        ({"net": Payload()}, "holds more than tensors, which could run code"),
+        ([1, 2], "no model_point, model_points, net with tensors"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, capsys, content, what):
+    torch.save(content, tmp_path / "ckpt.pth")
+    with pytest.raises(StudentError) as error:
+        convert(tmp_path / "ckpt.pth", tmp_path / "student.safetensors", None)
+    assert what in error.value.what
+    assert "run" not in capsys.readouterr().out
+    assert not (tmp_path / "student.safetensors").exists()
+
+
+def test_damaged_and_missing_files(tmp_path, checkpoint):
+    with pytest.raises(StudentError, match="the weights file is missing"):
+        read_official(tmp_path / "none.pth")
+    path = checkpoint(official())
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(StudentError, match=r"cannot be read|is damaged"):
+        read_official(path)
+
+
+def test_a_target_that_cannot_be_written(tmp_path):
+    student = Student(WaffleIronConfig(width=WIDTH, depth=1, out_channels=OUT))
+    for write in (lambda path: save_student(student, path, {}), lambda path: write_official(student, path)):
+        with pytest.raises(StudentError, match="cannot be written"):
+            write(tmp_path / "no_folder" / "file")
+
+
+def test_the_command(checkpoint, tmp_path):
+    source, student = checkpoint(official("layer"), prefix="module."), tmp_path / "student.safetensors"
+    run = CliRunner().invoke
+    result = run(main, ["convert", str(source), str(student), "--set", "inputs.voxel_size_m=0.05"])
+    assert result.exit_code == 0, result.output
+    assert result.output == f"{student}: WI-2-8, layer norm, relu, linear head with 6 outputs\n"
+    assert load_student(student).input_config.voxel_size_m == 0.05
+    assert student_provenance(student)["converted_from"]["file"] == source.name
+    again = run(main, ["convert", str(source), str(student)])
+    assert (again.exit_code, again.output.count("a file is there already")) == (1, 1)
+    same = run(main, ["convert", str(student), str(tmp_path / "x.safetensors")])
+    assert (same.exit_code, same.output.count("a file of the same kind")) == (1, 1)
