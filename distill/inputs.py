@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from scipy.spatial import cKDTree
 
 from ..errors import StudentError
 from ..extract.intensity import IntensityStatistics
+from .voxels import one_of_each, voxel_keys
 
 CROP_EPS_M = 1e-4  # kept clear of the field of view's faces, as in the official Crop transform
+EVALUATION_REACH_M = {"pandaset_64": 128.0, "pandaset_gt": 128.0}
 POINT_FEATURES = 5  # intensity, x, y, z, radius: the order of the official "intensity", "xyz", "radius"
 
 
@@ -66,6 +68,24 @@ class InputConfig:
             raise _bad("fov_max_m", self.fov_max_m, f"Give three values above fov_min_m, {list(self.fov_min_m)}.")
 
 
+def inputs_for(dataset: str, config: InputConfig) -> InputConfig:
+    """The inputs with which a student is probed, finetuned and scored on a dataset.
+
+    PandaSet is read twice as far as a student is pretrained, as in the official configurations: cells keep their size,
+    and the planes have more of them (512 x 512 and 512 x 32 cells for +-128 m).
+    """
+    reach = EVALUATION_REACH_M.get(dataset)
+    if reach is None or max(np.abs((*config.fov_min_m[:2], *config.fov_max_m[:2]))) >= reach:
+        return config
+    low, high = (-reach, -reach, config.fov_min_m[2]), (reach, reach, config.fov_max_m[2])
+    wider = np.subtract(high, low) / np.subtract(config.fov_max_m, config.fov_min_m)
+    planes = [
+        Plane(plane.axes, tuple(math.ceil(n * wider[a]) for n, a in zip(plane.shape, plane.axes, strict=True)))
+        for plane in config.planes
+    ]
+    return replace(config, fov_min_m=low, fov_max_m=high, planes=tuple(planes))
+
+
 def voxel_representatives(xyz: np.ndarray, voxel_size_m: float, rng: np.random.Generator | None = None) -> np.ndarray:
     """One row of `xyz` for every occupied voxel, voxels in lexicographic order (official Voxelize transform).
 
@@ -84,14 +104,7 @@ def voxel_representatives(xyz: np.ndarray, voxel_size_m: float, rng: np.random.G
         StudentError: a coordinate is not finite.
     """
     _check_finite(xyz)
-    if len(xyz) == 0:
-        return np.empty(0, np.int64)
-    keys = _voxel_keys((xyz - xyz.min(axis=0)) / voxel_size_m)
-    if rng is None:
-        return np.unique(keys, return_index=True)[1]
-    # The first of each voxel in a random order is a uniform draw from it.
-    order = rng.permutation(len(keys))
-    return order[np.unique(keys[order], return_index=True)[1]]
+    return one_of_each(voxel_keys(xyz, voxel_size_m), rng)
 
 
 def inside_field_of_view(xyz: np.ndarray, config: InputConfig) -> np.ndarray:
@@ -206,7 +219,7 @@ def evaluation_input(
     nearest = np.empty(len(points), np.int64)
     nearest[kept] = np.arange(len(kept))  # no two kept points coincide, so each is its own nearest
     others = np.setdiff1d(np.arange(len(points)), kept, assume_unique=True)
-    nearest[others] = tree.query(points[others, :3])[1]
+    nearest[others] = tree.query(points[others, :3], workers=torch.get_num_threads())[1]
     return _scan_input(points[kept], tree, statistics, config), kept, nearest
 
 
@@ -320,7 +333,7 @@ def _neighbours(tree: cKDTree, count: int) -> np.ndarray:
     rows = np.arange(tree.n)
     if tree.n == 1:
         return np.zeros((1, count), np.int64)
-    nearest = tree.query(tree.data, k=min(count + 1, tree.n))[1]
+    nearest = tree.query(tree.data, k=min(count + 1, tree.n), workers=torch.get_num_threads())[1]
     itself = nearest == rows[:, None]
     if not itself[:, 0].all():  # among points that coincide, the point itself may come later, or not at all
         nearest = np.take_along_axis(nearest, np.argsort(~itself, axis=1, kind="stable"), axis=1)
@@ -342,17 +355,6 @@ def _kept_tree(points: np.ndarray) -> cKDTree:
     return cKDTree(points[:, :3], leafsize=16, balanced_tree=False)
 
 
-def _voxel_keys(voxels: np.ndarray) -> np.ndarray:
-    """(N,) int64 keys in the lexicographic order of the (N, 3) non-negative voxel coordinates."""
-    extents = np.floor(voxels.max(axis=0).astype(np.float64)) + 1
-    if not np.prod(extents) < 2**62:  # stray points far away: rank the coordinates, the order stays
-        columns = [np.unique(np.floor(column), return_inverse=True)[1] for column in voxels.T]
-        return _voxel_keys(np.stack(columns, axis=1))
-    x, y, z = voxels.astype(np.int64).T
-    _, size_y, size_z = extents.astype(np.int64)
-    return (x * size_y + y) * size_z + z
-
-
 def _check_points(points: np.ndarray) -> None:
     if points.ndim != 2 or points.shape[1] != 4:
         raise StudentError(
@@ -362,7 +364,10 @@ def _check_points(points: np.ndarray) -> None:
 
 
 def _check_finite(values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
+    # A sum is finite where all are: one pass, and only a sum that overflows needs a second look.
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = values.sum()
+    if not np.isfinite(total) and not np.isfinite(values).all():
         count = int((~np.isfinite(values)).any(axis=1).sum())
         raise StudentError(
             f"{count} of {len(values)} points are not finite", where="scan", fix="Remove these rows before the student"

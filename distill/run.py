@@ -67,6 +67,7 @@ def distill(config: DistillConfig) -> DistillSummary:
     provenance = _provenance(chosen, recipe)
     _write_config(config.out, provenance)
     student = new_student(recipe).to(device)
+    student.waffleiron.activation_checkpointing = training.activation_checkpointing
     loader = EpochLoader(
         dataset,
         DistillCollate(recipe.inputs),

@@ -28,6 +28,7 @@ class TrainingConfig:
     weight_decay: float = 0.03
     warmup_steps: int = 3500
     workers: int = 0  # processes that prepare samples; 0 prepares them in the training process
+    activation_checkpointing: bool = False  # of a student: less memory for a second forward pass
     seed: int = 0
 
     def __post_init__(self) -> None:

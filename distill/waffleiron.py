@@ -13,18 +13,21 @@ Letters in shapes: M points, C width, D output channels, K neighbours, B scans, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import StudentError
 from ..extract.intensity import IntensityStatistics, intensity_statistics
-from .inputs import POINT_FEATURES, InputConfig, PackedBatch, evaluation_input, pack
+from .inputs import POINT_FEATURES, InputConfig, PackedBatch, ScanInput, evaluation_input, inputs_for, pack
+from .occupied_cells import depthwise, occupied_cells
 
 Norm = Literal["batch", "layer"]
 Activation = Literal["relu", "gelu"]
@@ -33,7 +36,9 @@ Head = Literal["linear", "mlp", "probe"]  # of ScaLR, of ScaLR+, and of models p
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
 HEAD_HIDDEN = 2048  # channels between the two layers of the ScaLR+ head
-EVAL_CHUNK = 2048  # points whose neighbours are embedded at a time when nothing depends on all of them
+# Points at a time where nothing depends on all of them: on a CPU what fits its cache, else what fits its memory.
+CPU_CHUNK, DEVICE_CHUNK = 2048, 16384
+BATCH_POINTS = 100_000  # of the scans that `Student.extract` puts through the network at a time
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,13 @@ class Student(nn.Module):
         """(..., C) features -> (..., D), in the teacher's space."""
         return self.classif(features)
 
-    @torch.no_grad()
     def extract(self, points: np.ndarray, dataset: str | IntensityStatistics = "nuscenes") -> torch.Tensor:
         """Features of a raw scan by the official evaluation protocol (`inputs.evaluation_input`).
 
         Args:
             points: (N, 4) x y z [m] in the lidar frame, raw return intensity.
-            dataset: whose intensity this is, by name or by its statistics.
+            dataset: whose scan this is: by name, which chooses intensity and field of view (`inputs.inputs_for`), or
+                by the statistics of its intensity alone.
 
         Returns:
             (N, C) float32 on the student's device, in eval mode whatever mode the student is in.
@@ -118,12 +123,37 @@ class Student(nn.Module):
         Raises:
             ScalrError: unknown dataset, or points that cannot be used.
         """
-        statistics = dataset if isinstance(dataset, IntensityStatistics) else intensity_statistics(dataset)
-        scan, _, nearest = evaluation_input(np.asarray(points), statistics, self.input_config)
+        return next(self.extract_all([points], dataset))
+
+    def extract_all(
+        self, scans: Iterable[np.ndarray], dataset: str | IntensityStatistics = "nuscenes"
+    ) -> Iterator[torch.Tensor]:
+        """`extract` for any number of scans, in their order: small ones go through the network together.
+
+        A whole 360 degree scan goes alone, so memory depends on the largest scan and not on how many there are.
+        """
+        statistics, config = dataset, self.input_config
+        if isinstance(dataset, str):
+            statistics, config = intensity_statistics(dataset), inputs_for(dataset, config)
+        waiting: list[tuple[ScanInput, np.ndarray]] = []
+        for points in scans:
+            scan, _, nearest = evaluation_input(np.asarray(points), statistics, config)
+            if waiting and sum(len(each.features) for each, _ in waiting) + len(scan.features) > BATCH_POINTS:
+                yield from self._extract_batch(waiting, config)
+                waiting = []
+            waiting.append((scan, nearest))
+        if waiting:
+            yield from self._extract_batch(waiting, config)
+
+    @torch.no_grad()
+    def _extract_batch(self, scans: Sequence[tuple[ScanInput, np.ndarray]], config: InputConfig) -> list[torch.Tensor]:
+        """For each input and the kept row nearest to each of its raw points: features of the raw points."""
         device = self.embed.conv1.weight.device
+        batch = pack([scan for scan, _ in scans], config)
         with _eval_mode(self):
-            tokens = self.tokens(pack([scan], self.input_config).to(device))
-        return tokens.float()[torch.from_numpy(nearest).to(device)]
+            tokens = self.tokens(batch.to(device)).float()
+        per_scan = tokens.split(batch.scan_offsets.diff().tolist())
+        return [rows[torch.from_numpy(nearest).to(device)] for rows, (_, nearest) in zip(per_scan, scans, strict=True)]
 
 
 class Embedding(nn.Module):
@@ -146,7 +176,7 @@ class Embedding(nn.Module):
         """Features (M, 5) and neighbours (M, K) -> (M, C)."""
         x = self.norm(features)
         # In training, batch norm needs the neighbours of all points; else their (M, K, C) is never whole in memory.
-        chunk = max(len(x), 1) if self.training else EVAL_CHUNK
+        chunk = max(len(x), 1) if self.training else _chunk(x)
         pieces = zip(x.split(chunk), neighbours.split(chunk), strict=True)
         around = torch.cat([self._around(x, centres, rows) for centres, rows in pieces])
         return self.final(torch.cat((self.conv1(x), around), dim=1))
@@ -165,6 +195,7 @@ class WaffleIron(nn.Module):
     def __init__(self, config: WaffleIronConfig) -> None:
         super().__init__()
         self.stochastic_depth = config.stochastic_depth
+        self.activation_checkpointing = False  # while training: a layer's activations are computed again, not kept
         self.channel_mix = nn.ModuleList([ChannelMix(config) for _ in range(config.depth)])
         self.spatial_mix = nn.ModuleList([SpatialMix(config) for _ in range(config.depth)])
 
@@ -173,10 +204,41 @@ class WaffleIron(nn.Module):
         cells = _OccupiedCells if tokens.device.type == "cpu" else _CroppedPlane
         planes = [cells.of(batch, plane) for plane in range(len(batch.crop_shapes))]
         keep = _KeepRows(batch, self.stochastic_depth if self.training else 0.0)
-        for layer, (spatial, channel) in enumerate(zip(self.spatial_mix, self.channel_mix, strict=True)):
-            tokens = spatial(tokens, planes[layer % len(planes)], keep)
-            tokens = channel(tokens, keep)
+        for layer, mixes in enumerate(zip(self.spatial_mix, self.channel_mix, strict=True)):
+            arguments = (mixes, tokens, planes[layer % len(planes)], keep)
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                # Batch norm must count a batch once, though it sees it twice.
+                contexts = partial(_recompute_contexts, mixes)
+                tokens = checkpoint(_layer, *arguments, use_reentrant=False, context_fn=contexts)
+            else:
+                tokens = _layer(*arguments)
         return tokens
+
+
+def _layer(
+    mixes: tuple[SpatialMix, ChannelMix], tokens: torch.Tensor, plane: _CroppedPlane | _OccupiedCells, keep: _KeepRows
+) -> torch.Tensor:
+    spatial, channel = mixes
+    return channel(spatial(tokens, plane, keep), keep)
+
+
+def _recompute_contexts(mixes: Sequence[nn.Module]) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Around the first computation of a layer, and around the second."""
+    return nullcontext(), _statistics_frozen([mix.norm for mix in mixes if isinstance(mix.norm, nn.BatchNorm1d)])
+
+
+@contextmanager
+def _statistics_frozen(norms: Sequence[nn.BatchNorm1d]) -> Iterator[None]:
+    """Batch norms normalise by the batch, as they do while training, and leave their running statistics as they are."""
+    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 class SpatialMix(nn.Module):
@@ -214,7 +276,7 @@ class ChannelMix(nn.Module):
         if self.training or torch.is_grad_enabled():
             return self.scale.add(tokens, keep(self.mlp(self.norm(tokens))))
         # Nothing depends on all points: chunk by chunk, in place, what is between the layers stays in the cache.
-        for rows in tokens.split(EVAL_CHUNK):
+        for rows in tokens.split(_chunk(tokens)):
             rows.copy_(self.scale.add(rows, self.mlp(self.norm(rows))))
         return tokens
 
@@ -265,19 +327,16 @@ class _OccupiedCells:
 
     @classmethod
     def of(cls, batch: PackedBatch, plane: int) -> _OccupiedCells:
-        from .cpu_kernels import occupied_cells  # numba is not needed on a GPU
-
         shape = (batch.num_scans, *batch.crop_shapes[plane])
         index, counts, to_reached, to_occupied = occupied_cells(batch.cells[plane], shape)
         return cls(index, _mean_weight(counts[index]), to_reached, to_occupied)
 
     def mix(self, rows: torch.Tensor, ffn: nn.Sequential) -> torch.Tensor:
         """(M, C) -> (M, C), as `_CroppedPlane.mix`."""
-        from .cpu_kernels import depthwise
-
         first, activation, second = ffn
         means = rows.new_zeros(len(self.to_occupied), rows.shape[1])
         means.index_add_(0, self.index, rows * self.weight.to(rows.dtype))
+        means = means.to(first.weight.dtype)  # under autocast these sums stay in single precision
         reached = activation(depthwise(means, first.weight, first.bias, self.to_reached, self.to_occupied))
         mixed = depthwise(reached, second.weight, second.bias, self.to_occupied, self.to_reached)
         return mixed.index_select(0, self.index)
@@ -325,6 +384,10 @@ def _head(config: WaffleIronConfig) -> nn.Module:
     return nn.Sequential(
         nn.Linear(config.width, HEAD_HIDDEN), nn.ReLU(inplace=True), nn.Linear(HEAD_HIDDEN, config.out_channels)
     )
+
+
+def _chunk(rows: torch.Tensor) -> int:
+    return CPU_CHUNK if rows.device.type == "cpu" else DEVICE_CHUNK
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import nn
 from ..device import resolve_device
 from ..distill.checkpoint import load_student, student_provenance
 from ..distill.dataset import EpochLoader
-from ..distill.inputs import evaluation_input, pack
+from ..distill.inputs import evaluation_input, inputs_for, pack
 from ..distill.training import TrainingConfig, train
 from ..distill.waffleiron import Student, probe_head
 from ..errors import StudentError
@@ -107,6 +107,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
     """
     device = resolve_device(config.device)
     student = load_student(config.student).to(device).requires_grad_(False)
+    student.input_config = inputs_for(config.dataset, student.input_config)
     training_set, validation_set = (
         open_dataset(config.dataset, config.root, split, need="labels")
         for split in (config.train_split, config.val_split)

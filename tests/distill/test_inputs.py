@@ -20,6 +20,7 @@ from scalr.distill.inputs import (
     Plane,
     augment,
     evaluation_input,
+    inputs_for,
     inside_field_of_view,
     nearest_to,
     pack,
@@ -230,6 +231,14 @@ def test_evaluation_reaches_every_raw_point_through_its_nearest_kept_point():
     np.testing.assert_array_equal(scan.features[:, 1:4], points[kept, :3])
     distances = np.linalg.norm(points[:, None, :3] - points[None, kept, :3], axis=2)
     np.testing.assert_array_equal(nearest, distances.argmin(axis=1))
+
+
+def test_pandaset_has_larger_planes_of_the_same_cells():
+    wide = inputs_for("pandaset_gt", InputConfig())
+    assert [plane.shape for plane in wide.planes] == [(512, 512), (512, 32), (512, 32)]
+    assert (wide.fov_min_m, wide.fov_max_m) == ((-128, -128, -8), (128, 128, 8))
+    assert inputs_for("pandaset_gt", wide) == wide
+    assert inputs_for("semantic_kitti", InputConfig()) == InputConfig()
 
 
 def test_evaluation_of_a_scan_that_is_all_outside():

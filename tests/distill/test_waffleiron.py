@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scalr.distill import waffleiron
 from scalr.distill.inputs import (
     InputConfig,
     PackedBatch,
@@ -195,13 +197,59 @@ def test_output_and_gradients_equal_the_dense_reference(scans, norm, training):
             torch.testing.assert_close(buffer, reference.values[name], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_single_precision_equals_the_dense_reference(norm, activation):
+def test_single_precision_equals_the_dense_reference(activation, norm, training):
     scans = BATCHES["very different extents"]
-    module = student(replace(CONFIG, norm=norm, activation=activation), dtype=torch.float32).train()
+    module = student(replace(CONFIG, norm=norm, activation=activation), dtype=torch.float32).train(training)
     expected = Reference(module)(scans)
-    assert relative_difference(module(batch_of(scans, torch.float32)), expected) < 1e-5
+    found = module(batch_of(scans, torch.float32))
+    assert relative_difference(found, expected) < 1e-5
+    upstream, parameters = torch.randn_like(expected), list(module.parameters())
+    gradients = [torch.autograd.grad(y, parameters, upstream) for y in (found, expected)]
+    flat = [torch.cat([gradient.flatten() for gradient in each]) for each in gradients]
+    assert relative_difference(*flat) < 1e-5
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("scans", BATCHES.values(), ids=BATCHES)
+def test_cropped_planes_of_other_devices_equal_the_cells_of_the_cpu(scans, training, monkeypatch):
+    module, batch = student().train(training), batch_of(scans)
+    outputs, gradients = [], []
+    for cells in (waffleiron._OccupiedCells, waffleiron._CroppedPlane):
+        monkeypatch.setattr(waffleiron, "_OccupiedCells", cells)
+        outputs.append(module(batch))
+        gradients.append(torch.autograd.grad(outputs[-1].square().sum(), list(module.parameters())))
+    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
+    rounding = 1e-10 * max(gradient.norm() for gradient in gradients[1])
+    assert all((a - b).norm() <= 1e-9 * b.norm() + rounding for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_activation_checkpointing_changes_memory_alone(norm):
+    module = student(replace(CONFIG, norm=norm, stochastic_depth=0.3)).train()
+    batch, start = batch_of(BATCHES["very different extents"]), copy.deepcopy(module.state_dict())
+    results = []
+    for checkpointing in (False, True):
+        module.load_state_dict(start)
+        module.waffleiron.activation_checkpointing = checkpointing
+        torch.manual_seed(3)
+        output = module(batch)
+        gradients = torch.autograd.grad(output.square().sum(), list(module.parameters()))
+        results.append([output, *gradients, *(buffer.clone() for buffer in module.buffers())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_bfloat16_by_autocast_is_near():
+    module = student(dtype=torch.float32)
+    batch = batch_of(BATCHES["very different extents"], torch.float32)
+    expected = module(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(batch)
+    found.float().square().sum().backward()
+    assert relative_difference(found.float(), expected) < 0.05
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
 
 
 def test_no_grad_gives_the_same_tokens():
@@ -232,7 +280,7 @@ def test_the_order_of_points_does_not_matter(training):
 def test_embedding_in_chunks_equals_the_whole(monkeypatch):
     module, batch = student().eval(), batch_of(BATCHES["very different extents"])
     whole = module.tokens(batch)
-    monkeypatch.setattr("scalr.distill.waffleiron.EVAL_CHUNK", 7)
+    monkeypatch.setattr("scalr.distill.waffleiron.CPU_CHUNK", 7)
     torch.testing.assert_close(module.tokens(batch), whole, rtol=1e-12, atol=1e-12)
 
 
@@ -310,6 +358,30 @@ def test_extract_gives_every_raw_point_the_token_of_its_nearest_kept_point():
     assert (features.shape, features.dtype, features.requires_grad) == ((300, 8), torch.float32, False)
     torch.testing.assert_close(features, expected)
     assert module.project(features).shape == (300, 6)
+
+
+def test_many_scans_are_extracted_together_and_in_order(monkeypatch):
+    monkeypatch.setattr(waffleiron, "BATCH_POINTS", 500)
+    module = student(dtype=torch.float32)
+    scans = [points_between(seed, 200 + 40 * seed, SMALL.fov_min_m, SMALL.fov_max_m) for seed in range(5)]
+    sizes = []
+    module.embed.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    found = list(module.extract_all(iter(scans), UNIT))
+    together, sizes[:] = list(sizes), []
+    alone = [module.extract(points, UNIT) for points in scans]
+    assert together == [sizes[0] + sizes[1], *sizes[2:]]  # the third would not have fitted, nor two of the others
+    for a, b in zip(found, alone, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_pandaset_is_read_further():
+    torch.manual_seed(0)
+    module = Student(WaffleIronConfig(width=8, depth=2, out_channels=4))
+    points = points_between(0, 200, (-120, -120, -8), (120, 120, 8))
+    features = {name: module.extract(points, name) for name in ("pandaset_64", "nuscenes")}
+    distant = np.abs(points[:, :2]).max(axis=1) > 70
+    assert len(features["pandaset_64"][distant].unique(dim=0)) > 0.9 * distant.sum()
+    assert len(features["nuscenes"][distant].unique(dim=0)) < 0.5 * distant.sum()  # they took their nearest neighbour's
 
 
 def test_extract_leaves_every_part_in_its_own_mode():

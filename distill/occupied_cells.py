@@ -1,8 +1,7 @@
 """Compiled loops for the CPU: cells of a plane, and depthwise 3x3 convolutions over listed cells.
 
 A plane of 60,000 cells has points in a few thousand. Where a library convolves all of them, these loops visit the cells
-that matter, and take a twentieth of the time. Imported by the first forward pass on a CPU: a machine that trains on a
-GPU needs no numba.
+that matter, and take a twentieth of the time.
 
 Letters in shapes: M points, S source cells, T target cells, C channels. Taps are numbered row by row, 0 to 8.
 """
@@ -15,11 +14,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numba import njit
+
+from .compiled import compiled
 
 NO_CELL = -1  # of a tap beyond the plane, or in an empty cell
-# Only contraction: NaN and infinity must come through, so that training sees a loss that is not finite.
-compiled = njit(nogil=True, cache=True, fastmath={"contract"})
 
 
 def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, taps: torch.Tensor, back: torch.Tensor):
