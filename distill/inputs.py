@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 
 from ..errors import StudentError
 from ..extract.intensity import IntensityStatistics
+from .nearest import Tree, build_tree, nearest_of, nearest_others
 from .voxels import one_of_each, voxel_keys
 
 CROP_EPS_M = 1e-4  # kept clear of the field of view's faces, as in the official Crop transform
@@ -219,7 +219,7 @@ def evaluation_input(
     nearest = np.empty(len(points), np.int64)
     nearest[kept] = np.arange(len(kept))  # no two kept points coincide, so each is its own nearest
     others = np.setdiff1d(np.arange(len(points)), kept, assume_unique=True)
-    nearest[others] = tree.query(points[others, :3], workers=torch.get_num_threads())[1]
+    nearest[others] = nearest_of(tree, points[others, :3])
     return _scan_input(points[kept], tree, statistics, config), kept, nearest
 
 
@@ -300,7 +300,7 @@ def _crop(cells_of_scans: Sequence[np.ndarray], plane_shape: tuple[int, int]) ->
     return np.concatenate(index), (height, width)
 
 
-def _scan_input(points: np.ndarray, tree: cKDTree, statistics: IntensityStatistics, config: InputConfig) -> ScanInput:
+def _scan_input(points: np.ndarray, tree: Tree, statistics: IntensityStatistics, config: InputConfig) -> ScanInput:
     xyz = points[:, :3]
     intensity = (points[:, 3:] - statistics.mean) / statistics.std
     radius = np.linalg.norm(xyz, axis=1, keepdims=True)
@@ -328,23 +328,16 @@ def _plane_cells(xyz: np.ndarray, config: InputConfig) -> np.ndarray:
     return cells
 
 
-def _neighbours(tree: cKDTree, count: int) -> np.ndarray:
+def _neighbours(tree: Tree, count: int) -> np.ndarray:
     """(M, count) int64: the nearest other points of every point of the tree, nearest first."""
-    rows = np.arange(tree.n)
-    if tree.n == 1:
+    if len(tree.row) == 1:
         return np.zeros((1, count), np.int64)
-    nearest = tree.query(tree.data, k=min(count + 1, tree.n), workers=torch.get_num_threads())[1]
-    itself = nearest == rows[:, None]
-    if not itself[:, 0].all():  # among points that coincide, the point itself may come later, or not at all
-        nearest = np.take_along_axis(nearest, np.argsort(~itself, axis=1, kind="stable"), axis=1)
-        missing = ~itself.any(axis=1)
-        nearest[missing, 1:] = nearest[missing, :-1]
-    others = nearest[:, 1:]
-    return others[:, np.arange(count) % others.shape[1]]
+    others = nearest_others(tree, count)
+    return others if others.shape[1] == count else others[:, np.arange(count) % others.shape[1]]
 
 
-def _kept_tree(points: np.ndarray) -> cKDTree:
-    """The k-d tree of the points, built with the settings that were fastest on nuScenes and KITTI scans."""
+def _kept_tree(points: np.ndarray) -> Tree:
+    """The k-d tree of the points."""
     _check_points(points)
     if len(points) == 0:
         raise StudentError(
@@ -352,7 +345,7 @@ def _kept_tree(points: np.ndarray) -> cKDTree:
             where="scan",
             fix="Leave this scan out, or widen fov_min_m and fov_max_m",
         )
-    return cKDTree(points[:, :3], leafsize=16, balanced_tree=False)
+    return build_tree(points[:, :3])
 
 
 def _check_points(points: np.ndarray) -> None:

@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -176,7 +177,7 @@ class Embedding(nn.Module):
         """Features (M, 5) and neighbours (M, K) -> (M, C)."""
         x = self.norm(features)
         # In training, batch norm needs the neighbours of all points; else their (M, K, C) is never whole in memory.
-        chunk = max(len(x), 1) if self.training else _chunk(x)
+        chunk = max(len(x), 1) if self.training else max(1, _chunk(x) // neighbours.shape[1])
         pieces = zip(x.split(chunk), neighbours.split(chunk), strict=True)
         around = torch.cat([self._around(x, centres, rows) for centres, rows in pieces])
         return self.final(torch.cat((self.conv1(x), around), dim=1))
@@ -276,9 +277,24 @@ class ChannelMix(nn.Module):
         if self.training or torch.is_grad_enabled():
             return self.scale.add(tokens, keep(self.mlp(self.norm(tokens))))
         # Nothing depends on all points: chunk by chunk, in place, what is between the layers stays in the cache.
+        first, activation, second = self.mlp
+        norm, weight, bias = _fold(self.norm, first)
+        scaled, shift = second.weight * self.scale.weight.unsqueeze(1), second.bias * self.scale.weight
         for rows in tokens.split(_chunk(tokens)):
-            rows.copy_(self.scale.add(rows, self.mlp(self.norm(rows))))
+            rows.add_(F.linear(activation(F.linear(norm(rows), weight, bias)), scaled, shift))
         return tokens
+
+
+def _fold(norm: nn.Module, linear: nn.Linear) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """What remains of a norm in eval mode before a linear layer, and weight and bias of that layer with the rest.
+
+    The statistics of batch norm are constants then: linear(norm(x)) is one linear layer. Layer norm's are not.
+    """
+    if not isinstance(norm, nn.BatchNorm1d):
+        return norm, linear.weight, linear.bias
+    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    offset = norm.bias - norm.running_mean * factor
+    return nn.Identity(), linear.weight * factor, linear.bias + linear.weight @ offset
 
 
 class LayerScale(nn.Module):
