@@ -1,12 +1,15 @@
-"""What can be wrong with a file of tensors, said to people."""
+"""Files of tensors: written whole or not at all, and what can be wrong with them said to people."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from .errors import ScalrError
 
@@ -36,6 +39,26 @@ def explained(path: Path, error: type[ScalrError], *, missing: str) -> Iterator[
         raise error(
             f"the weights cannot be read ({first_line(problem)})", where=path, fix="Copy or download the file again."
         ) from None
+
+
+@contextmanager
+def written_aside(path: Path, error: type[ScalrError]) -> Iterator[Path]:
+    """Yield a path to write to; what is there in the end is flushed to disk and renamed to `path`.
+
+    Whatever goes wrong in between, `path` is as it was, and nothing else is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as problem:  # the system, torch's writer, that of safetensors
+        raise error(
+            f"the file cannot be written ({first_line(problem)})", where=path, fix="Choose another path."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def first_line(error: Exception) -> str:

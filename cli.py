@@ -274,11 +274,12 @@ def distill(recipe: str, overrides: tuple[str, ...], **options) -> None:
     help="Of an official model.  [default: gelu with a 2-layer head, as in ScaLR+, else relu]",
 )  # fmt: skip
 def convert(source: Path, target: Path, recipe: str, overrides: tuple[str, ...], activation: str | None) -> None:
-    """Turn an official checkpoint (.pth) into a student (.safetensors), or a student into an official checkpoint.
+    """Turn an official checkpoint (.pth) into a student (.safetensors), or a student into that or an export (.pt2).
 
     \b
     scalr convert ckpt_last.pth student.safetensors
     scalr convert student.safetensors ckpt_last.pth
+    scalr convert student.safetensors student.pt2
     """
     from .distill.convert import convert as run
     from .distill.recipes import load_recipe

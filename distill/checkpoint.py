@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..checkpoint_files import first_line
+from ..checkpoint_files import written_aside
 from ..errors import StudentError
 from .inputs import InputConfig
 from .waffleiron import Student, WaffleIronConfig
@@ -36,18 +35,8 @@ def save_student(student: Student, path: str | Path, provenance: dict) -> None:
         "inputs": json.dumps(asdict(student.input_config)),
         "provenance": json.dumps(provenance),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_aside(path, StudentError) as temporary:
         save_file({key: value.cpu().contiguous() for key, value in student.state_dict().items()}, temporary, header)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise StudentError(
-            f"the student cannot be written ({first_line(error)})", where=path, fix="Choose another path."
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_student(path: str | Path) -> Student:

@@ -8,16 +8,16 @@ hold neither activation nor planes nor field of view: these come from the caller
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ..checkpoint_files import explained, first_line, listed
+from ..checkpoint_files import explained, listed, written_aside
 from ..errors import StudentError
 from .checkpoint import load_student, save_student
+from .export import export_student
 from .inputs import POINT_FEATURES, InputConfig
 from .waffleiron import Activation, Head, Student, WaffleIronConfig
 
@@ -27,7 +27,7 @@ PLUS = {"activation": "gelu", "stochastic_depth": 0.2}  # of ScaLR+, which is kn
 
 
 def convert(source: Path, target: Path, inputs: InputConfig | None, activation: Activation | None = None) -> str:
-    """An official `.pth` file to a `.safetensors` student, or back, by the suffix of `target`.
+    """An official `.pth` file to a `.safetensors` student, or that to `.pth` or `.pt2`, by the suffix of `target`.
 
     Args:
         source, target: files of the two kinds.
@@ -45,14 +45,15 @@ def convert(source: Path, target: Path, inputs: InputConfig | None, activation: 
         raise StudentError(
             f"it would be made from '{source.name}', a file of the same kind",
             where=target,
-            fix="Name one file .safetensors, the student, and the other one .pth, the official checkpoint.",
+            fix="Name one file .safetensors, the student; the other .pth, the official checkpoint, or .pt2, to export.",
         )
     if target.suffix == ".safetensors":
         student = read_official(source, inputs, activation)
         save_student(student, target, {"converted_from": {"file": source.name, "sha256": _sha256(source)}})
     else:
         student = load_student(source)
-        write_official(student, target)
+        write = export_student if target.suffix == ".pt2" else write_official
+        write(student, target)
     config = student.config
     return (
         f"{target}: WI-{config.depth}-{config.width}, {config.norm} norm, {config.activation}, "
@@ -100,19 +101,9 @@ def write_official(student: Student, path: Path) -> None:
         StudentError: the file cannot be written.
     """
     tensors = {name: _as_convolution(name, value.cpu()) for name, value in student.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_aside(path, StudentError) as temporary:
         # ScaLR reads "model_point", WaffleIron "net"; torch stores tensors that are shared once.
         torch.save({"model_point": tensors, "net": tensors}, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's writer has errors of its own
-        raise StudentError(
-            f"the file cannot be written ({first_line(error)})", where=path, fix="Choose another path."
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

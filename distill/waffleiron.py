@@ -39,6 +39,7 @@ ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
 HEAD_HIDDEN = 2048  # channels between the two layers of the ScaLR+ head
 # Points at a time where nothing depends on all of them: on a CPU what fits its cache, else what fits its memory.
 CPU_CHUNK, DEVICE_CHUNK = 2048, 16384
+WHOLE = 2**31  # more than any scan has
 BATCH_POINTS = 100_000  # of the scans that `Student.extract` puts through the network at a time
 
 
@@ -202,7 +203,8 @@ class WaffleIron(nn.Module):
 
     def forward(self, tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Tokens (M, C) -> (M, C); layer l works on plane l mod the number of planes."""
-        cells = _OccupiedCells if tokens.device.type == "cpu" else _CroppedPlane
+        # Compiled loops cannot be traced.
+        cells = _OccupiedCells if _on_cpu(tokens) and not torch.compiler.is_compiling() else _CroppedPlane
         planes = [cells.of(batch, plane) for plane in range(len(batch.crop_shapes))]
         keep = _KeepRows(batch, self.stochastic_depth if self.training else 0.0)
         for layer, mixes in enumerate(zip(self.spatial_mix, self.channel_mix, strict=True)):
@@ -274,7 +276,7 @@ class ChannelMix(nn.Module):
         self.scale = LayerScale(config.width)
 
     def forward(self, tokens: torch.Tensor, keep: _KeepRows) -> torch.Tensor:
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.scale.add(tokens, keep(self.mlp(self.norm(tokens))))
         # Nothing depends on all points: chunk by chunk, in place, what is between the layers stays in the cache.
         first, activation, second = self.mlp
@@ -403,7 +405,13 @@ def _head(config: WaffleIronConfig) -> nn.Module:
 
 
 def _chunk(rows: torch.Tensor) -> int:
-    return CPU_CHUNK if rows.device.type == "cpu" else DEVICE_CHUNK
+    if torch.compiler.is_compiling():
+        return WHOLE  # a traced program has no loop over as many chunks as there are
+    return CPU_CHUNK if _on_cpu(rows) else DEVICE_CHUNK
+
+
+def _on_cpu(rows: torch.Tensor) -> bool:
+    return rows.device.type == "cpu"
 
 
 @contextmanager
