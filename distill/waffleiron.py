@@ -37,9 +37,8 @@ Head = Literal["linear", "mlp", "probe"]  # of ScaLR, of ScaLR+, and of models p
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
 ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
 HEAD_HIDDEN = 2048  # channels between the two layers of the ScaLR+ head
-# Points at a time where nothing depends on all of them: on a CPU what fits its cache, else what fits its memory.
-CPU_CHUNK, DEVICE_CHUNK = 2048, 16384
-WHOLE = 2**31  # more than any scan has
+# Rows at a time where nothing depends on all of them: on a CPU what fits its cache, else what fits its memory.
+CPU_CHUNK, DEVICE_CHUNK = 2048, 131072
 BATCH_POINTS = 100_000  # of the scans that `Student.extract` puts through the network at a time
 
 
@@ -130,9 +129,8 @@ class Student(nn.Module):
     def extract_all(
         self, scans: Iterable[np.ndarray], dataset: str | IntensityStatistics = "nuscenes"
     ) -> Iterator[torch.Tensor]:
-        """`extract` for any number of scans, in their order: small ones go through the network together.
-
-        A whole 360 degree scan goes alone, so memory depends on the largest scan and not on how many there are.
+        """`extract` for any number of scans, in their order: as many go through the network together as have
+        `BATCH_POINTS` points in all, so memory depends on the largest scan and not on how many there are.
         """
         statistics, config = dataset, self.input_config
         if isinstance(dataset, str):
@@ -177,11 +175,17 @@ class Embedding(nn.Module):
     def forward(self, features: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
         """Features (M, 5) and neighbours (M, K) -> (M, C)."""
         x = self.norm(features)
-        # In training, batch norm needs the neighbours of all points; else their (M, K, C) is never whole in memory.
-        chunk = max(len(x), 1) if self.training else max(1, _chunk(x) // neighbours.shape[1])
-        pieces = zip(x.split(chunk), neighbours.split(chunk), strict=True)
-        around = torch.cat([self._around(x, centres, rows) for centres, rows in pieces])
-        return self.final(torch.cat((self.conv1(x), around), dim=1))
+        if not _in_place(self):
+            return self._tokens(x, x, neighbours)
+        # (M, K, C) is never whole in memory.
+        tokens, chunk = x.new_empty(len(x), self.final.out_features), max(1, _chunk(x) // neighbours.shape[1])
+        pieces = (tokens.split(chunk), x.split(chunk), neighbours.split(chunk))
+        for rows, centres, of_centres in zip(*pieces, strict=True):
+            rows.copy_(self._tokens(x, centres, of_centres))
+        return tokens
+
+    def _tokens(self, x: torch.Tensor, centres: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+        return self.final(torch.cat((self.conv1(centres), self._around(x, centres, neighbours)), dim=1))
 
     def _around(self, x: torch.Tensor, centres: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
         """(m, C): the maximum over the K neighbours of what their offset from the centre gives."""
@@ -276,9 +280,9 @@ class ChannelMix(nn.Module):
         self.scale = LayerScale(config.width)
 
     def forward(self, tokens: torch.Tensor, keep: _KeepRows) -> torch.Tensor:
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not _in_place(self):
             return self.scale.add(tokens, keep(self.mlp(self.norm(tokens))))
-        # Nothing depends on all points: chunk by chunk, in place, what is between the layers stays in the cache.
+        # Chunk by chunk, what is between the layers stays in the cache.
         first, activation, second = self.mlp
         norm, weight, bias = _fold(self.norm, first)
         scaled, shift = second.weight * self.scale.weight.unsqueeze(1), second.bias * self.scale.weight
@@ -404,9 +408,16 @@ def _head(config: WaffleIronConfig) -> nn.Module:
     )
 
 
+def _in_place(module: nn.Module) -> bool:
+    """Whether rows can be worked on chunk by chunk, in place.
+
+    Batch norm needs all rows while training, autograd what was there before, and a traced program has no loop over as
+    many chunks as there are.
+    """
+    return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
 def _chunk(rows: torch.Tensor) -> int:
-    if torch.compiler.is_compiling():
-        return WHOLE  # a traced program has no loop over as many chunks as there are
     return CPU_CHUNK if _on_cpu(rows) else DEVICE_CHUNK
 
 

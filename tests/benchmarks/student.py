@@ -10,6 +10,7 @@ ratios are printed. Each contestant and task runs in a process of its own, whose
 from __future__ import annotations
 
 import argparse
+import pickle
 import resource
 import sys
 import tempfile
@@ -62,8 +63,7 @@ class Work(NamedTuple):
     """What one process does again and again."""
 
     setting: Setting
-    root: Path
-    split: str
+    scans: Path  # of `prepare_scans`
     peer: Path | None  # the official model's, or ours
     device: str
     precision: str
@@ -92,16 +92,16 @@ def prepare_camera(points, statistics, seen, rng) -> ScanInput:
     return scan_input(points[kept], statistics, CONFIG)
 
 
-@lru_cache
-def training_scans(root: Path, split: str, count: int) -> list[ScanInput]:
+def prepare_scans(root: Path, split: str, path: Path) -> None:
+    """Write one sample per camera, and the whole scan, for processes that need not open the dataset."""
     points, statistics, seen = open_scan(root, split)
-    return [prepare_camera(points, statistics, view, np.random.default_rng(0)) for view in seen[:count]]
+    cameras = [prepare_camera(points, statistics, view, np.random.default_rng(0)) for view in seen]
+    path.write_bytes(pickle.dumps((cameras, evaluation_input(points, statistics, CONFIG)[0])))
 
 
 @lru_cache
-def whole_scan(root: Path, split: str) -> ScanInput:
-    points, statistics, _ = open_scan(root, split)
-    return evaluation_input(points, statistics, CONFIG)[0]
+def prepared_scans(path: Path) -> tuple[list[ScanInput], ScanInput]:
+    return pickle.loads(path.read_bytes())
 
 
 # Contestants
@@ -145,12 +145,23 @@ def padded(scans: list[ScanInput]) -> tuple[torch.Tensor, ...]:
     return features, cells, real, neighbours
 
 
-# Tasks: each returns seconds and peak memory in GB
+# Tasks: each returns seconds, and peak memory in GB beside that of the imports
+
+
+@lru_cache
+def imported_gb() -> float:
+    """Of this process, before it does anything."""
+    return peak_gb()
+
+
+def peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def training_step(work: Work) -> tuple[float, float]:
+    imported_gb()
     model, arguments = contestant(work)
-    inputs = arguments(training_scans(work.root, work.split, work.setting.cameras))
+    inputs = arguments(prepared_scans(work.scans)[0][: work.setting.cameras])
 
     def step() -> None:
         model.zero_grad()
@@ -162,8 +173,9 @@ def training_step(work: Work) -> tuple[float, float]:
 
 
 def evaluation(work: Work) -> tuple[float, float]:
+    imported_gb()
     model, arguments = contestant(work)
-    inputs = arguments([whole_scan(work.root, work.split)])
+    inputs = arguments([prepared_scans(work.scans)[1]])
     model.eval()
 
     def forward() -> None:
@@ -185,14 +197,14 @@ def measured(action: Callable, device: str) -> tuple[float, float]:
     seconds = time.perf_counter() - start
     if device == "cuda":
         return seconds, torch.cuda.max_memory_allocated() / 1e9
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return seconds, peak_gb() - imported_gb()
 
 
 def outputs(work: Work) -> torch.Tensor:
     """(M, 1024), of the whole scan in eval mode."""
     model, arguments = contestant(work)
     with torch.no_grad():
-        out = model.eval()(*arguments([whole_scan(work.root, work.split)])).float().cpu()
+        out = model.eval()(*arguments([prepared_scans(work.scans)[1]])).float().cpu()
     return out if work.peer is None else out[0].T
 
 
@@ -284,9 +296,11 @@ def main() -> None:
         if not options.data:
             write_world(root, layout="nuscenes", train_scenes=1, val_scenes=1, keyframes=1)
         compare_preparation(root, split, options.peer)
+        scans = Path(folder) / "scans"
+        prepare_scans(root, split, scans)
         for setting in SETTINGS:
             if options.only in (None, setting.width):
-                work = Work(setting, root, split, None, options.device, options.precision)
+                work = Work(setting, scans, None, options.device, options.precision)
                 name = f"{setting.name} {setting.norm} norm"
                 if options.peer:
                     both = [outputs(work), outputs(work._replace(peer=options.peer))]
