@@ -27,6 +27,8 @@ test-slow: install
 
 # Figures of docs/. Real frames, where they are, come from DATA.
 DATA ?= ../shared/data
+# A checkout of valeoai/WaffleIron to compare the student with, where there is one.
+PEER ?=
 bench: install
 	$(BIN)/python tests/benchmarks/store_layout.py
 	$(BIN)/python tests/benchmarks/store_index.py
@@ -35,6 +37,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/nuscenes_start.py
 	$(BIN)/python tests/benchmarks/occlusion.py
 	$(BIN)/python tests/benchmarks/mixed_run.py
+	$(BIN)/python tests/benchmarks/student.py $(if $(wildcard $(DATA)),--data $(DATA)) $(if $(PEER),--peer $(PEER))
 	test ! -d $(DATA) || $(BIN)/python tests/benchmarks/store_size.py $(DATA)
 
 lint: install

@@ -271,7 +271,7 @@ def distill(recipe: str, overrides: tuple[str, ...], **options) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Such as inputs.fov_min_m=[-50,-50,-3].")
 @click.option(
     "--activation", type=click.Choice(["relu", "gelu"]),
-    help="Of an official model.  [default: gelu with a 2-layer head, as in ScaLR+, else relu]",
+    help="Of an official model.  [default: gelu with a 2-layer head, as in ScaLR+, else relu, where that is clear]",
 )  # fmt: skip
 def convert(source: Path, target: Path, recipe: str, overrides: tuple[str, ...], activation: str | None) -> None:
     """Turn an official checkpoint (.pth) into a student (.safetensors), or a student into that or an export (.pt2).

@@ -67,7 +67,8 @@ def read_official(path: Path, inputs: InputConfig | None = None, activation: Act
     Args:
         path: of a pretrained, probed, finetuned or supervised model; nothing that it holds is run.
         inputs: voxels, field of view and planes, which the file does not hold; ScaLR's where left out.
-        activation: nor this one; where left out, GELU for a 2-layer head, as in ScaLR+, else ReLU.
+        activation: nor this one; where left out, GELU for a 2-layer head, as in ScaLR+, else ReLU. Probed and
+            finetuned models with layer norm come from either: there it must be said.
 
     Raises:
         StudentError: a file that is missing, damaged or of another model, its missing and unexpected keys listed.
@@ -76,6 +77,12 @@ def read_official(path: Path, inputs: InputConfig | None = None, activation: Act
     config = _config(tensors, path)
     if activation:
         config = replace(config, activation=activation)
+    elif (config.head, config.norm) == ("probe", "layer"):
+        raise StudentError(
+            "relu or gelu? The file does not say, and its head fits both ScaLR and ScaLR+",
+            where=path,
+            fix="Pass --activation relu for a model of ScaLR, gelu for one of ScaLR+.",
+        )
     with torch.random.fork_rng(devices=[]):
         student = Student(config, inputs)
     expected = student.state_dict()
@@ -94,13 +101,18 @@ def read_official(path: Path, inputs: InputConfig | None = None, activation: Act
     return student.eval()
 
 
+def official_tensors(student: Student) -> dict[str, torch.Tensor]:
+    """The student's state dict as the official modules have it: linear layers as 1x1 convolutions."""
+    return {name: _as_convolution(name, value) for name, value in student.state_dict().items()}
+
+
 def write_official(student: Student, path: Path) -> None:
     """Write a student aside and rename it into place, as both ScaLR's and WaffleIron's scripts load it.
 
     Raises:
         StudentError: the file cannot be written.
     """
-    tensors = {name: _as_convolution(name, value.cpu()) for name, value in student.state_dict().items()}
+    tensors = {name: value.cpu() for name, value in official_tensors(student).items()}
     with written_aside(path, StudentError) as temporary:
         # ScaLR reads "model_point", WaffleIron "net"; torch stores tensors that are shared once.
         torch.save({"model_point": tensors, "net": tensors}, temporary)
@@ -116,7 +128,8 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
         values = torch.load(path, map_location="cpu", weights_only=True)
     wrapped = [values[key] for key in WRAPPERS if isinstance(values, dict) and isinstance(values.get(key), dict)]
     values = wrapped[0] if wrapped else values
-    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
+    named = isinstance(values, dict) and all(isinstance(name, str) for name in values)
+    if not named or not all(isinstance(value, torch.Tensor) for value in values.values()):
         raise _not_a_student(path, f"no {', '.join(WRAPPERS)} with tensors in it")
     return {name.removeprefix(PREFIX): value for name, value in values.items()}
 
@@ -147,7 +160,7 @@ def _config(tensors: dict[str, torch.Tensor], path: Path) -> WaffleIronConfig:
 def _head(tensors: dict[str, torch.Tensor]) -> tuple[Head, str] | None:
     """Which head it is, and the name of its last layer's weight."""
     lasts: dict[Head, str] = {"linear": "classif.weight", "probe": "classif.1.weight", "mlp": "classif.2.weight"}
-    return next(((kind, last) for kind, last in lasts.items() if last in tensors), None)
+    return next(((kind, last) for kind, last in lasts.items() if last in tensors and tensors[last].ndim == 2), None)
 
 
 def _as_rows(name: str, value: torch.Tensor) -> torch.Tensor:

@@ -209,7 +209,8 @@ class WaffleIron(nn.Module):
         """Tokens (M, C) -> (M, C); layer l works on plane l mod the number of planes."""
         # Compiled loops cannot be traced.
         cells = _OccupiedCells if _on_cpu(tokens) and not torch.compiler.is_compiling() else _CroppedPlane
-        planes = [cells.of(batch, plane) for plane in range(len(batch.crop_shapes))]
+        dtype = torch.promote_types(tokens.dtype, torch.float32)  # counts do not fit half precision
+        planes = [cells.of(batch, plane, dtype) for plane in range(len(batch.crop_shapes))]
         keep = _KeepRows(batch, self.stochastic_depth if self.training else 0.0)
         for layer, mixes in enumerate(zip(self.spatial_mix, self.channel_mix, strict=True)):
             arguments = (mixes, tokens, planes[layer % len(planes)], keep)
@@ -324,11 +325,11 @@ class _CroppedPlane:
     shape: tuple[int, int, int]  # (B, h, w)
 
     @classmethod
-    def of(cls, batch: PackedBatch, plane: int) -> _CroppedPlane:
+    def of(cls, batch: PackedBatch, plane: int, dtype: torch.dtype) -> _CroppedPlane:
         shape, index = (batch.num_scans, *batch.crop_shapes[plane]), batch.cells[plane]
         counts = torch.zeros(math.prod(shape), dtype=torch.int64, device=index.device)
         counts.index_add_(0, index, torch.ones_like(index))
-        return cls(index, _mean_weight(counts[index]), shape)
+        return cls(index, _mean_weight(counts[index], dtype), shape)
 
     def mix(self, rows: torch.Tensor, ffn: nn.Sequential) -> torch.Tensor:
         """(M, C) -> (M, C): means of the cells, zero where empty, through the convolutions, read by each point."""
@@ -348,10 +349,10 @@ class _OccupiedCells:
     to_occupied: torch.Tensor  # (S, 9) int32 taps of the second
 
     @classmethod
-    def of(cls, batch: PackedBatch, plane: int) -> _OccupiedCells:
+    def of(cls, batch: PackedBatch, plane: int, dtype: torch.dtype) -> _OccupiedCells:
         shape = (batch.num_scans, *batch.crop_shapes[plane])
         index, counts, to_reached, to_occupied = occupied_cells(batch.cells[plane], shape)
-        return cls(index, _mean_weight(counts[index]), to_reached, to_occupied)
+        return cls(index, _mean_weight(counts[index], dtype), to_reached, to_occupied)
 
     def mix(self, rows: torch.Tensor, ffn: nn.Sequential) -> torch.Tensor:
         """(M, C) -> (M, C), as `_CroppedPlane.mix`."""
@@ -364,9 +365,9 @@ class _OccupiedCells:
         return mixed.index_select(0, self.index)
 
 
-def _mean_weight(counts: torch.Tensor) -> torch.Tensor:
-    """(M,) int64 points in each point's cell -> (M, 1) float64 weight of its mean, as the official code has it."""
-    return (1 / (counts.double() + 1e-6)).unsqueeze(1)
+def _mean_weight(counts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(M,) int64 points in each point's cell -> (M, 1) weight in its mean, as the official code has it."""
+    return (1 / (counts.to(dtype) + 1e-6)).unsqueeze(1)
 
 
 class _KeepRows:

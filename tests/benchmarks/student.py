@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from scalr.distill.convert import _as_convolution
+from scalr.distill.convert import official_tensors
 from scalr.distill.inputs import (
     InputConfig,
     ScanInput,
@@ -124,7 +124,7 @@ def contestant(work: Work) -> tuple[torch.nn.Module, Callable]:
     shapes = [plane.shape for plane in CONFIG.planes]
     has_layer_norm = work.setting.norm == "layer"
     official = Segmenter(5, work.setting.width, 1024, work.setting.depth, shapes, layer_norm=has_layer_norm)
-    official.load_state_dict({name: _as_convolution(name, value) for name, value in student.state_dict().items()})
+    official.load_state_dict(official_tensors(student))
     return official.to(work.device), lambda scans: tuple(tensor.to(work.device) for tensor in padded(scans))
 
 

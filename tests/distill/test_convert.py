@@ -75,7 +75,7 @@ def checkpoint(tmp_path):
 @pytest.mark.parametrize("head", ["linear", "mlp", "probe"])
 def test_there_and_back_is_exact(checkpoint, tmp_path, norm, head):
     tensors = official(norm, head)
-    convert(checkpoint(tensors), tmp_path / "student.safetensors", None)
+    convert(checkpoint(tensors), tmp_path / "student.safetensors", None, "relu")
     convert(tmp_path / "student.safetensors", tmp_path / "back.pth", None)
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert back["model_point"].keys() == back["net"].keys() == tensors.keys()
@@ -131,6 +131,9 @@ def test_what_the_file_does_not_hold(checkpoint):
     plus = read_official(checkpoint(official("layer", "mlp"))).config
     assert (plus.activation, plus.stochastic_depth) == ("gelu", 0.2)
     assert read_official(checkpoint(official())).config.activation == "relu"
+    assert read_official(checkpoint(official("batch", "probe"))).config.activation == "relu"
+    with pytest.raises(StudentError, match="relu or gelu"):
+        read_official(checkpoint(official("layer", "probe")))
     inputs = InputConfig(fov_min_m=(-50, -50, -3), fov_max_m=(50, 50, 2))
     student = read_official(checkpoint(official()), inputs, "gelu")
     assert student.input_config == inputs
@@ -161,6 +164,8 @@ class Payload:
         ({"net": official() | {"embed.conv1.weight": torch.zeros(8, 4, 1)}}, "it reads 4 features of a point"),
         ({k: v for k, v in official().items() if not k.startswith("classif")}, "its embedding or head is missing"),
         ({"net": Payload()}, "holds more than tensors, which could run code"),
+        ({0: torch.zeros(1)}, "no model_point, model_points, net with tensors"),
+        (official() | {"classif.weight": torch.tensor(1.0)}, "its embedding or head is missing"),
         ([1, 2], "no model_point, model_points, net with tensors"),
     ],
 )
