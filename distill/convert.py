@@ -23,6 +23,7 @@ from .waffleiron import Activation, Head, Student, WaffleIronConfig
 
 WRAPPERS = ("model_point", "model_points", "net")  # of ScaLR, of its first release, of WaffleIron and finetuned models
 PREFIX = "module."
+TARGETS = (".safetensors", ".pth", ".pt2")
 PLUS = {"activation": "gelu", "stochastic_depth": 0.2}  # of ScaLR+, which is known by its 2-layer head
 
 
@@ -41,6 +42,10 @@ def convert(source: Path, target: Path, inputs: InputConfig | None, activation: 
     """
     if target.exists():
         raise StudentError("a file is there already", where=target, fix="Choose another name.")
+    if target.suffix not in TARGETS:
+        raise StudentError(
+            f"no kind of file has the suffix '{target.suffix}'", where=target, fix=f"Use one of {', '.join(TARGETS)}."
+        )
     if (source.suffix == ".safetensors") == (target.suffix == ".safetensors"):
         raise StudentError(
             f"it would be made from '{source.name}', a file of the same kind",

@@ -1,8 +1,9 @@
-"""The student: WaffleIron (Puy et al., ICCV 2023) as ScaLR uses it, on packed points and cropped planes.
+"""The student: WaffleIron (Puy et al., ICCV 2023) as ScaLR uses it, on packed points and parts of the planes.
 
 Where the official code holds a padded (B, C, N) batch and whole planes, this one holds rows (M, C), the points of all
-scans one after the other, and crops of the planes (`inputs.pack`). The output is the same but for one deliberate
-difference: padding points do not exist, so they do not enter the statistics of batch norm.
+scans one after the other, and of the planes the cells in use, or crops (`inputs.pack`) where a GPU fills them. The
+output is the same but for one deliberate difference: padding points do not exist, so they do not enter the statistics
+of batch norm.
 
 Parameters have the official names, are drawn in the official order from the official distributions, and are stored as
 rows use them: a linear layer's weight is (out, in) where the official 1x1 convolution has (out, in, 1).

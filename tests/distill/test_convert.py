@@ -229,3 +229,5 @@ def test_the_command(checkpoint, tmp_path):
     assert (again.exit_code, again.output.count("a file is there already")) == (1, 1)
     same = run(main, ["convert", str(student), str(tmp_path / "x.safetensors")])
     assert (same.exit_code, same.output.count("a file of the same kind")) == (1, 1)
+    other = run(main, ["convert", str(student), str(tmp_path / "x.onnx")])
+    assert (other.exit_code, other.output.count("no kind of file has the suffix '.onnx'")) == (1, 1)
