@@ -15,13 +15,20 @@ from .errors import ScalrError
 
 
 class ErrorsForPeople(click.Group):
-    """Turns a ScalrError into one line on stderr and exit code 1."""
+    """Turns a ScalrError into one line on stderr and its exit code."""
 
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
         except ScalrError as error:
-            raise click.ClickException(str(error)) from error
+            shown = click.ClickException(str(error))
+            shown.exit_code = error.exit_code
+            raise shown from error
+
+
+def is_first_process() -> bool:
+    """Of those that torchrun started: what all do is told once."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class ImageSize(click.ParamType):
@@ -101,7 +108,7 @@ def main(quiet: bool) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger(__package__)  # ours only: other libraries keep their own ways
     logger.handlers = [handler]
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.setLevel(logging.INFO if is_first_process() and not quiet else logging.WARNING)
 
 
 def show_teachers(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -242,26 +249,55 @@ def verify(store: Path, as_json: bool, **options) -> None:
     *("--cache", "caches"), type=path, multiple=True, default=["store.zarr"], show_default=True,
     help="Feature store to learn from; repeatable.",
 )  # fmt: skip
-@click.option("--teacher", default=None, help="Whose targets.  [default: the only one in each store]")
+@click.option(
+    *("--teacher", "teachers"), multiple=True,
+    help="Whose targets; repeatable.  [default: the recipe's, else the only one in each store]",
+)  # fmt: skip
 @click.option("--split", default=None, help="Whose frames.  [default: the only one in each store]")
 @click.option("--recipe", default="scalr_wi256", show_default=True, help="Bundled recipe or YAML file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, such as training.epochs=10.")
 @click.option("--out", type=path, default="runs/distill", show_default=True, help="Folder for student and logs.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, or begin where there is none.")
+@click.option("--checkpoint-minutes", default=10.0, show_default=True, help="Between two checkpoints.")
+@click.option("--eval-every", type=int, help="Epochs between two quick probes; needs --eval-root.")
+@click.option("--eval-root", type=path, help="Labelled dataset's folder for quick probes.")
+@click.option("--eval-dataset", default="nuscenes", show_default=True, help="Its reader.")
+@click.option("--eval-frames", default=100, show_default=True, help="Frames of each of its splits that are used.")
 @device_option
-def distill(recipe: str, overrides: tuple[str, ...], **options) -> None:
+def distill(
+    recipe: str,
+    overrides: tuple[str, ...],
+    eval_every: int | None,
+    eval_root: Path | None,
+    eval_dataset: str,
+    eval_frames: int,
+    **options,
+) -> None:
     """Train a student on the targets of one or several stores; images, teacher and dataset are not needed.
 
     \b
     scalr distill --cache store.zarr --recipe scalr_wi256 --out runs/wi256
+    torchrun --nproc-per-node 8 --no-python scalr distill --cache store.zarr --resume
+
+    SIGTERM and Ctrl-C write a checkpoint and stop (exit code 143), SIGUSR1 writes one; --resume goes on.
     """
     from .distill.recipes import load_recipe
     from .distill.run import DistillConfig
     from .distill.run import distill as run
 
+    if (eval_every is None) != (eval_root is None):
+        raise click.UsageError("--eval-every and --eval-root go together.")
+    if eval_root is not None:
+        from .evaluate.probe import QuickProbe
+
+        options |= {"quick_probe": QuickProbe(eval_dataset, eval_root, eval_frames), "eval_every": eval_every}
     summary = run(DistillConfig(recipe=load_recipe(recipe, overrides), **options))
-    click.echo(
-        f"{summary.student}: loss {summary.losses[0]:.3f} -> {summary.losses[-1]:.3f}, {len(summary.losses)} steps"
-    )
+    if is_first_process():
+        click.echo(
+            f"{summary.student}: loss {summary.losses[0]:.3f} -> {summary.losses[-1]:.3f}, {len(summary.losses)} steps"
+        )
+        if summary.data_wait is not None:
+            click.echo(f"{summary.data_wait:.1%} of the time was spent waiting for data")
 
 
 @main.command()

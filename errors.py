@@ -19,6 +19,8 @@ class ScalrError(Exception):
         fix: the next thing to do, as an imperative sentence.
     """
 
+    exit_code = 1  # of the command line
+
     def __init__(self, what: str, *, where: object, fix: str) -> None:
         self.what, self.where, self.fix = _one_line(what), _one_line(str(where)), _one_line(fix)
         stop = "" if self.what.endswith("?") else "."

@@ -23,12 +23,13 @@ class _LogLines(tqdm):
         return True
 
 
-def progress(total: int, description: str, unit: str) -> tqdm:
-    """A progress display: `update(n)`, `set_postfix_str(text)`, used as a context.
+def progress(total: int, description: str, unit: str, done: int = 0) -> tqdm:
+    """A progress display: `update(n)`, `set_postfix_str(text)`, used as a context; `done` of `total` were made earlier.
 
     On a terminal it is tqdm's bar; elsewhere (batch jobs, pipes) a line a minute with the same figures.
     """
-    common = {"total": total, "desc": description, "unit": f" {unit}", "disable": not logger.isEnabledFor(logging.INFO)}
+    silent = not logger.isEnabledFor(logging.INFO)
+    common = {"total": total, "initial": done, "desc": description, "unit": f" {unit}", "disable": silent}
     if sys.stderr.isatty():
         return tqdm(**common)
     # What tqdm writes besides (carriage returns, a last newline) goes nowhere.

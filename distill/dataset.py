@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from ..errors import StoreError
+from ..errors import StoreError, StudentError
 from ..extract.encoding import EncodedTargets
-from ..extract.store import FeatureStore
+from ..extract.store import FeatureStore, StoredView
 from .inputs import (
     AugmentConfig,
     InputConfig,
@@ -27,42 +28,97 @@ from .inputs import (
 
 MAX_DRAWS = 10  # of a frame, when a draw leaves no point
 
+VoxelPoint = Literal["random", "first"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """What a sample is made of; the defaults are those of the official ScaLR code.
+
+    Raises:
+        StudentError: a value that cannot be used.
+    """
+
+    views_per_sample: int | Literal["all"] = 1  # cameras of a frame, drawn at random
+    voxel_point: VoxelPoint = "random"  # which point of a voxel stands for it
+    store_weights: tuple[float, ...] | None = None  # of each store; None makes all frames of all stores equally likely
+
+    def __post_init__(self) -> None:
+        if self.store_weights is not None:
+            object.__setattr__(self, "store_weights", tuple(self.store_weights))
+        views = self.views_per_sample
+        if views != "all" and (not isinstance(views, int) or views < 1):
+            raise _bad("views_per_sample", views, "Give a number of cameras, or all")
+        if self.voxel_point not in get_args(VoxelPoint):
+            raise _bad("voxel_point", self.voxel_point, "Use random or first")
+
+
+class SampleId(NamedTuple):
+    """Where a sample comes from."""
+
+    store: int  # in the order they were named
+    rows: tuple[int, ...]  # of the store's views
+
 
 @dataclass(frozen=True, eq=False)
 class DistillSample:
-    """One view, ready for the network."""
+    """One frame seen by one or several cameras, ready for the network."""
 
+    id: SampleId
     scan: ScanInput  # M points
-    targets: EncodedTargets  # M
+    point: np.ndarray | None  # (R,) int64 row of each pair in `scan`; None where pair r is of point r
+    targets: tuple[EncodedTargets, ...]  # of each teacher, R pairs
 
 
 @dataclass(frozen=True, eq=False)
 class DistillBatch:
-    """Several views packed: the points of one after those of the other, no padding."""
+    """Several samples packed: the points of one after those of the other, no padding; likewise their pairs."""
 
+    samples: tuple[SampleId, ...]  # B
     inputs: PackedBatch  # M points in all
-    targets: EncodedTargets  # M; `.decode()` on the training device gives (M, D) float32
+    point: torch.Tensor | None  # (R,) int64 row of each pair in `inputs`; None where pair r is of point r
+    sample: torch.Tensor  # (R,) int64 sample of each pair
+    targets: tuple[EncodedTargets, ...]  # of each teacher; `.decode()` on the training device gives (R, D) float32
 
     @property
     def num_points(self) -> int:
-        return len(self.targets)
+        return self.inputs.num_points
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.sample)
 
     def to(self, device: torch.device) -> DistillBatch:
-        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+        return self._map(lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self) -> DistillBatch:
+        """Called by torch's DataLoader with `pin_memory=True`."""
+        return self._map(lambda part: part.pin_memory())
+
+    def _map(self, function) -> DistillBatch:
+        return replace(
+            self,
+            inputs=function(self.inputs),
+            point=None if self.point is None else function(self.point),
+            sample=function(self.sample),
+            targets=tuple(function(each) for each in self.targets),
+        )
 
 
 class DistillDataset(Dataset):
     """The frames of a store, as the official ScaLR code samples them.
 
-    A sample depends on (seed, epoch, frame) alone, whatever process draws it and in which order.
+    A sample depends on (seed, visit, frame) alone, whatever process draws it and in which order.
 
     Args:
-        store: with targets of `teacher`.
-        teacher: whose targets the student learns.
+        store: with targets of `teachers`.
+        teachers: whose targets the student learns.
         inputs: voxels, field of view and planes.
+        sampling: cameras and points of a sample.
         augmentation: rotation, flips, scale.
         seed: of all random choices.
         split: only its frames; None takes all.
+        number: of the store, for the samples' ids.
 
     Raises:
         StoreError: no such teacher, or no view that sees a point.
@@ -71,115 +127,75 @@ class DistillDataset(Dataset):
     def __init__(
         self,
         store: FeatureStore,
-        teacher: str,
+        teachers: Sequence[str],
         inputs: InputConfig,
+        sampling: SamplingConfig,
         augmentation: AugmentConfig,
         seed: int,
         split: str | None = None,
+        number: int = 0,
     ) -> None:
-        self.store, self.teacher, self.seed = store, teacher, seed
-        self.inputs, self.augmentation = inputs, augmentation
-        self.frames = _views_by_frame(store, teacher, split)
+        self.store, self.teachers, self.seed, self.number = store, tuple(teachers), seed, number
+        self.inputs, self.sampling, self.augmentation = inputs, sampling, augmentation
+        self.frames = _views_by_frame(store, self.teachers, split)
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, key: tuple[int, int]) -> DistillSample:
-        """The sample of `key` = (epoch, frame)."""
-        epoch, frame = key
-        rng = np.random.default_rng([self.seed, epoch, frame])
+        """The sample of `key` = (visit, frame): what is drawn of a frame differs from visit to visit."""
+        visit, frame = key
+        rng = np.random.default_rng([self.seed, visit, frame])
+        rows = self.frames[frame]
+        count = len(rows) if self.sampling.views_per_sample == "all" else self.sampling.views_per_sample
         for _ in range(MAX_DRAWS):
-            row = int(rng.choice(self.frames[frame]))
-            sample = self._sample(row, rng)
+            drawn = rng.choice(rows, size=min(count, len(rows)), replace=False).tolist()
+            sample = self._sample(drawn, rng)
             if sample is not None:
                 return sample
         raise StoreError(
-            f"view {row} of teacher {self.teacher} keeps no point inside the field of view",
+            f"views {drawn} keep no point inside the field of view",
             where=self.store.path,
             fix="Enlarge inputs.fov_min_m and inputs.fov_max_m in the recipe.",
         )
 
-    def _sample(self, row: int, rng: np.random.Generator) -> DistillSample | None:
+    def _sample(self, rows: list[int], rng: np.random.Generator) -> DistillSample | None:
         # The order of the official code: voxels of the whole scan, camera, number of points, augmentation, crop.
-        view = self.store.read_view(row, self.teacher)
-        pair_of_point = np.full(len(view.points), -1)
-        pair_of_point[view.point_index] = np.arange(len(view.point_index))
-        pair = pair_of_point[voxel_representatives(view.points[:, :3], self.inputs.voxel_size_m, rng)]
-        pair = pair[pair >= 0]
-        if len(pair) > self.inputs.max_points:
-            xyz = view.points[view.point_index[pair], :3]
-            pair = pair[nearest_to(xyz, xyz[rng.integers(len(xyz))], self.inputs.max_points)]
-        points = view.points[view.point_index[pair]]
-        points[:, :3] = augment(points[:, :3], rng, self.augmentation)
-        inside = inside_field_of_view(points[:, :3], self.inputs)
+        views = [self.store.read_view(row) for row in rows]
+        points, intensity = views[0].points, views[0].intensity
+        seen = np.zeros(len(points), dtype=bool)
+        for view in views:
+            seen[view.point_index] = True
+        kept = voxel_representatives(
+            points[:, :3], self.inputs.voxel_size_m, rng if self.sampling.voxel_point == "random" else None
+        )
+        kept = kept[seen[kept]]
+        if len(kept) > self.inputs.max_points:
+            xyz = points[kept, :3]
+            kept = kept[nearest_to(xyz, xyz[rng.integers(len(xyz))], self.inputs.max_points)]
+        cloud = points[kept]
+        cloud[:, :3] = augment(cloud[:, :3], rng, self.augmentation)
+        inside = inside_field_of_view(cloud[:, :3], self.inputs)
         if not inside.any():
             return None
-        scan = scan_input(points[inside], view.intensity, self.inputs)
-        return DistillSample(scan, view.encoded.select(torch.from_numpy(pair[inside])))
-
-
-class MixedDataset(Dataset):
-    """The frames of several stores, one store after the other: shuffled together, each frame is as likely as any other.
-
-    Args:
-        parts: the stores' own samples, in the order of their frames.
-    """
-
-    def __init__(self, parts: Sequence[DistillDataset]) -> None:
-        self.parts = parts
-        self.starts = np.cumsum([0, *(len(part) for part in parts)])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __getitem__(self, key: tuple[int, int]) -> DistillSample:
-        """The sample of `key` = (epoch, frame)."""
-        epoch, frame = key
-        part = int(np.searchsorted(self.starts, frame, side="right")) - 1
-        return self.parts[part][epoch, frame - int(self.starts[part])]
-
-
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """The (epoch, frame) keys of an epoch's batches: every frame once, shuffled anew each epoch.
-
-    The last batch is dropped when it is short, unless it is the only one.
-    """
-
-    def __init__(self, num_frames: int, batch_size: int, seed: int) -> None:
-        self.num_frames, self.batch_size, self.seed = num_frames, min(batch_size, num_frames), seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.num_frames // self.batch_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_frames)
-        for batch in range(len(self)):
-            frames = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, int(frame)) for frame in frames]
-
-
-class EpochLoader:
-    """A DataLoader over `EpochBatches`: call it with the epoch to get that epoch's batches."""
-
-    def __init__(self, dataset: Dataset, collate, *, batch_size: int, seed: int, workers: int) -> None:
-        self._batches = EpochBatches(len(dataset), batch_size, seed)
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=self._batches,
-            collate_fn=collate,
-            num_workers=workers,
-            # A forked worker can deadlock once zarr has run in this process.
-            multiprocessing_context="spawn" if workers else None,
-            persistent_workers=workers > 0,
+        kept = kept[inside]
+        pairs = [_pairs_of(view, kept) for view in views]
+        return DistillSample(
+            id=SampleId(self.number, tuple(rows)),
+            scan=scan_input(cloud[inside], intensity, self.inputs),
+            point=None if len(views) == 1 else np.concatenate([point for point, _ in pairs]),
+            targets=tuple(self._targets(teacher, rows, views, pairs) for teacher in self.teachers),
         )
 
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __call__(self, epoch: int) -> DataLoader:
-        self._batches.epoch = epoch
-        return self._loader
+    def _targets(
+        self, teacher: str, rows: list[int], views: list[StoredView], pairs: list[tuple[np.ndarray, np.ndarray]]
+    ) -> EncodedTargets:
+        return EncodedTargets.concatenate(
+            [
+                self.store.read_targets_of(row, teacher, view.pixel).select(torch.from_numpy(pair))
+                for row, view, (_, pair) in zip(rows, views, pairs, strict=True)
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -189,26 +205,52 @@ class DistillCollate:
     inputs: InputConfig
 
     def __call__(self, samples: Sequence[DistillSample]) -> DistillBatch:
+        inputs = pack([sample.scan for sample in samples], self.inputs)
+        pairs = torch.tensor([len(sample.targets[0]) for sample in samples])
+        first_points = inputs.scan_offsets.tolist()
+        point = None
+        if samples[0].point is not None:
+            rows = [sample.point + first for sample, first in zip(samples, first_points, strict=False)]
+            point = torch.from_numpy(np.concatenate(rows))
         return DistillBatch(
-            inputs=pack([sample.scan for sample in samples], self.inputs),
-            targets=EncodedTargets.concatenate([sample.targets for sample in samples]),
+            samples=tuple(sample.id for sample in samples),
+            inputs=inputs,
+            point=point,
+            sample=torch.arange(len(samples)).repeat_interleave(pairs),
+            targets=tuple(
+                EncodedTargets.concatenate(parts) for parts in zip(*(s.targets for s in samples), strict=True)
+            ),
         )
 
 
-def _views_by_frame(store: FeatureStore, teacher: str, split: str | None) -> list[np.ndarray]:
-    """Rows of the views of each frame that see a point and have targets."""
-    rows = store.rows_with_targets(teacher)
-    used = store.column("pairs_stop")[rows] > store.column("pairs_start")[rows]
+def _pairs_of(view: StoredView, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of a view whose point is among the rows `kept`: row in `kept`, and pair; both (R,) int64."""
+    pair_of_point = np.full(len(view.points), -1)
+    pair_of_point[view.point_index] = np.arange(len(view.point_index))
+    pair = pair_of_point[kept]
+    point = np.flatnonzero(pair >= 0)
+    return point, pair[point]
+
+
+def _views_by_frame(store: FeatureStore, teachers: Sequence[str], split: str | None) -> list[np.ndarray]:
+    """Rows of the views of each frame that see a point and have targets of all teachers."""
+    used = store.column("pairs_stop") > store.column("pairs_start")
+    for teacher in teachers:
+        used &= np.isin(np.arange(len(used)), store.rows_with_targets(teacher))
     if split is not None:
-        used &= store.column("split")[rows] == split
-    rows = rows[used]
+        used &= store.column("split") == split
+    rows = np.flatnonzero(used)
     if not len(rows):
         raise StoreError(
-            f"no view with targets of {teacher}",
+            f"no view with targets of {' and '.join(teachers)}",
             where=store.path,
-            fix=f"Run 'scalr extract --teacher {teacher}' first.",
+            fix=f"Run 'scalr extract {' '.join(f'--teacher {teacher}' for teacher in teachers)}' first.",
         )
     # The views of a frame follow each other and share their scan.
     scan = np.stack([store.column(name)[rows] for name in ("block", "points_start")], axis=1)
     first_of_frame = np.flatnonzero((scan[1:] != scan[:-1]).any(axis=1)) + 1
     return np.split(rows, first_of_frame)
+
+
+def _bad(name: str, value: object, fix: str) -> StudentError:
+    return StudentError(f"{value!r} cannot be used", where=f"sampling.{name}", fix=fix)

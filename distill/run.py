@@ -1,9 +1,9 @@
-"""Stage two: a store and a recipe to a student."""
+"""Stage two: stores and a recipe to a student."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,19 +11,27 @@ from typing import NamedTuple
 import torch
 import yaml
 
-from ..device import resolve_device
+from ..checkpoint_files import written_aside
 from ..errors import StoreError, StudentError
 from ..extract.store import FeatureStore, open_store
 from .checkpoint import save_student
-from .dataset import DistillCollate, DistillDataset, EpochLoader, MixedDataset
-from .losses import similarity_loss
+from .dataset import DistillCollate, DistillDataset, SampleId
+from .interruption import Checkpoints
+from .objective import DistillObjective
+from .processes import joined_processes, process_index
 from .recipes import Recipe, recipe_values
-from .training import train
+from .sampling import EpochLoader
+from .training import Observer, train
+from .training_log import read_log
 from .waffleiron import Student
 
 logger = logging.getLogger(__name__)
 
 SEEDS_APART = 1_000_003  # of two stores in one run
+# How the machine is used: a run may go on with others.
+OF_THE_MACHINE = ("workers", "accumulate", "compile", "activation_checkpointing")
+
+QuickProbe = Callable[[Student], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,68 +40,59 @@ class DistillConfig:
 
     caches: tuple[Path, ...]
     out: Path
-    teacher: str | None = None  # may be left out where each store has one
-    split: str | None = None  # likewise
+    teachers: tuple[str, ...] = ()  # else the recipe's, else the only one of each store
+    split: str | None = None  # may be left out where each store has one
     recipe: Recipe = field(default_factory=Recipe)
     device: str = "auto"
+    resume: bool = False  # go on with what is in `out`, or begin where nothing is there
+    checkpoint_minutes: float = 10.0
+    quick_probe: QuickProbe | None = None  # the student while it trains -> mIoU
+    eval_every: int = 1  # epochs between two quick probes
+
+    def __post_init__(self) -> None:
+        if self.eval_every < 1 or not self.checkpoint_minutes >= 0:
+            raise StudentError(
+                f"eval_every is {self.eval_every} and checkpoint_minutes {self.checkpoint_minutes}",
+                where="distill",
+                fix="Use one epoch or more, and no negative minutes.",
+            )
 
 
 @dataclass(frozen=True)
 class DistillSummary:
-    """What a run made: the student's file and the loss of every step."""
+    """What a run made: the student's file, the loss of every step, and the share of its time spent waiting for data."""
 
     student: Path
     losses: list[float] = field(repr=False)
+    data_wait: float | None = None  # None where nothing was left to do
 
 
 def distill(config: DistillConfig) -> DistillSummary:
     """Train a student on the targets of one or several stores; neither images nor teacher nor dataset are needed.
 
-    Writes `config.yaml`, `log.csv`, TensorBoard events and, last, `student.safetensors` into `config.out`.
+    Writes `config.yaml`, `log.csv`, TensorBoard events, now and then `checkpoint.pt`, and, last, `student.safetensors`
+    into `config.out`; the checkpoint is then removed. Where torchrun has started several processes, all call this, and
+    the first one writes.
 
     Raises:
-        ScalrError: what is wrong with the store, the recipe or the output folder.
+        StoppedError: by a signal; the checkpoint is written.
+        ScalrError: what is wrong with the stores, the recipe or the output folder.
     """
     path = config.out / "student.safetensors"
     if path.exists():
-        raise StudentError("a student is there already", where=path, fix="Choose another --out.")
-    chosen = [_choose(open_store(path), config) for path in config.caches]
-    _require_same_targets(chosen)
-    device = resolve_device(config.device)
-    first, training = chosen[0], config.recipe.training
-    recipe = with_head_for(config.recipe, first.store.target_dim(first.teacher))
-    parts = [_samples(each, recipe, number) for number, each in enumerate(chosen)]
-    dataset = parts[0] if len(parts) == 1 else MixedDataset(parts)
-    provenance = _provenance(chosen, recipe)
-    _write_config(config.out, provenance)
-    student = new_student(recipe).to(device)
-    student.waffleiron.activation_checkpointing = training.activation_checkpointing
-    loader = EpochLoader(
-        dataset,
-        DistillCollate(recipe.inputs),
-        batch_size=training.batch_size,
-        seed=training.seed,
-        workers=training.workers,
-    )
-    for each, part in zip(chosen, parts, strict=True):
-        logger.info("distilling %s from %d frames of %s", each.teacher, len(part), each.store.path)
-    losses = train(
-        student.parameters(),
-        loader,
-        lambda batch: similarity_loss(student(batch.inputs), batch.targets.decode()),
-        training,
-        steps_per_epoch=len(loader),
-        device=device,
-        log_folder=config.out,
-        description="distill",
-    )
-    save_student(student, path, provenance)
-    return DistillSummary(path, losses)
+        if not config.resume:
+            raise StudentError("a student is there already", where=path, fix="Choose another --out.")
+        logger.info("%s: finished already", path)
+        return DistillSummary(path, _losses(config.out))
+    with joined_processes(config.device) as device:
+        data_wait = _train(config, path, device)
+    return DistillSummary(path, _losses(config.out), data_wait)
 
 
 def with_head_for(recipe: Recipe, dim: int) -> Recipe:
     """The recipe with a head for targets of `dim` dimensions, whatever it named."""
-    return replace(recipe, student=replace(recipe.student, out_channels=dim))
+    channels = recipe.objective.output_channels(dim)
+    return replace(recipe, student=replace(recipe.student, out_channels=channels))
 
 
 def new_student(recipe: Recipe) -> Student:
@@ -107,46 +106,144 @@ class Chosen(NamedTuple):
     """What is learnt from one store."""
 
     store: FeatureStore
-    teacher: str
+    teachers: dict[str, float]  # and their weights
     split: str
 
     @property
-    def provenance(self) -> dict:
-        return self.store.teachers[self.teacher]
+    def provenance(self) -> dict[str, dict]:
+        return {name: self.store.teachers[name] for name in self.teachers}
+
+    @property
+    def target_dim(self) -> int:
+        return sum(self.store.target_dim(name) for name in self.teachers)
+
+
+def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
+    """Train, write the student to `path`, and return the share of time without data."""
+    chosen = [_choose(open_store(path), config) for path in config.caches]
+    _require_same_targets(chosen)
+    first = chosen[0]
+    recipe = with_head_for(replace(config.recipe, objective=_with_teachers(config.recipe, first)), first.target_dim)
+    training, provenance = recipe.training, _provenance(chosen, recipe)
+    checkpoints = Checkpoints(config.out / "checkpoint.pt", config.checkpoint_minutes, _identity(provenance))
+    resume = checkpoints.path.exists()
+    if resume and not config.resume:
+        raise StudentError(
+            "an interrupted run is here", where=config.out, fix="Go on with --resume, or choose another --out."
+        )
+    datasets = [_samples(each, recipe, number) for number, each in enumerate(chosen)]
+    loader = EpochLoader(
+        datasets,
+        DistillCollate(recipe.inputs),
+        batch_size=training.batch_size,
+        seed=training.seed,
+        workers=training.workers,
+        device=device,
+        part_weights=recipe.sampling.store_weights,
+        accumulate=training.accumulate,
+    )
+    if process_index() == 0:
+        _write_config(config.out, provenance)
+    student = new_student(recipe)
+    student.waffleiron.activation_checkpointing = training.activation_checkpointing
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)  # of a head for the targets
+        objective = DistillObjective(
+            student, recipe.objective, tuple(first.teachers.values()), first.target_dim, training.compile
+        )
+    for each, dataset in zip(chosen, datasets, strict=True):
+        logger.info("distilling %s from %d frames of %s", " and ".join(each.teachers), len(dataset), each.store.path)
+    result = train(
+        objective.to(device),
+        loader,
+        training,
+        steps_per_epoch=loader.num_steps,
+        device=device,
+        description="distill",
+        observer=_observer(config, chosen, student),
+        checkpoints=checkpoints,
+        resume=resume,
+    )
+    if process_index() == 0:
+        save_student(student, path, provenance)
+        checkpoints.path.unlink(missing_ok=True)
+    return result.data_wait
+
+
+def _observer(config: DistillConfig, chosen: Sequence[Chosen], student: Student) -> Observer:
+    names = [each.store.path.name for each in chosen]
+    parts = [name if names.count(name) == 1 else f"{number}_{name}" for number, name in enumerate(names)]
+
+    def describe(sample: SampleId) -> str:
+        store = chosen[sample.store].store
+        views = store.views.take(list(sample.rows)).to_pylist()
+        cameras = ", ".join(f"{view['camera']} (view {row})" for view, row in zip(views, sample.rows, strict=True))
+        return f"{store.path} block {views[0]['block']} frame {views[0]['token']} {cameras}"
+
+    def evaluate(epoch: int) -> dict[str, float]:
+        due = config.quick_probe and (epoch + 1) % config.eval_every == 0
+        return {"probe_miou": config.quick_probe(student)} if due else {}
+
+    return Observer(
+        folder=config.out,
+        parts=parts,
+        part_of=lambda sample: sample.store,
+        describe=describe,
+        evaluate=evaluate,
+        columns=("probe_miou",) if config.quick_probe else (),
+    )
 
 
 def _choose(store: FeatureStore, config: DistillConfig) -> Chosen:
-    chosen = Chosen(store, _choose_teacher(store, config.teacher), _choose_split(store, config.split))
-    _require_complete(*chosen)
+    names = config.teachers or tuple(config.recipe.objective.teachers) or (_only_teacher(store),)
+    weights = {name: float(config.recipe.objective.teachers.get(name, 1.0)) for name in names}
+    chosen = Chosen(store, weights, _choose_split(store, config.split))
+    for name in weights:
+        _require_complete(store, name, chosen.split)
     return chosen
+
+
+def _with_teachers(recipe: Recipe, chosen: Chosen):
+    return replace(recipe.objective, teachers=chosen.teachers)
 
 
 def _require_same_targets(chosen: Sequence[Chosen]) -> None:
     """Targets can only be mixed where all that they depend on is the same."""
     first = chosen[0]
     for other in chosen[1:]:
-        keys = sorted({*first.provenance, *other.provenance})
-        pairs = [(key, first.provenance.get(key), other.provenance.get(key)) for key in keys]
-        differing = "; ".join(f"{key} is {ours!r} and {theirs!r}" for key, ours, theirs in pairs if ours != theirs)
-        if differing:
-            raise StoreError(
-                f"targets that cannot be mixed: {differing}",
-                where=f"{first.store.path} and {other.store.path}",
-                fix="Extract both with the same teacher and settings.",
-            )
+        for teacher, ours in first.provenance.items():
+            theirs = other.provenance[teacher]
+            pairs = [(key, ours.get(key), theirs.get(key)) for key in sorted({*ours, *theirs})]
+            differing = "; ".join(f"{key} is {left!r} and {right!r}" for key, left, right in pairs if left != right)
+            if differing:
+                raise StoreError(
+                    f"targets of {teacher} that cannot be mixed: {differing}",
+                    where=f"{first.store.path} and {other.store.path}",
+                    fix="Extract both with the same teacher and settings.",
+                )
 
 
 def _samples(chosen: Chosen, recipe: Recipe, number: int) -> DistillDataset:
     """The samples of the store that was named as `number`, each with random choices of its own."""
-    seed = recipe.training.seed + number * SEEDS_APART
-    return DistillDataset(chosen.store, chosen.teacher, recipe.inputs, recipe.augmentation, seed, chosen.split)
+    return DistillDataset(
+        chosen.store,
+        tuple(chosen.teachers),
+        recipe.inputs,
+        recipe.sampling,
+        recipe.augmentation,
+        recipe.training.seed + number * SEEDS_APART,
+        chosen.split,
+        number,
+    )
 
 
-def _choose_teacher(store: FeatureStore, name: str | None) -> str:
-    if name is not None or len(store.teachers) == 1:
-        return name or next(iter(store.teachers))
+def _only_teacher(store: FeatureStore) -> str:
+    if len(store.teachers) == 1:
+        return next(iter(store.teachers))
     found = ", ".join(store.teachers) or "none"
-    raise StoreError(f"which teacher? The store has: {found}", where=store.path, fix="Pass --teacher with one of them.")
+    raise StoreError(
+        f"which teacher? The store has: {found}", where=store.path, fix="Pass --teacher with one or several of them."
+    )
 
 
 def _choose_split(store: FeatureStore, name: str | None) -> str:
@@ -173,17 +270,33 @@ def _provenance(chosen: Sequence[Chosen], recipe: Recipe) -> dict:
     sources = [source.attributes for each in chosen for source in each.store.sources if source.split == each.split]
     return {
         "store": {"sources": sources},
-        "teacher": chosen[0].provenance,
+        "teachers": chosen[0].provenance,
         "recipe": recipe_values(recipe),
         "torch": str(torch.__version__),
+    }
+
+
+def _identity(provenance: dict) -> dict:
+    """What an interrupted run may not change."""
+    recipe = provenance["recipe"]
+    training = {key: value for key, value in recipe["training"].items() if key not in OF_THE_MACHINE}
+    return {
+        "store": provenance["store"],
+        "teachers": provenance["teachers"],
+        "recipe": {**recipe, "training": training},
     }
 
 
 def _write_config(folder: Path, provenance: dict) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(provenance, sort_keys=False))
     except OSError as error:
         raise StudentError(
             f"the run's folder cannot be written ({error.strerror})", where=folder, fix="Choose another --out."
         ) from None
+    with written_aside(folder / "config.yaml", StudentError) as temporary:
+        temporary.write_text(yaml.safe_dump(provenance, sort_keys=False))
+
+
+def _losses(folder: Path) -> list[float]:
+    return [float(row["loss"]) for row in read_log(folder / "log.csv")]

@@ -2,164 +2,380 @@
 
 from __future__ import annotations
 
-import csv
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..device import cores_beside
 from ..errors import StudentError
 from ..progress import progress
+from .interruption import Checkpoints, Signals, StoppedError
+from .processes import gathered, num_processes, process_index, summed
+from .schedule import reciprocal_sqrt, warmup_cosine
+from .training_log import TrainingLog
+
+Schedule = Literal["cosine", "reciprocal_sqrt"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+LISTED_SAMPLES = 8  # in an error
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """AdamW with linear warm-up and cosine decay; the defaults are ScaLR's pretraining."""
+    """AdamW and its schedule, and how the machine is used; the defaults are ScaLR's pretraining.
+
+    Raises:
+        StudentError: a value that cannot be used.
+    """
 
     epochs: int = 25
-    batch_size: int = 8
+    batch_size: int = 8  # frames of a step, over all processes and accumulated batches
     learning_rate: float = 2e-3
-    min_learning_rate: float = 1e-5
+    min_learning_rate: float = 1e-5  # of schedule cosine
     weight_decay: float = 0.03
+    schedule: Schedule = "cosine"
     warmup_steps: int = 3500
+    warmup_epochs: float | None = None  # in place of warmup_steps
+    timescale_epochs: float = 0.45  # of schedule reciprocal_sqrt, as is the next
+    cooldown_epochs: float = 2.0
+    precision: Precision = "float32"  # of the student's forward pass; float16 scales the loss
+    accumulate: int = 1  # batches that make a step, one after the other, where memory is short
+    compile: bool = False  # by torch.compile
     workers: int = 0  # processes that prepare samples; 0 prepares them in the training process
     activation_checkpointing: bool = False  # of a student: less memory for a second forward pass
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"epochs": 1, "batch_size": 1, "warmup_steps": 0, "workers": 0, "seed": 0}.items():
+        at_least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "warmup_steps": 0, "workers": 0, "seed": 0}
+        for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise StudentError(f"{name} is {getattr(self, name)}", where="training", fix=f"Use {least} or more.")
+        for name, choices in (("schedule", Schedule), ("precision", Precision)):
+            if getattr(self, name) not in get_args(choices):
+                raise StudentError(
+                    f"{name} is {getattr(self, name)!r}", where="training", fix=f"Use {', '.join(get_args(choices))}."
+                )
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             raise StudentError(
                 f"learning_rate is {self.learning_rate} and min_learning_rate {self.min_learning_rate}",
                 where="training",
                 fix="Use 0 <= min_learning_rate <= learning_rate.",
             )
+        if not self.timescale_epochs > 0 or not self.cooldown_epochs >= 0 or (self.warmup_epochs or 0) < 0:
+            raise StudentError(
+                f"timescale_epochs is {self.timescale_epochs}, cooldown_epochs {self.cooldown_epochs} and warmup_epochs"
+                f" {self.warmup_epochs}",
+                where="training",
+                fix="Use numbers of epochs, the timescale above zero.",
+            )
+
+    def learning_rate_factor(self, step: int, steps_per_epoch: int) -> float:
+        """The fraction of `learning_rate` with which step `step`, from 0 on, is made."""
+        warmup = self.warmup_steps if self.warmup_epochs is None else self.warmup_epochs * steps_per_epoch
+        common = {"warmup_steps": warmup, "total_steps": self.epochs * steps_per_epoch}
+        if self.schedule == "cosine":
+            least = self.min_learning_rate / self.learning_rate if self.learning_rate else 0.0
+            return warmup_cosine(step, **common, least=least)
+        return reciprocal_sqrt(
+            step,
+            **common,
+            timescale_steps=self.timescale_epochs * steps_per_epoch,
+            cooldown_steps=self.cooldown_epochs * steps_per_epoch,
+        )
 
 
 class Batch(Protocol):
     """What the loop asks of a batch."""
 
     num_points: int
+    num_pairs: int  # over which its loss is a mean
+    samples: Sequence[Any]  # where they come from; empty where nobody needs to know
 
     def to(self, device: torch.device) -> Batch: ...
 
 
-class TrainingLog:
-    """Appends one row per step to `log.csv` and to TensorBoard event files in the same folder."""
-
-    FIELDS = ("step", "epoch", "loss", "learning_rate", "points_per_second")
-
-    def __init__(self, folder: Path) -> None:
-        # Imported here: a machine that only uses trained students need not have it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "log.csv").open("w", newline="")
-        self._rows = csv.DictWriter(self._file, self.FIELDS)
-        self._rows.writeheader()
-        self._tensorboard = SummaryWriter(str(folder))
-
-    def write(self, row: dict[str, float]) -> None:
-        self._rows.writerow(row)
-        self._file.flush()  # so that a killed run keeps its curve
-        for name in self.FIELDS[2:]:
-            self._tensorboard.add_scalar(name, row[name], row["step"])
-
-    def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
+# Batch on the training device -> its mean loss; and for each of its samples, detached, (2, B): sum and number of the
+# losses that the mean is over, or None.
+Objective = Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None]]
 
 
-def learning_rate_factor(step: int, warmup_steps: int, total_steps: int, least: float) -> float:
-    """Linear warm-up from zero, then cosine decay to the fraction `least` of the peak."""
-    if step < warmup_steps:
-        return step / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return least + 0.5 * (1 - least) * (1 + math.cos(math.pi * min(1.0, progress)))
+@dataclass(frozen=True, kw_only=True)
+class Observer:
+    """What is made known of a training besides its loss, and to whom.
+
+    Attributes:
+        folder: for `log.csv` and TensorBoard events; None keeps no log.
+        parts: names of what the samples come from.
+        part_of: sample -> its index in `parts`.
+        describe: sample -> its name for people.
+        evaluate: epoch -> more columns of the log, called after each epoch in the first process.
+        columns: the names of these.
+    """
+
+    folder: Path | None = None
+    parts: Sequence[str] = ()
+    part_of: Callable[[Any], int] = field(default=lambda sample: 0)
+    describe: Callable[[Any], str] = str
+    evaluate: Callable[[int], Mapping[str, float]] = field(default=lambda epoch: {})
+    columns: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training was like."""
+
+    losses: list[float] = field(repr=False)  # of the steps made now, resumed ones not among them
+    data_wait: float  # share of the time in which no batch was ready
 
 
 def train(
-    parameters: Iterable[torch.nn.Parameter],
-    batches: Callable[[int], Iterable[Batch]],
-    batch_loss: Callable[[Batch], torch.Tensor],
+    objective: nn.Module,
+    batches: Callable[[int, int], Iterable[Batch]],
     config: TrainingConfig,
     *,
     steps_per_epoch: int,
     device: torch.device,
-    log_folder: Path,
     description: str,
-) -> list[float]:
+    observer: Observer | None = None,
+    checkpoints: Checkpoints | None = None,
+    resume: bool = False,
+) -> TrainingResult:
     """Minimise a loss over batches.
 
-    Args:
-        parameters: what is trained.
-        batches: epoch -> that epoch's batches, `steps_per_epoch` of them.
-        batch_loss: batch on `device` -> scalar.
-        config: the schedule.
-        log_folder: where `log.csv` and the TensorBoard events go.
-        description: of the progress bar.
+    A step's random draws on the device depend on the seed, the step and the process alone.
 
-    Returns:
-        The loss of every step.
+    Args:
+        objective: an `Objective` on `device`, whose parameters that require gradients are trained.
+        batches: (epoch, first step) -> that epoch's batches, `config.accumulate` of them a step.
+        config: the schedule.
+        description: of the progress bar.
+        observer: who watches.
+        checkpoints: where the training is written down now and then, and when it is asked for by a signal.
+        resume: go on from the checkpoint.
 
     Raises:
-        StudentError: the loss is not finite.
+        StoppedError: by a signal; the checkpoint is written.
+        StudentError: a loss or gradient that is not finite, naming the samples, or a checkpoint that does not fit.
     """
-    total_steps = config.epochs * steps_per_epoch
-    optimiser = torch.optim.AdamW(list(parameters), lr=config.learning_rate, weight_decay=config.weight_decay)
-    least = config.min_learning_rate / config.learning_rate if config.learning_rate else 0.0
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: learning_rate_factor(step, config.warmup_steps, total_steps, least)
-    )
-    log, losses = TrainingLog(log_folder), []
-    try:
-        with (
-            cores_beside(config.workers),
-            progress(total_steps, description, "step") as bar,
-        ):
-            for epoch in range(config.epochs):
+    trainer = _Trainer(objective, config, steps_per_epoch, device, observer or Observer(), checkpoints)
+    if resume:
+        trainer.load(checkpoints.load())
+    return trainer.run(batches, description)
+
+
+class _Trainer:
+    def __init__(
+        self,
+        objective: nn.Module,
+        config: TrainingConfig,
+        steps_per_epoch: int,
+        device: torch.device,
+        observer: Observer,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.config, self.steps_per_epoch, self.device = config, steps_per_epoch, device
+        self.objective, self.observer, self.checkpoints = objective, observer, checkpoints
+        self.parameters = [each for each in objective.parameters() if each.requires_grad]
+        # Statistics of batch norm are the same everywhere: there is nothing to broadcast.
+        self.parallel = DistributedDataParallel(objective, broadcast_buffers=False) if num_processes() > 1 else None
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        factor = partial(config.learning_rate_factor, steps_per_epoch=steps_per_epoch)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, factor)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+        self.step = 0  # steps made
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
+
+    def run(self, batches: Callable[[int, int], Iterable[Batch]], description: str) -> TrainingResult:
+        losses, waited, began = [], 0.0, time.perf_counter()
+        with ExitStack() as stack:
+            stack.enter_context(cores_beside(self.config.workers))
+            signals = stack.enter_context(Signals()) if self.checkpoints else Signals()
+            log = self._open_log(stack)
+            bar = stack.enter_context(progress(self.total_steps, description, "step", done=self.step))
+            while self.step < self.total_steps:
+                epoch, first = divmod(self.step, self.steps_per_epoch)
                 start = time.perf_counter()
-                for batch in batches(epoch):
-                    learning_rate = schedule.get_last_lr()[0]
-                    losses.append(_step(batch_loss, batch.to(device), optimiser, len(losses)))
-                    schedule.step()
+                for micro_batches in _grouped(batches(epoch, first), self.config.accumulate):
+                    ready = time.perf_counter()
+                    row = self._make_step(micro_batches)
+                    if self.step % self.steps_per_epoch == 0:
+                        row |= self._evaluate(epoch)
                     now = time.perf_counter()
-                    speed, start = batch.num_points / (now - start), now
-                    log.write(
-                        {
-                            "step": len(losses),
-                            "epoch": epoch,
-                            "loss": losses[-1],
-                            "learning_rate": learning_rate,
-                            "points_per_second": round(speed),
-                        }
-                    )
-                    bar.set_postfix(loss=f"{losses[-1]:.3f}", points_per_s=f"{speed:.0f}", refresh=False)
+                    losses.append(row["loss"])
+                    waited += ready - start
+                    row["points_per_second"] = round(row.pop("points") / (now - start))
+                    row["data_wait"] = round((ready - start) / (now - start), 4)
+                    if log is not None:
+                        log.write({"step": self.step, "epoch": epoch} | row)
+                    speed = f"{row['points_per_second']}"
+                    bar.set_postfix(loss=f"{row['loss']:.3f}", points_per_s=speed, refresh=False)
                     bar.update()
-    finally:
-        log.close()
-    return losses
+                    self._act_on(signals)  # after its row is in the log
+                    start = time.perf_counter()
+        return TrainingResult(losses, waited / max(1e-9, time.perf_counter() - began))
 
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on where `_state` was taken.
 
-def _step(
-    batch_loss: Callable[[Batch], torch.Tensor], batch: Batch, optimiser: torch.optim.Optimizer, step: int
-) -> float:
-    loss = batch_loss(batch)
-    value = loss.item()
-    if not math.isfinite(value):
+        Raises:
+            StudentError: tensors that do not fit.
+        """
+        try:
+            self.objective.load_state_dict(state["objective"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step = state["epoch"] * self.steps_per_epoch + state["step_of_epoch"]
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise StudentError(
+                f"its tensors do not fit the student ({error})", where=self.checkpoints.path, fix="Start a new run."
+            ) from None
+
+    def _state(self) -> dict[str, Any]:
+        """All that the rest of the training depends on.
+
+        The sampler is at (epoch, step of it), and the generators are seeded for every step, so that neither has more
+        to remember, and another number of processes can go on.
+        """
+        epoch, step_of_epoch = divmod(self.step, self.steps_per_epoch)
+        return {
+            "objective": self.objective.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": epoch,
+            "step_of_epoch": step_of_epoch,
+            "seed": self.config.seed,
+        }
+
+    def _open_log(self, stack: ExitStack) -> TrainingLog | None:
+        if self.observer.folder is None or process_index() > 0:
+            return None
+        columns = [*(f"loss_{part}" for part in self.observer.parts), *self.observer.columns]
+        log = TrainingLog(self.observer.folder, columns, self.step)
+        stack.callback(log.close)
+        return log
+
+    def _make_step(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """One update of the parameters by several batches in each process, as if they were one batch."""
+        torch.manual_seed(_seed_of_step(self.config.seed, self.step, process_index()))
+        self.optimiser.zero_grad(set_to_none=True)
+        (num_pairs,) = summed([sum(batch.num_pairs for batch in batches)], self.device)
+        local = _LocalSums(len(self.observer.parts))
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with nullcontext() if last or self.parallel is None else self.parallel.no_sync():
+                loss, of_samples = self._loss(batch.to(self.device))
+                share = batch.num_pairs / num_pairs
+                # Gradients are averaged over processes, but each process has only a share of the mean.
+                self.scaler.scale(loss * (share * num_processes())).backward()
+            local.add(batch, loss.item() * share, of_samples, self.observer.part_of)
+        sums = summed(local.values, self.device)
+        self._require_finite("loss", sums[0], local.offenders)
+        self.scaler.unscale_(self.optimiser)
+        norm = _gradient_norm(self.parameters)
+        if not self.scaler.is_enabled():  # the scaler looks for itself, and leaves out such a step
+            self._require_finite("gradient", norm, [sample for batch in batches for sample in batch.samples])
+        row = {"loss": sums[0], "learning_rate": self.schedule.get_last_lr()[0], "gradient_norm": norm}
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.schedule.step()
+        self.step += 1
+        return row | self._of_parts(sums[2:]) | {"points": sums[1]}
+
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        precision = getattr(torch, self.config.precision)
+        half = torch.autocast(self.device.type, precision) if precision != torch.float32 else nullcontext()
+        with half:
+            return (self.parallel or self.objective)(batch)
+
+    def _of_parts(self, sums: Sequence[float]) -> dict[str, float]:
+        """Columns for the parts that have samples in this step."""
+        pairs = zip(sums[::2], sums[1::2], strict=True)
+        return {
+            f"loss_{name}": total / count
+            for name, (total, count) in zip(self.observer.parts, pairs, strict=True)
+            if count
+        }
+
+    def _require_finite(self, what: str, value: float, samples: Sequence[Any]) -> None:
+        """All processes see the same value, so all of them stop."""
+        if math.isfinite(value):
+            return
+        names = gathered([self.observer.describe(sample) for sample in samples])
+        listed = "; ".join(names[:LISTED_SAMPLES]) + (" …" if len(names) > LISTED_SAMPLES else "")
         raise StudentError(
-            f"the loss of step {step + 1} is {value}",
+            f"the {what} of step {self.step + 1} is {value}{f'; samples: {listed}' if names else ''}",
             where="training",
-            fix="Lower training.learning_rate, or check the teacher's targets.",
+            fix="Check the targets of these views, or, where all samples of a step are named, lower"
+            " training.learning_rate.",
         )
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    optimiser.step()
-    return value
+
+    def _evaluate(self, epoch: int) -> dict[str, float]:
+        return dict(self.observer.evaluate(epoch)) if process_index() == 0 else {}
+
+    def _act_on(self, signals: Signals) -> None:
+        """Write a checkpoint where it is time to; all processes agree on what a signal to one of them means."""
+        if self.checkpoints is None:
+            return
+        stop, save = summed([signals.stop, signals.save], self.device)
+        signals.save = False
+        if process_index() == 0 and (stop or save or (self.checkpoints.due and self.step < self.total_steps)):
+            self.checkpoints.save(self._state())
+        if stop:
+            raise StoppedError(
+                f"stopped by a signal after step {self.step} of {self.total_steps}",
+                where=self.checkpoints.path,
+                fix="Run the same command with --resume to go on.",
+            )
+
+
+class _LocalSums:
+    """What one process adds to a step: loss, points, and for each part the sum and the number of its losses."""
+
+    def __init__(self, num_parts: int) -> None:
+        self.values = [0.0] * (2 + 2 * num_parts)
+        self.offenders: list[Any] = []  # samples whose loss is not finite
+
+    def add(self, batch: Batch, loss: float, of_samples: torch.Tensor | None, part_of: Callable[[Any], int]) -> None:
+        self.values[0] += loss
+        self.values[1] += batch.num_points
+        if of_samples is None or not batch.samples:
+            return
+        totals, counts = of_samples.tolist()
+        for sample, total, count in zip(batch.samples, totals, counts, strict=True):
+            if not math.isfinite(total):
+                self.offenders.append(sample)
+            if len(self.values) > 2:
+                part = 2 + 2 * part_of(sample)
+                self.values[part] += total
+                self.values[part + 1] += count
+
+
+def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
+
+
+def _seed_of_step(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _gradient_norm(parameters: Sequence[nn.Parameter]) -> float:
+    norms = [torch.linalg.vector_norm(each.grad) for each in parameters if each.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0

@@ -30,12 +30,13 @@ from ..errors import StudentError
 from ..extract.intensity import IntensityStatistics, intensity_statistics
 from .inputs import POINT_FEATURES, InputConfig, PackedBatch, ScanInput, evaluation_input, inputs_for, pack
 from .occupied_cells import depthwise, occupied_cells
+from .processes import BatchNorm
 
 Norm = Literal["batch", "layer"]
 Activation = Literal["relu", "gelu"]
 Head = Literal["linear", "mlp", "probe"]  # of ScaLR, of ScaLR+, and of models probed or finetuned for classes
 
-NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+NORMS = {"batch": BatchNorm, "layer": nn.LayerNorm}
 ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
 HEAD_HIDDEN = 2048  # channels between the two layers of the ScaLR+ head
 # Rows at a time where nothing depends on all of them: on a CPU what fits its cache, else what fits its memory.
@@ -162,12 +163,12 @@ class Embedding(nn.Module):
 
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(channels_in)
+        self.norm = BatchNorm(channels_in)
         self.conv1 = nn.Linear(channels_in, width)
         self.conv2 = nn.Sequential(
-            nn.BatchNorm1d(channels_in),
+            BatchNorm(channels_in),
             nn.Linear(channels_in, width, bias=False),
-            nn.BatchNorm1d(width),
+            BatchNorm(width),
             nn.ReLU(inplace=True),
             nn.Linear(width, width, bias=False),
         )
@@ -233,11 +234,11 @@ def _layer(
 
 def _recompute_contexts(mixes: Sequence[nn.Module]) -> tuple[AbstractContextManager, AbstractContextManager]:
     """Around the first computation of a layer, and around the second."""
-    return nullcontext(), _statistics_frozen([mix.norm for mix in mixes if isinstance(mix.norm, nn.BatchNorm1d)])
+    return nullcontext(), _statistics_frozen([mix.norm for mix in mixes if isinstance(mix.norm, BatchNorm)])
 
 
 @contextmanager
-def _statistics_frozen(norms: Sequence[nn.BatchNorm1d]) -> Iterator[None]:
+def _statistics_frozen(norms: Sequence[BatchNorm]) -> Iterator[None]:
     """Batch norms normalise by the batch, as they do while training, and leave their running statistics as they are."""
     before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
@@ -298,7 +299,7 @@ def _fold(norm: nn.Module, linear: nn.Linear) -> tuple[nn.Module, torch.Tensor, 
 
     The statistics of batch norm are constants then: linear(norm(x)) is one linear layer. Layer norm's are not.
     """
-    if not isinstance(norm, nn.BatchNorm1d):
+    if not isinstance(norm, BatchNorm):
         return norm, linear.weight, linear.bias
     factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
     offset = norm.bias - norm.running_mean * factor

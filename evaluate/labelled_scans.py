@@ -31,16 +31,25 @@ class LabelledBatch:
     inputs: PackedBatch
     labels: torch.Tensor  # (M,) int64 train ids
 
+    samples = ()  # nobody asks
+
     @property
     def num_points(self) -> int:
         return len(self.labels)
 
+    num_pairs = num_points
+
     def to(self, device: torch.device) -> LabelledBatch:
-        return replace(self, inputs=self.inputs.to(device), labels=self.labels.to(device))
+        inputs = self.inputs.to(device, non_blocking=True)
+        return replace(self, inputs=inputs, labels=self.labels.to(device, non_blocking=True))
+
+    def pin_memory(self) -> LabelledBatch:
+        """Called by torch's DataLoader with `pin_memory=True`."""
+        return replace(self, inputs=self.inputs.pin_memory(), labels=self.labels.pin_memory())
 
 
 class AugmentedScans(TorchDataset):
-    """Training scans, augmented as in distillation; all that is random is drawn from (seed, epoch, frame)."""
+    """Training scans, augmented as in distillation; all that is random is drawn from (seed, visit, frame)."""
 
     def __init__(self, dataset: Dataset, inputs: InputConfig, seed: int) -> None:
         self.dataset, self.inputs, self.seed = dataset, inputs, seed
@@ -50,9 +59,9 @@ class AugmentedScans(TorchDataset):
         return len(self.dataset.frames)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[ScanInput, np.ndarray]:
-        """Network input of M points and their (M,) labels, of `key` = (epoch, frame)."""
-        epoch, index = key
-        rng = np.random.default_rng([self.seed, epoch, index])
+        """Network input of M points and their (M,) labels, of `key` = (visit, frame)."""
+        visit, index = key
+        rng = np.random.default_rng([self.seed, visit, index])
         points, labels = read_labelled_scan(self.dataset, self.dataset.frames[index])
         kept = voxel_representatives(points[:, :3], self.inputs.voxel_size_m, rng)
         points, labels = points[kept], labels[kept]

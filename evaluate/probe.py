@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from torch import nn
 
 from ..device import resolve_device
 from ..distill.checkpoint import load_student, student_provenance
-from ..distill.dataset import EpochLoader
 from ..distill.inputs import evaluation_input, inputs_for, pack
-from ..distill.training import TrainingConfig, train
+from ..distill.sampling import EpochLoader
+from ..distill.training import Observer, TrainingConfig, train
 from ..distill.waffleiron import Student, probe_head
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
@@ -25,7 +26,7 @@ from ..extract.datasets.frame import Dataset
 from ..extract.datasets.labels import IGNORE_LABEL
 from ..extract.datasets.scans import intensity_of, read_labelled_scan
 from ..progress import progress
-from .labelled_scans import AugmentedScans, LabelledCollate
+from .labelled_scans import AugmentedScans, LabelledBatch, LabelledCollate
 from .metrics import confusion_matrix, intersection_over_union, mean_iou
 from .segmentation_losses import segmentation_loss
 
@@ -74,9 +75,13 @@ class FeatureBatch:
     tokens: torch.Tensor  # (M, C) float32
     labels: torch.Tensor  # (M,) int64 train ids
 
+    samples = ()  # nobody asks
+
     @property
     def num_points(self) -> int:
         return len(self.labels)
+
+    num_pairs = num_points
 
     def to(self, device: torch.device) -> FeatureBatch:
         return FeatureBatch(self.tokens.to(device), self.labels.to(device))
@@ -88,13 +93,30 @@ class FeatureBatches:
     def __init__(self, tokens: torch.Tensor, labels: torch.Tensor, seed: int) -> None:
         self.tokens, self.labels, self.seed = tokens, labels, seed
 
-    def __len__(self) -> int:
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
         return -(-len(self.labels) // FAST_BATCH_POINTS)
 
-    def __call__(self, epoch: int) -> Iterator[FeatureBatch]:
+    def __call__(self, epoch: int, first_step: int = 0) -> Iterator[FeatureBatch]:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.labels))
-        for rows in np.array_split(order, len(self)):
+        for rows in np.array_split(order, self.num_steps)[first_step:]:
             yield FeatureBatch(self.tokens[rows], self.labels[rows])
+
+
+class ProbeObjective(nn.Module):
+    """The loss of a head on a frozen student; `student` is None where the batches hold its tokens already."""
+
+    def __init__(self, head: nn.Module, student: Student | None = None) -> None:
+        super().__init__()
+        self.head, self.student = head, student
+
+    def forward(self, batch: LabelledBatch | FeatureBatch) -> tuple[torch.Tensor, None]:
+        if self.student is None:
+            return segmentation_loss(self.head(batch.tokens), batch.labels), None
+        with torch.no_grad():
+            tokens = self.student.tokens(batch.inputs)
+        return segmentation_loss(self.head(tokens), batch.labels), None
 
 
 def probe(config: ProbeConfig) -> ProbeResult:
@@ -114,7 +136,7 @@ def probe(config: ProbeConfig) -> ProbeResult:
     )
     logger.info("probing %s on %d frames", config.student, len(training_set.frames))
     head = probe_head(student.width, len(training_set.class_names)).to(device)
-    losses = _train_head(student, head, training_set, config, device)
+    losses = _train_head(student, head, training_set, config, device, config.out)
     confusion = score(student, head.eval(), validation_set, device)
     result = ProbeResult(
         class_names=tuple(training_set.class_names),
@@ -125,6 +147,32 @@ def probe(config: ProbeConfig) -> ProbeResult:
     )
     _write_result(result, config)
     return result
+
+
+class QuickProbe:
+    """The fast probe on some frames of a dataset: how good the features of a student in training are.
+
+    Raises:
+        ScalrError: where this is made, if the dataset cannot be used or has no labels.
+    """
+
+    def __init__(self, dataset: str, root: Path, num_frames: int = 100) -> None:
+        self.config = ProbeConfig(
+            student=Path(), root=root, out=Path(), dataset=dataset, fast=True, learning_rate=0.1, epochs=10
+        )
+        self.training_set, self.validation_set = (
+            _some_frames(open_dataset(dataset, root, split, need="labels"), num_frames)
+            for split in (self.config.train_split, self.config.val_split)
+        )
+
+    def __call__(self, student: Student) -> float:
+        """mIoU; the student stays as it is."""
+        device = student.embed.conv1.weight.device
+        frozen = copy.deepcopy(student).eval().requires_grad_(False)
+        frozen.input_config = inputs_for(self.config.dataset, frozen.input_config)
+        head = probe_head(student.width, len(self.training_set.class_names)).to(device)
+        _train_head(frozen, head, self.training_set, self.config, device, log_folder=None)
+        return mean_iou(score(frozen, head.eval(), self.validation_set, device))
 
 
 def score(student: Student, head: nn.Module, dataset: Dataset, device: torch.device) -> np.ndarray:
@@ -165,45 +213,50 @@ def _frozen_tokens(
 
 
 def _train_head(
-    student: Student, head: nn.Module, dataset: Dataset, config: ProbeConfig, device: torch.device
+    student: Student,
+    head: nn.Module,
+    dataset: Dataset,
+    config: ProbeConfig,
+    device: torch.device,
+    log_folder: Path | None,
 ) -> list[float]:
     if config.fast:
-        batches: Callable[[int], Iterable] = FeatureBatches(*frozen_features(student, dataset, device), config.seed)
+        batches: FeatureBatches | EpochLoader = FeatureBatches(*frozen_features(student, dataset, device), config.seed)
     else:
         batches = EpochLoader(
-            AugmentedScans(dataset, student.input_config, config.seed),
+            [AugmentedScans(dataset, student.input_config, config.seed)],
             LabelledCollate(student.input_config),
             batch_size=config.batch_size,
             seed=config.seed,
             workers=config.workers,
+            device=device,
         )
-
-    def batch_loss(batch) -> torch.Tensor:
-        if config.fast:
-            return segmentation_loss(head(batch.tokens), batch.labels)
-        with torch.no_grad():
-            tokens = student.tokens(batch.inputs)
-        return segmentation_loss(head(tokens), batch.labels)
-
-    return train(
-        head.train().parameters(),
+    result = train(
+        ProbeObjective(head.train(), None if config.fast else student),
         batches,
-        batch_loss,
         TrainingConfig(
             epochs=config.epochs,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             min_learning_rate=config.min_learning_rate,
             weight_decay=config.weight_decay,
-            warmup_steps=config.warmup_epochs * len(batches),
+            warmup_epochs=config.warmup_epochs,
             workers=config.workers,
             seed=config.seed,
         ),
-        steps_per_epoch=len(batches),
+        steps_per_epoch=batches.num_steps,
         device=device,
-        log_folder=config.out,
         description="probe",
+        observer=Observer(folder=log_folder),
     )
+    return result.losses
+
+
+def _some_frames(dataset: Dataset, count: int) -> Dataset:
+    """The dataset cut down to frames spread evenly over it."""
+    count = min(count, len(dataset.frames))
+    dataset.frames = [dataset.frames[n * len(dataset.frames) // count] for n in range(count)]
+    return dataset
 
 
 def _write_result(result: ProbeResult, config: ProbeConfig) -> None:

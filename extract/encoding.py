@@ -7,7 +7,7 @@ with one scale per vector. Everything works on torch tensors of any device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -80,10 +80,15 @@ class EncodedTargets:
             return EncodedTargets(self.vectors[pairs], None if self.scale is None else self.scale[pairs])
         return EncodedTargets(self.vectors, self.scale, self.rows[pairs], self.weights[pairs])
 
-    def to(self, device: torch.device) -> EncodedTargets:
-        return EncodedTargets(
-            *(None if part is None else part.to(device, non_blocking=True) for part in vars(self).values())
-        )
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> EncodedTargets:
+        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> EncodedTargets:
+        """In page-locked memory, from which a GPU copies while it computes."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> EncodedTargets:
+        return EncodedTargets(*(None if part is None else function(part) for part in vars(self).values()))
 
     @staticmethod
     def concatenate(parts: Sequence[EncodedTargets]) -> EncodedTargets:

@@ -11,9 +11,10 @@ import yaml
 from click.testing import CliRunner
 
 from scalr.cli import main
-from scalr.distill.dataset import DistillDataset, EpochBatches, MixedDataset
+from scalr.distill.dataset import DistillDataset, SamplingConfig
 from scalr.distill.inputs import AugmentConfig, InputConfig
 from scalr.distill.run import DistillConfig, distill
+from scalr.distill.sampling import Draw, EpochBatches
 from scalr.errors import StoreError
 
 TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
@@ -56,24 +57,18 @@ def two_stores(extract_tiny, tiny_dataset):
 
 def samples(store, seed: int = 0) -> DistillDataset:
     still = AugmentConfig(max_rotation_rad=0, flip_probability=0, max_scale_change=0)
-    return DistillDataset(store, "coordinates", InputConfig(), still, seed)
+    return DistillDataset(store, ("coordinates",), InputConfig(), SamplingConfig(), still, seed)
 
 
 def test_each_frame_of_all_stores_is_drawn_once_an_epoch(two_stores):
-    mixed = MixedDataset([samples(store) for store in two_stores])
-    assert len(mixed) == 5
-    keys = Counter(key for batch in EpochBatches(len(mixed), 1, seed=0) for key in batch)
-    assert keys == {(0, frame): 1 for frame in range(5)}
+    sizes = [len(samples(store)) for store in two_stores]
+    draws = Counter(draw for batch in EpochBatches(sizes, 1, seed=0) for draw in batch)
+    assert draws == {Draw(0, 0, 0): 1, Draw(0, 0, 1): 1, Draw(0, 0, 2): 1, Draw(1, 0, 0): 1, Draw(1, 0, 1): 1}
 
 
-def test_frames_are_those_of_their_stores_with_their_own_intensities(two_stores):
-    mixed, parts = MixedDataset([samples(store) for store in two_stores]), [samples(store) for store in two_stores]
-    for frame in range(5):
-        part, local = (0, frame) if frame < 3 else (1, frame - 3)
-        ours, theirs = mixed[(1, frame)], parts[part][(1, local)]
-        np.testing.assert_array_equal(ours.scan.features, theirs.scan.features)
+def test_each_lidar_keeps_its_own_intensities(two_stores):
     # Both stores hold the same two frames, and draw the same points of them with the same seed.
-    first, second = mixed[(1, 0)].scan.features[:, 0], mixed[(1, 3)].scan.features[:, 0]
+    first, second = (samples(store)[1, 0].scan.features[:, 0] for store in two_stores)
     np.testing.assert_allclose(first * 74.0 + 128.0, second * 5.0 + 10.0, rtol=1e-4)
 
 

@@ -1,4 +1,7 @@
-"""Training settings: YAML files, one per published setting, that fill the dataclasses of the code they configure."""
+"""Training settings: YAML files, one per published setting, that fill the dataclasses of the code they configure.
+
+A file says what differs from the defaults, or from the recipe that its first key, `base`, names.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from pathlib import Path
 import yaml
 
 from ...errors import StudentError, did_you_mean
+from ..dataset import SamplingConfig
 from ..inputs import AugmentConfig, InputConfig
+from ..objective import ObjectiveConfig
 from ..training import TrainingConfig
 from ..waffleiron import WaffleIronConfig
 
@@ -21,7 +26,9 @@ class Recipe:
 
     student: WaffleIronConfig = dataclasses.field(default_factory=WaffleIronConfig)
     inputs: InputConfig = dataclasses.field(default_factory=InputConfig)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     augmentation: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
 
@@ -82,9 +89,19 @@ def _read(name: str) -> dict[str, dict]:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise StudentError(f"not valid YAML ({error})", where=name, fix="Correct the file.") from None
+    base = values.pop("base", None) if isinstance(values, dict) else None
     if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
         raise StudentError("a recipe is sections of key: value", where=name, fix="Copy the shape of a bundled recipe.")
-    return values
+    if base is None:
+        return values
+    if base not in recipe_names() or base == name:
+        raise StudentError(
+            f"base {base!r} is no bundled recipe{did_you_mean(str(base), recipe_names())}",
+            where=name,
+            fix=f"Use one of: {', '.join(recipe_names())}.",
+        )
+    inherited = _read(base)
+    return inherited | {section: inherited.get(section, {}) | options for section, options in values.items()}
 
 
 def _build(values: dict[str, dict], where: str) -> Recipe:

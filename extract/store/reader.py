@@ -183,7 +183,7 @@ class FeatureStore:
             points=self._read(SCANS, block, "points", points),
             point_index=self._read(SCANS, block, "pairs/point_index", pairs).astype(np.int64),
             pixel=pixel,
-            encoded=None if teacher is None else self._read_targets(row, block, teacher, pixel),
+            encoded=None if teacher is None else self.read_targets_of(row, teacher, pixel),
         )
 
     def read_scans(self, block: int) -> ScanBlock:
@@ -226,8 +226,13 @@ class FeatureStore:
         map_shape = tuple(side // patch_size for side in provenance["image_size"])
         return footprint(torch.from_numpy(pixel.astype(np.int64)), image_shape, map_shape, patch_size)
 
-    def _read_targets(self, row: int, block: int, teacher: str, pixel: np.ndarray) -> EncodedTargets:
-        encoding = self.encoding(teacher)
+    def read_targets_of(self, row: int, teacher: str, pixel: np.ndarray) -> EncodedTargets:
+        """The targets of row `row` of `views`, whose pairs read `pixel` (R, 2).
+
+        Raises:
+            StoreError: no such teacher, targets that are not there, or damaged data.
+        """
+        block, encoding = int(self.column("block")[row]), self.encoding(teacher)
         if not self.is_committed(teacher, block):
             raise StoreError(
                 f"block {block} has no targets of {teacher}",

@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from scalr.distill.dataset import DistillCollate, DistillDataset, EpochBatches, EpochLoader
+from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
 from scalr.distill.inputs import AugmentConfig, InputConfig
+from scalr.distill.sampling import EpochBatches, EpochLoader
 from scalr.errors import StoreError
 
+CPU = torch.device("cpu")
 INPUTS = InputConfig()
+SAMPLING = SamplingConfig()
 STILL = AugmentConfig(max_rotation_rad=0, flip_probability=0, max_scale_change=0)
 
 
-def tiny(store, inputs=INPUTS, augmentation=STILL, seed=0) -> DistillDataset:
-    return DistillDataset(store, "coordinates", inputs, augmentation, seed)
+def tiny(store, inputs=INPUTS, augmentation=STILL, seed=0, sampling=SAMPLING, teachers=("coordinates",)):
+    return DistillDataset(store, teachers, inputs, sampling, augmentation, seed)
 
 
 def test_each_point_keeps_its_own_target(extract_tiny):
@@ -36,7 +39,7 @@ def matching_view(store, row, sample):
         for xyz, target in zip(view.points[view.point_index, :3].tolist(), view.targets.tolist(), strict=True)
     }
     points = map(tuple, sample.scan.features[:, 1:4].tolist())
-    pairs = zip(points, map(tuple, sample.targets.decode().tolist()), strict=True)
+    pairs = zip(points, map(tuple, sample.targets[0].decode().tolist()), strict=True)
     return view if all(targets.get(point) == target for point, target in pairs) else None
 
 
@@ -66,7 +69,7 @@ def test_one_camera_a_frame_each_as_likely(extract_tiny):
 def test_max_points_keeps_one_neighbourhood(extract_tiny):
     store = extract_tiny()
     sample = tiny(store, inputs=InputConfig(max_points=10))[(0, 0)]
-    assert len(sample.targets) == len(sample.scan.features) == 10
+    assert len(sample.targets[0]) == len(sample.scan.features) == 10
 
 
 def test_points_outside_the_field_of_view_are_left_out(extract_tiny):
@@ -83,36 +86,36 @@ def test_a_batch_is_its_samples_one_after_the_other(extract_tiny):
     dataset = tiny(extract_tiny())
     samples = [dataset[(0, frame)] for frame in range(3)]
     batch = DistillCollate(INPUTS)(samples)
-    expected = torch.cat([sample.targets.decode() for sample in samples])
-    assert torch.equal(batch.targets.decode(), expected)
-    assert batch.inputs.num_points == batch.num_points == len(batch.targets)
+    expected = torch.cat([sample.targets[0].decode() for sample in samples])
+    assert torch.equal(batch.targets[0].decode(), expected)
+    assert batch.inputs.num_points == batch.num_points == len(batch.targets[0])
 
 
 def test_an_epoch_has_every_frame_once():
-    batches = EpochBatches(num_frames=10, batch_size=3, seed=0)
+    batches = EpochBatches([10], batch_size=3, seed=0)
     epochs = []
     for epoch in range(2):
         batches.epoch = epoch
         keys = [key for batch in batches for key in batch]
         assert len(batches) == 3
-        assert len(keys) == len({frame for _, frame in keys}) == 9
-        assert {key[0] for key in keys} == {epoch}
-        epochs.append([frame for _, frame in keys])
+        assert len(keys) == len({key.frame for key in keys}) == 9
+        assert {key[:2] for key in keys} == {(0, epoch)}
+        epochs.append([key.frame for key in keys])
     assert epochs[0] != epochs[1]
-    assert len(EpochBatches(num_frames=2, batch_size=8, seed=0)) == 1
+    assert len(EpochBatches([2], batch_size=8, seed=0)) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loader_gives_the_same_batches_in_any_process(extract_tiny, workers):
     dataset = tiny(extract_tiny(), augmentation=AugmentConfig())
-    loader = EpochLoader(dataset, DistillCollate(INPUTS), batch_size=2, seed=0, workers=workers)
-    expected = EpochBatches(3, 2, 0)
+    loader = EpochLoader([dataset], DistillCollate(INPUTS), batch_size=2, seed=0, workers=workers, device=CPU)
+    expected = EpochBatches([3], 2, 0)
     for epoch in range(2):
         expected.epoch = epoch
         keys = next(iter(expected))
         (batch,) = loader(epoch)
-        reference = DistillCollate(INPUTS)([dataset[key] for key in keys])
-        assert torch.equal(batch.targets.decode(), reference.targets.decode())
+        reference = DistillCollate(INPUTS)([dataset[key.visit, key.frame] for key in keys])
+        assert torch.equal(batch.targets[0].decode(), reference.targets[0].decode())
         assert torch.equal(batch.inputs.features, reference.inputs.features)
 
 

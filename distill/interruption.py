@@ -1,0 +1,121 @@
+"""Training that is killed and goes on: checkpoints, and the signals that ask for one."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint_files import explained, written_aside
+from ..errors import ScalrError, StudentError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "scalr-training"
+STOP = (signal.SIGTERM, signal.SIGINT)  # what schedulers and people send before they kill
+SAVE = signal.SIGUSR1  # what schedulers can be told to send some time before the end
+
+
+class StoppedError(ScalrError):
+    """A training that a signal ended after its checkpoint was written."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+class Signals:
+    """Notes signals while used as a context, for the training loop to act on after its step.
+
+    A second signal to stop acts at once, as if there were no handler.
+    """
+
+    def __init__(self) -> None:
+        self.save = self.stop = False
+
+    def __enter__(self) -> Signals:
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
+            self._before = {number: signal.signal(number, self._note) for number in (*STOP, SAVE)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if number == SAVE:
+            self.save = True
+            return
+        self.stop = True
+        logger.warning("%s: a checkpoint is written after this step", signal.Signals(number).name)
+        signal.signal(number, self._before[number])
+
+
+def leave_signals_to_the_trainer(_: int = 0) -> None:
+    """In a loader's worker: schedulers and terminals signal all processes, but the trainer still needs its samples."""
+    for number in (*STOP, SAVE):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@dataclass
+class Checkpoints:
+    """Where a training is, in a file that is replaced as a whole: the last one written stays until the next is there.
+
+    Args:
+        path: of the file.
+        minutes: between two of them.
+        identity: what the training depends on, plain values; another training's checkpoint is refused.
+    """
+
+    path: Path
+    minutes: float
+    identity: dict[str, Any]
+    _written: float = field(default_factory=time.monotonic, repr=False)
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() - self._written >= 60 * self.minutes
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write tensors and plain values.
+
+        Raises:
+            StudentError: the file cannot be written; the one before is still there.
+        """
+        with written_aside(self.path, StudentError) as temporary:
+            torch.save({"format": FORMAT, "identity": self.identity, **state}, temporary)
+        self._written = time.monotonic()
+
+    def load(self) -> dict[str, Any]:
+        """What `save` was given, on the CPU.
+
+        Raises:
+            StudentError: a damaged file, or the checkpoint of another training.
+        """
+        with explained(self.path, StudentError, missing="Start without --resume."):
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise StudentError("not a checkpoint of a training", where=self.path, fix="Check --out.")
+        for key, ours in self.identity.items():
+            theirs = state["identity"].get(key)
+            if theirs != ours:
+                raise StudentError(
+                    f"the interrupted training had other settings: {_difference(key, theirs, ours)}",
+                    where=self.path,
+                    fix="Resume it with its own command, or choose another --out.",
+                )
+        return state
+
+
+def _difference(name: str, theirs: Any, ours: Any) -> str:
+    """The first value that differs, by its name in nested settings."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted({*theirs, *ours}):
+            if theirs.get(key) != ours.get(key):
+                return _difference(f"{name}.{key}", theirs.get(key), ours.get(key))
+    return f"{name} was {theirs!r} and is {ours!r}"

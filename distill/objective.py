@@ -1,0 +1,120 @@
+"""From a batch to its loss: student, targets of one or several teachers, and the loss between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import StudentError
+from .dataset import DistillBatch
+from .losses import contrastive_loss, cosine_loss, similarity_loss, smooth_loss
+from .waffleiron import Student
+
+Loss = Literal["similarity", "cosine", "smooth", "contrastive"]
+TargetHead = Literal["none", "linear"]
+
+OF_EACH_PAIR: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "similarity": similarity_loss,
+    "cosine": cosine_loss,
+    "smooth": smooth_loss,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is learnt; the defaults are ScaLR's, those of the contrastive loss PPKT's.
+
+    Raises:
+        StudentError: a value that cannot be used.
+    """
+
+    loss: Loss = "similarity"
+    # Teacher -> weight of its unit vector in the joint target; empty takes the store's only one.
+    teachers: dict[str, float] = field(default_factory=dict)
+    temperature: float = 0.07  # contrastive only, as all below
+    contrastive_pairs: int = 4096  # drawn from a batch
+    target_head: TargetHead = "none"  # linear: targets are projected too, by weights that are learnt
+    target_head_channels: int = 64
+
+    def __post_init__(self) -> None:
+        for name, choices in (("loss", Loss), ("target_head", TargetHead)):
+            if getattr(self, name) not in get_args(choices):
+                raise _bad(name, getattr(self, name), f"Use one of {', '.join(get_args(choices))}")
+        if self.target_head != "none" and self.loss != "contrastive":
+            raise _bad(
+                "target_head", self.target_head, "Use it with loss contrastive: others would make all targets equal"
+            )
+        if not isinstance(self.teachers, Mapping) or not all(
+            isinstance(weight, int | float) and weight > 0 for weight in self.teachers.values()
+        ):
+            raise _bad("teachers", self.teachers, "Give teachers with positive weights, as {dinov2_vitl14: 1.0}")
+        for name in ("temperature", "contrastive_pairs", "target_head_channels"):
+            if not getattr(self, name) > 0:
+                raise _bad(name, getattr(self, name), "Give a positive number")
+
+    def output_channels(self, target_dim: int) -> int:
+        """Channels of the student's head, for targets of so many."""
+        return target_dim if self.target_head == "none" else self.target_head_channels
+
+
+class DistillObjective(nn.Module):
+    """A student and what is learnt beside it; called with a batch, it gives the loss.
+
+    Args:
+        student: with a head for `config.output_channels`.
+        config: the loss.
+        teacher_weights: in the order of a batch's targets.
+        target_dim: of all teachers together.
+        compiled: whether torch.compile makes the student's kernels.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        config: ObjectiveConfig,
+        teacher_weights: Sequence[float],
+        target_dim: int,
+        compiled: bool = False,
+    ) -> None:
+        super().__init__()
+        self.student, self.config, self.teacher_weights = student, config, tuple(teacher_weights)
+        self.target_head = (
+            nn.Linear(target_dim, config.target_head_channels) if config.target_head == "linear" else nn.Identity()
+        )
+        # Batches differ in their number of points. In a list, its parameters are not counted twice.
+        self._forward = [torch.compile(student, dynamic=True) if compiled else student]
+
+    def forward(self, batch: DistillBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean over the batch's pairs; and, detached, (2, B): sum and number of the losses of each sample."""
+        features = self._forward[0](batch.inputs).float()
+        features = features if batch.point is None else features.index_select(0, batch.point)
+        targets = self.target_head(joint_targets([each.decode() for each in batch.targets], self.teacher_weights))
+        targets, sample = targets.float(), batch.sample
+        if self.config.loss != "contrastive":
+            losses = OF_EACH_PAIR[self.config.loss](features, targets)
+        else:
+            drawn = torch.randperm(len(features), device=features.device)[: self.config.contrastive_pairs]
+            losses = contrastive_loss(features[drawn], targets[drawn], self.config.temperature)
+            sample = sample[drawn]
+        return losses.mean(), _of_each_sample(losses.detach(), sample, batch.inputs.num_scans)
+
+
+def joint_targets(targets: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """Of each teacher (R, D_t) -> (R, sum of D_t): the unit vectors times their weights, one after the other."""
+    if len(targets) == 1:
+        return targets[0]  # the losses see its direction only
+    return torch.cat([weight * F.normalize(each, dim=1) for each, weight in zip(targets, weights, strict=True)], dim=1)
+
+
+def _of_each_sample(losses: torch.Tensor, sample: torch.Tensor, num_samples: int) -> torch.Tensor:
+    sums = losses.new_zeros(2, num_samples)
+    return sums.index_add_(1, sample, torch.stack([losses, torch.ones_like(losses)]))
+
+
+def _bad(name: str, value: object, fix: str) -> StudentError:
+    return StudentError(f"{value!r} cannot be used", where=f"objective.{name}", fix=fix)

@@ -1,0 +1,187 @@
+"""Which frames a step learns from: epochs, stores, batches, and the part of each process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..errors import ScalrError, StudentError
+from .interruption import leave_signals_to_the_trainer
+from .processes import num_processes, process_index
+
+
+class Draw(NamedTuple):
+    """One frame to sample. What is random about the sample depends on these three and the seed alone."""
+
+    part: int  # of the dataset: the store, in the order they were named
+    visit: int  # how often all frames of the part have been drawn before
+    frame: int
+
+
+class EpochBatches(Sampler[list[Draw]]):
+    """The draws of an epoch, batch by batch: what the processes learn from together, or one of them alone.
+
+    An epoch draws as many frames as all parts have. Without weights it draws each once. With weights, a part is drawn
+    in proportion to its weight, going through all its frames before any of them comes again; where an epoch
+    ends in between, the next one goes on. A last batch that is short is dropped, unless it is the only one.
+
+    Each process gets its share of a batch, cut again into as many as gradients are accumulated over. The batches as
+    a whole do not depend on how they are shared out.
+
+    Args:
+        part_sizes: frames of each part.
+        batch_size: frames of a step, over all processes and accumulated batches.
+        seed: of the order.
+        part_weights: of each part; None makes all frames equally likely.
+        accumulate: batches that each process puts through the student one after the other in a step.
+
+    Raises:
+        StudentError: fewer frames in a batch than shares, or weights that do not fit the parts.
+    """
+
+    def __init__(
+        self,
+        part_sizes: Sequence[int],
+        batch_size: int,
+        seed: int,
+        part_weights: Sequence[float] | None = None,
+        accumulate: int = 1,
+    ) -> None:
+        self.part_sizes, self.num_frames, self.seed = part_sizes, sum(part_sizes), seed
+        self.batch_size, self.accumulate = min(batch_size, self.num_frames), accumulate
+        self.draws_of_part = _shares(self.num_frames, part_sizes, part_weights)
+        self.epoch, self.first_step = 0, 0
+        self.shares = num_processes() * accumulate
+        if self.batch_size < self.shares:
+            raise StudentError(
+                f"a batch of {self.batch_size} frames cannot be shared by {num_processes()} processes that accumulate"
+                f" {accumulate} batches each",
+                where="training.batch_size",
+                fix="Start fewer processes, or lower training.accumulate.",
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+        return self.num_frames // self.batch_size
+
+    def __len__(self) -> int:
+        return (self.num_steps - self.first_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        mine = range(process_index() * self.accumulate, (process_index() + 1) * self.accumulate)
+        for batch in self.whole_batches():
+            yield from (batch[len(batch) * n // self.shares : len(batch) * (n + 1) // self.shares] for n in mine)
+
+    def whole_batches(self) -> Iterator[list[Draw]]:
+        """The steps' draws, those of all processes together."""
+        draws = [draw for part in range(len(self.part_sizes)) for draw in self._draws(part)]
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(draws))
+        for step in range(self.first_step, self.num_steps):
+            yield [draws[i] for i in order[step * self.batch_size : (step + 1) * self.batch_size]]
+
+    def _draws(self, part: int) -> Iterator[Draw]:
+        count, size = self.draws_of_part[part], self.part_sizes[part]
+        first, last = self.epoch * count, (self.epoch + 1) * count
+        for visit in range(first // size, -(-last // size)):
+            frames = np.random.default_rng([self.seed, visit, part]).permutation(size)
+            for frame in frames[max(0, first - visit * size) : last - visit * size]:
+                yield Draw(part, visit, int(frame))
+
+
+class EpochLoader:
+    """A DataLoader over `EpochBatches`: call it with an epoch, and the step to begin with, to get the batches.
+
+    Args:
+        parts: datasets whose items are asked for by (visit, frame).
+        collate: samples -> batch.
+        workers: processes that prepare samples; 0 prepares them in this one.
+        device: where the batches will go; for a GPU they are made in pinned memory.
+        batch_size, seed, part_weights, accumulate: of `EpochBatches`.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Dataset],
+        collate,
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int,
+        device: torch.device,
+        part_weights: Sequence[float] | None = None,
+        accumulate: int = 1,
+    ) -> None:
+        self._batches = EpochBatches([len(part) for part in parts], batch_size, seed, part_weights, accumulate)
+        self._loader = DataLoader(
+            _Parts(parts),
+            batch_sampler=self._batches,
+            collate_fn=_ErrorsAside(collate),
+            num_workers=workers,
+            # A forked worker can deadlock once zarr has run in this process.
+            multiprocessing_context="spawn" if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=leave_signals_to_the_trainer,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch."""
+        return self._batches.num_steps
+
+    def __call__(self, epoch: int, first_step: int = 0) -> Iterator:
+        """The epoch's batches of this process, from `first_step` on: `accumulate` of them a step.
+
+        Raises:
+            ScalrError: what a sample could not be made for.
+        """
+        self._batches.epoch, self._batches.first_step = epoch, first_step
+        for batch in self._loader:
+            if isinstance(batch, ScalrError):
+                raise batch
+            yield batch
+
+
+class _Parts(Dataset):
+    """Samples by draw. An error comes back as a sample: raised in a worker, it would arrive as a traceback."""
+
+    def __init__(self, parts: Sequence[Dataset]) -> None:
+        self.parts = parts
+
+    def __getitem__(self, draw: Draw) -> Any | ScalrError:
+        try:
+            return self.parts[draw.part][draw.visit, draw.frame]
+        except ScalrError as error:
+            return error
+
+
+class _ErrorsAside:
+    """Collates samples, or gives the first error among them (a class, so that spawned workers can be sent it)."""
+
+    def __init__(self, collate) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Sequence) -> Any | ScalrError:
+        error = next((sample for sample in samples if isinstance(sample, ScalrError)), None)
+        return error or self.collate(samples)
+
+
+def _shares(num_draws: int, sizes: Sequence[int], weights: Sequence[float] | None) -> list[int]:
+    """How many of an epoch's draws are of each part; whole numbers, by the largest remainders."""
+    if weights is None:
+        return list(sizes)
+    if len(weights) != len(sizes) or not all(weight > 0 for weight in weights):
+        raise StudentError(
+            f"the weights {list(weights)} do not fit {len(sizes)} stores",
+            where="sampling.store_weights",
+            fix="Give one positive number for each --cache, in their order.",
+        )
+    exact = num_draws * np.asarray(weights, dtype=np.float64) / sum(weights)
+    shares = np.floor(exact).astype(int)
+    shares[np.argsort(shares - exact, kind="stable")[: num_draws - shares.sum()]] += 1
+    return shares.tolist()
