@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 FORMAT = "scalr-training"
 STOP = (signal.SIGTERM, signal.SIGINT)  # what schedulers and people send before they kill
 SAVE = signal.SIGUSR1  # what schedulers can be told to send some time before the end
+WORKER_GRACE_SECONDS = 30  # after SIGTERM; schedulers kill about as late
 
 
 class StoppedError(ScalrError):
@@ -58,8 +59,10 @@ class Signals:
 
 def leave_signals_to_the_trainer(_: int = 0) -> None:
     """In a loader's worker: schedulers and terminals signal all processes, but the trainer still needs its samples."""
-    for number in (*STOP, SAVE):
+    for number in (signal.SIGINT, SAVE):
         signal.signal(number, signal.SIG_IGN)
+    # Not ignored for good: a process that ends waits for workers that it has sent this.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
 
 
 @dataclass

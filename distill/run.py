@@ -153,17 +153,18 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
         )
     for each, dataset in zip(chosen, datasets, strict=True):
         logger.info("distilling %s from %d frames of %s", " and ".join(each.teachers), len(dataset), each.store.path)
-    result = train(
-        objective.to(device),
-        loader,
-        training,
-        steps_per_epoch=loader.num_steps,
-        device=device,
-        description="distill",
-        observer=_observer(config, chosen, student),
-        checkpoints=checkpoints,
-        resume=resume,
-    )
+    with loader:
+        result = train(
+            objective.to(device),
+            loader,
+            training,
+            steps_per_epoch=loader.num_steps,
+            device=device,
+            description="distill",
+            observer=_observer(config, chosen, student),
+            checkpoints=checkpoints,
+            resume=resume,
+        )
     if process_index() == 0:
         save_student(student, path, provenance)
         checkpoints.path.unlink(missing_ok=True)

@@ -96,6 +96,8 @@ class EpochBatches(Sampler[list[Draw]]):
 class EpochLoader:
     """A DataLoader over `EpochBatches`: call it with an epoch, and the step to begin with, to get the batches.
 
+    Used as a context, it ends its workers.
+
     Args:
         parts: datasets whose items are asked for by (visit, frame).
         collate: samples -> batch.
@@ -133,6 +135,14 @@ class EpochLoader:
     def num_steps(self) -> int:
         """Steps of an epoch."""
         return self._batches.num_steps
+
+    def __enter__(self) -> EpochLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # An error's traceback can keep the loader alive; its workers would delay the end of the process.
+        if self._loader._iterator is not None:
+            self._loader._iterator._shutdown_workers()
 
     def __call__(self, epoch: int, first_step: int = 0) -> Iterator:
         """The epoch's batches of this process, from `first_step` on: `accumulate` of them a step.

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -231,25 +232,26 @@ def _train_head(
             workers=config.workers,
             device=device,
         )
-    result = train(
-        ProbeObjective(head.train(), None if config.fast else student),
-        batches,
-        TrainingConfig(
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            min_learning_rate=config.min_learning_rate,
-            weight_decay=config.weight_decay,
-            warmup_epochs=config.warmup_epochs,
-            workers=config.workers,
-            seed=config.seed,
-        ),
-        steps_per_epoch=batches.num_steps,
-        device=device,
-        description="probe",
-        observer=Observer(folder=log_folder),
+    training = TrainingConfig(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        min_learning_rate=config.min_learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_epochs=config.warmup_epochs,
+        workers=config.workers,
+        seed=config.seed,
     )
-    return result.losses
+    with nullcontext() if config.fast else batches:
+        return train(
+            ProbeObjective(head.train(), None if config.fast else student),
+            batches,
+            training,
+            steps_per_epoch=batches.num_steps,
+            device=device,
+            description="probe",
+            observer=Observer(folder=log_folder),
+        ).losses
 
 
 def _some_frames(dataset: Dataset, count: int) -> Dataset:

@@ -39,12 +39,9 @@ SETTINGS = {
     "similarity": Setting(),
     "contrastive": Setting(overrides=("objective.loss=contrastive",)),
     "contrastive, head on targets": Setting(overrides=("objective.loss=contrastive", "objective.target_head=linear")),
-    "cosine": Setting(overrides=("objective.loss=cosine",)),
-    "smooth": Setting(overrides=("objective.loss=smooth",)),
     "DINOv2 (MLP head)": Setting(overrides=(MLP,)),
     "DINO (MLP head)": Setting((DINO,), overrides=(MLP,)),
     "DINOv2 + DINO (MLP head)": Setting((DINOV2, DINO), overrides=(MLP,)),
-    "width 24": Setting(overrides=("student.width=24",)),
     "width 96": Setting(overrides=("student.width=96",)),
     # 48 frames of one camera each, for 24 of six cameras, one of them at a time: half the epochs.
     "SemanticKITTI alone": Setting(layouts=("semantic_kitti",), overrides=("training.epochs=30",)),

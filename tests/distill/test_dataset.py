@@ -91,32 +91,18 @@ def test_a_batch_is_its_samples_one_after_the_other(extract_tiny):
     assert batch.inputs.num_points == batch.num_points == len(batch.targets[0])
 
 
-def test_an_epoch_has_every_frame_once():
-    batches = EpochBatches([10], batch_size=3, seed=0)
-    epochs = []
-    for epoch in range(2):
-        batches.epoch = epoch
-        keys = [key for batch in batches for key in batch]
-        assert len(batches) == 3
-        assert len(keys) == len({key.frame for key in keys}) == 9
-        assert {key[:2] for key in keys} == {(0, epoch)}
-        epochs.append([key.frame for key in keys])
-    assert epochs[0] != epochs[1]
-    assert len(EpochBatches([2], batch_size=8, seed=0)) == 1
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loader_gives_the_same_batches_in_any_process(extract_tiny, workers):
     dataset = tiny(extract_tiny(), augmentation=AugmentConfig())
-    loader = EpochLoader([dataset], DistillCollate(INPUTS), batch_size=2, seed=0, workers=workers, device=CPU)
     expected = EpochBatches([3], 2, 0)
-    for epoch in range(2):
-        expected.epoch = epoch
-        keys = next(iter(expected))
-        (batch,) = loader(epoch)
-        reference = DistillCollate(INPUTS)([dataset[key.visit, key.frame] for key in keys])
-        assert torch.equal(batch.targets[0].decode(), reference.targets[0].decode())
-        assert torch.equal(batch.inputs.features, reference.inputs.features)
+    with EpochLoader([dataset], DistillCollate(INPUTS), batch_size=2, seed=0, workers=workers, device=CPU) as loader:
+        for epoch in range(2):
+            expected.epoch = epoch
+            keys = next(iter(expected))
+            (batch,) = loader(epoch)
+            reference = DistillCollate(INPUTS)([dataset[key.visit, key.frame] for key in keys])
+            assert torch.equal(batch.targets[0].decode(), reference.targets[0].decode())
+            assert torch.equal(batch.inputs.features, reference.inputs.features)
 
 
 def test_a_store_without_pairs_is_said(extract_tiny, tiny_dataset):

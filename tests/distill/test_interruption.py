@@ -1,0 +1,216 @@
+"""Trainings that are killed, stopped and gone on with: the weights are those of one that ran through."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import scalr
+from distillation_in_child import EPOCHS, distill_in_child
+from scalr.distill.interruption import Checkpoints, Signals
+from scalr.distill.recipes import load_recipe
+from scalr.distill.run import DistillConfig, distill
+from scalr.errors import ScalrError, StudentError
+from tiny import TinyDataset, extract_with, tiny_teachers
+
+STEPS = EPOCHS  # of a store of three frames, two a batch
+
+
+@pytest.fixture(scope="module")
+def children():
+    """Starts children at once: they are forked from a process that has imported everything and done nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not get ours otherwise
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["distillation_in_child"])
+        forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def start(children, folder):
+    """Call with a run's name to start, or to resume, the training there; gives the process and the run's folder."""
+    (folder / "images").mkdir()
+    store = extract_with(TinyDataset(folder / "images"), tiny_teachers(), folder / "s.zarr", teachers=("coordinates",))
+
+    def call(name: str, minutes: float = 0.0):
+        child = children.Process(target=distill_in_child, args=(store.path, folder / name, minutes))
+        child.start()
+        return child, folder / name
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def whole(start) -> tuple[Path, float]:
+    """The run that nothing interrupts, and the seconds it takes."""
+    start("warm")[0].join()
+    began = time.perf_counter()
+    child, folder = start("whole")
+    child.join()
+    assert child.exitcode == 0
+    return folder, time.perf_counter() - began
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return scalr.load_student(folder / "student.safetensors").state_dict()
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    ours, theirs = weights(folder), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    logs = [list(csv.DictReader((run / "log.csv").open())) for run in (folder, whole)]
+    assert [(row["step"], row["loss"]) for row in logs[0]] == [(row["step"], row["loss"]) for row in logs[1]]
+    assert [int(row["step"]) for row in logs[0]] == list(range(1, STEPS + 1))
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def wait_for(folder: Path, steps: int, child) -> None:
+    """Until so many steps are in the log."""
+    deadline = time.monotonic() + 120
+    while child.is_alive() and time.monotonic() < deadline:
+        path = folder / "log.csv"
+        if path.exists() and path.read_text().count("\n") > steps:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no {steps} steps in {folder}, exit code {child.exitcode}")
+
+
+def kill_and_resume(start, whole, kills: int) -> None:
+    rng, runs, of = np.random.default_rng(0), 0, kills
+    while kills:
+        while True:
+            child, folder = start(f"killed-{of}-{runs}")
+            child.join(rng.uniform(0, whole[1]))
+            if kills and child.is_alive():
+                child.kill()
+                child.join()
+                kills -= 1
+                continue
+            child.join()
+            assert child.exitcode == 0
+            break
+        assert_same_run(folder, whole[0])
+        runs += 1
+
+
+def test_killed_at_any_moment_and_resumed(start, whole):
+    kill_and_resume(start, whole, kills=4)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times(start, whole):
+    kill_and_resume(start, whole, kills=20)
+
+
+def test_sigterm_saves_and_stops(start, whole):
+    """No checkpoint is due for hours: only the signal can have written it."""
+    child, folder = start("stopped", minutes=600)
+    wait_for(folder, 5, child)
+    assert not (folder / "checkpoint.pt").exists()
+    os.kill(child.pid, signal.SIGTERM)
+    child.join()
+    assert child.exitcode == 143
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"] >= 5
+    child, _ = start("stopped", minutes=600)
+    child.join()
+    assert_same_run(folder, whole[0])
+
+
+def test_sigusr1_saves_and_goes_on(start, whole):
+    child, folder = start("warned", minutes=600)
+    wait_for(folder, 5, child)
+    os.kill(child.pid, signal.SIGUSR1)
+    wait_for(folder, STEPS - 10, child)
+    assert (folder / "checkpoint.pt").exists()
+    child.join()
+    assert_same_run(folder, whole[0])
+
+
+def test_signals_are_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (signals.save, signals.stop) == (True, False)
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoint.pt", 0, {"recipe": 1})
+    checkpoints.save({"step": 1})
+
+    def killed_half_way(state, path):
+        path.write_bytes(b"half a checkpoint")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", killed_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save({"step": 2})
+    assert checkpoints.load()["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "cannot be read"), (b"half", "cannot be read"), (None, "not a checkpoint")],
+    ids=["empty", "cut off", "something else"],
+)
+def test_what_is_no_checkpoint_is_said(tmp_path, content, message):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"x": 1}, path) if content is None else path.write_bytes(content)
+    with pytest.raises(StudentError, match=message):
+        Checkpoints(path, 0, {}).load()
+
+
+@pytest.fixture
+def interrupted(extract_tiny, tmp_path, monkeypatch):
+    """Call with overrides to go on with a run that was stopped after its first step."""
+    store = extract_tiny()
+
+    def call(*overrides: str, resume: bool = True):
+        small = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2")
+        recipe = load_recipe("scalr_wi256", [*small, *overrides])
+        config = DistillConfig(caches=(store.path,), out=tmp_path / "run", recipe=recipe, device="cpu", resume=resume)
+        return distill(config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Signals, "stop", property(lambda self: True, lambda self, value: None), raising=False)
+        with pytest.raises(ScalrError, match="stopped by a signal after step 1 of 2"):
+            call(resume=False)
+    return call
+
+
+def test_an_interrupted_run_is_not_begun_again_by_accident(interrupted):
+    with pytest.raises(StudentError, match=r"an interrupted run is here\. Go on with --resume"):
+        interrupted(resume=False)
+
+
+def test_other_settings_do_not_go_on(interrupted):
+    with pytest.raises(StudentError, match=r"recipe\.training\.learning_rate was 0\.002 and is 0\.001"):
+        interrupted("training.learning_rate=1e-3")
+    with pytest.raises(StudentError, match=r"recipe\.student\.width was 8 and is 16"):
+        interrupted("student.width=16")
+
+
+def test_another_machine_goes_on(interrupted, tmp_path):
+    summary = interrupted("training.workers=1", "training.accumulate=2")
+    assert len(summary.losses) == 2
+    assert interrupted().losses == summary.losses  # what is finished stays so
+    assert not (tmp_path / "run/checkpoint.pt").exists()
