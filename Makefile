@@ -1,11 +1,11 @@
-# make demo | test | test-slow | bench | lint | install: each makes .venv first, with the versions of constraints.txt.
+# make demo | test | test-slow | bench | study | lint | install: each makes .venv first, with the versions of constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Threads that spin while they wait are slow where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-slow bench lint format clean
+.PHONY: install demo test test-slow bench study lint format clean
 
 install: .venv/installed
 
@@ -37,6 +37,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/nuscenes_start.py
 	$(BIN)/python tests/benchmarks/occlusion.py
 	$(BIN)/python tests/benchmarks/mixed_run.py
+	$(BIN)/python tests/benchmarks/no_teacher.py
 	$(BIN)/python tests/benchmarks/student.py $(if $(wildcard $(DATA)),--data $(DATA)) $(if $(PEER),--peer $(PEER))
 	test ! -d $(DATA) || $(BIN)/python tests/benchmarks/store_size.py $(DATA)
 
@@ -47,6 +48,10 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The comparisons of losses, teachers, lidars and widths of docs/distill.md: some two hours.
+study: install
+	$(BIN)/python tests/benchmarks/distillation_study.py study
 
 clean:
 	rm -rf .venv build demo *.egg-info

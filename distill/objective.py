@@ -70,28 +70,20 @@ class DistillObjective(nn.Module):
         config: the loss.
         teacher_weights: in the order of a batch's targets.
         target_dim: of all teachers together.
-        compiled: whether torch.compile makes the student's kernels.
     """
 
     def __init__(
-        self,
-        student: Student,
-        config: ObjectiveConfig,
-        teacher_weights: Sequence[float],
-        target_dim: int,
-        compiled: bool = False,
+        self, student: Student, config: ObjectiveConfig, teacher_weights: Sequence[float], target_dim: int
     ) -> None:
         super().__init__()
         self.student, self.config, self.teacher_weights = student, config, tuple(teacher_weights)
         self.target_head = (
             nn.Linear(target_dim, config.target_head_channels) if config.target_head == "linear" else nn.Identity()
         )
-        # Batches differ in their number of points. In a list, its parameters are not counted twice.
-        self._forward = [torch.compile(student, dynamic=True) if compiled else student]
 
     def forward(self, batch: DistillBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean over the batch's pairs; and, detached, (2, B): sum and number of the losses of each sample."""
-        features = self._forward[0](batch.inputs).float()
+        features = self.student(batch.inputs).float()
         features = features if batch.point is None else features.index_select(0, batch.point)
         targets = self.target_head(joint_targets([each.decode() for each in batch.targets], self.teacher_weights))
         targets, sample = targets.float(), batch.sample

@@ -146,11 +146,11 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
         _write_config(config.out, provenance)
     student = new_student(recipe)
     student.waffleiron.activation_checkpointing = training.activation_checkpointing
+    if training.compile:
+        student.compile_layers()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)  # of a head for the targets
-        objective = DistillObjective(
-            student, recipe.objective, tuple(first.teachers.values()), first.target_dim, training.compile
-        )
+        objective = DistillObjective(student, recipe.objective, tuple(first.teachers.values()), first.target_dim)
     for each, dataset in zip(chosen, datasets, strict=True):
         logger.info("distilling %s from %d frames of %s", " and ".join(each.teachers), len(dataset), each.store.path)
     with loader:

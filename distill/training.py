@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -51,7 +50,7 @@ class TrainingConfig:
     cooldown_epochs: float = 2.0
     precision: Precision = "float32"  # of the student's forward pass; float16 scales the loss
     accumulate: int = 1  # batches that make a step, one after the other, where memory is short
-    compile: bool = False  # by torch.compile
+    compile: bool = False  # the student's layers, by torch.compile
     workers: int = 0  # processes that prepare samples; 0 prepares them in the training process
     activation_checkpointing: bool = False  # of a student: less memory for a second forward pass
     seed: int = 0
@@ -190,8 +189,6 @@ class _Trainer:
         # Statistics of batch norm are the same everywhere: there is nothing to broadcast.
         self.parallel = DistributedDataParallel(objective, broadcast_buffers=False) if num_processes() > 1 else None
         self.optimiser = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-        factor = partial(config.learning_rate_factor, steps_per_epoch=steps_per_epoch)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, factor)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.step = 0  # steps made
 
@@ -237,7 +234,6 @@ class _Trainer:
         try:
             self.objective.load_state_dict(state["objective"])
             self.optimiser.load_state_dict(state["optimiser"])
-            self.schedule.load_state_dict(state["schedule"])
             self.scaler.load_state_dict(state["scaler"])
             self.step = state["epoch"] * self.steps_per_epoch + state["step_of_epoch"]
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
@@ -248,14 +244,13 @@ class _Trainer:
     def _state(self) -> dict[str, Any]:
         """All that the rest of the training depends on.
 
-        The sampler is at (epoch, step of it), and the generators are seeded for every step, so that neither has more
-        to remember, and another number of processes can go on.
+        Sampler and learning rate follow from epoch and step, and random draws are seeded by them, so that there is no
+        more to remember, and another number of processes can go on.
         """
         epoch, step_of_epoch = divmod(self.step, self.steps_per_epoch)
         return {
             "objective": self.objective.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": epoch,
             "step_of_epoch": step_of_epoch,
@@ -273,6 +268,9 @@ class _Trainer:
     def _make_step(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One update of the parameters by several batches in each process, as if they were one batch."""
         torch.manual_seed(_seed_of_step(self.config.seed, self.step, process_index()))
+        learning_rate = self.config.learning_rate * self.config.learning_rate_factor(self.step, self.steps_per_epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
         self.optimiser.zero_grad(set_to_none=True)
         (num_pairs,) = summed([sum(batch.num_pairs for batch in batches)], self.device)
         local = _LocalSums(len(self.observer.parts))
@@ -290,10 +288,9 @@ class _Trainer:
         norm = _gradient_norm(self.parameters)
         if not self.scaler.is_enabled():  # the scaler looks for itself, and leaves out such a step
             self._require_finite("gradient", norm, [sample for batch in batches for sample in batch.samples])
-        row = {"loss": sums[0], "learning_rate": self.schedule.get_last_lr()[0], "gradient_norm": norm}
+        row = {"loss": sums[0], "learning_rate": learning_rate, "gradient_norm": norm}
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        self.schedule.step()
         self.step += 1
         return row | self._of_parts(sums[2:]) | {"points": sums[1]}
 

@@ -112,6 +112,14 @@ class Student(nn.Module):
         """(..., C) features -> (..., D), in the teacher's space."""
         return self.classif(features)
 
+    def compile_layers(self) -> None:
+        """Let torch.compile make the kernels of what works point by point, from their next use on.
+
+        The planes are left out: their sizes differ from batch to batch, and their convolutions are kernels already.
+        """
+        for layer in (self.embed, *self.waffleiron.channel_mix):
+            layer.compile(dynamic=True)  # batches differ in their number of points
+
     def extract(self, points: np.ndarray, dataset: str | IntensityStatistics = "nuscenes") -> torch.Tensor:
         """Features of a raw scan by the official evaluation protocol (`inputs.evaluation_input`).
 

@@ -66,6 +66,49 @@ def test_one_camera_a_frame_each_as_likely(extract_tiny):
     assert min(rows.values()) > 15
 
 
+def test_all_cameras_of_a_frame_in_one_sample(extract_tiny):
+    """A point that both cameras see is there once, with a target of each."""
+    store = extract_tiny("coordinates", "doubled")
+    sampling = SamplingConfig(views_per_sample="all", voxel_point="first")
+    dataset = tiny(store, sampling=sampling, teachers=("coordinates", "doubled"))
+    sample = dataset[0, 1]
+    rows = sample.id.rows
+    assert sorted(rows) == dataset.frames[1].tolist()
+    views = [store.read_view(row, "coordinates") for row in rows]
+    xyz = sample.scan.features[:, 1:4]
+    assert len({tuple(point) for point in xyz.tolist()}) == len(xyz)
+    expected = Counter(
+        (tuple(view.points[point, :3].tolist()), tuple(target))
+        for view in views
+        for point, target in zip(view.point_index, view.targets.tolist(), strict=True)
+    )
+    targets = sample.targets[0].decode()
+    found = Counter(zip(map(tuple, xyz[sample.point].tolist()), map(tuple, targets.tolist()), strict=True))
+    assert found <= expected
+    assert sum(found.values()) > 0.95 * sum(expected.values())  # but for points that share a voxel
+    assert max(Counter(sample.point.tolist()).values()) == 2
+    assert len(sample.targets[1]) == len(sample.point)
+    batch = DistillCollate(INPUTS)([sample, dataset[0, 2]])
+    assert batch.num_pairs == len(batch.point) > batch.num_points
+    assert torch.equal(batch.inputs.features[batch.point[: len(targets)], 1:4], torch.from_numpy(xyz[sample.point]))
+    assert (batch.sample == 1).sum() == len(dataset[0, 2].point)
+
+
+def test_two_cameras_of_two_are_all(extract_tiny):
+    store = extract_tiny()
+    two, all_views = (tiny(store, sampling=SamplingConfig(views_per_sample=views)) for views in (2, "all"))
+    assert np.array_equal(two[0, 0].scan.features, all_views[0, 0].scan.features)
+
+
+def test_a_voxel_may_always_have_the_same_point(extract_tiny):
+    store, coarse = extract_tiny(), InputConfig(voxel_size_m=8.0)
+    dataset = tiny(store, inputs=coarse, sampling=SamplingConfig(voxel_point="first", views_per_sample="all"))
+    first, again = (dataset[visit, 0].scan.features for visit in (0, 1))
+    assert np.array_equal(first, again)
+    drawn = tiny(store, inputs=coarse, sampling=SamplingConfig(views_per_sample="all"))
+    assert not np.array_equal(drawn[0, 0].scan.features[:, 1:4], drawn[1, 0].scan.features[:, 1:4])
+
+
 def test_max_points_keeps_one_neighbourhood(extract_tiny):
     store = extract_tiny()
     sample = tiny(store, inputs=InputConfig(max_points=10))[(0, 0)]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalr.distill.losses import similarity_loss
+from scalr.distill.losses import contrastive_loss, cosine_loss, similarity_loss, smooth_loss
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(1e-3, 1e3))
@@ -29,3 +29,21 @@ def test_gradients_are_finite_where_directions_agree():
     features = torch.randn(5, 4).requires_grad_()
     similarity_loss(features, features.detach()).mean().backward()
     assert torch.isfinite(features.grad).all()
+
+
+@given(seed=st.integers(0, 1000))
+def test_the_variants_are_functions_of_the_same_distance(seed):
+    generator = torch.Generator().manual_seed(seed)
+    features, targets = torch.randn(2, 30, 3, generator=generator).double()
+    distance = similarity_loss(features, targets)
+    torch.testing.assert_close(cosine_loss(features, targets), distance.square() / 2)
+    near = distance < 1
+    torch.testing.assert_close(smooth_loss(features, targets)[near], cosine_loss(features, targets)[near])
+    torch.testing.assert_close(smooth_loss(features, targets)[~near], distance[~near] - 0.5)
+
+
+def test_a_sharper_softmax_tells_pairs_apart():
+    targets = torch.eye(4)
+    assert contrastive_loss(targets, targets, temperature=100.0).mean().item() == pytest.approx(math.log(4), abs=0.01)
+    assert contrastive_loss(targets, targets, temperature=0.01).mean().item() == pytest.approx(0, abs=1e-6)
+    assert contrastive_loss(targets.roll(1, 0), targets, temperature=0.1).mean().item() == pytest.approx(10, abs=0.01)

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import csv
 import json
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+import zarr
 
 import scalr
 from scalr.distill.checkpoint import student_provenance
@@ -18,12 +24,19 @@ from scalr.errors import StoreError, StudentError
 SMALL = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2", "training.warmup_steps=1")
 
 
+def distill_small(store, out, *overrides: str):
+    recipe = load_recipe("scalr_wi256", [*SMALL, *overrides])
+    return distill(DistillConfig(caches=(store.path,), out=out, recipe=recipe, device="cpu"))
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 @pytest.fixture
 def distilled(extract_tiny, tmp_path):
     def call(out: str = "run", *overrides: str):
-        store = extract_tiny()
-        recipe = load_recipe("scalr_wi256", [*SMALL, *overrides])
-        return distill(DistillConfig(caches=(store.path,), out=tmp_path / out, recipe=recipe, device="cpu"))
+        return distill_small(extract_tiny(), tmp_path / out, *overrides)
 
     return call
 
@@ -81,6 +94,108 @@ def test_a_student_is_never_overwritten(distilled):
         distilled()
 
 
+def test_a_block_that_is_gone_is_named(extract_tiny, tmp_path):
+    store = extract_tiny(frames_per_block=1)
+    shutil.rmtree(store.path / "blocks/000001")
+    with pytest.raises(StoreError, match=r"blocks/000001: block 1: array '.*' cannot be read.*--repair"):
+        distill_small(store, tmp_path / "run")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_chunk_that_is_cut_off_is_named(extract_tiny, tmp_path, workers):
+    store = extract_tiny(frames_per_block=1)
+    chunk = max(
+        files_of(store.path / "blocks/000002/targets/coordinates/vectors/c"), key=lambda path: path.stat().st_size
+    )
+    with chunk.open("r+b") as file:
+        file.truncate(chunk.stat().st_size // 2)
+    with pytest.raises(StoreError, match=r"blocks/000002/targets/coordinates: block 2: array 'vectors' cannot be read"):
+        distill_small(store, tmp_path / "run", f"training.workers={workers}")
+
+
+def test_a_target_that_is_not_a_number_is_named(extract_tiny, tmp_path):
+    store = extract_tiny(frames_per_block=1)
+    vectors = zarr.open_array(store.path / "blocks/000001/targets/coordinates/vectors", mode="r+")
+    vectors[...] = np.full(vectors.shape, np.nan)
+    with pytest.raises(StudentError) as error:
+        distill_small(store, tmp_path / "run", "training.batch_size=3")
+    assert "the loss of step 1 is nan" in str(error.value)
+    assert re.search(r"samples: \S+s.zarr block 1 frame frame1 (LEFT \(view 2\)|RIGHT \(view 3\))\.", str(error.value))
+    assert not (tmp_path / "run/student.safetensors").exists()
+
+
+def test_several_teachers_make_one_target(extract_tiny, tmp_path):
+    store = extract_tiny("coordinates", "doubled")
+    overrides = [*SMALL, "student.head=mlp", "objective.teachers={doubled: 2, coordinates: 0.5}"]
+    config = DistillConfig(caches=(store.path,), out=tmp_path / "run", recipe=load_recipe("scalr_wi256", overrides))
+    student = scalr.load_student(distill(config).student)
+    assert student.config.out_channels == 6
+    provenance = student_provenance(tmp_path / "run/student.safetensors")
+    assert list(provenance["teachers"]) == ["doubled", "coordinates"]
+    assert provenance["recipe"]["objective"]["teachers"] == {"doubled": 2.0, "coordinates": 0.5}
+    # On the command line, teachers are named without weights.
+    config = replace(config, out=tmp_path / "named", teachers=("coordinates", "doubled"))
+    distill(config)
+    named = student_provenance(tmp_path / "named/student.safetensors")
+    assert named["recipe"]["objective"]["teachers"] == {"coordinates": 0.5, "doubled": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "image_size",
+            [48, 64],
+            r"coordinates that cannot be mixed: image_size is \[24, 32\] and \[48, 64\]",
+        ),
+        ("weights_sha256", "f00d", r"cannot be mixed: weights_sha256 is '\w+' and 'f00d'"),
+    ],
+)
+def test_targets_made_otherwise_are_not_mixed(extract_tiny, tmp_path, key, value, message):
+    stores = [extract_tiny(out=f"{name}.zarr").path for name in "ab"]
+    path = stores[1] / "teachers/coordinates/zarr.json"
+    metadata = json.loads(path.read_text())
+    metadata["attributes"][key] = value
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(StoreError, match=message):
+        distill(DistillConfig(caches=tuple(stores), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_log_tells_the_stores_apart(extract_tiny, tiny_dataset, tmp_path):
+    """The mean of a step is that of its stores, by their pairs; a quick probe has a column too."""
+    first = extract_tiny()
+    tiny_dataset.frames = tiny_dataset.frames[:2]
+    second = extract_tiny(out="other.zarr")
+    seen = []
+
+    def quick_probe(student) -> float:
+        seen.append(student.training)
+        return 0.25
+
+    overrides = [*SMALL, "training.batch_size=5", "training.epochs=4", "sampling.store_weights=[1, 3]"]
+    caches = (first.path, second.path)
+    recipe = load_recipe("scalr_wi256", overrides)
+    distill(DistillConfig(caches=caches, out=tmp_path / "run", recipe=recipe, quick_probe=quick_probe, eval_every=2))
+    rows = list(csv.DictReader((tmp_path / "run/log.csv").open()))
+    assert [row["probe_miou"] for row in rows] == ["", "0.25", "", "0.25"]
+    assert seen == [True, True]
+    for row in rows:
+        losses = [float(row[f"loss_{name}"]) for name in ("s.zarr", "other.zarr")]
+        assert min(losses) <= float(row["loss"]) <= max(losses)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_student_is_the_same(extract_tiny, tmp_path):
+    store = extract_tiny()
+    losses = []
+    for compiled in ("false", "true"):
+        overrides = ("training.epochs=2", f"training.compile={compiled}", "training.learning_rate=1e-2")
+        losses.append(distill_small(store, tmp_path / compiled, *overrides).losses)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_two_teachers_want_a_choice(extract_tiny, tmp_path):
     store = extract_tiny("coordinates", "doubled")
     with pytest.raises(StoreError, match="which teacher"):
@@ -119,12 +234,40 @@ def test_somebody_elses_safetensors_is_said(tmp_path):
 
 
 def test_every_bundled_recipe_loads_and_round_trips(tmp_path):
-    assert {"scalr_wi256", "demo"} <= set(recipe_names())
+    published = {
+        "scalr_wi96",
+        "scalr_wi256",
+        "scalr_wi384",
+        "scalr_wi768",
+        "scalr_multi_dataset",
+        "scalr_multi_teacher",
+    }
+    ablations = {"table1_contrastive_head", "table1_contrastive", "table1_similarity", "table1_all_views"}
+    assert {*published, *ablations, "scalr_plus", "demo"} <= set(recipe_names())
     for name in recipe_names():
         recipe = load_recipe(name)
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(recipe_values(recipe)))
         assert load_recipe(str(path)) == recipe
+
+
+def test_recipes_say_what_they_change():
+    widths = {name: load_recipe(name).student.width for name in recipe_names() if name.startswith("scalr_wi")}
+    assert widths == {"scalr_wi96": 96, "scalr_wi256": 256, "scalr_wi384": 384, "scalr_wi768": 768}
+    largest, plus = load_recipe("scalr_wi768"), load_recipe("scalr_plus")
+    assert largest.student.norm == "layer"
+    assert (plus.student.norm, plus.student.activation, plus.student.head) == ("layer", "gelu", "mlp")
+    assert replace(plus, student=largest.student, training=largest.training) == largest
+    assert load_recipe("table1_all_views").sampling.views_per_sample == "all"
+
+
+def test_a_recipe_can_build_on_another(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: scalr_plus\ntraining: {epochs: 3}\n")
+    assert load_recipe(str(path)) == load_recipe("scalr_plus", ["training.epochs=3"])
+    path.write_text("base: scalr_plu\n")
+    with pytest.raises(StudentError, match="base 'scalr_plu' is no bundled recipe, did you mean 'scalr_plus'"):
+        load_recipe(str(path))
 
 
 def test_numbers_may_be_written_as_people_write_them():
@@ -143,6 +286,11 @@ def test_numbers_may_be_written_as_people_write_them():
         ("demo", ["training.epochs=many"], "wrong type"),
         ("demo", ["student.width=-4"], "student.width: -4 cannot be used"),
         ("demo", ["student.width=[1"], "is not YAML"),
+        ("demo", ["objective.loss=nce"], "objective.loss: 'nce' cannot be used"),
+        ("demo", ["objective.los=cosine"], "unknown key 'los', did you mean 'loss'"),
+        ("demo", ["sampling.views_per_sample=0"], "sampling.views_per_sample: 0 cannot be used"),
+        ("demo", ["sampling.voxel_point=last"], "sampling.voxel_point: 'last' cannot be used"),
+        ("demo", ["sampling.store_weights=2"], "wrong type"),
     ],
 )
 def test_mistakes_in_a_recipe_are_said(name, overrides, message):

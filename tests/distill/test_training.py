@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
 import torch
 
-from scalr.distill.schedule import warmup_cosine
+from scalr.distill.recipes import load_recipe
+from scalr.distill.schedule import reciprocal_sqrt, warmup_cosine
 from scalr.distill.training import Observer, TrainingConfig, train
+from scalr.distill.training_log import TrainingLog, read_log
 from scalr.errors import StudentError
 
 
@@ -59,6 +62,34 @@ def test_schedule_warms_up_and_decays():
     assert all(now <= before for before, now in pairwise(factors[10:]))
 
 
+def test_the_second_schedule_decays_slowly_and_cools_down():
+    """ScaLR+: warm-up, 1 / sqrt(1 + steps since / timescale), and a line to zero."""
+    values = {"warmup_steps": 10, "total_steps": 650, "timescale_steps": 4.5, "cooldown_steps": 20}
+    factors = [reciprocal_sqrt(step, **values) for step in range(650)]
+    assert factors[0] == 0
+    assert factors[5] == 0.5
+    assert factors[10] == 1
+    assert factors[10 + 45] == pytest.approx(1 / math.sqrt(11))
+    assert factors[630] == pytest.approx(1 / math.sqrt(1 + 620 / 4.5))
+    assert factors[649] == 0
+    assert all(now < before for before, now in pairwise(factors[10:]))
+    down = [before - now for before, now in pairwise(factors[631:])]
+    assert down == pytest.approx([down[0]] * len(down))
+    assert factors[631] == pytest.approx(18 / 19 / math.sqrt(1 + 630 / 4.5))
+
+
+def test_schedules_count_in_steps_or_epochs():
+    cosine = TrainingConfig(epochs=4, warmup_steps=8, min_learning_rate=0.0)
+    assert cosine.learning_rate_factor(8, steps_per_epoch=10) == 1
+    epochs = TrainingConfig(epochs=4, warmup_epochs=0.5, min_learning_rate=0.0)
+    assert epochs.learning_rate_factor(5, steps_per_epoch=10) == 1
+    assert epochs.learning_rate_factor(40, steps_per_epoch=10) == pytest.approx(0)
+    plus = load_recipe("scalr_plus").training
+    assert plus.learning_rate_factor(100, steps_per_epoch=100) == 1
+    assert plus.learning_rate_factor(145, steps_per_epoch=100) == pytest.approx(1 / math.sqrt(2))
+    assert plus.learning_rate_factor(6499, steps_per_epoch=100) == 0
+
+
 def test_training_minimises_and_logs_every_step(tmp_path):
     config = TrainingConfig(epochs=100, learning_rate=0.1, weight_decay=0.0, warmup_steps=2)
     objective = Objective(lambda p, batch: (p - batch.values).square().sum())
@@ -72,6 +103,74 @@ def test_training_minimises_and_logs_every_step(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
+def test_accumulated_batches_are_one_batch(tmp_path):
+    """The mean is over all pairs of the step, not of the means of its batches."""
+    big, small = Numbers(torch.tensor([1.0]), num_pairs=9), Numbers(torch.tensor([11.0]), num_pairs=1)
+    objective = Objective(lambda p, batch: (p - batch.values).square().sum())
+    config = TrainingConfig(epochs=1, learning_rate=1e-3, warmup_steps=0, accumulate=2)
+    result = train(
+        objective, lambda epoch, first: [big, small], config, steps_per_epoch=1, device=torch.device("cpu"),
+        description="test", observer=Observer(folder=tmp_path),
+    )  # fmt: skip
+    assert result.losses == pytest.approx([0.9 * 1 + 0.1 * 121])
+    (row,) = csv.DictReader((tmp_path / "log.csv").open())
+    assert float(row["gradient_norm"]) == pytest.approx(2 * 2)  # of the distance to the mean, 2
+    assert 0 <= float(row["data_wait"]) <= 1
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_trains(tmp_path, precision):
+    layer = torch.nn.Linear(1, 1)
+    dtypes = []
+
+    def loss(p, batch):
+        output = layer(batch.values[:, None] * p)
+        dtypes.append(output.dtype)
+        return (output.float() - 3).square().sum()
+
+    objective = Objective(loss)
+    objective.layer = layer
+    config = TrainingConfig(epochs=60, learning_rate=0.05, weight_decay=0.0, warmup_steps=0, precision=precision)
+    losses = fit(tmp_path, objective, config)
+    assert set(dtypes) == {getattr(torch, precision)}
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_steps_draw_random_numbers_of_their_own(tmp_path):
+    """What a step draws does not depend on what was drawn before it."""
+    drawn = []
+
+    def loss(p, batch):
+        drawn.append(torch.rand(()).item())
+        torch.rand(len(drawn))
+        return p.square().sum()
+
+    for _ in range(2):
+        fit(tmp_path, Objective(loss), TrainingConfig(epochs=2, warmup_steps=0))
+    assert drawn[:4] == drawn[4:]
+    assert len(set(drawn[:4])) == 4
+    fit(tmp_path, Objective(loss), TrainingConfig(epochs=1, warmup_steps=0, seed=1))
+    assert drawn[8] != drawn[0]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
+    objective = Objective(lambda p, batch: p.abs().sqrt().sum())
+    with pytest.raises(StudentError, match=r"gradient of step 1 is (inf|nan)"):
+        fit(tmp_path, objective, TrainingConfig(epochs=1, warmup_steps=0))
+    assert objective.parameter.item() == 0
+
+
+def test_a_log_goes_on_where_the_checkpoint_was(tmp_path):
+    for steps in (0, 2):
+        log = TrainingLog(tmp_path, ["loss_a"], steps)
+        for step in range(steps + 1, steps + 4):
+            log.write({"step": step, "epoch": 0, "loss": step + steps / 10, "loss_a": 1.0})
+        log.close()
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("6,0,1")  # killed while it wrote
+    assert [float(row["loss"]) for row in read_log(tmp_path / "log.csv")] == [1, 2, 3.2, 4.2, 5.2]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = TrainingConfig(epochs=1, learning_rate=0.1, warmup_steps=0)
     with pytest.raises(StudentError, match="loss of step 1 is inf"):
@@ -83,6 +182,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     [
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": -1}, "batch_size is -1"),
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"precision": "fp16"}, "precision is 'fp16'. Use float32, bfloat16, float16"),
+        ({"schedule": "linear"}, "schedule is 'linear'"),
+        ({"timescale_epochs": 0}, "timescale above zero"),
         ({"learning_rate": 1e-6}, "learning_rate is 1e-06 and min_learning_rate 1e-05"),
     ],
 )

@@ -12,7 +12,7 @@ from scalr.distill.checkpoint import save_student
 from scalr.distill.waffleiron import Student, WaffleIronConfig, probe_head
 from scalr.errors import DatasetError
 from scalr.evaluate import probe as probing
-from scalr.evaluate.probe import ProbeConfig, probe, score
+from scalr.evaluate.probe import ProbeConfig, QuickProbe, probe, score
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
 
@@ -88,3 +88,21 @@ def test_a_world_without_lidarseg_is_said(student_file, synthetic_world, tmp_pat
     (world / "v1.0-trainval/lidarseg.json").unlink()
     with pytest.raises(DatasetError, match=r"has no labels in lidarseg\.json"):
         probe(ProbeConfig(student=student_file, root=world, out=tmp_path / "out", epochs=1))
+
+
+def test_a_quick_probe_leaves_the_student_in_training_as_it_is(student_file, synthetic_world):
+    student = probing.load_student(student_file).train()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    quick_probe = QuickProbe("nuscenes", synthetic_world, num_frames=1)
+    assert [len(dataset.frames) for dataset in (quick_probe.training_set, quick_probe.validation_set)] == [1, 1]
+    miou = quick_probe(student)
+    assert 0 < miou < 1
+    assert quick_probe(student) == miou
+    assert student.training
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_a_quick_probe_needs_labels(tmp_path, synthetic_world):
+    with pytest.raises(DatasetError):
+        QuickProbe("nuscenes", tmp_path / "nothing")

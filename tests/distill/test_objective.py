@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
+from scalr.distill.inputs import AugmentConfig, InputConfig
+from scalr.distill.objective import DistillObjective, ObjectiveConfig, joint_targets
+from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.errors import StudentError
+
+INPUTS = InputConfig(num_neighbours=4)
+
+
+@pytest.fixture
+def batch(extract_tiny):
+    """Three frames with the targets of two teachers, of three dimensions each."""
+    store = extract_tiny("coordinates", "doubled")
+    dataset = DistillDataset(store, ("coordinates", "doubled"), INPUTS, SamplingConfig(), AugmentConfig(), 0)
+    return DistillCollate(INPUTS)([dataset[0, frame] for frame in range(3)])
+
+
+def objective_of(out_channels: int, **options) -> DistillObjective:
+    torch.manual_seed(0)
+    student = Student(WaffleIronConfig(width=8, depth=3, out_channels=out_channels), INPUTS).eval()
+    return DistillObjective(student, ObjectiveConfig(**options), (1.0, 2.0), 6)
+
+
+def test_each_teacher_counts_by_its_weight_whatever_its_length():
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(20, 4, generator=generator), torch.randn(20, 7, generator=generator)
+    joint = joint_targets([first, 100 * second], [1.0, 0.5])
+    torch.testing.assert_close(joint[:, :4].norm(dim=1), torch.ones(20))
+    torch.testing.assert_close(joint[:, 4:].norm(dim=1), torch.full((20,), 0.5))
+    # The cosine to a joint target is the mean of the cosines to each, by the squares of the weights.
+    both = torch.cat([F.normalize(first, dim=1), 0.5 * F.normalize(-second, dim=1)], dim=1)
+    torch.testing.assert_close(F.cosine_similarity(joint, both), torch.full((20,), (1 - 0.25) / (1 + 0.25)))
+
+
+@pytest.mark.parametrize("loss", ["similarity", "cosine", "smooth"])
+def test_the_loss_is_the_mean_over_all_pairs(batch, loss):
+    objective = objective_of(6, loss=loss)
+    with torch.no_grad():
+        mean, of_samples = objective(batch)
+        features = F.normalize(objective.student(batch.inputs), dim=1)
+    targets = F.normalize(joint_targets([each.decode() for each in batch.targets], (1.0, 2.0)), dim=1)
+    distance = (features - targets).norm(dim=1)
+    expected = {
+        "similarity": distance,
+        "cosine": distance.square() / 2,
+        "smooth": torch.where(distance < 1, distance.square() / 2, distance - 0.5),
+    }[loss]
+    torch.testing.assert_close(mean, expected.mean())
+    for number, (total, count) in enumerate(of_samples.T.tolist()):
+        mine = expected[batch.sample == number]
+        assert (total, count) == (pytest.approx(mine.sum().item(), rel=1e-4), len(mine))
+
+
+def test_the_contrastive_loss_compares_pairs_that_are_drawn(batch):
+    objective = objective_of(6, loss="contrastive", contrastive_pairs=50, temperature=0.5)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        mean, of_samples = objective(batch)
+        features = F.normalize(objective.student(batch.inputs), dim=1).double()
+        targets = F.normalize(joint_targets([each.decode() for each in batch.targets], (1.0, 2.0)), dim=1).double()
+        torch.manual_seed(1)
+        drawn = torch.randperm(len(features))[:50].tolist()
+    total = 0.0
+    for mine in drawn:
+        scores = torch.stack([features[mine] @ targets[other] / 0.5 for other in drawn]).exp()
+        total -= (scores[drawn.index(mine)] / scores.sum()).log().item()
+    assert mean.item() == pytest.approx(total / 50, rel=1e-4)
+    assert of_samples[1].sum().item() == 50
+
+
+def test_targets_learn_their_own_projection(batch):
+    objective = objective_of(2, loss="contrastive", target_head="linear", target_head_channels=2)
+    objective(batch)[0].backward()
+    assert objective.target_head.weight.grad.abs().max() > 0
+    assert ObjectiveConfig(loss="contrastive", target_head="linear").output_channels(6) == 64
+    assert ObjectiveConfig(loss="contrastive").output_channels(6) == 6
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loss": "l2"}, "objective.loss: 'l2' cannot be used. Use one of similarity"),
+        ({"target_head": "linear"}, "would make all targets equal"),
+        ({"teachers": {"a": 0}}, "positive weights"),
+        ({"temperature": 0}, "objective.temperature: 0 cannot be used"),
+    ],
+)
+def test_values_that_make_no_sense_are_said(values, message):
+    with pytest.raises(StudentError, match=message):
+        ObjectiveConfig(**values)
