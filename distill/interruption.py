@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 FORMAT = "scalr-training"
 STOP = (signal.SIGTERM, signal.SIGINT)  # what schedulers and people send before they kill
 SAVE = signal.SIGUSR1  # what schedulers can be told to send some time before the end
+SAME_KEYPRESS_SECONDS = 1
 WORKER_GRACE_SECONDS = 30  # after SIGTERM; schedulers kill about as late
 
 
@@ -32,7 +33,8 @@ class StoppedError(ScalrError):
 class Signals:
     """Notes signals while used as a context, for the training loop to act on after its step.
 
-    A second signal to stop acts at once, as if there were no handler.
+    They may come twice: a scheduler signals all processes, and torchrun passes on what it gets itself. Only a person's
+    second Ctrl-C acts at once.
     """
 
     def __init__(self) -> None:
@@ -52,9 +54,11 @@ class Signals:
         if number == SAVE:
             self.save = True
             return
-        self.stop = True
-        logger.warning("%s: a checkpoint is written after this step", signal.Signals(number).name)
-        signal.signal(number, self._before[number])
+        if not self.stop:
+            self.stop, self._stopped_at = True, time.monotonic()
+            logger.warning("%s: a checkpoint is written after this step", signal.Signals(number).name)
+        elif number == signal.SIGINT and time.monotonic() - self._stopped_at > SAME_KEYPRESS_SECONDS:
+            raise KeyboardInterrupt
 
 
 def leave_signals_to_the_trainer(_: int = 0) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from scalr.cli import main
+from scalr.distill.training_log import read_log
 from scalr.extract.store import open_store
 from scalr.extract.store.inspect import readable_bytes
 from scalr.extract.teachers import load_teacher
@@ -45,8 +46,16 @@ def test_from_images_to_a_probe(synthetic_world, tmp_path):
     assert "2 frames, 12 views" in extracted.output
     assert "RANDOM" in extracted.stdout
     overrides = [word for value in SMALL for word in ("--set", value)]
-    distilled = scalr("distill", "--cache", tmp_path / "s.zarr", *overrides, "--out", tmp_path / "run")
+    command = ("distill", "--cache", tmp_path / "s.zarr", *overrides, "--out", tmp_path / "run", "--resume")
+    probes = ("--eval-every", 2, "--eval-root", synthetic_world, "--eval-frames", 1)
+    distilled = scalr(*command, *probes)
     assert distilled.exit_code == 0, distilled.output
+    assert "of the time was spent waiting for data" in distilled.output
+    *_, last = read_log(tmp_path / "run/log.csv")
+    assert 0 < float(last["probe_miou"]) < 1
+    again = scalr(*command)  # as a batch job that is started once too often
+    assert again.exit_code == 0, again.output
+    assert "2 steps" in again.output
     student = tmp_path / "run/student.safetensors"
     probed = scalr(
         "evaluate", "probe", "--student", student, "--root", synthetic_world,
@@ -286,6 +295,7 @@ def test_wrong_inputs_of_later_stages(tmp_path, synthetic_world):
 
 
 def test_wrong_usage_is_exit_code_2():
+    assert scalr("distill", "--eval-every", 1).exit_code == 2
     assert scalr("extract").exit_code == 2
     assert scalr("extract", "--teacher", "dinov2_vits14", "--image-size", "big").exit_code == 2
 

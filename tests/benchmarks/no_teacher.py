@@ -1,6 +1,6 @@
 """Memory and time of a training step from the store, against the same step with the teacher in it.
 
-    python tests/benchmarks/no_teacher.py [--teachers dinov2_vits14 dinov2_vitl14] [--batch 4] [--steps 4] [--device cpu]
+    python tests/benchmarks/no_teacher.py [--teachers NAME …] [--recipe scalr_wi256] [--batch 4] [--device cpu]
 
 The world is simulated, the teachers' weights are random: neither changes sizes or times. Each figure is of a process
 of its own, which prepares its samples itself; a step is reading, (images and teacher,) student, loss, gradients and

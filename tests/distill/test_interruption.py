@@ -17,6 +17,7 @@ import torch
 
 import scalr
 from distillation_in_child import EPOCHS, distill_in_child
+from scalr.distill import interruption
 from scalr.distill.interruption import Checkpoints, Signals
 from scalr.distill.recipes import load_recipe
 from scalr.distill.run import DistillConfig, distill
@@ -149,6 +150,22 @@ def test_signals_are_given_back():
         assert (signals.save, signals.stop) == (True, False)
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_comes_twice_is_one():
+    """As under torchrun, which passes on what the scheduler has sent to all."""
+    with Signals() as signals:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert signals.stop
+
+
+def test_a_second_ctrl_c_acts_at_once(monkeypatch):
+    monkeypatch.setattr(interruption, "SAME_KEYPRESS_SECONDS", 0)
+    with Signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):
