@@ -1,9 +1,10 @@
-"""Which losses, teachers, lidars and widths make better students, on the simulated world: the table of docs/distill.md.
+"""Which losses, teachers, lidars and widths make better students, on the simulated world: tables for docs/distill.md.
 
     python tests/benchmarks/distillation_study.py FOLDER [--seeds 0 1 2] [--jobs 2]
 
-Each seed is a world in nuScenes' and one in SemanticKITTI's layout, extracted with two teachers of random weights, and
-trainings with that seed. What is in FOLDER is not made again, so that a study that was killed goes on.
+Three teachers are trained on a simulated world of their own (simulated_teacher.py). Each seed is then another world in
+nuScenes' and in SemanticKITTI's layout, and trainings with that seed. What is in FOLDER is not made again, so that a
+study that was killed goes on.
 """
 
 from __future__ import annotations
@@ -18,8 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from simulated_teacher import train_teacher
 
-DINOV2, DINO = "dinov2_vits14", "dino_vits8"
+# What each knows: all classes of nuScenes, what moves (and stands in its way), what does not.
+TEACHERS = {
+    "timm:vit_tiny_patch16_224": range(16),
+    "timm:deit_tiny_patch16_224": range(10),
+    "timm:vit_tiny_patch16_384": range(10, 16),
+}
+ALL, THINGS, STUFF = TEACHERS
+IMAGE_SIZE, TEACHER_EPOCHS, TEACHER_SEED = (112, 224), 12, 100
 LAYOUTS = {"nuscenes": ("--keyframes", "3", "--val-scenes", "4"), "semantic_kitti": ("--keyframes", "6")}
 MLP = "student.head=mlp"
 # As the demo's probe: far fewer steps than the official one.
@@ -28,10 +37,11 @@ PROBE = ("--fast", "--epochs", "10", "--learning-rate", "0.1")
 
 @dataclass(frozen=True)
 class Setting:
-    """One student; all others see as many samples of each lidar as it does."""
+    """One student; all see as many samples of each lidar as any other."""
 
-    teachers: tuple[str, ...] = (DINOV2,)
+    teachers: tuple[str, ...] = (ALL,)
     layouts: tuple[str, ...] = ("nuscenes",)
+    epochs: int = 40  # of 24 frames
     overrides: tuple[str, ...] = ()
 
 
@@ -39,15 +49,13 @@ SETTINGS = {
     "similarity": Setting(),
     "contrastive": Setting(overrides=("objective.loss=contrastive",)),
     "contrastive, head on targets": Setting(overrides=("objective.loss=contrastive", "objective.target_head=linear")),
-    "DINOv2 (MLP head)": Setting(overrides=(MLP,)),
-    "DINO (MLP head)": Setting((DINO,), overrides=(MLP,)),
-    "DINOv2 + DINO (MLP head)": Setting((DINOV2, DINO), overrides=(MLP,)),
-    "width 96": Setting(overrides=("student.width=96",)),
-    # 48 frames of one camera each, for 24 of six cameras, one of them at a time: half the epochs.
-    "SemanticKITTI alone": Setting(layouts=("semantic_kitti",), overrides=("training.epochs=30",)),
+    "width 24": Setting(overrides=("student.width=24",)),
+    "teacher of things": Setting((THINGS,), overrides=(MLP,)),
+    "teacher of stuff": Setting((STUFF,), overrides=(MLP,)),
+    "both teachers": Setting((THINGS, STUFF), overrides=(MLP,)),
+    "SemanticKITTI alone": Setting(layouts=("semantic_kitti",), epochs=20),  # of 48 frames
     "both lidars": Setting(
-        layouts=("nuscenes", "semantic_kitti"),
-        overrides=("training.epochs=40", "sampling.store_weights=[1, 1]"),
+        layouts=("nuscenes", "semantic_kitti"), epochs=27, overrides=("sampling.store_weights=[1, 1]",)
     ),
 }
 
@@ -59,6 +67,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a core each")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     arguments = parser.parse_args()
+    scalr("synth", "--out", arguments.folder / "world-of-teachers", "--train-scenes", 12, "--val-scenes", 0,
+          "--keyframes", 3, "--seed", TEACHER_SEED)  # fmt: skip
+    for name in TEACHERS:
+        make_teacher(arguments.folder, name)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         worlds = [(layout, seed) for seed in arguments.seeds for layout in LAYOUTS]
         list(pool.map(lambda world: make_store(arguments.folder, *world), worlds))
@@ -68,18 +80,44 @@ def main() -> None:
         print_table(arguments.folder, arguments.only, arguments.seeds, layout)
 
 
+def weights_of(folder: Path, teacher: str) -> Path:
+    return folder / f"{teacher.removeprefix('timm:')}.pth"
+
+
+def make_teacher(folder: Path, name: str) -> None:
+    path = weights_of(folder, name)
+    if not path.exists():
+        classes, world = TEACHERS[name], folder / "world-of-teachers"
+        rate = train_teacher(name.removeprefix("timm:"), world, IMAGE_SIZE, path, classes, TEACHER_EPOCHS, TEACHER_SEED)
+        print(f"{name} tells {rate:.0%} of its training points", flush=True)
+
+
 def make_store(folder: Path, layout: str, seed: int) -> None:
     world, store = folder / f"world-{layout}-{seed}", folder / f"{layout}-{seed}.zarr"
-    if not world.exists():
-        scalr("synth", "--out", world, "--layout", layout, "--train-scenes", 8, *LAYOUTS[layout], "--seed", seed)
-    teachers = ("--teacher", DINOV2, "--teacher", DINO, "--weights", "random", "--image-size", "112x224")
-    scalr("extract", *teachers, "--dataset", layout, "--root", world, "--out", store, "--encoding", "patch")
+    scalr("synth", "--out", world, "--layout", layout, "--train-scenes", 8, *LAYOUTS[layout], "--seed", seed)
+    teachers = [word for name in TEACHERS for word in ("--teacher", name)]
+    teachers += [word for name in TEACHERS for word in ("--weights", f"{name}={weights_of(folder, name)}")]
+    size = "x".join(map(str, IMAGE_SIZE))
+    scalr(
+        "extract",
+        *teachers,
+        "--image-size",
+        size,
+        "--dataset",
+        layout,
+        "--root",
+        world,
+        "--out",
+        store,
+        "--encoding",
+        "patch",
+    )
 
 
 def train_and_probe(folder: Path, name: str, seed: int) -> None:
     setting = SETTINGS[name]
     run = folder / f"{name.replace(' ', '_')}-{seed}"
-    overrides = (f"training.seed={seed}", "training.workers=0", *setting.overrides)
+    overrides = (f"training.seed={seed}", f"training.epochs={setting.epochs}", "training.workers=0", *setting.overrides)
     scalr(
         "distill", "--recipe", "demo", "--out", run, "--resume",
         *(word for layout in setting.layouts for word in ("--cache", folder / f"{layout}-{seed}.zarr")),
@@ -105,8 +143,10 @@ def print_table(folder: Path, names: list[str], seeds: list[int], layout: str) -
             print(f"| {name} | " + " | ".join(f"{value:.1f}" for value in values) + f" | {np.mean(values):.1f} |")
 
 
-def scalr(*arguments: object) -> None:
-    command = [sys.executable, "-c", "from scalr.cli import main; main()", "-q", *(str(word) for word in arguments)]
+def scalr(verb: str, *arguments: object) -> None:
+    if verb == "synth" and Path(arguments[1]).exists():
+        return
+    command = [sys.executable, "-c", "from scalr.cli import main; main()", "-q", verb, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise SystemExit(done.stderr)
