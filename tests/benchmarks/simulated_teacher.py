@@ -9,7 +9,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 
@@ -19,6 +18,7 @@ from scalr.extract.datasets.labels import IGNORE_LABEL
 from scalr.extract.encoding import footprint, sample_targets
 from scalr.extract.projection import project
 from scalr.extract.teachers import Preprocessing
+from scalr.extract.teachers.timm_import import import_timm
 from scalr.progress import progress
 
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 12, 1e-3, 0.05
@@ -35,7 +35,7 @@ def train_teacher(
         The share of points told rightly in the last epoch.
     """
     torch.manual_seed(seed)
-    model = timm.create_model(name, img_size=image_size, num_classes=0).train()
+    model = import_timm().create_model(name, img_size=image_size, num_classes=0).train()
     patch, samples = model.patch_embed.patch_size[0], _samples(world, image_size, model.pretrained_cfg, classes)
     head = torch.nn.Linear(model.num_features, IGNORE_LABEL)
     parameters = [*model.parameters(), *head.parameters()]
