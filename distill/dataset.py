@@ -207,20 +207,24 @@ class DistillCollate:
     def __call__(self, samples: Sequence[DistillSample]) -> DistillBatch:
         inputs = pack([sample.scan for sample in samples], self.inputs)
         pairs = torch.tensor([len(sample.targets[0]) for sample in samples])
-        first_points = inputs.scan_offsets.tolist()
-        point = None
-        if samples[0].point is not None:
-            rows = [sample.point + first for sample, first in zip(samples, first_points, strict=False)]
-            point = torch.from_numpy(np.concatenate(rows))
         return DistillBatch(
             samples=tuple(sample.id for sample in samples),
             inputs=inputs,
-            point=point,
+            point=_packed_points(samples, inputs),
             sample=torch.arange(len(samples)).repeat_interleave(pairs),
             targets=tuple(
                 EncodedTargets.concatenate(parts) for parts in zip(*(s.targets for s in samples), strict=True)
             ),
         )
+
+
+def _packed_points(samples: Sequence[DistillSample], inputs: PackedBatch) -> torch.Tensor | None:
+    """`DistillBatch.point` of samples, some of which may be of one camera."""
+    if all(sample.point is None for sample in samples):
+        return None
+    points = [np.arange(len(s.scan.features)) if s.point is None else s.point for s in samples]
+    firsts = inputs.scan_offsets[:-1].tolist()
+    return torch.from_numpy(np.concatenate([point + first for point, first in zip(points, firsts, strict=True)]))
 
 
 def _pairs_of(view: StoredView, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

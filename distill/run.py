@@ -18,7 +18,7 @@ from .checkpoint import save_student
 from .dataset import DistillCollate, DistillDataset, SampleId
 from .interruption import Checkpoints
 from .objective import DistillObjective
-from .processes import joined_processes, process_index
+from .processes import joined_processes, num_processes, process_index, summed
 from .recipes import Recipe, recipe_values
 from .sampling import EpochLoader
 from .training import Observer, train
@@ -126,7 +126,7 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
     recipe = with_head_for(replace(config.recipe, objective=_with_teachers(config.recipe, first)), first.target_dim)
     training, provenance = recipe.training, _provenance(chosen, recipe)
     checkpoints = Checkpoints(config.out / "checkpoint.pt", config.checkpoint_minutes, _identity(provenance))
-    resume = checkpoints.path.exists()
+    resume = _seen_by_all(checkpoints.path, device)
     if resume and not config.resume:
         raise StudentError(
             "an interrupted run is here", where=config.out, fix="Go on with --resume, or choose another --out."
@@ -171,9 +171,20 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
     return result.data_wait
 
 
+def _seen_by_all(path: Path, device: torch.device) -> bool:
+    """Whether the file is there."""
+    (seen,) = summed([path.exists()], device)
+    if 0 < seen < num_processes():
+        raise StudentError(
+            f"{seen:.0f} of {num_processes()} processes see this file", where=path, fix="Put --out on shared storage."
+        )
+    return seen > 0
+
+
 def _observer(config: DistillConfig, chosen: Sequence[Chosen], student: Student) -> Observer:
     names = [each.store.path.name for each in chosen]
     parts = [name if names.count(name) == 1 else f"{number}_{name}" for number, name in enumerate(names)]
+    parts = parts if len(parts) > 1 else []  # of one store, it is the loss
 
     def describe(sample: SampleId) -> str:
         store = chosen[sample.store].store

@@ -92,6 +92,11 @@ def test_all_cameras_of_a_frame_in_one_sample(extract_tiny):
     assert batch.num_pairs == len(batch.point) > batch.num_points
     assert torch.equal(batch.inputs.features[batch.point[: len(targets)], 1:4], torch.from_numpy(xyz[sample.point]))
     assert (batch.sample == 1).sum() == len(dataset[0, 2].point)
+    # A frame that one camera sees may be among them, as where nuScenes is mixed with SemanticKITTI.
+    alone = tiny(store, teachers=("coordinates", "doubled"))[0, 0]
+    mixed = DistillCollate(INPUTS)([alone, sample])
+    expected = np.concatenate([alone.scan.features, sample.scan.features[sample.point]])
+    assert torch.equal(mixed.inputs.features[mixed.point], torch.from_numpy(expected))
 
 
 def test_two_cameras_of_two_are_all(extract_tiny):

@@ -185,6 +185,15 @@ def test_the_log_tells_the_stores_apart(extract_tiny, tiny_dataset, tmp_path):
         assert min(losses) <= float(row["loss"]) <= max(losses)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_learns_the_same(extract_tiny, tmp_path, precision):
+    store, overrides = extract_tiny(), ("training.epochs=4", "training.batch_size=3", "training.learning_rate=1e-3")
+    exact = distill_small(store, tmp_path / "exact", *overrides).losses
+    half = distill_small(store, tmp_path / "half", *overrides, f"training.precision={precision}").losses
+    assert half != exact
+    assert half == pytest.approx(exact, rel=0.03)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_student_is_the_same(extract_tiny, tmp_path):
