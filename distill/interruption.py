@@ -94,9 +94,20 @@ class Checkpoints:
         Raises:
             StudentError: the file cannot be written; the one before is still there.
         """
+        self._remove_leftovers()
         with written_aside(self.path, StudentError) as temporary:
             torch.save({"format": FORMAT, "identity": self.identity, **state}, temporary)
         self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """When the training is finished."""
+        self._remove_leftovers()
+        self.path.unlink(missing_ok=True)
+
+    def _remove_leftovers(self) -> None:
+        """What processes that were killed while they wrote have left beside the file: each as large as it is."""
+        for leftover in self.path.parent.glob(f".{self.path.name}.*"):
+            leftover.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any]:
         """What `save` was given, on the CPU.

@@ -27,6 +27,7 @@ from .waffleiron import Student
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT = "checkpoint.pt"
 SEEDS_APART = 1_000_003  # of two stores in one run
 # How the machine is used: a run may go on with others.
 OF_THE_MACHINE = ("workers", "accumulate", "compile", "activation_checkpointing")
@@ -83,6 +84,7 @@ def distill(config: DistillConfig) -> DistillSummary:
         if not config.resume:
             raise StudentError("a student is there already", where=path, fix="Choose another --out.")
         logger.info("%s: finished already", path)
+        (config.out / CHECKPOINT).unlink(missing_ok=True)  # where it was killed in between
         return DistillSummary(path, _losses(config.out))
     with joined_processes(config.device) as device:
         data_wait = _train(config, path, device)
@@ -125,7 +127,7 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
     first = chosen[0]
     recipe = with_head_for(replace(config.recipe, objective=_with_teachers(config.recipe, first)), first.target_dim)
     training, provenance = recipe.training, _provenance(chosen, recipe)
-    checkpoints = Checkpoints(config.out / "checkpoint.pt", config.checkpoint_minutes, _identity(provenance))
+    checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, _identity(provenance))
     resume = _seen_by_all(checkpoints.path, device)
     if resume and not config.resume:
         raise StudentError(
@@ -167,7 +169,7 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
         )
     if process_index() == 0:
         save_student(student, path, provenance)
-        checkpoints.path.unlink(missing_ok=True)
+        checkpoints.remove()
     return result.data_wait
 
 
