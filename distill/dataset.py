@@ -25,6 +25,7 @@ from .inputs import (
     scan_input,
     voxel_representatives,
 )
+from .training import Batch
 
 MAX_DRAWS = 10  # of a frame, when a draw leaves no point
 
@@ -71,14 +72,14 @@ class DistillSample:
 
 
 @dataclass(frozen=True, eq=False)
-class DistillBatch:
+class DistillBatch(Batch):
     """Several samples packed: the points of one after those of the other, no padding; likewise their pairs."""
 
-    samples: tuple[SampleId, ...]  # B
     inputs: PackedBatch  # M points in all
     point: torch.Tensor | None  # (R,) int64 row of each pair in `inputs`; None where pair r is of point r
     sample: torch.Tensor  # (R,) int64 sample of each pair
     targets: tuple[EncodedTargets, ...]  # of each teacher; `.decode()` on the training device gives (R, D) float32
+    samples: tuple[SampleId, ...]  # B
 
     @property
     def num_points(self) -> int:

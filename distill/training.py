@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -94,13 +95,21 @@ class TrainingConfig:
         )
 
 
-class Batch(Protocol):
+class Batch(ABC):
     """What the loop asks of a batch."""
 
-    num_points: int
-    num_pairs: int  # over which its loss is a mean
-    samples: Sequence[Any]  # where they come from; empty where nobody needs to know
+    samples: Sequence[Any] = ()  # where they come from; empty where nobody needs to know
 
+    @property
+    @abstractmethod
+    def num_points(self) -> int: ...
+
+    @property
+    def num_pairs(self) -> int:
+        """The number of losses that its loss is the mean of."""
+        return self.num_points
+
+    @abstractmethod
     def to(self, device: torch.device) -> Batch: ...
 
 

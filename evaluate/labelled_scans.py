@@ -20,24 +20,21 @@ from ..distill.inputs import (
     scan_input,
     voxel_representatives,
 )
+from ..distill.training import Batch
 from ..extract.datasets.frame import Dataset
 from ..extract.datasets.scans import intensity_of, read_labelled_scan
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledBatch:
+class LabelledBatch(Batch):
     """Labelled scans packed: M points in all."""
 
     inputs: PackedBatch
     labels: torch.Tensor  # (M,) int64 train ids
 
-    samples = ()  # nobody asks
-
     @property
     def num_points(self) -> int:
         return len(self.labels)
-
-    num_pairs = num_points
 
     def to(self, device: torch.device) -> LabelledBatch:
         inputs = self.inputs.to(device, non_blocking=True)

@@ -19,7 +19,7 @@ from ..device import resolve_device
 from ..distill.checkpoint import load_student, student_provenance
 from ..distill.inputs import evaluation_input, inputs_for, pack
 from ..distill.sampling import EpochLoader
-from ..distill.training import Observer, TrainingConfig, train
+from ..distill.training import Batch, Observer, TrainingConfig, train
 from ..distill.waffleiron import Student, probe_head
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
@@ -70,19 +70,15 @@ class ProbeResult:
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureBatch:
+class FeatureBatch(Batch):
     """Points with the frozen student's tokens, whatever scans they come from."""
 
     tokens: torch.Tensor  # (M, C) float32
     labels: torch.Tensor  # (M,) int64 train ids
 
-    samples = ()  # nobody asks
-
     @property
     def num_points(self) -> int:
         return len(self.labels)
-
-    num_pairs = num_points
 
     def to(self, device: torch.device) -> FeatureBatch:
         return FeatureBatch(self.tokens.to(device), self.labels.to(device))

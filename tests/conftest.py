@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
+import sys
 import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,17 @@ def real_data():
 def real_nuscenes(real_data) -> Path:
     """The folder of one real nuScenes keyframe."""
     return real_data("nuscenes")
+
+
+@pytest.fixture(scope="session")
+def children():
+    """Starts children at once: they are forked from a process that has imported everything and done nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not get ours otherwise
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tiny", "distillation_in_child"])
+        forkserver.ensure_running()
+    return context
 
 
 @pytest.fixture

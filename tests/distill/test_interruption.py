@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import multiprocessing
 import os
 import signal
-import sys
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +22,6 @@ from scalr.errors import ScalrError, StudentError
 from tiny import TinyDataset, extract_with, tiny_teachers
 
 STEPS = EPOCHS  # of a store of three frames, two a batch
-
-
-@pytest.fixture(scope="module")
-def children():
-    """Starts children at once: they are forked from a process that has imported everything and done nothing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not get ours otherwise
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["distillation_in_child"])
-        forkserver.ensure_running()
-    return context
 
 
 @pytest.fixture(scope="module")

@@ -10,19 +10,18 @@ import torch
 
 from scalr.distill.recipes import load_recipe
 from scalr.distill.schedule import reciprocal_sqrt, warmup_cosine
-from scalr.distill.training import Observer, TrainingConfig, train
+from scalr.distill.training import Batch, Observer, TrainingConfig, train
 from scalr.distill.training_log import TrainingLog, read_log
 from scalr.errors import StudentError
 
 
 @dataclass
-class Numbers:
+class Numbers(Batch):
     """A batch of numbers."""
 
     values: torch.Tensor
     num_points: int = 4
     num_pairs: int = 4
-    samples: tuple = ()
 
     def to(self, device):
         return self

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import sys
 import tempfile
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +15,6 @@ from tiny import extract_in_child
 
 FRAMES = 24
 OPTIONS = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "encoding": "patch", "dtype": "int8"}
-
-
-@pytest.fixture(scope="module")
-def children():
-    """Starts children at once: they are forked from a process that has imported everything and done nothing."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not get ours otherwise
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tiny"])
-        forkserver.ensure_running()
-    return context
 
 
 def start(children, tmp_path: Path, out: str):
