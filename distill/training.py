@@ -218,13 +218,13 @@ class _Trainer:
                 for micro_batches in _grouped(batches(epoch, first), self.config.accumulate):
                     ready = time.perf_counter()
                     row = self._make_step(micro_batches)
-                    if self.step % self.steps_per_epoch == 0:
-                        row |= self._evaluate(epoch)
                     now = time.perf_counter()
                     losses.append(row["loss"])
                     waited += ready - start
                     row["points_per_second"] = round(row.pop("points") / (now - start))
                     row["data_wait"] = round((ready - start) / (now - start), 4)
+                    if self.step % self.steps_per_epoch == 0:
+                        row |= self._evaluate(epoch)
                     if log is not None:
                         log.write({"step": self.step, "epoch": epoch} | row)
                     speed = f"{row['points_per_second']}"
@@ -338,8 +338,9 @@ class _Trainer:
         """Write a checkpoint where it is time to; all processes agree on what a signal to one of them means."""
         if self.checkpoints is None:
             return
-        stop, save = summed([signals.stop, signals.save], self.device)
+        noted = [signals.stop, signals.save]
         signals.save = False
+        stop, save = summed(noted, self.device)
         if process_index() == 0 and (stop or save or (self.checkpoints.due and self.step < self.total_steps)):
             self.checkpoints.save(self._state())
         if stop:

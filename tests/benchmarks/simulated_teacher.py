@@ -35,7 +35,7 @@ def train_teacher(
         The share of points told rightly in the last epoch.
     """
     torch.manual_seed(seed)
-    model = import_timm().create_model(name, img_size=image_size, num_classes=0).train()
+    model = import_timm().create_model(name, img_size=image_size).train()  # timm's files have its head
     patch, samples = model.patch_embed.patch_size[0], _samples(world, image_size, model.pretrained_cfg, classes)
     head = torch.nn.Linear(model.num_features, IGNORE_LABEL)
     parameters = [*model.parameters(), *head.parameters()]
