@@ -11,7 +11,7 @@ from scalr.distill.recipes import load_recipe
 from scalr.distill.run import DistillConfig, distill
 from scalr.errors import ScalrError
 
-EPOCHS = 40
+EPOCHS = 14
 # Stochastic depth draws random numbers on the device in every step.
 RECIPE = ("student.width=8", "student.depth=3", "student.stochastic_depth=0.2", f"training.epochs={EPOCHS}",
           "training.batch_size=2", "training.warmup_steps=5", "inputs.num_neighbours=4")  # fmt: skip
