@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from scalr.distill.processes import BatchNorm
+from spawned import ROWS, batch_norm_of_one_process, loss_and_gradients
 
 RECIPE = ("student.width=8", "student.depth=3", "training.epochs=8", "training.batch_size=4", "training.warmup_steps=2",
           "training.learning_rate=1e-2", "inputs.num_neighbours=4")  # fmt: skip
@@ -87,25 +86,8 @@ def test_more_processes_than_frames_are_refused(extract_tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-ROWS = torch.randn(11, 5, generator=torch.Generator().manual_seed(0)).double() * 3 + 1
-SHARES = (slice(0, 4), slice(4, 11))
-
-
-def loss_and_gradients(norm: torch.nn.Module, rows: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
-    rows = rows.clone().requires_grad_()
-    (norm(rows) * weights).sum().backward()
-    return [rows.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
-
-
-def of_one_process(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    share = SHARES[rank]
-    torch.save(loss_and_gradients(BatchNorm(5).double(), ROWS[share], ROWS.cos()[share]), folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_batch_norm_sees_the_rows_of_all_processes(tmp_path):
-    mp.spawn(of_one_process, (tmp_path,), nprocs=2)
+    mp.spawn(batch_norm_of_one_process, (tmp_path,), nprocs=2)
     expected = loss_and_gradients(torch.nn.BatchNorm1d(5).double(), ROWS, ROWS.cos())
     ours = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     torch.testing.assert_close(torch.cat([values[0] for values in ours]), expected[0])

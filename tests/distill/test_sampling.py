@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import Dataset
 
 from scalr.distill import sampling
 from scalr.distill.sampling import Draw, EpochBatches, EpochLoader
 from scalr.errors import StoreError, StudentError
+from spawned import Numbered
 
 CPU = torch.device("cpu")
 
@@ -83,26 +83,9 @@ def test_weights_that_do_not_fit_are_said(weights):
         EpochBatches([3, 3], 1, seed=0, part_weights=weights)
 
 
-class Numbered(Dataset):
-    """Samples that say which they are; frame 7 cannot be read."""
-
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, key):
-        if key[1] == 7:
-            raise StoreError("block 7 is gone", where="s.zarr", fix="Extract it again")
-        return key
-
-
-class FirstSeven(Numbered):
-    def __len__(self) -> int:
-        return 7
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_epoch_can_be_entered_anywhere(workers):
-    with EpochLoader([FirstSeven()], list, batch_size=2, seed=0, workers=workers, device=CPU) as loader:
+    with EpochLoader([Numbered(7)], list, batch_size=2, seed=0, workers=workers, device=CPU) as loader:
         whole = list(loader(1))
         assert len(whole) == loader.num_steps == 3
         assert list(loader(1, first_step=2)) == whole[2:]
@@ -112,7 +95,7 @@ def test_an_epoch_can_be_entered_anywhere(workers):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_a_worker_cannot_read_is_said_in_one_line(workers):
     with (
-        EpochLoader([Numbered()], list, batch_size=2, seed=0, workers=workers, device=CPU) as loader,
+        EpochLoader([Numbered(8)], list, batch_size=2, seed=0, workers=workers, device=CPU) as loader,
         pytest.raises(StoreError, match=r"^s.zarr: block 7 is gone. Extract it again$"),
     ):
         list(loader(0))

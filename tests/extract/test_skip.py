@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scalr.distill.dataset import DistillDataset
+from scalr.distill.dataset import DistillDataset, SamplingConfig
 from scalr.distill.inputs import AugmentConfig, InputConfig
 from scalr.errors import DatasetError
 from scalr.extract.store import open_store
@@ -52,7 +52,7 @@ def test_a_skipped_frame_is_left_out_and_listed(extract_tiny, tiny_dataset, brok
     assert "frame1_RIGHT.png" in report.skipped[FRAME]
     assert f"skipped {FRAME}: " in report.as_text()
     assert not verify_store(store)
-    samples = DistillDataset(store, "coordinates", InputConfig(), AugmentConfig(), seed=0)
+    samples = DistillDataset(store, ("coordinates",), InputConfig(), SamplingConfig(), AugmentConfig(), seed=0)
     assert len(samples) == 2
     tiny_dataset.frames = [frame for frame in tiny_dataset.frames if frame.token != FRAME]
     without = extract_tiny(out="without.zarr", frames_per_block=frames_per_block, **encoding)

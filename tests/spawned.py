@@ -1,0 +1,46 @@
+"""What tests send to spawned processes, which cannot import test modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import Dataset
+
+from scalr.distill.processes import BatchNorm
+from scalr.errors import StoreError
+
+
+class Numbered(Dataset):
+    """Samples that say which they are; frame 7 cannot be read."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, key):
+        if key[1] == 7:
+            raise StoreError("block 7 is gone", where="s.zarr", fix="Extract it again")
+        return key
+
+
+ROWS = torch.randn(11, 5, generator=torch.Generator().manual_seed(0)).double() * 3 + 1
+SHARES = (slice(0, 4), slice(4, 11))  # of two processes
+
+
+def loss_and_gradients(norm: torch.nn.Module, rows: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
+    """Gradients of rows, weight and bias, and the running statistics, after one batch."""
+    rows = rows.clone().requires_grad_()
+    (norm(rows) * weights).sum().backward()
+    return [rows.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+
+
+def batch_norm_of_one_process(rank: int, folder: Path) -> None:
+    """The same of one process's share of the rows, saved in `folder`."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    share = SHARES[rank]
+    torch.save(loss_and_gradients(BatchNorm(5).double(), ROWS[share], ROWS.cos()[share]), folder / f"{rank}.pt")
+    dist.destroy_process_group()
