@@ -29,8 +29,9 @@ FRAMES, VIEWS, POINTS, PAIRS, DIM = 30_000, 6, 30_000, 3_500, 384
 READER = """
 import os, resource, sys, time
 import numpy as np
-import scalr.distill.dataset as stage_two
+from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
 from scalr.distill.inputs import AugmentConfig, InputConfig
+from scalr.distill.sampling import EpochLoader
 from scalr.extract.store import open_store
 import torch, pyarrow.dataset, zarr
 torch.set_num_threads(1)
@@ -40,9 +41,10 @@ def resident():
 
 before, start = resident(), time.perf_counter()
 store = open_store(sys.argv[1])
-dataset = stage_two.DistillDataset(store, "t", InputConfig(), AugmentConfig(), seed=0)
+dataset = DistillDataset(store, ("t",), InputConfig(), SamplingConfig(), AugmentConfig(), seed=0)
 opened = time.perf_counter() - start
-loader = stage_two.EpochLoader(dataset, stage_two.DistillCollate(InputConfig()), batch_size=8, seed=0, workers=0)
+collate, cpu = DistillCollate(InputConfig()), torch.device("cpu")
+loader = EpochLoader([dataset], collate, batch_size=8, seed=0, workers=0, device=cpu)
 batch = next(iter(loader(0)))
 first = time.perf_counter() - start
 print(f"{len(store.column('block'))} views in {store.num_blocks} blocks:"
@@ -89,7 +91,7 @@ def index_of(block: int, frames: int) -> pa.Table:
             "image": [image.format(value % VIEWS, block, value) for value in number],
             "image_height": np.full(len(number), 900),
             "image_width": np.full(len(number), 1600),
-            "pairs_hidden": 0,
+            "pairs_hidden": np.zeros(len(number), int),
             "points_start": frame * POINTS,
             "points_stop": (frame + 1) * POINTS,
             "pairs_start": number * PAIRS,
