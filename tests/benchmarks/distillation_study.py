@@ -28,7 +28,7 @@ TEACHERS = {
     "timm:vit_tiny_patch16_384": range(10, 16),
 }
 ALL, THINGS, STUFF = TEACHERS
-IMAGE_SIZE, TEACHER_EPOCHS, TEACHER_SEED = (224, 448), 12, 100
+IMAGE_SIZE, TEACHER_EPOCHS, TEACHER_SEED = (160, 320), 12, 100
 LAYOUTS = {"nuscenes": ("--keyframes", "3", "--val-scenes", "4"), "semantic_kitti": ("--keyframes", "6")}
 MLP = "student.head=mlp"
 # Until it has converged: after a quarter of the epochs, features of one scale in all directions, as those of the

@@ -177,7 +177,7 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "cannot be read"), (b"half", "cannot be read"), (None, "not a checkpoint")],
+    [(b"", "cannot be read"), (b"PK\x03\x04", "cannot be read"), (None, "not a checkpoint")],
     ids=["empty", "cut off", "something else"],
 )
 def test_what_is_no_checkpoint_is_said(tmp_path, content, message):
