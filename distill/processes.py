@@ -41,8 +41,23 @@ def joined_processes(device_name: str) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+_alone = False
+
+
+@contextmanager
+def on_its_own() -> Iterator[None]:
+    """For work that one process does while the others wait for it, such as a training within the training."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def num_processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Processes that train together; 1 within `on_its_own`."""
+    return dist.get_world_size() if not _alone and dist.is_available() and dist.is_initialized() else 1
 
 
 def process_index() -> int:

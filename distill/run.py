@@ -125,7 +125,8 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
     chosen = [_choose(open_store(path), config) for path in config.caches]
     _require_same_targets(chosen)
     first = chosen[0]
-    recipe = with_head_for(replace(config.recipe, objective=_with_teachers(config.recipe, first)), first.target_dim)
+    objective_config = replace(config.recipe.objective, teachers=first.teachers)
+    recipe = with_head_for(replace(config.recipe, objective=objective_config), first.target_dim)
     training, provenance = recipe.training, _provenance(chosen, recipe)
     checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, _identity(provenance))
     resume = _seen_by_all(checkpoints.path, device)
@@ -215,10 +216,6 @@ def _choose(store: FeatureStore, config: DistillConfig) -> Chosen:
     for name in weights:
         _require_complete(store, name, chosen.split)
     return chosen
-
-
-def _with_teachers(recipe: Recipe, chosen: Chosen):
-    return replace(recipe.objective, teachers=chosen.teachers)
 
 
 def _require_same_targets(chosen: Sequence[Chosen]) -> None:

@@ -21,7 +21,7 @@ from ..device import cores_beside
 from ..errors import StudentError
 from ..progress import progress
 from .interruption import Checkpoints, Signals, StoppedError
-from .processes import gathered, num_processes, process_index, summed
+from .processes import gathered, num_processes, on_its_own, process_index, summed
 from .schedule import reciprocal_sqrt, warmup_cosine
 from .training_log import TrainingLog
 
@@ -332,7 +332,10 @@ class _Trainer:
         )
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
-        return dict(self.observer.evaluate(epoch)) if process_index() == 0 else {}
+        if process_index() > 0:
+            return {}
+        with on_its_own():  # a probe is a training too
+            return dict(self.observer.evaluate(epoch))
 
     def _act_on(self, signals: Signals) -> None:
         """Write a checkpoint where it is time to; all processes agree on what a signal to one of them means."""

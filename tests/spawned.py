@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
-from scalr.distill.processes import BatchNorm
+from scalr.distill.processes import BatchNorm, num_processes, on_its_own, process_index, summed
 from scalr.errors import StoreError
 
 
@@ -36,6 +36,19 @@ def loss_and_gradients(norm: torch.nn.Module, rows: torch.Tensor, weights: torch
     rows = rows.clone().requires_grad_()
     (norm(rows) * weights).sum().backward()
     return [rows.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+
+
+def one_of_two_is_on_its_own(rank: int, folder: Path) -> None:
+    """The first process adds up its own values while the second waits; then they add up together."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    cpu = torch.device("cpu")
+    if rank == 0:
+        with on_its_own():
+            with on_its_own():  # the probe's own training has epochs, too
+                pass
+            assert (num_processes(), process_index(), summed([5.0], cpu)) == (1, 0, [5.0])
+    assert (num_processes(), process_index(), summed([5.0], cpu)) == (2, rank, [10.0])
+    dist.destroy_process_group()
 
 
 def batch_norm_of_one_process(rank: int, folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from spawned import ROWS, batch_norm_of_one_process, loss_and_gradients
+from spawned import ROWS, batch_norm_of_one_process, loss_and_gradients, one_of_two_is_on_its_own
 
 RECIPE = ("student.width=8", "student.depth=3", "training.epochs=8", "training.batch_size=4", "training.warmup_steps=2",
           "training.learning_rate=1e-2", "inputs.num_neighbours=4")  # fmt: skip
@@ -84,6 +84,10 @@ def test_more_processes_than_frames_are_refused(extract_tiny, tmp_path):
     assert done.returncode != 0
     assert "a batch of 1 frames cannot be shared by 2 processes" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_probe_in_one_process_does_not_wait_for_the_others(tmp_path):
+    mp.spawn(one_of_two_is_on_its_own, (tmp_path,), nprocs=2)
 
 
 def test_batch_norm_sees_the_rows_of_all_processes(tmp_path):
