@@ -86,7 +86,14 @@ dataset_option = click.option(
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
 json_option = click.option("--json", "as_json", is_flag=True, help="For scripts.")
+workers_option = click.option("--workers", default=0, show_default=True, help="Processes that prepare scans.")
+model_option = click.option("--model", type=path, required=True, help="model.safetensors of a probing or finetuning.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Of every random choice.")
+
+
+def out_option(default: str):
+    """Where a run's results and logs go."""
+    return click.option("--out", type=path, default=default, show_default=True, help="Folder for the result and logs.")
 
 
 @click.group(cls=ErrorsForPeople, context_settings={"help_option_names": ["-h", "--help"]})
@@ -325,24 +332,50 @@ def convert(source: Path, target: Path, recipe: str, overrides: tuple[str, ...],
 
 @main.group()
 def evaluate() -> None:
-    """Measure a student."""
+    """Measure a student: what it knows, what it learns from labels, what it stands."""
+
+
+def options_of_training(command):
+    """How probing and finetuning are trained; what is left out has the official value."""
+    for option in reversed(
+        [
+            click.option("--student", type=path, required=True, help="student.safetensors of a distillation."),
+            dataset_option,
+            root_option,
+            click.option("--train-split", default="train", show_default=True, help="Split that is trained on."),
+            click.option("--val-split", default="val", show_default=True, help="Split that is scored."),
+            click.option("--classes", help="Of domain generalisation: semantic_kitti_10, semantic_poss_6."),
+            choice_option("--recipe", ["scalr", "scalr_plus"], "Whose official schedule."),
+            click.option("--epochs", type=int, help="[default: the official number]"),
+            click.option("--warmup-epochs", type=float, help="[default: the official number]"),
+            click.option("--batch-size", type=int, help="Scans of a step.  [default: 8]"),
+            click.option("--learning-rate", type=float, help="Peak of the schedule.  [default: the official one]"),
+            click.option("--resume", is_flag=True, help="Go on with the run in --out, or begin where there is none."),
+            click.option("--checkpoint-minutes", default=10.0, show_default=True, help="Between two checkpoints."),
+            workers_option,
+            seed_option,
+            device_option,
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def show_scores(scores, out: Path) -> None:
+    """IoU by class and mIoU, once for all processes."""
+    if not is_first_process():
+        return
+    for name, iou in zip(scores.class_names, scores.iou.tolist(), strict=True):
+        click.echo(f"  {name:<22} {iou:6.1%}" if iou == iou else f"  {name:<22}      –")
+    low_high = f" ({scores.interval[0]:.1%} to {scores.interval[1]:.1%})" if scores.interval else ""
+    click.echo(f"mIoU {scores.miou:.1%}{low_high}, accuracy {scores.accuracy:.1%}   ({out}/result.md)")
 
 
 @evaluate.command()
-@click.option("--student", type=path, required=True, help="student.safetensors of a distillation.")
-@dataset_option
-@root_option
-@click.option("--train-split", default="train", show_default=True, help="Split the probe is trained on.")
-@click.option("--val-split", default="val", show_default=True, help="Split it is scored on.")
+@options_of_training
 @click.option("--fast", is_flag=True, help="Fit the head on features computed once, without augmentation.")
-@click.option("--epochs", default=20, show_default=True, help="Of the probe's training.")
-@click.option("--learning-rate", default=1e-3, show_default=True, help="Peak of the schedule.")
-@click.option("--batch-size", default=8, show_default=True, help="Scans a step, without --fast.")
-@click.option("--workers", default=0, show_default=True, help="Processes that prepare scans.")
-@click.option("--out", type=path, default="runs/probe", show_default=True, help="Folder for the result and logs.")
-@seed_option
-@device_option
-def probe(**options) -> None:
+@out_option("runs/probe")
+def probe(out: Path, **options) -> None:
     """Linear probing: BatchNorm + linear layer on the frozen student.
 
     \b
@@ -351,10 +384,141 @@ def probe(**options) -> None:
     from .evaluate.probe import ProbeConfig
     from .evaluate.probe import probe as run
 
-    result = run(ProbeConfig(**options))
-    for name, iou in zip(result.class_names, result.iou, strict=True):
-        click.echo(f"  {name:<22} {iou:6.1%}" if iou == iou else f"  {name:<22}      –")
-    click.echo(f"mIoU {result.miou:.1%}   ({options['out']}/result.json)")
+    show_scores(run(ProbeConfig(out=out, **options)).scores, out)
+
+
+@evaluate.command()
+@options_of_training
+@choice_option("--labels", ["100%", "10%", "1%"], "Share of the training labels, by the official subsets.")
+@click.option("--from-scratch", is_flag=True, help="The student's architecture with new weights, as a baseline.")
+@click.option("--layer-decay", type=float, help="Of the learning rate, layer by layer.  [default: the official one]")
+@choice_option("--precision", ["float32", "bfloat16", "float16"], "Of the forward pass.")
+@click.option("--activation-checkpointing", is_flag=True, help="Less memory for more time.")
+@out_option("runs/finetune")
+def finetune(out: Path, **options) -> None:
+    """Train the whole student on labels, all of them or few.
+
+    \b
+    scalr evaluate finetune --student runs/distill/student.safetensors --root /data/nuscenes --labels 1%
+    """
+    from .evaluate.finetune import FinetuneConfig
+    from .evaluate.finetune import finetune as run
+
+    show_scores(run(FinetuneConfig(out=out, **options)).scores, out)
+
+
+@evaluate.command()
+@model_option
+@dataset_option
+@root_option
+@click.option("--split", default="val", show_default=True, help="Split that is scored.")
+@click.option("--classes", help="Of domain generalisation: semantic_kitti_10, semantic_poss_6.")
+@click.option("--predictions", is_flag=True, help="Write them, too, as the dataset's benchmark takes them.")
+@workers_option
+@out_option("runs/score")
+@device_option
+def score(out: Path, **options) -> None:
+    """Score a finished model on a split: mIoU, IoU by class, accuracy, confusion matrix.
+
+    \b
+    scalr evaluate score --model runs/finetune/model.safetensors --root /data/nuscenes
+    torchrun --nproc-per-node 8 --no-python scalr evaluate score --model …
+    """
+    from .evaluate.score import ScoreConfig, score_model
+
+    scores = score_model(ScoreConfig(out=out, **options))
+    if scores is not None:
+        show_scores(scores, out)
+    if options["predictions"] and is_first_process():
+        click.echo(f"predictions: {out}/submission")
+
+
+@evaluate.command()
+@model_option
+@choice_option("--dataset", ["nuscenes_c", "semantic_kitti_c"], "Which corruptions.")
+@click.option("--root", type=path, required=True, help="Folder of the corruptions.")
+@click.option("--clean-root", type=path, required=True, help="Folder of the clean dataset.")
+@workers_option
+@out_option("runs/robustness")
+@device_option
+def robustness(out: Path, **options) -> None:
+    """Score a model on Robo3D's 24 corrupted copies: mCE and mRR.
+
+    \b
+    scalr evaluate robustness --model model.safetensors --root /data/nuScenes-C --clean-root /data/nuscenes
+
+    What was scored before is not scored again. Exit code 3 where copies are missing.
+    """
+    from .evaluate.robustness import RobustnessConfig
+    from .evaluate.robustness import robustness as run
+
+    result = run(RobustnessConfig(out=out, **options))
+    if is_first_process():
+        click.echo(f"mCE {result.mce:.2f}, mRR {result.mrr:.2f}, mIoU clean {result.clean:.2f}   ({out}/result.md)")
+        if result.missing:
+            click.echo(f"missing: {', '.join(result.missing)}", err=True)
+    if result.missing:
+        raise click.exceptions.Exit(3)
+
+
+@evaluate.command()
+@model_option
+@choice_option("--dataset", ["semantic_kitti", "semantic_poss"], "Target.")
+@click.option("--root", type=path, required=True, help="Folder of the target.")
+@click.option("--split", default="val", show_default=True, help="Split of the target.")
+@workers_option
+@out_option("runs/transfer")
+@device_option
+def transfer(out: Path, **options) -> None:
+    """Score a model of nuScenes on a lidar that it has never seen.
+
+    \b
+    scalr evaluate finetune --classes semantic_kitti_10 --student … --root /data/nuscenes --out runs/source
+    scalr evaluate transfer --model runs/source/model.safetensors --root /data/kitti
+    """
+    from .evaluate.transfer import TransferConfig
+    from .evaluate.transfer import transfer as run
+
+    show_scores(run(TransferConfig(out=out, **options)), out)
+
+
+@evaluate.command()
+@click.option("--cache", type=path, default="store.zarr", show_default=True, help="Store with the training split.")
+@click.option("--val-cache", type=path, help="Store with the validation split.  [default: the same]")
+@click.option("--teacher", help="Whose targets.  [default: the only one in the store]")
+@dataset_option
+@root_option
+@click.option("--train-split", default="train", show_default=True, help="Split that is trained on.")
+@click.option("--val-split", default="val", show_default=True, help="Split that is scored.")
+@click.option("--epochs", type=int, help="[default: as of linear probing]")
+@click.option("--batch-size", type=int, help="Frames of a step.  [default: 8]")
+@click.option("--learning-rate", type=float, help="Peak of the schedule.  [default: as of linear probing]")
+@workers_option
+@out_option("runs/teacher")
+@seed_option
+@device_option
+def teacher(out: Path, **options) -> None:
+    """Linear probing of the stored targets themselves: what the teacher knows, before any student is trained.
+
+    \b
+    scalr evaluate teacher --cache train.zarr --val-cache val.zarr --root /data/nuscenes
+    """
+    from .evaluate.teacher import TeacherProbeConfig, probe_teacher
+
+    show_scores(probe_teacher(TeacherProbeConfig(out=out, **options)), out)
+
+
+@evaluate.command()
+@click.argument("runs", type=path, nargs=-1, required=True)
+def report(runs: tuple[Path, ...]) -> None:
+    """Put finished runs side by side, with the papers' figures for the same setting, as Markdown.
+
+    \b
+    scalr evaluate report runs/probe runs/finetune > results.md
+    """
+    from .evaluate.comparison import compare
+
+    click.echo(compare(runs))
 
 
 @main.command()
@@ -387,5 +551,8 @@ def demo(out: Path, seed: int) -> None:
     from .demo import run_demo
 
     result = run_demo(out, seed)
-    click.echo(f"mIoU distilled {result.distilled.miou:.1%}, undistilled {result.undistilled.miou:.1%} (seed {seed})")
+    click.echo(
+        f"mIoU distilled {result.distilled.scores.miou:.1%}, undistilled {result.undistilled.scores.miou:.1%}"
+        f" (seed {seed})"
+    )
     click.echo(f"report: {result.report}")

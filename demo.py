@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from .distill.checkpoint import save_student
 from .distill.recipes import load_recipe, recipe_values
 from .distill.run import DistillConfig, distill, new_student, with_head_for
@@ -122,8 +120,8 @@ def _write_page(
         summary=f"A simulated world, seed {seed}: {TRAIN_SCENES} training and {VAL_SCENES} validation scenes of"
         f" {KEYFRAMES} keyframes. Teacher {TEACHER} with RANDOM weights: a demonstration of the path, not of DINOv2.",
         numbers=[
-            report.Number(report.percent(result.distilled.miou), "mIoU, distilled student"),
-            report.Number(report.percent(result.undistilled.miou), "mIoU, undistilled student"),
+            report.Number(report.percent(result.distilled.scores.miou), "mIoU, distilled student"),
+            report.Number(report.percent(result.undistilled.scores.miou), "mIoU, undistilled student"),
             report.Number(f"{sum(timings.seconds.values()):.0f} s", "from nothing to this page"),
         ],
         sections=[
@@ -149,8 +147,9 @@ def _overlay(out: Path) -> str:
 
 
 def _classes(result: DemoResult) -> str:
-    points = np.asarray(result.distilled.confusion).sum(axis=1).tolist()
-    return report.class_table(result.distilled.class_names, points, result.distilled.iou, result.undistilled.iou)
+    distilled, undistilled = result.distilled.scores, result.undistilled.scores
+    points = distilled.confusion.sum(axis=1).tolist()
+    return report.class_table(distilled.class_names, points, distilled.iou.tolist(), undistilled.iou.tolist())
 
 
 def _store_table(store: StoreReport) -> str:

@@ -7,14 +7,13 @@ hold neither activation nor planes nor field of view: these come from the caller
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ..checkpoint_files import explained, listed, written_aside
+from ..checkpoint_files import explained, listed, sha256_of_file, written_aside
 from ..errors import StudentError
 from .checkpoint import load_student, save_student
 from .export import export_student
@@ -54,7 +53,7 @@ def convert(source: Path, target: Path, inputs: InputConfig | None, activation: 
         )
     if target.suffix == ".safetensors":
         student = read_official(source, inputs, activation)
-        save_student(student, target, {"converted_from": {"file": source.name, "sha256": _sha256(source)}})
+        save_student(student, target, {"converted_from": {"file": source.name, "sha256": sha256_of_file(source)}})
     else:
         student = load_student(source)
         write = export_student if target.suffix == ".pt2" else write_official
@@ -121,11 +120,6 @@ def write_official(student: Student, path: Path) -> None:
     with written_aside(path, StudentError) as temporary:
         # ScaLR reads "model_point", WaffleIron "net"; torch stores tensors that are shared once.
         torch.save({"model_point": tensors, "net": tensors}, temporary)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _state_dict(path: Path) -> dict[str, torch.Tensor]:

@@ -18,9 +18,9 @@ from .inputs import (
     InputConfig,
     PackedBatch,
     ScanInput,
+    at_most,
     augment,
     inside_field_of_view,
-    nearest_to,
     pack,
     scan_input,
     voxel_representatives,
@@ -171,9 +171,7 @@ class DistillDataset(Dataset):
             points[:, :3], self.inputs.voxel_size_m, rng if self.sampling.voxel_point == "random" else None
         )
         kept = kept[seen[kept]]
-        if len(kept) > self.inputs.max_points:
-            xyz = points[kept, :3]
-            kept = kept[nearest_to(xyz, xyz[rng.integers(len(xyz))], self.inputs.max_points)]
+        kept = kept[at_most(self.inputs.max_points, points[kept, :3], rng)]
         cloud = points[kept]
         cloud[:, :3] = augment(cloud[:, :3], rng, self.augmentation)
         inside = inside_field_of_view(cloud[:, :3], self.inputs)

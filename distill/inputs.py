@@ -21,6 +21,7 @@ from .voxels import one_of_each, voxel_keys
 
 CROP_EPS_M = 1e-4  # kept clear of the field of view's faces, as in the official Crop transform
 EVALUATION_REACH_M = {"pandaset_64": 128.0, "pandaset_gt": 128.0}
+FINETUNING_REACH_M = EVALUATION_REACH_M | {"pandaset_gt": 96.0}
 POINT_FEATURES = 5  # intensity, x, y, z, radius: the order of the official "intensity", "xyz", "radius"
 
 
@@ -68,13 +69,13 @@ class InputConfig:
             raise _bad("fov_max_m", self.fov_max_m, f"Give three values above fov_min_m, {list(self.fov_min_m)}.")
 
 
-def inputs_for(dataset: str, config: InputConfig) -> InputConfig:
-    """The inputs with which a student is probed, finetuned and scored on a dataset.
+def inputs_for(dataset: str, config: InputConfig, *, finetuning: bool = False) -> InputConfig:
+    """The inputs with which a student is probed and scored on a dataset, or finetuned.
 
-    PandaSet is read twice as far as a student is pretrained, as in the official configurations: cells keep their size,
-    and the planes have more of them (512 x 512 and 512 x 32 cells for +-128 m).
+    PandaSet is read farther than a student is pretrained, as in the official configurations: cells keep their size,
+    and the planes have more of them (512 x 512 and 512 x 32 cells for +-128 m; finetuning on PandarGT, +-96 m).
     """
-    reach = EVALUATION_REACH_M.get(dataset)
+    reach = (FINETUNING_REACH_M if finetuning else EVALUATION_REACH_M).get(dataset)
     if reach is None or max(np.abs((*config.fov_min_m[:2], *config.fov_max_m[:2]))) >= reach:
         return config
     low, high = (-reach, -reach, config.fov_min_m[2]), (reach, reach, config.fov_max_m[2])
@@ -124,6 +125,11 @@ def nearest_to(xyz: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
         return np.arange(len(xyz))
     distances = np.square(xyz - centre).sum(axis=1)
     return np.sort(np.argpartition(distances, count - 1)[:count])
+
+
+def at_most(count: int, xyz: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rows of the `count` points nearest to one of them drawn at random (official LimitNumPoints); of all if fewer."""
+    return np.arange(len(xyz)) if len(xyz) <= count else nearest_to(xyz, xyz[rng.integers(len(xyz))], count)
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def _observer(config: DistillConfig, chosen: Sequence[Chosen], student: Student)
 
 
 def _choose(store: FeatureStore, config: DistillConfig) -> Chosen:
-    names = config.teachers or tuple(config.recipe.objective.teachers) or (_only_teacher(store),)
+    names = config.teachers or tuple(config.recipe.objective.teachers) or (store.only_teacher(),)
     weights = {name: float(config.recipe.objective.teachers.get(name, 1.0)) for name in names}
     chosen = Chosen(store, weights, _choose_split(store, config.split))
     for name in weights:
@@ -219,19 +219,10 @@ def _choose(store: FeatureStore, config: DistillConfig) -> Chosen:
 
 
 def _require_same_targets(chosen: Sequence[Chosen]) -> None:
-    """Targets can only be mixed where all that they depend on is the same."""
-    first = chosen[0]
-    for other in chosen[1:]:
-        for teacher, ours in first.provenance.items():
-            theirs = other.provenance[teacher]
-            pairs = [(key, ours.get(key), theirs.get(key)) for key in sorted({*ours, *theirs})]
-            differing = "; ".join(f"{key} is {left!r} and {right!r}" for key, left, right in pairs if left != right)
-            if differing:
-                raise StoreError(
-                    f"targets of {teacher} that cannot be mixed: {differing}",
-                    where=f"{first.store.path} and {other.store.path}",
-                    fix="Extract both with the same teacher and settings.",
-                )
+    first, *others = chosen
+    for other in others:
+        for teacher in first.teachers:
+            first.store.require_same_targets(other.store, teacher)
 
 
 def _samples(chosen: Chosen, recipe: Recipe, number: int) -> DistillDataset:
@@ -245,15 +236,6 @@ def _samples(chosen: Chosen, recipe: Recipe, number: int) -> DistillDataset:
         recipe.training.seed + number * SEEDS_APART,
         chosen.split,
         number,
-    )
-
-
-def _only_teacher(store: FeatureStore) -> str:
-    if len(store.teachers) == 1:
-        return next(iter(store.teachers))
-    found = ", ".join(store.teachers) or "none"
-    raise StoreError(
-        f"which teacher? The store has: {found}", where=store.path, fix="Pass --teacher with one or several of them."
     )
 
 

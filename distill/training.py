@@ -158,6 +158,7 @@ def train(
     observer: Observer | None = None,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
+    learning_rate_scale: Callable[[str], float] = lambda name: 1.0,
 ) -> TrainingResult:
     """Minimise a loss over batches.
 
@@ -171,12 +172,15 @@ def train(
         observer: who watches.
         checkpoints: where the training is written down now and then, and when it is asked for by a signal.
         resume: go on from the checkpoint.
+        learning_rate_scale: of a parameter's learning rate, by its name in the objective.
 
     Raises:
         StoppedError: by a signal; the checkpoint is written.
         StudentError: a loss or gradient that is not finite, naming the samples, or a checkpoint that does not fit.
     """
-    trainer = _Trainer(objective, config, steps_per_epoch, device, observer or Observer(), checkpoints)
+    trainer = _Trainer(
+        objective, config, steps_per_epoch, device, observer or Observer(), checkpoints, learning_rate_scale
+    )
     if resume:
         trainer.load(checkpoints.load())
     return trainer.run(batches, description)
@@ -191,13 +195,15 @@ class _Trainer:
         device: torch.device,
         observer: Observer,
         checkpoints: Checkpoints | None,
+        learning_rate_scale: Callable[[str], float],
     ) -> None:
         self.config, self.steps_per_epoch, self.device = config, steps_per_epoch, device
         self.objective, self.observer, self.checkpoints = objective, observer, checkpoints
         self.parameters = [each for each in objective.parameters() if each.requires_grad]
         # Statistics of batch norm are the same everywhere: there is nothing to broadcast.
         self.parallel = DistributedDataParallel(objective, broadcast_buffers=False) if num_processes() > 1 else None
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        groups = _grouped_by_scale(objective, learning_rate_scale)
+        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.step = 0  # steps made
 
@@ -279,7 +285,7 @@ class _Trainer:
         torch.manual_seed(_seed_of_step(self.config.seed, self.step, process_index()))
         learning_rate = self.config.learning_rate * self.config.learning_rate_factor(self.step, self.steps_per_epoch)
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         self.optimiser.zero_grad(set_to_none=True)
         (num_pairs,) = summed([sum(batch.num_pairs for batch in batches)], self.device)
         local = _LocalSums(len(self.observer.parts))
@@ -380,6 +386,15 @@ def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     iterator = iter(batches)
     while group := list(itertools.islice(iterator, size)):
         yield group
+
+
+def _grouped_by_scale(objective: nn.Module, scale_of: Callable[[str], float]) -> list[dict[str, Any]]:
+    """Parameter groups for the optimiser: those that are trained with the same share of the learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(scale_of(name), []).append(parameter)
+    return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
 
 
 def _seed_of_step(*numbers: int) -> int:

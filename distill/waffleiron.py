@@ -406,7 +406,7 @@ def probe_head(width: int, num_classes: int) -> nn.Module:
     linear = nn.Linear(width, num_classes)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.BatchNorm1d(width), linear)
+    return nn.Sequential(BatchNorm(width), linear)
 
 
 def _head(config: WaffleIronConfig) -> nn.Module:

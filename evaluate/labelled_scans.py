@@ -1,12 +1,13 @@
-"""Labelled scans as batches: what probes and heads are trained on and scored on."""
+"""Labelled scans as samples and batches: what heads and models are trained on, and scored on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..distill.inputs import (
@@ -14,15 +15,18 @@ from ..distill.inputs import (
     InputConfig,
     PackedBatch,
     ScanInput,
+    at_most,
     augment,
+    evaluation_input,
     inside_field_of_view,
     pack,
     scan_input,
     voxel_representatives,
 )
 from ..distill.training import Batch
+from ..errors import ScalrError
 from ..extract.datasets.frame import Dataset
-from ..extract.datasets.scans import intensity_of, read_labelled_scan
+from ..extract.datasets.scans import intensity_of, read_labelled_scan, read_labels, read_points
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +50,10 @@ class LabelledBatch(Batch):
 
 
 class AugmentedScans(TorchDataset):
-    """Training scans, augmented as in distillation; all that is random is drawn from (seed, visit, frame)."""
+    """Training scans as the official code finetunes on them: a random point a voxel, at most `max_points`, augmented.
+
+    All that is random is drawn from (seed, visit, frame).
+    """
 
     def __init__(self, dataset: Dataset, inputs: InputConfig, seed: int) -> None:
         self.dataset, self.inputs, self.seed = dataset, inputs, seed
@@ -61,6 +68,7 @@ class AugmentedScans(TorchDataset):
         rng = np.random.default_rng([self.seed, visit, index])
         points, labels = read_labelled_scan(self.dataset, self.dataset.frames[index])
         kept = voxel_representatives(points[:, :3], self.inputs.voxel_size_m, rng)
+        kept = kept[at_most(self.inputs.max_points, points[kept, :3], rng)]
         points, labels = points[kept], labels[kept]
         points[:, :3] = augment(points[:, :3], rng, AugmentConfig())
         inside = inside_field_of_view(points[:, :3], self.inputs)
@@ -76,3 +84,71 @@ class LabelledCollate:
     def __call__(self, samples: Sequence[tuple[ScanInput, np.ndarray]]) -> LabelledBatch:
         scans, labels = zip(*samples, strict=True)
         return LabelledBatch(pack(scans, self.inputs), torch.from_numpy(np.concatenate(labels).astype(np.int64)))
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationScan:
+    """A scan as it is scored: M of its N raw points go through the network, and each stands for those nearest to it."""
+
+    frame: int  # its number in the dataset
+    scan: ScanInput  # M points
+    kept: np.ndarray  # (M,) int64 rows of the raw scan
+    nearest: np.ndarray  # (N,) int64 for each raw point, its row in `scan`
+    labels: np.ndarray | None  # (N,) uint8 train ids; None where they were not asked for
+
+
+class EvaluationScans(TorchDataset):
+    """Scans by the official evaluation protocol: first point of each voxel, cropped to the field of view.
+
+    Args:
+        dataset: a split.
+        inputs: voxels, field of view, planes.
+        max_range_m: points as far away and farther are left out before anything else, as SALUDA does with
+            SemanticKITTI; they have no prediction and are not scored.
+        labelled: whether the labels are read too.
+    """
+
+    def __init__(
+        self, dataset: Dataset, inputs: InputConfig, *, max_range_m: float | None = None, labelled: bool = True
+    ) -> None:
+        self.dataset, self.inputs, self.max_range_m, self.labelled = dataset, inputs, max_range_m, labelled
+        self.intensity = intensity_of(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset.frames)
+
+    def __getitem__(self, number: int) -> EvaluationScan | ScalrError:
+        """An error comes back as an item: raised in a worker, it would arrive as a traceback."""
+        try:
+            return self._scan(number)
+        except ScalrError as error:
+            return error
+
+    def _scan(self, number: int) -> EvaluationScan:
+        frame = self.dataset.frames[number]
+        points, labels = read_points(self.dataset, frame), None
+        if self.labelled:
+            labels = read_labels(self.dataset, frame, len(points))
+        if self.max_range_m is not None:
+            near = np.linalg.norm(points[:, :3], axis=1) < self.max_range_m
+            points, labels = points[near], None if labels is None else labels[near]
+        scan, kept, nearest = evaluation_input(points, self.intensity, self.inputs)
+        return EvaluationScan(number, scan, kept, nearest, labels)
+
+    def read(self, numbers: Sequence[int], workers: int = 0) -> Iterator[EvaluationScan]:
+        """The scans of the frames `numbers`, in their order, prepared by `workers` processes (0: this one).
+
+        Raises:
+            ScalrError: what is wrong with a frame.
+        """
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=list(numbers),
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+        )
+        for scan in loader:
+            if isinstance(scan, ScalrError):
+                raise scan
+            yield scan

@@ -1,10 +1,12 @@
-"""Segmentation metrics from one confusion matrix over all points of all frames."""
+"""Segmentation metrics from confusion matrices: counts of points by (label, prediction)."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ..extract.datasets.labels import IGNORE_LABEL
+
+RESAMPLES = 1000  # of the bootstrap
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -23,12 +25,45 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
 
 
 def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
-    """IoU of each class, (num_classes,) float64; NaN for a class that is neither present nor predicted."""
-    intersection = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - intersection
-    return np.divide(intersection, union, out=np.full(len(confusion), np.nan), where=union > 0)
+    """IoU of each class; NaN for a class that is neither present nor predicted.
+
+    Args:
+        confusion: (..., num_classes, num_classes) counts or weighted counts.
+
+    Returns:
+        (..., num_classes) float64.
+    """
+    intersection = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    union = confusion.sum(axis=-2) + confusion.sum(axis=-1) - intersection
+    return np.divide(intersection, union, out=np.full(intersection.shape, np.nan), where=union > 0)
 
 
 def mean_iou(confusion: np.ndarray) -> float:
-    """Mean over the classes that are present or predicted, as in the official code (np.nanmean)."""
-    return float(np.nanmean(intersection_over_union(confusion)))
+    """Mean over the classes that are present or predicted, as in the official code (np.nanmean); NaN without any."""
+    iou = intersection_over_union(confusion)
+    return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
+
+
+def accuracy(confusion: np.ndarray) -> float:
+    """The share of points whose prediction is their label; NaN without points."""
+    total = confusion.sum()
+    return float(np.trace(confusion) / total) if total else float("nan")
+
+
+def bootstrap_interval(confusions: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
+    """The 95 % interval of the mIoU under drawing the scenes anew, with replacement (percentile bootstrap).
+
+    Args:
+        confusions: (S, num_classes, num_classes), one of each scene.
+        seed: of the draws.
+
+    Returns:
+        The 2.5th and 97.5th percentile; None for fewer than two scenes, which say nothing about others.
+    """
+    if len(confusions) < 2:
+        return None
+    scenes = len(confusions)
+    draws = np.random.default_rng(seed).multinomial(scenes, np.full(scenes, 1 / scenes), size=RESAMPLES)
+    iou = intersection_over_union(np.tensordot(draws, confusions, axes=1))
+    low, high = np.percentile(np.nanmean(iou, axis=1), [2.5, 97.5])
+    return float(low), float(high)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,30 +12,33 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..device import resolve_device
 from ..distill.checkpoint import load_student, student_provenance
-from ..distill.inputs import evaluation_input, inputs_for, pack
-from ..distill.sampling import EpochLoader
+from ..distill.inputs import inputs_for
+from ..distill.interruption import Checkpoints
+from ..distill.processes import joined_processes, num_processes, process_index
 from ..distill.training import Batch, Observer, TrainingConfig, train
-from ..distill.waffleiron import Student, probe_head
+from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
-from ..extract.datasets.labels import IGNORE_LABEL
-from ..extract.datasets.scans import intensity_of, read_labelled_scan
-from ..progress import progress
-from .labelled_scans import AugmentedScans, LabelledBatch, LabelledCollate
-from .metrics import confusion_matrix, intersection_over_union, mean_iou
+from .class_sets import with_classes
+from .labelled_scans import EvaluationScans
+from .model import file_identity, save_model, with_class_head
+from .result import card_of_scores, scoring_protocol, teacher_summary, training_frames, write_result
+from .schedules import Recipe, Schedule, changed, check_choice, probing
+from .scoring import Scores, score, tokens_of
 from .segmentation_losses import segmentation_loss
+from .supervision import CHECKPOINT, SupervisedObjective, require_new, train_on_labels, training_config
 
 logger = logging.getLogger(__name__)
 
 FAST_BATCH_POINTS = 8192  # of a batch of `fast` probing, drawn from all scans
+FAST = "fast: features computed once, of first points of voxels, without augmentation; batches of points of all scans"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """One linear probing; the fields are the options of `scalr evaluate probe`, defaults of the official code."""
+    """One linear probing; the fields are the options of `scalr evaluate probe`. None takes the official value."""
 
     student: Path
     root: Path
@@ -46,27 +46,35 @@ class ProbeConfig:
     dataset: str = "nuscenes"
     train_split: str = "train"
     val_split: str = "val"
+    classes: str | None = None  # of domain generalisation, in place of the dataset's own
     fast: bool = False  # fit the head on features computed once, instead of on augmented scans
-    epochs: int = 20
-    warmup_epochs: int = 2
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    min_learning_rate: float = 1e-5
-    weight_decay: float = 3e-3
+    recipe: Recipe = "scalr"
+    epochs: int | None = None
+    warmup_epochs: float | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    resume: bool = False
+    checkpoint_minutes: float = 10.0
     workers: int = 0
     seed: int = 0
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        check_choice("recipe", self.recipe, Recipe)
+
+    def schedule(self) -> tuple[Schedule, list[str]]:
+        """The schedule, and what of it is not the official one."""
+        names = ("epochs", "warmup_epochs", "batch_size", "learning_rate")
+        return changed(probing(self.recipe, self.dataset), {name: getattr(self, name) for name in names})
+
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Scores over every labelled raw point of the validation split."""
+    """Scores over every labelled raw point of the validation split, the losses of the head's training, its file."""
 
-    class_names: tuple[str, ...]
-    miou: float
-    iou: tuple[float, ...]  # by class; NaN where a class neither is there nor is predicted
-    confusion: np.ndarray = field(repr=False)  # (classes, classes) int64, rows are labels
+    scores: Scores
     losses: list[float] = field(repr=False)
+    model: Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,49 +109,79 @@ class FeatureBatches:
             yield FeatureBatch(self.tokens[rows], self.labels[rows])
 
 
-class ProbeObjective(nn.Module):
-    """The loss of a head on a frozen student; `student` is None where the batches hold its tokens already."""
+class HeadObjective(nn.Module):
+    """The loss of a head on features that are there already."""
 
-    def __init__(self, head: nn.Module, student: Student | None = None) -> None:
+    def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.head, self.student = head, student
+        self.head = head.train()
 
-    def forward(self, batch: LabelledBatch | FeatureBatch) -> tuple[torch.Tensor, None]:
-        if self.student is None:
-            return segmentation_loss(self.head(batch.tokens), batch.labels), None
-        with torch.no_grad():
-            tokens = self.student.tokens(batch.inputs)
-        return segmentation_loss(self.head(tokens), batch.labels), None
+    def forward(self, batch: FeatureBatch) -> tuple[torch.Tensor, None]:
+        return segmentation_loss(self.head(batch.tokens), batch.labels), None
 
 
 def probe(config: ProbeConfig) -> ProbeResult:
     """Train BatchNorm + a zero-initialised linear layer on a frozen student, and score it on the validation split.
 
-    Writes `log.csv` and `result.json` into `config.out`.
+    Writes `log.csv`, `model.safetensors`, `result.md` and `result.json` into `config.out`. Where torchrun has started
+    several processes, all call this.
 
     Raises:
+        StoppedError: by a signal; the checkpoint is written.
         ScalrError: what is wrong with the student, the dataset or the output folder.
     """
-    device = resolve_device(config.device)
-    student = load_student(config.student).to(device).requires_grad_(False)
-    student.input_config = inputs_for(config.dataset, student.input_config)
+    require_new(config.out, resume=config.resume)
+    with joined_processes(config.device) as device:
+        if config.fast and num_processes() > 1:
+            raise StudentError("fast probing is for one process", where="--fast", fix="Start it without torchrun.")
+        return _probe(config, device)
+
+
+def _probe(config: ProbeConfig, device: torch.device) -> ProbeResult:
+    student = load_student(config.student)
     training_set, validation_set = (
-        open_dataset(config.dataset, config.root, split, need="labels")
+        with_classes(open_dataset(config.dataset, config.root, split, need="labels"), config.classes)
         for split in (config.train_split, config.val_split)
     )
     logger.info("probing %s on %d frames", config.student, len(training_set.frames))
-    head = probe_head(student.width, len(training_set.class_names)).to(device)
-    losses = _train_head(student, head, training_set, config, device, config.out)
-    confusion = score(student, head.eval(), validation_set, device)
-    result = ProbeResult(
-        class_names=tuple(training_set.class_names),
-        miou=mean_iou(confusion),
-        iou=tuple(intersection_over_union(confusion).tolist()),
-        confusion=confusion,
-        losses=losses,
-    )
-    _write_result(result, config)
-    return result
+    schedule, departures = config.schedule()
+    inputs = inputs_for(config.dataset, student.input_config)
+    model = with_class_head(student, len(training_set.class_names), inputs).to(device)
+    training = training_config(schedule, workers=config.workers, seed=config.seed)
+    protocol = {"schedule": asdict(schedule), "seed": config.seed, **training_frames(training_set)}
+    protocol["features"] = FAST if config.fast else "of augmented scans, anew each epoch"
+    provenance = {"student": file_identity(config.student), "distillation": student_provenance(config.student)}
+    if config.fast:
+        losses = train_on_features(model, training_set, training, device, config.out)
+    else:
+        checkpoints = Checkpoints(
+            config.out / CHECKPOINT, config.checkpoint_minutes, {"probing": protocol | provenance["student"]}
+        )
+        losses = train_on_labels(
+            SupervisedObjective(model, frozen=True),
+            training_set,
+            training,
+            device,
+            description="probe",
+            log_folder=config.out,
+            checkpoints=checkpoints,
+            resume=checkpoints.path.exists(),
+        )
+    scores = score(model.eval(), validation_set, device, workers=config.workers)
+    path = config.out / "model.safetensors"
+    if process_index() == 0:
+        save_model(model, path, training_set.class_names, {**provenance, "probing": protocol})
+        card = card_of_scores(
+            scores,
+            title=f"Linear probing on {training_set.name}",
+            setting=f"probe {config.dataset}" if config.classes is None else None,
+            departures=[*departures, *_unofficial_splits(config), *([FAST] if config.fast else [])],
+            protocol={**scoring_protocol(scores, validation_set, inputs), **protocol},
+            provenance={**provenance, "teachers": teacher_summary(provenance["distillation"])},
+        )
+        write_result(card, config.out)
+        (config.out / CHECKPOINT).unlink(missing_ok=True)
+    return ProbeResult(scores, losses, path)
 
 
 class QuickProbe:
@@ -154,100 +192,51 @@ class QuickProbe:
     """
 
     def __init__(self, dataset: str, root: Path, num_frames: int = 100) -> None:
-        self.config = ProbeConfig(
-            student=Path(), root=root, out=Path(), dataset=dataset, fast=True, learning_rate=0.1, epochs=10
-        )
+        self.dataset = dataset
         self.training_set, self.validation_set = (
-            _some_frames(open_dataset(dataset, root, split, need="labels"), num_frames)
-            for split in (self.config.train_split, self.config.val_split)
+            _some_frames(open_dataset(dataset, root, split, need="labels"), num_frames) for split in ("train", "val")
+        )
+        self.training = TrainingConfig(
+            epochs=10, learning_rate=0.1, min_learning_rate=1e-5, weight_decay=3e-3, warmup_epochs=1
         )
 
     def __call__(self, student: Student) -> float:
         """mIoU; the student stays as it is."""
         device = student.embed.conv1.weight.device
-        frozen = copy.deepcopy(student).eval().requires_grad_(False)
-        frozen.input_config = inputs_for(self.config.dataset, frozen.input_config)
-        head = probe_head(student.width, len(self.training_set.class_names)).to(device)
-        _train_head(frozen, head, self.training_set, self.config, device, log_folder=None)
-        return mean_iou(score(frozen, head.eval(), self.validation_set, device))
+        inputs = inputs_for(self.dataset, student.input_config)
+        model = with_class_head(copy.deepcopy(student), len(self.training_set.class_names), inputs).to(device)
+        train_on_features(model, self.training_set, self.training, device)
+        return score(model.eval(), self.validation_set, device).miou
 
 
-def score(student: Student, head: nn.Module, dataset: Dataset, device: torch.device) -> np.ndarray:
-    """The confusion matrix over every labelled raw point, each frame once.
+def train_on_features(
+    model: Student, dataset: Dataset, training: TrainingConfig, device: torch.device, log_folder: Path | None = None
+) -> list[float]:
+    """Train a model's head on what its frozen backbone gives once for each scan; the losses of all steps."""
+    model.requires_grad_(False).eval()
+    batches = FeatureBatches(*frozen_features(model, dataset, device, training.workers), training.seed)
+    return train(
+        HeadObjective(model.classif.requires_grad_(True)),
+        batches,
+        training,
+        steps_per_epoch=batches.num_steps,
+        device=device,
+        description="probe",
+        observer=Observer(folder=log_folder),
+    ).losses
 
-    The scan is voxelised and cropped; every raw point takes the prediction of the nearest point kept.
-    """
-    num_classes = len(dataset.class_names)
-    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-    with torch.inference_mode():
-        for tokens, labels, _, nearest in _frozen_tokens(student, dataset, device, "score"):
-            predictions = head(tokens).argmax(dim=1).cpu().numpy()[nearest]
-            confusion += confusion_matrix(labels, predictions, num_classes)
-    return confusion
 
-
-def frozen_features(student: Student, dataset: Dataset, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def frozen_features(
+    model: Student, dataset: Dataset, device: torch.device, workers: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens (M, C) float32 and labels (M,) int64 of the kept points of all scans, as `score` sees them, on the CPU."""
     tokens, labels = [], []
+    scans = EvaluationScans(dataset, model.input_config)
     with torch.no_grad():
-        for scan_tokens, scan_labels, kept, _ in _frozen_tokens(student, dataset, device, "features"):
+        for scan, scan_tokens in tokens_of(model, scans, range(len(scans)), device, "features", workers):
             tokens.append(scan_tokens.cpu())
-            labels.append(torch.from_numpy(scan_labels[kept].astype(np.int64)))
+            labels.append(torch.from_numpy(scan.labels[scan.kept].astype(np.int64)))
     return torch.cat(tokens), torch.cat(labels)
-
-
-def _frozen_tokens(
-    student: Student, dataset: Dataset, device: torch.device, description: str
-) -> Iterator[tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]]:
-    """For each frame: tokens of the kept points, labels of the raw points, `kept` and `nearest` between the two."""
-    statistics = intensity_of(dataset)
-    with progress(len(dataset.frames), description, "frame") as bar:
-        for frame in dataset.frames:
-            points, labels = read_labelled_scan(dataset, frame)
-            scan, kept, nearest = evaluation_input(points, statistics, student.input_config)
-            yield student.tokens(pack([scan], student.input_config).to(device)), labels, kept, nearest
-            bar.update()
-
-
-def _train_head(
-    student: Student,
-    head: nn.Module,
-    dataset: Dataset,
-    config: ProbeConfig,
-    device: torch.device,
-    log_folder: Path | None,
-) -> list[float]:
-    if config.fast:
-        batches: FeatureBatches | EpochLoader = FeatureBatches(*frozen_features(student, dataset, device), config.seed)
-    else:
-        batches = EpochLoader(
-            [AugmentedScans(dataset, student.input_config, config.seed)],
-            LabelledCollate(student.input_config),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            workers=config.workers,
-            device=device,
-        )
-    training = TrainingConfig(
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        min_learning_rate=config.min_learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_epochs=config.warmup_epochs,
-        workers=config.workers,
-        seed=config.seed,
-    )
-    with nullcontext() if config.fast else batches:
-        return train(
-            ProbeObjective(head.train(), None if config.fast else student),
-            batches,
-            training,
-            steps_per_epoch=batches.num_steps,
-            device=device,
-            description="probe",
-            observer=Observer(folder=log_folder),
-        ).losses
 
 
 def _some_frames(dataset: Dataset, count: int) -> Dataset:
@@ -257,22 +246,6 @@ def _some_frames(dataset: Dataset, count: int) -> Dataset:
     return dataset
 
 
-def _write_result(result: ProbeResult, config: ProbeConfig) -> None:
-    values = {
-        "miou": result.miou,
-        "iou": {name: None if np.isnan(iou) else iou for name, iou in zip(result.class_names, result.iou, strict=True)},
-        "confusion": result.confusion.tolist(),
-        "protocol": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()},
-        "ignored_label": IGNORE_LABEL,
-        "scored_points": "every labelled raw point, also outside the field of view",
-        "student": student_provenance(config.student),
-    }
-    path = config.out / "result.json"
-    temporary = path.with_name(f".result.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(values, indent=1))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StudentError(
-            f"the result cannot be written ({error.strerror})", where=path, fix="Choose another --out."
-        ) from None
+def _unofficial_splits(config: ProbeConfig) -> list[str]:
+    wanted = {"trained": (config.train_split, "train"), "scored": (config.val_split, "val")}
+    return [f"{what} on split {split}" for what, (split, official) in wanted.items() if split != official]

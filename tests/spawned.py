@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
 from scalr.distill.processes import BatchNorm, num_processes, on_its_own, process_index, summed
 from scalr.errors import StoreError
+from scalr.evaluate.model import load_model
+from scalr.evaluate.scoring import score
+from scalr.extract.datasets import open_dataset
 
 
 class Numbered(Dataset):
@@ -56,4 +60,14 @@ def batch_norm_of_one_process(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     share = SHARES[rank]
     torch.save(loss_and_gradients(BatchNorm(5).double(), ROWS[share], ROWS.cos()[share]), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def scores_of_a_share(rank: int, model: Path, root: Path, folder: Path) -> None:
+    """The confusion matrices that one of two processes has in the end, saved in `folder`."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    dataset = open_dataset("semantic_kitti", root, "00,08")
+    dataset.frames = dataset.frames[:3]
+    scores = score(load_model(model).student, dataset, torch.device("cpu"))
+    np.save(folder / f"{rank}.npy", scores.confusions)
     dist.destroy_process_group()

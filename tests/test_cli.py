@@ -65,7 +65,7 @@ def test_from_images_to_a_probe(synthetic_world, tmp_path):
     result = json.loads((tmp_path / "probe/result.json").read_text())
     assert f"mIoU {result['miou']:.1%}" in probed.output
     assert len(result["iou"]) == 16
-    assert result["student"]["teachers"]["dinov2_vits14"]["weights"] == "random"
+    assert result["provenance"]["distillation"]["teachers"]["dinov2_vits14"]["weights"] == "random"
 
 
 def test_extracting_again_does_nothing_and_says_so(synthetic_world, tmp_path):

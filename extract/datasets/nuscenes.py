@@ -79,7 +79,7 @@ class NuScenes:
     def __init__(self, root: Path, split: str) -> None:
         self.root, self.split = root, split
         wanted = Split.parse(split)
-        tables = _version_folder(root, wanted.base)
+        self.tables = tables = _version_folder(root, wanted.base)
         table, splits = keyframe_table(tables)
         scenes = chosen_scenes(wanted.base, splits, table["scene"].unique().to_pylist())
         scenes = scenes[wanted.every_nth - 1 :: wanted.every_nth]

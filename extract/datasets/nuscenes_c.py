@@ -30,8 +30,9 @@ class NuScenesC:
     """The validation keyframes under one corruption; without views.
 
     Args:
-        root: the folder of the corruptions. The clean tables are `root/v1.0-trainval` or in $NUSCENES.
+        root: the folder of the corruptions.
         split: corruption and severity, such as `fog/light`.
+        clean_root: nuScenes' folder, whose tables these frames go by; `root` or $NUSCENES where left out.
 
     Raises:
         DatasetError: unknown split, missing folder or tables.
@@ -43,10 +44,10 @@ class NuScenesC:
     visibility = Visibility()
     intensity = NuScenes.intensity
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, root: Path, split: str, clean_root: Path | None = None) -> None:
         self.root, self.split = root, split
         corrupted = corruption_folder(root, split)
-        clean = NuScenes(_folder_of_tables(root), "val")
+        clean = NuScenes(clean_root or _folder_of_tables(root), "val")
         self.frames = [_corrupted(frame, corrupted) for frame in clean.frames]
 
     def read_points(self, frame: Frame) -> np.ndarray:

@@ -103,6 +103,19 @@ def read_keyframes(tables: Path) -> list[Frame]:
         raise _diagnose(tables, error) from error
 
 
+def lidar_tokens(tables: Path) -> dict[str, str]:
+    """For each keyframe's scan file, the token of its sample_data record, which names its labels and predictions.
+
+    Raises:
+        DatasetError: missing or broken tables.
+    """
+    try:
+        records = _records(tables, "sample_data", lambda record: record["is_key_frame"])
+    except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
+        raise _diagnose(tables, error) from error
+    return {record["filename"]: record["token"] for record in records}
+
+
 class _Tables:
     """The records of keyframes, by token."""
 

@@ -15,7 +15,6 @@ A group's index lists, besides the views, every file of the group with its SHA-2
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
+from ...checkpoint_files import sha256_of_file
 from ...errors import StoreError
 
 FORMAT, FORMAT_VERSION = "scalr-store", 1
@@ -168,7 +168,7 @@ def skipped_frames(index: Path) -> dict[str, str]:
 
 def file_digests(group: Path, kind: str) -> dict[str, str]:
     """SHA-256 of each file of a group, its index left out."""
-    return {str(path.relative_to(group)): _sha256(path) for path in sorted(files_of_group(group, kind))}
+    return {str(path.relative_to(group)): sha256_of_file(path) for path in sorted(files_of_group(group, kind))}
 
 
 def files_of_group(group: Path, kind: str) -> Iterator[Path]:
@@ -178,8 +178,3 @@ def files_of_group(group: Path, kind: str) -> Iterator[Path]:
         belongs_to_targets = kind == SCANS and inside[0] == "targets" and len(inside) > 2
         if path.is_file() and inside != (GROUP_INDEX,) and not belongs_to_targets:
             yield path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -281,6 +281,35 @@ class FeatureStore:
             )
         return self.teachers[name]
 
+    def only_teacher(self) -> str:
+        """The name of the store's teacher.
+
+        Raises:
+            StoreError: it has none, or several.
+        """
+        if len(self.teachers) == 1:
+            return next(iter(self.teachers))
+        found = ", ".join(self.teachers) or "none"
+        raise StoreError(
+            f"which teacher? The store has: {found}", where=self.path, fix="Pass --teacher with one or several of them."
+        )
+
+    def require_same_targets(self, other: FeatureStore, teacher: str) -> None:
+        """Targets of two stores can only be used together where all that they depend on is the same.
+
+        Raises:
+            StoreError: what differs, with both values; or one of them has no targets of this teacher.
+        """
+        ours, theirs = self._teacher(teacher), other._teacher(teacher)
+        pairs = [(key, ours.get(key), theirs.get(key)) for key in sorted({*ours, *theirs})]
+        differing = "; ".join(f"{key} is {left!r} and {right!r}" for key, left, right in pairs if left != right)
+        if differing:
+            raise StoreError(
+                f"targets of {teacher} that cannot be mixed: {differing}",
+                where=f"{self.path} and {other.path}",
+                fix="Extract both with the same teacher and settings.",
+            )
+
     @functools.cached_property
     def _blocks(self) -> list[int]:
         """The blocks that this reader shows, while jobs may commit more."""

@@ -42,7 +42,7 @@ class Setting:
 
     teachers: tuple[str, ...] = (ALL,)
     layouts: tuple[str, ...] = ("nuscenes",)
-    epochs: int = 40  # of 24 frames
+    epochs: int = 80  # of 24 frames
     overrides: tuple[str, ...] = ()
 
 
@@ -54,9 +54,9 @@ SETTINGS = {
     "teacher of things": Setting((THINGS,), overrides=(MLP,)),
     "teacher of stuff": Setting((STUFF,), overrides=(MLP,)),
     "both teachers": Setting((THINGS, STUFF), overrides=(MLP,)),
-    "SemanticKITTI alone": Setting(layouts=("semantic_kitti",), epochs=20),  # of 48 frames
+    "SemanticKITTI alone": Setting(layouts=("semantic_kitti",), epochs=40),  # of 48 frames
     "both lidars": Setting(
-        layouts=("nuscenes", "semantic_kitti"), epochs=27, overrides=("sampling.store_weights=[1, 1]",)
+        layouts=("nuscenes", "semantic_kitti"), epochs=54, overrides=("sampling.store_weights=[1, 1]",)
     ),
 }
 

@@ -22,6 +22,7 @@ from scalr.extract.teachers.timm_import import import_timm
 from scalr.progress import progress
 
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 12, 1e-3, 0.05
+TEMPERATURE = 0.1
 
 
 def train_teacher(
@@ -37,7 +38,7 @@ def train_teacher(
     torch.manual_seed(seed)
     model = import_timm().create_model(name, img_size=image_size).train()  # timm's files have its head
     patch, samples = model.patch_embed.patch_size[0], _samples(world, image_size, model.pretrained_cfg, classes)
-    head = torch.nn.Linear(model.num_features, IGNORE_LABEL)
+    head = torch.nn.Linear(model.num_features, IGNORE_LABEL, bias=False)
     parameters = [*model.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps = epochs * -(-len(samples) // BATCH)
@@ -55,7 +56,9 @@ def train_teacher(
                     sample_targets(patch_map.permute(1, 2, 0), footprint(pixel, shape, map_shape, patch))
                     for patch_map, pixel, shape in zip(maps, pixels, shapes, strict=True)
                 ]
-                scores, wanted = head(torch.cat(targets)), torch.cat(labels)
+                # By angles, as under DINO's head: what a student learns of a feature is its direction.
+                directions = F.normalize(torch.cat(targets), dim=1)
+                scores, wanted = directions @ F.normalize(head.weight).T / TEMPERATURE, torch.cat(labels)
                 weight = torch.bincount(wanted, minlength=IGNORE_LABEL).clamp(min=1).float().rsqrt()
                 optimiser.zero_grad()
                 F.cross_entropy(scores, wanted, weight=weight).backward()

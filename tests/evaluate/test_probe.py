@@ -12,7 +12,9 @@ from scalr.distill.checkpoint import save_student
 from scalr.distill.waffleiron import Student, WaffleIronConfig, probe_head
 from scalr.errors import DatasetError
 from scalr.evaluate import probe as probing
-from scalr.evaluate.probe import ProbeConfig, QuickProbe, probe, score
+from scalr.evaluate.model import load_model, with_class_head
+from scalr.evaluate.probe import ProbeConfig, QuickProbe, probe
+from scalr.evaluate.scoring import score
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
 
@@ -44,30 +46,38 @@ def test_every_labelled_point_is_scored_and_the_student_stays(
     dataset = open_dataset("nuscenes", synthetic_world, "val")
     labels = np.concatenate([dataset.read_labels(frame) for frame in dataset.frames])
     np.testing.assert_array_equal(
-        result.confusion.sum(axis=1), np.bincount(labels[labels != IGNORE_LABEL], minlength=16)
+        result.scores.confusion.sum(axis=1), np.bincount(labels[labels != IGNORE_LABEL], minlength=16)
     )
     assert result.losses[-1] < result.losses[0]
     before, after = real_load(student_file).state_dict(), students[0].state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     written = json.loads((tmp_path / "result.json").read_text())
-    assert written["miou"] == result.miou
-    assert written["protocol"]["fast"] is fast
+    assert written["miou"] == result.scores.miou
+    assert "epochs 3 instead of 20" in written["departures"]
+    assert any("fast" in departure for departure in written["departures"]) is fast
+    model = load_model(tmp_path / "model.safetensors")
+    assert model.class_names == dataset.class_names
+    again = score(model.student, dataset, torch.device("cpu"))
+    np.testing.assert_array_equal(again.confusion, result.scores.confusion)
 
 
 def test_predictions_go_to_every_raw_point_by_the_nearest_kept_one(student_file, synthetic_world):
-    """A head that reads off which side a token lies on, against the same head on `Student.extract`."""
+    """A head of random weights, against the same head on `Student.extract`."""
     student = probing.load_student(student_file)
     dataset = open_dataset("nuscenes", synthetic_world, "val")
+    model = with_class_head(student, 16, student.input_config).eval()
     torch.manual_seed(1)
     head = torch.nn.Linear(8, 16)
+    model.classif[1].load_state_dict(head.state_dict())
     expected = np.zeros((16, 16), dtype=np.int64)
     for frame in dataset.frames:
         labels = dataset.read_labels(frame)
-        guesses = head(student.extract(dataset.read_points(frame))).argmax(dim=1).numpy()
+        features = student.extract(dataset.read_points(frame)) / (1 + 1e-5) ** 0.5  # as the head's new batch norm does
+        guesses = head(features).argmax(dim=1).numpy()
         for label, guess in zip(labels, guesses, strict=True):
             if label != IGNORE_LABEL:
                 expected[label, guess] += 1
-    np.testing.assert_array_equal(score(student, head, dataset, torch.device("cpu")), expected)
+    np.testing.assert_array_equal(score(model, dataset, torch.device("cpu")).confusion, expected)
 
 
 def test_the_head_starts_at_zero():

@@ -1,0 +1,84 @@
+"""Models that tell classes: a student with a head of BatchNorm and a linear layer instead of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..checkpoint_files import sha256_of_file
+from ..distill.checkpoint import load_student, save_student, student_provenance
+from ..distill.inputs import InputConfig
+from ..distill.waffleiron import Student
+from ..errors import StudentError
+from ..extract.datasets.frame import Dataset
+
+HEAD = "classif."  # what of a student's tensors is its head
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A student with a head for classes, and what its file says of it."""
+
+    student: Student
+    class_names: tuple[str, ...] | None  # None for a converted official file, which does not name them
+    provenance: dict
+
+
+def with_class_head(
+    student: Student, num_classes: int, inputs: InputConfig, *, stochastic_depth: float = 0.0
+) -> Student:
+    """The student's backbone with a new head, whose linear layer is zero, as the official code finetunes it."""
+    config = replace(student.config, head="probe", out_channels=num_classes, stochastic_depth=stochastic_depth)
+    model = Student(config, inputs)
+    backbone = {name: value for name, value in student.state_dict().items() if not name.startswith(HEAD)}
+    model.load_state_dict(model.state_dict() | backbone)
+    return model
+
+
+def save_model(model: Student, path: Path, class_names: Sequence[str], provenance: dict) -> None:
+    """Write a model aside and rename it into place.
+
+    Raises:
+        StudentError: the file cannot be written.
+    """
+    save_student(model, path, {"classes": list(class_names), **provenance})
+
+
+def load_model(path: Path) -> Model:
+    """Read a model that probing or finetuning wrote, or an official one that was converted, in eval mode on the CPU.
+
+    Raises:
+        StudentError: missing or damaged file, or a student without a head for classes.
+    """
+    student, provenance = load_student(path), student_provenance(path)
+    if student.config.head != "probe":
+        raise StudentError(
+            "a student without a head for classes",
+            where=path,
+            fix="Pass the model.safetensors of 'scalr evaluate probe' or 'scalr evaluate finetune'.",
+        )
+    classes = provenance.pop("classes", None)
+    return Model(student, None if classes is None else tuple(classes), provenance | file_identity(path))
+
+
+def require_classes(model: Model, dataset: Dataset, path: Path) -> None:
+    """Refuse to score a model on other classes than it was trained for.
+
+    Raises:
+        StudentError: their names, or where the file does not name them their number, differ.
+    """
+    theirs = tuple(dataset.class_names)
+    same = model.student.config.out_channels == len(theirs) and model.class_names in (None, theirs)
+    if not same:
+        found = ", ".join(model.class_names) if model.class_names else f"{model.student.config.out_channels} classes"
+        raise StudentError(
+            f"it tells {found}; the dataset has {', '.join(theirs)}",
+            where=path,
+            fix="Train it for these classes: 'scalr evaluate probe' and 'finetune' take --dataset and --classes.",
+        )
+
+
+def file_identity(path: Path) -> dict[str, str]:
+    """What says later which file a result is of."""
+    return {"file": str(path), "sha256": sha256_of_file(path)}

@@ -1,0 +1,164 @@
+"""Robustness: a model on the 24 corrupted copies of a validation set (Robo3D), against the published baseline."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..distill.processes import joined_processes, process_index
+from ..errors import StudentError
+from ..extract.datasets import open_dataset
+from ..extract.datasets.corruptions import CORRUPTIONS, SEVERITIES
+from ..extract.datasets.frame import Dataset
+from ..extract.datasets.nuscenes_c import NuScenesC
+MANIFEST = "corruptions.json"
+from .model import Model, load_model, require_classes
+from .result import ResultCard, card_of_scores, read_result, scoring_protocol, teacher_summary, write_result
+from .robo3d import BASELINE, corruption_errors, mean_over, resilience_rates
+from .scoring import score
+
+logger = logging.getLogger(__name__)
+
+CLEAN = {"nuscenes_c": "nuscenes", "semantic_kitti_c": "semantic_kitti"}
+NOT_COMPARABLE = "corruptions made by 'scalr corrupt': not comparable with published figures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessConfig:
+    """One robustness run; the fields are the options of `scalr evaluate robustness`."""
+
+    model: Path
+    root: Path  # of the corruptions
+    clean_root: Path  # of the clean dataset
+    out: Path
+    dataset: str = "nuscenes_c"
+    workers: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class RobustnessResult:
+    """What was found [%]; `missing` are the copies that are not there, without which mCE and mRR are of the others."""
+
+    clean: float
+    miou: dict[str, float] = field(repr=False)  # by copy, such as fog/light
+    mce: float = float("nan")
+    mrr: float = float("nan")
+    missing: tuple[str, ...] = ()
+
+
+def robustness(config: RobustnessConfig) -> RobustnessResult:
+    """Score a model on the clean validation set and on every corrupted copy that is there, and write a result card.
+
+    Each copy's own card is below `config.out/<corruption>/<severity>`; those that are there are not scored again, so
+    that a killed run goes on. Where torchrun has started several processes, all call this.
+
+    Raises:
+        ScalrError: what is wrong with the model, the datasets or the output folder, or no corruption is complete.
+    """
+    if config.dataset not in CLEAN:
+        raise StudentError(
+            f"{config.dataset} is not a set of corruptions", where="--dataset", fix=f"Use {' or '.join(CLEAN)}."
+        )
+    with joined_processes(config.device) as device:
+        return _robustness(config, device)
+
+
+def _robustness(config: RobustnessConfig, device: torch.device) -> RobustnessResult:
+    model = load_model(config.model)
+    model.student.to(device)
+    copies = [f"{corruption}/{severity}" for corruption in CORRUPTIONS for severity in SEVERITIES]
+    there = [copy for copy in copies if (config.root / copy).is_dir()]
+    missing = tuple(copy for copy in copies if copy not in there)
+    whole = [name for name in CORRUPTIONS if not any(copy.startswith(f"{name}/") for copy in missing)]
+    if not whole:
+        raise StudentError(
+            f"no corruption has all of {', '.join(SEVERITIES)}",
+            where=config.root,
+            fix="Pass --root with the folder of the corruptions; 'scalr corrupt' makes them.",
+        )
+    clean_set = open_dataset(CLEAN[config.dataset], config.clean_root, "val", need="labels")
+    clean = _miou_of(model, clean_set, config.out / "clean", config, device)
+    miou = {copy: _miou_of(model, _open_copy(config, copy), config.out / copy, config, device) for copy in there}
+    means = {name: float(np.mean([miou[f"{name}/{severity}"] for severity in SEVERITIES])) for name in whole}
+    errors = corruption_errors(means, BASELINE[config.dataset])
+    rates = resilience_rates(means, clean)
+    result = RobustnessResult(clean, miou, mean_over(errors), mean_over(rates), missing)
+    if process_index() == 0:
+        write_result(_card(config, model, result, means, errors, rates), config.out)
+    return result
+
+
+def _open_copy(config: RobustnessConfig, copy: str) -> Dataset:
+    if config.dataset == NuScenesC.name:
+        return NuScenesC(config.root, copy, config.clean_root)
+    return open_dataset(config.dataset, config.root, copy, need="labels")
+
+
+def _miou_of(model: Model, dataset: Dataset, out: Path, config: RobustnessConfig, device: torch.device) -> float:
+    """mIoU [%] of one copy, from its card where it has been scored before."""
+    if (out / "result.json").exists():
+        before = read_result(out)
+        if before["provenance"].get("sha256") != model.provenance["sha256"]:
+            raise StudentError(
+                f"a result of another model is here ({before['provenance'].get('file')})",
+                where=out,
+                fix="Choose another --out.",
+            )
+        return 100 * before["miou"]
+    require_classes(model, dataset, config.model)
+    logger.info("robustness: %s of %s, %d frames", dataset.split, dataset.name, len(dataset.frames))
+    scores = score(model.student, dataset, device, workers=config.workers)
+    if process_index() == 0:
+        card = card_of_scores(
+            scores,
+            title=f"{config.model.name} on {dataset.split} of {dataset.name}",
+            protocol=scoring_protocol(scores, dataset, model.student.input_config),
+            provenance=model.provenance,
+        )
+        write_result(card, out)
+    return 100 * scores.miou
+
+
+def _card(
+    config: RobustnessConfig,
+    model: Model,
+    result: RobustnessResult,
+    means: dict[str, float],
+    errors: dict[str, float],
+    rates: dict[str, float],
+) -> ResultCard:
+    made_here = (config.root / MANIFEST).exists()
+    departures = [NOT_COMPARABLE] if made_here else []
+    if result.missing:
+        departures.append(f"mCE and mRR are over {len(means)} of {len(CORRUPTIONS)} corruptions")
+    figures = {"mCE": result.mce, "mRR": result.mrr, "mIoU clean": result.clean}
+    tables = {
+        "mIoU by copy": result.miou,
+        "mIoU by corruption, mean over severities": means,
+        "Corruption error (CE), by corruption": errors,
+        "Resilience rate (RR), by corruption": rates,
+    }
+    return ResultCard(
+        title=f"Robustness on {config.dataset}",
+        setting=f"robustness {config.dataset}",
+        departures=departures,
+        figures=_as_shares(figures),
+        tables={title: list(_as_shares(rows).items()) for title, rows in tables.items()},
+        protocol={
+            "dataset": config.dataset,
+            "baseline": "MinkUNet-18 of Robo3D",
+            "missing": list(result.missing),
+            "corruptions": "made by 'scalr corrupt'" if made_here else "as downloaded",
+        },
+        provenance={**model.provenance, "teachers": teacher_summary(model.provenance.get("distillation", {}))},
+        values={"miou_by_copy": _as_shares(result.miou), "corruption_error": errors, "resilience_rate": rates},
+    )
+
+
+def _as_shares(percentages: dict[str, float]) -> dict[str, float]:
+    return {name: value / 100 for name, value in percentages.items()}

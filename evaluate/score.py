@@ -1,0 +1,70 @@
+"""A finished model on a split: how good it is, and on request its predictions as the dataset's benchmark takes them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..distill.processes import joined_processes, process_index
+from ..extract.datasets import open_dataset
+from .class_sets import with_classes
+from .model import load_model, require_classes
+from .result import card_of_scores, scoring_protocol, teacher_summary, write_result
+from .scoring import Scores, score
+from .submission import writer_for
+from .supervision import require_new
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """One scoring; the fields are the options of `scalr evaluate score`."""
+
+    model: Path
+    root: Path
+    out: Path
+    dataset: str = "nuscenes"
+    split: str = "val"
+    classes: str | None = None
+    predictions: bool = False  # write them, too, below out/submission
+    workers: int = 0
+    device: str = "auto"
+
+
+def score_model(config: ScoreConfig) -> Scores | None:
+    """Score a model, write `result.md` and `result.json` into `config.out`, and return the counts.
+
+    A split without labels, as a benchmark's test split, is only predicted, and has no scores. Where torchrun has
+    started several processes, all call this.
+
+    Raises:
+        ScalrError: what is wrong with the model, the dataset or the output folder.
+    """
+    require_new(config.out, resume=False)
+    with joined_processes(config.device) as device:
+        return _score(config, device)
+
+
+def _score(config: ScoreConfig, device: torch.device) -> Scores | None:
+    model = load_model(config.model)
+    dataset = with_classes(open_dataset(config.dataset, config.root, config.split, need="labels"), config.classes)
+    require_classes(model, dataset, config.model)
+    keep = writer_for(dataset, config.out / "submission") if config.predictions else None
+    labelled = keep is None or any(frame.labels is not None for frame in dataset.frames)
+    scores = score(model.student.to(device), dataset, device, labelled=labelled, keep=keep, workers=config.workers)
+    if not labelled:
+        logger.info("split %s has no labels: predictions only", config.split)
+        return None
+    if process_index() == 0:
+        card = card_of_scores(
+            scores,
+            title=f"{config.model.name} on split {config.split} of {dataset.name}",
+            protocol=scoring_protocol(scores, dataset, model.student.input_config),
+            provenance={**model.provenance, "teachers": teacher_summary(model.provenance.get("distillation", {}))},
+        )
+        write_result(card, config.out)
+    return scores

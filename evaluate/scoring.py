@@ -1,0 +1,132 @@
+"""A model on every point of a split, each frame once, on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from ..distill.inputs import pack
+from ..distill.processes import num_processes, process_index, summed
+from ..distill.waffleiron import Student
+from ..extract.datasets.frame import Dataset, Frame
+from ..extract.plan import frames_digest
+from ..progress import progress
+from .labelled_scans import EvaluationScan, EvaluationScans
+from .metrics import accuracy, bootstrap_interval, confusion_matrix, intersection_over_union, mean_iou
+
+SCENE_FRAMES = 100  # a longer sequence counts as several scenes, as SemanticKITTI's only validation sequence does
+
+# What to do with the train ids (N,) uint8 predicted for a frame's raw points.
+KeepPredictions = Callable[[Frame, np.ndarray], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Counts of labelled raw points by (label, prediction), scene by scene."""
+
+    class_names: tuple[str, ...]
+    scenes: tuple[str, ...]
+    confusions: np.ndarray = field(repr=False)  # (scenes, classes, classes) int64, rows are labels
+    num_frames: int
+    frames_sha256: str  # of the frames' tokens, in order
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(classes, classes) int64, rows are labels."""
+        return self.confusions.sum(axis=0)
+
+    @property
+    def iou(self) -> np.ndarray:
+        """(classes,) float64; NaN where a class neither is there nor is predicted."""
+        return intersection_over_union(self.confusion)
+
+    @property
+    def miou(self) -> float:
+        return mean_iou(self.confusion)
+
+    @property
+    def accuracy(self) -> float:
+        return accuracy(self.confusion)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mIoU, by bootstrap over scenes; None for a single one."""
+        return bootstrap_interval(self.confusions)
+
+
+def score(
+    model: Student,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    max_range_m: float | None = None,
+    labelled: bool = True,
+    keep: KeepPredictions | None = None,
+    workers: int = 0,
+) -> Scores:
+    """Predict every raw point of every frame, and count.
+
+    The scan is voxelised and cropped; every raw point, those outside the field of view too, takes the prediction of
+    the nearest point kept. Where several processes do this together, each takes every n-th frame, none twice, and all
+    get the same counts.
+
+    Args:
+        model: with a head for the dataset's classes, on `device`, in eval mode.
+        max_range_m: points as far away and farther are left out before anything else.
+        labelled: without labels nothing is counted, and all is for `keep`.
+        keep: what else to do with predictions.
+        workers: processes that prepare scans; 0 prepares them in this one.
+
+    Raises:
+        ScalrError: a frame that cannot be read, or lacks labels.
+    """
+    num_classes = len(dataset.class_names)
+    scene_of_frame, scenes = scenes_of(dataset.frames)
+    confusions = np.zeros((len(scenes), num_classes, num_classes), dtype=np.int64)
+    scans = EvaluationScans(dataset, model.input_config, max_range_m=max_range_m, labelled=labelled)
+    mine = range(process_index(), len(dataset.frames), num_processes())
+    with torch.inference_mode():
+        for scan, tokens in tokens_of(model, scans, mine, device, "score", workers):
+            predictions = model.project(tokens).argmax(dim=1).to(torch.uint8).cpu().numpy()[scan.nearest]
+            if scan.labels is not None:
+                confusions[scene_of_frame[scan.frame]] += confusion_matrix(scan.labels, predictions, num_classes)
+            if keep is not None:
+                keep(dataset.frames[scan.frame], predictions)
+    total = summed(confusions.ravel().tolist(), device)
+    return Scores(
+        class_names=tuple(dataset.class_names),
+        scenes=scenes,
+        confusions=np.array(total).round().astype(np.int64).reshape(confusions.shape),
+        num_frames=len(dataset.frames),
+        frames_sha256=frames_digest([frame.token for frame in dataset.frames]),
+    )
+
+
+def tokens_of(
+    model: Student,
+    scans: EvaluationScans,
+    numbers: Sequence[int],
+    device: torch.device,
+    description: str,
+    workers: int = 0,
+) -> Iterator[tuple[EvaluationScan, torch.Tensor]]:
+    """For each frame: its scan, and the backbone's tokens (M, C) of its kept points."""
+    with progress(len(numbers), description, "frame") as bar:
+        for scan in scans.read(numbers, workers):
+            yield scan, model.tokens(pack([scan.scan], model.input_config).to(device))
+            bar.update()
+
+
+def scenes_of(frames: Sequence[Frame]) -> tuple[list[int], tuple[str, ...]]:
+    """For each frame the index of its scene, and the scenes' names; sequences are cut every `SCENE_FRAMES` frames."""
+    index, names = [], []
+    for scene, members in groupby(frames, key=lambda frame: frame.scene):
+        for number, _ in enumerate(members):
+            if number % SCENE_FRAMES == 0:
+                names.append(f"{scene}+{number}" if number else scene)
+            index.append(len(names) - 1)
+    return index, tuple(names)

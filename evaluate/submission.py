@@ -1,0 +1,72 @@
+"""Predictions as the benchmarks' servers take them: nuScenes' lidar segmentation, SemanticKITTI and its relatives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoint_files import written_aside
+from ..errors import ScalrError, StudentError
+from ..extract.datasets.frame import Dataset, Frame
+from ..extract.datasets.nuscenes_tables import lidar_tokens
+from .scoring import KeepPredictions
+
+# What nuScenes' server wants to know of a method.
+NUSCENES_META = {
+    "use_camera": False,
+    "use_lidar": True,
+    "use_radar": False,
+    "use_map": False,
+    "use_external": False,
+}
+
+
+def writer_for(dataset: Dataset, folder: Path) -> KeepPredictions:
+    """What writes each frame's predictions below `folder`, in the form of the dataset's benchmark.
+
+    nuScenes: `<split>/submission.json`, `lidarseg/<split>/<token>_lidarseg.bin`, a byte a point, classes from 1 on.
+    SemanticKITTI and SemanticPOSS: `sequences/<sequence>/predictions/<scan>.label`, uint32 raw ids.
+
+    Raises:
+        ScalrError: the dataset has no such form, or its own classes were replaced.
+    """
+    writers = {"nuscenes": _nuscenes, "semantic_kitti": _kitti, "semantic_poss": _kitti}
+    if dataset.name not in writers:
+        raise ScalrError(
+            f"no form of submission is known for {dataset.name}",
+            where="--predictions",
+            fix=f"Leave it out; it is there for {', '.join(writers)}.",
+        )
+    if dataset.class_names != type(dataset).class_names:
+        raise ScalrError("benchmarks take the dataset's own classes", where="--predictions", fix="Leave out --classes.")
+    return writers[dataset.name](dataset, folder)
+
+
+def _nuscenes(dataset: Dataset, folder: Path) -> KeepPredictions:
+    tokens = lidar_tokens(dataset.tables)
+    meta = folder / dataset.split / "submission.json"
+    _write(meta, json.dumps({"meta": NUSCENES_META}).encode())
+
+    def keep(frame: Frame, predictions: np.ndarray) -> None:
+        path = folder / "lidarseg" / dataset.split / f"{tokens[frame.scan]}_lidarseg.bin"
+        _write(path, (predictions.astype(np.uint8) + 1).tobytes())
+
+    return keep
+
+
+def _kitti(dataset: Dataset, folder: Path) -> KeepPredictions:
+    raw_of_class = np.array([ids[0] for ids in dataset.label_map.raw_ids.values()], dtype=np.uint32)
+
+    def keep(frame: Frame, predictions: np.ndarray) -> None:
+        path = folder / "sequences" / frame.scene / "predictions" / f"{Path(frame.scan).stem}.label"
+        _write(path, raw_of_class[predictions].tobytes())
+
+    return keep
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path, StudentError) as temporary:
+        temporary.write_bytes(data)

@@ -1,0 +1,227 @@
+"""What a teacher is worth: a linear layer on its stored targets, the bound for its students before any is trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import Dataset as TorchDataset
+
+from ..device import resolve_device
+from ..distill.sampling import EpochLoader
+from ..distill.training import Observer, train
+from ..distill.waffleiron import probe_head
+from ..errors import StoreError
+from ..extract.datasets import open_dataset
+from ..extract.datasets.frame import Dataset, Frame
+from ..extract.datasets.scans import read_labelled_scan
+from ..extract.plan import frames_digest
+from ..extract.store import FeatureStore, open_store
+from ..progress import progress
+from .metrics import confusion_matrix
+from .probe import FeatureBatch, HeadObjective
+from .result import card_of_scores, teacher_summary, write_result
+from .schedules import changed, probing
+from .scoring import Scores, scenes_of
+from .supervision import require_new, training_config
+
+logger = logging.getLogger(__name__)
+
+PAIRS_OF_A_VIEW = 2048  # drawn anew each epoch, to train on; all are scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherProbeConfig:
+    """One probing of stored targets; the fields are the options of `scalr evaluate teacher`."""
+
+    cache: Path  # with the training split's targets
+    root: Path  # of the dataset, for its labels
+    out: Path
+    val_cache: Path | None = None  # with the validation split's; None: the same store
+    teacher: str | None = None  # None: the only one of the store
+    dataset: str = "nuscenes"
+    train_split: str = "train"
+    val_split: str = "val"
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    workers: int = 0
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class StoredFrame:
+    """A frame of a dataset, and the rows of its views in a store."""
+
+    frame: Frame
+    rows: tuple[int, ...]
+
+
+class LabelledTargets(TorchDataset):
+    """The targets of a split's pairs as unit vectors, which is all that a student learns of them, with their labels.
+
+    Raises:
+        StoreError: no targets of the teacher in this split, or of scans that are not the dataset's.
+    """
+
+    def __init__(self, store: FeatureStore, teacher: str, dataset: Dataset, seed: int) -> None:
+        self.store, self.teacher, self.dataset, self.seed = store, teacher, dataset, seed
+        self.frames = _stored_frames(store, teacher, dataset)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some pairs of all views of `key` = (visit, frame): (R, D) float32 and (R,) int64."""
+        visit, number = key
+        return self.read(number, np.random.default_rng([self.seed, visit, number]))
+
+    def read(self, number: int, rng: np.random.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pairs of all views of a frame, or with `rng` at most PAIRS_OF_A_VIEW of each."""
+        stored = self.frames[number]
+        points, labels = read_labelled_scan(self.dataset, stored.frame)
+        targets, of_pairs = [], []
+        for row in stored.rows:
+            view = self.store.read_view(row, self.teacher)
+            label = labels[self._raw_rows(view.points, points, stored.frame)][view.point_index]
+            pairs = np.arange(len(label))
+            if rng is not None and len(pairs) > PAIRS_OF_A_VIEW:
+                pairs = np.sort(rng.choice(pairs, PAIRS_OF_A_VIEW, replace=False))
+            targets.append(view.encoded.select(torch.from_numpy(pairs)).decode())
+            of_pairs.append(torch.from_numpy(label[pairs].astype(np.int64)))
+        return F.normalize(torch.cat(targets), dim=1), torch.cat(of_pairs)
+
+    def _raw_rows(self, stored: np.ndarray, raw: np.ndarray, frame: Frame) -> np.ndarray:
+        """The row in the dataset's scan of each stored point: a store may keep visible points alone, in their order."""
+        if len(stored) == len(raw):
+            return np.arange(len(raw))
+        as_bytes = [np.ascontiguousarray(points, np.float32).view("V16").ravel() for points in (raw, stored)]
+        rows = np.flatnonzero(np.isin(*as_bytes))
+        if len(rows) != len(stored):
+            raise StoreError(
+                f"the scan of frame {frame.token} is not that of the dataset ({len(stored)} points, {len(raw)} there)",
+                where=self.store.path,
+                fix="Pass --root with the dataset that the store was extracted from.",
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class TargetCollate:
+    """Put the pairs of several frames together (a class, so that spawned workers can be sent it)."""
+
+    def __call__(self, samples: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> FeatureBatch:
+        targets, labels = zip(*samples, strict=True)
+        return FeatureBatch(torch.cat(targets), torch.cat(labels))
+
+
+def probe_teacher(config: TeacherProbeConfig) -> Scores:
+    """Train BatchNorm + a linear layer on stored targets, score it on every pair of the validation split.
+
+    Writes `log.csv`, `result.md` and `result.json` into `config.out`.
+
+    Raises:
+        ScalrError: what is wrong with a store, the dataset or the output folder.
+    """
+    require_new(config.out, resume=False)
+    device = resolve_device(config.device)
+    store = open_store(config.cache)
+    val_store = store if config.val_cache is None else open_store(config.val_cache)
+    teacher = config.teacher or store.only_teacher()
+    store.require_same_targets(val_store, teacher)
+    training_set, validation_set = (
+        LabelledTargets(each, teacher, open_dataset(config.dataset, config.root, split, need="labels"), config.seed)
+        for each, split in ((store, config.train_split), (val_store, config.val_split))
+    )
+    values = {"epochs": config.epochs, "batch_size": config.batch_size, "learning_rate": config.learning_rate}
+    schedule, departures = changed(probing("scalr", config.dataset), values)
+    class_names = tuple(training_set.dataset.class_names)
+    head = probe_head(store.target_dim(teacher), len(class_names)).to(device)
+    training = training_config(schedule, workers=config.workers, seed=config.seed)
+    loader = EpochLoader(
+        [training_set],
+        TargetCollate(),
+        batch_size=training.batch_size,
+        seed=training.seed,
+        workers=training.workers,
+        device=device,
+    )
+    logger.info("probing the targets of %s in %d frames", teacher, len(training_set))
+    with loader:
+        train(
+            HeadObjective(head),
+            loader,
+            training,
+            steps_per_epoch=loader.num_steps,
+            device=device,
+            description="probe teacher",
+            observer=Observer(folder=config.out),
+        )
+    scores = score_targets(head.eval(), validation_set, device)
+    card = card_of_scores(
+        scores,
+        title=f"Linear probing of the targets of {teacher} on {training_set.dataset.name}",
+        departures=departures,
+        protocol={
+            "dataset": config.dataset,
+            "split": config.val_split,
+            "scored_points": "every pair of a labelled point and a camera that sees it",
+            "features": "targets as unit vectors, as students learn them",
+            "pairs_of_a_view": PAIRS_OF_A_VIEW,
+            "schedule": asdict(schedule),
+            "seed": config.seed,
+            "frames": scores.num_frames,
+            "frames_sha256": scores.frames_sha256,
+        },
+        provenance={
+            "store": str(config.cache),
+            "val_store": str(val_store.path),
+            "teachers": teacher_summary({"teachers": {teacher: store.teachers[teacher]}}),
+        },
+    )
+    write_result(card, config.out)
+    return scores
+
+
+def score_targets(head: nn.Module, targets: LabelledTargets, device: torch.device) -> Scores:
+    """Count every pair of every frame by (label, prediction of the head)."""
+    class_names = tuple(targets.dataset.class_names)
+    frames = [stored.frame for stored in targets.frames]
+    scene_of_frame, scenes = scenes_of(frames)
+    confusions = np.zeros((len(scenes), len(class_names), len(class_names)), dtype=np.int64)
+    with torch.inference_mode(), progress(len(frames), "score", "frame") as bar:
+        for number in range(len(frames)):
+            features, labels = targets.read(number)
+            predictions = head(features.to(device)).argmax(dim=1).cpu().numpy()
+            confusions[scene_of_frame[number]] += confusion_matrix(labels.numpy(), predictions, len(class_names))
+            bar.update()
+    return Scores(class_names, scenes, confusions, len(frames), frames_digest([frame.token for frame in frames]))
+
+
+def _stored_frames(store: FeatureStore, teacher: str, dataset: Dataset) -> list[StoredFrame]:
+    """The frames of the dataset's split that have targets, in the dataset's order."""
+    views, rows_of_frame = store.views, {}
+    rows = store.rows_with_targets(teacher)
+    tokens, names = views["token"].to_pylist(), views["dataset"].to_pylist()
+    for row in rows.tolist():
+        if names[row] == dataset.name:
+            rows_of_frame.setdefault(tokens[row], []).append(row)
+    found = [
+        StoredFrame(frame, tuple(rows_of_frame[frame.token]))
+        for frame in dataset.frames
+        if frame.token in rows_of_frame
+    ]
+    if not found:
+        raise StoreError(
+            f"no targets of {teacher} for split {dataset.split} of {dataset.name}",
+            where=store.path,
+            fix=f"Run 'scalr extract --teacher {teacher} --split {dataset.split}', and pass its store.",
+        )
+    return found

@@ -1,0 +1,87 @@
+"""Domain generalisation: a model trained on one lidar, scored on another that it has never seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..distill.processes import joined_processes, process_index
+from ..errors import StudentError
+from ..extract.datasets import open_dataset
+from .class_sets import RAW_IDS, with_classes
+from .model import load_model, require_classes
+from .result import card_of_scores, scoring_protocol, teacher_summary, write_result
+from .scoring import Scores, score
+from .supervision import require_new
+
+# Of each target: its classes, and how far it is annotated.
+TARGETS: dict[str, tuple[str, float | None]] = {
+    "semantic_kitti": ("semantic_kitti_10", 50.0),
+    "semantic_poss": ("semantic_poss_6", None),
+}
+INTENSITY = "normalised by the target's own statistics (SALUDA, whose mappings these are, leaves it out)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """One transfer; the fields are the options of `scalr evaluate transfer`."""
+
+    model: Path  # trained on nuScenes with the target's set of classes
+    root: Path  # of the target
+    out: Path
+    dataset: str = "semantic_kitti"  # the target
+    split: str = "val"
+    workers: int = 0
+    device: str = "auto"
+
+
+def transfer(config: TransferConfig) -> Scores:
+    """Score a model on a dataset that it was not trained on, by the conventions of SALUDA, and write a result card.
+
+    SemanticKITTI: 10 classes, points 50 m away and farther removed before inference. SemanticPOSS: 6 classes. Where
+    torchrun has started several processes, all call this.
+
+    Raises:
+        ScalrError: what is wrong with the model, the dataset or the output folder.
+    """
+    if config.dataset not in TARGETS:
+        raise StudentError(
+            f"no conventions for {config.dataset}", where="--dataset", fix=f"Use {' or '.join(TARGETS)}."
+        )
+    require_new(config.out, resume=False)
+    with joined_processes(config.device) as device:
+        return _transfer(config, device)
+
+
+def _transfer(config: TransferConfig, device: torch.device) -> Scores:
+    classes, max_range_m = TARGETS[config.dataset]
+    model = load_model(config.model)
+    dataset = with_classes(open_dataset(config.dataset, config.root, config.split, need="labels"), classes)
+    if model.class_names is not None and model.class_names != tuple(RAW_IDS[classes]["nuscenes"]):
+        raise StudentError(
+            f"the model was trained for other classes than {classes}",
+            where=config.model,
+            fix=f"Train it with 'scalr evaluate finetune --dataset nuscenes --classes {classes}'.",
+        )
+    require_classes(model, dataset, config.model)
+    inputs = model.student.input_config
+    scores = score(model.student.to(device), dataset, device, max_range_m=max_range_m, workers=config.workers)
+    if process_index() == 0:
+        trained = model.provenance.get("finetuning") or model.provenance.get("probing") or {}
+        card = card_of_scores(
+            scores,
+            title=f"Transfer to {dataset.name}: {len(scores.class_names)} classes",
+            setting=f"transfer {config.dataset}",
+            departures=[] if config.split == "val" else [f"scored on split {config.split}"],
+            protocol={
+                **scoring_protocol(scores, dataset, inputs, max_range_m),
+                "classes_of": classes,
+                "intensity": INTENSITY,
+                "trained_on": trained.get("training_frames_sha256"),
+            },
+            provenance={**model.provenance, "teachers": teacher_summary(model.provenance.get("distillation", {}))},
+        )
+        write_result(card, config.out)
+    return scores

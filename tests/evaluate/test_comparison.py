@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from scalr.errors import StudentError
+from scalr.evaluate.comparison import compare
+from scalr.evaluate.published import PUBLISHED
+from scalr.evaluate.result import ResultCard, card_of_scores, read_result, write_result
+from scalr.evaluate.scoring import Scores
+
+
+def some_scores(seed: int) -> Scores:
+    confusions = np.random.default_rng(seed).integers(0, 50, (4, 3, 3))
+    return Scores(("car", "road", "tree"), ("a", "b", "c", "d"), confusions, 40, "0" * 64)
+
+
+def write(folder, seed: int = 0, **rest) -> Scores:
+    scores = some_scores(seed)
+    write_result(card_of_scores(scores, title="Linear probing", protocol={}, provenance={}, **rest), folder)
+    return scores
+
+
+def test_a_card_says_what_the_scores_are(tmp_path):
+    scores = write(tmp_path / "run", setting="probe nuscenes")
+    result = read_result(tmp_path / "run")
+    assert result["miou"] == scores.miou
+    assert result["interval_95"] == list(scores.interval)
+    assert result["iou"]["road"] == scores.iou[1]
+    assert result["confusion"] == scores.confusion.tolist()
+    text = (tmp_path / "run/result.md").read_text()
+    assert f"| mIoU | {100 * scores.miou:.2f} % |" in text
+    assert f"| car | {100 * scores.iou[0]:.2f} % |" in text
+
+
+def test_an_absent_class_is_a_dash(tmp_path):
+    scores = Scores(("car", "road"), ("a",), np.array([[[5, 0], [0, 0]]]), 1, "0")
+    write_result(card_of_scores(scores, title="t", protocol={}, provenance={}), tmp_path)
+    assert read_result(tmp_path)["iou"] == {"car": 1.0, "road": None}
+    assert "| road | – |" in (tmp_path / "result.md").read_text()
+    assert json.loads((tmp_path / "result.json").read_text())["interval_95"] is None
+
+
+def test_runs_stand_beside_the_published_figures(tmp_path):
+    first = write(tmp_path / "one", 1, setting="probe nuscenes")
+    write(tmp_path / "two", 2, setting="probe nuscenes", departures=["epochs 3 instead of 20"])
+    write(tmp_path / "three", 3)
+    table = compare([tmp_path / name for name in ("one", "two", "three")])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    found = {row[0]: row[1] for row in rows}
+    assert found[str(tmp_path / "one")] == f"{100 * first.miou:.2f}"
+    assert found["ScaLR, published"] == "67.80"
+    assert found["ScaLR+, published"] == "70.40"
+    assert f"{tmp_path / 'two'} (1)" in found
+    assert "(1) not as published: epochs 3 instead of 20" in table
+    assert table.index("## Linear probing") != table.index("## probe nuscenes")
+
+
+def test_figures_that_are_not_shares_of_one_table_share_columns(tmp_path):
+    for name, figures in (("one", {"mCE": 0.9, "mRR": 0.8}), ("two", {"mCE": 1.1})):
+        card = ResultCard(title="r", setting="robustness nuscenes_c", figures=figures, protocol={}, provenance={})
+        write_result(card, tmp_path / name)
+    table = compare([tmp_path / "one", tmp_path / "two"])
+    assert f"| {tmp_path / 'two'} | 110.00 | – | – |" in table
+    assert "| ScaLR, published | 87.40 | 83.80 | – |" in table
+
+
+def test_settings_of_the_verbs_are_published():
+    """What the verbs write as their setting, where the papers have figures."""
+    from scalr.evaluate.finetune import FinetuneConfig, _setting
+
+    base = {"student": "s", "root": "r", "out": "o"}
+    assert _setting(FinetuneConfig(**base, labels="1%")) in PUBLISHED
+    assert _setting(FinetuneConfig(**base, dataset="pandaset_gt")) in PUBLISHED
+    assert _setting(FinetuneConfig(**base, from_scratch=True)) in PUBLISHED
+
+
+def test_a_folder_without_a_result_is_said(tmp_path):
+    with pytest.raises(StudentError, match="no result here"):
+        compare([tmp_path])
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(StudentError, match="not a result of scalr"):
+        compare([tmp_path])

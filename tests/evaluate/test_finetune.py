@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scalr.distill.checkpoint import load_student, save_student
+from scalr.distill.interruption import StoppedError
+from scalr.distill.training import Observer, TrainingConfig, train
+from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.errors import DatasetError, StudentError
+from scalr.evaluate import supervision
+from scalr.evaluate.finetune import FinetuneConfig, finetune, layer_scale
+from scalr.evaluate.labelled_scans import AugmentedScans
+from scalr.evaluate.model import load_model, with_class_head
+from scalr.evaluate.schedules import finetuning, probing
+from scalr.evaluate.supervision import SupervisedObjective
+from scalr.extract.datasets import open_dataset
+
+DEPTH = 3
+
+
+@pytest.fixture(scope="module")
+def student_file(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("student") / "student.safetensors"
+    save_student(Student(WaffleIronConfig(width=8, depth=DEPTH, out_channels=4)), path, {"recipe": "none"})
+    return path
+
+
+@pytest.fixture
+def config(student_file, simulated, tmp_path) -> FinetuneConfig:
+    return FinetuneConfig(
+        student=student_file, root=simulated("nuscenes"), out=tmp_path / "run", epochs=2, warmup_epochs=1, batch_size=1
+    )
+
+
+def test_the_whole_model_is_trained_and_scored(config):
+    result = finetune(config)
+    before, after = load_student(config.student).state_dict(), load_model(result.model).student.state_dict()
+    changed = [name for name in before if name in after and not torch.equal(before[name], after[name])]
+    assert {name.split(".")[0] for name in changed} == {"embed", "waffleiron"}
+    written = json.loads((config.out / "result.json").read_text())
+    assert written["figures"]["mIoU"] == result.scores.miou
+    assert written["setting"] == "finetune nuscenes 100%"
+    assert "epochs 2 instead of 25" in written["departures"]
+    assert written["protocol"]["schedule"]["stochastic_depth"] == 0.2
+    assert not (config.out / "checkpoint.pt").exists()
+    text = (config.out / "result.md").read_text()
+    for word in ("voxel_size_m", "training_frames_sha256", "ignored_label", "IoU by class", "instead of 25"):
+        assert word in text
+    with pytest.raises(StudentError, match="a result is there already"):
+        finetune(config)
+
+
+def test_from_scratch_does_not_see_the_student(config, tmp_path):
+    """Other students of one architecture make no difference to it."""
+    other = Student(WaffleIronConfig(width=8, depth=DEPTH, out_channels=4))
+    save_student(other, tmp_path / "other.safetensors", {})
+    scratch = replace(config, from_scratch=True)
+    first = finetune(scratch)
+    second = finetune(replace(scratch, student=tmp_path / "other.safetensors", out=tmp_path / "second"))
+    pretrained = finetune(replace(config, out=tmp_path / "third"))
+    assert first.losses == second.losses
+    assert first.losses != pretrained.losses
+    assert json.loads((scratch.out / "result.json").read_text())["protocol"]["schedule"]["layer_decay"] == 1
+
+
+def test_stopped_and_resumed_gives_the_same_model(config, tmp_path, monkeypatch):
+    whole = finetune(config)
+    stopped = replace(config, out=tmp_path / "stopped")
+
+    class StopsAfterAStep(AugmentedScans):
+        visits = 0
+
+        def __getitem__(self, key):
+            StopsAfterAStep.visits += 1
+            if StopsAfterAStep.visits == 3:  # of four
+                raise StoppedError("a signal", where="here", fix="Go on")
+            return super().__getitem__(key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(supervision, "AugmentedScans", StopsAfterAStep)
+        with pytest.raises(StoppedError):
+            finetune(replace(stopped, checkpoint_minutes=0.0))
+    with pytest.raises(StudentError, match="an interrupted run is here"):
+        finetune(stopped)
+    resumed = finetune(replace(stopped, resume=True))
+    assert resumed.losses == whole.losses[2:]
+    expected, found = (load_model(result.model).student.state_dict() for result in (whole, resumed))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_another_setting_is_not_resumed(config, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(supervision, "AugmentedScans", _raising_after(2))
+        with pytest.raises(StoppedError):
+            finetune(replace(config, checkpoint_minutes=0.0))
+    with pytest.raises(StudentError, match=r"learning_rate was 0\.002 and is 0\.001"):
+        finetune(replace(config, resume=True, learning_rate=1e-3))
+
+
+def _raising_after(samples: int):
+    class Raising(AugmentedScans):
+        visits = 0
+
+        def __getitem__(self, key):
+            Raising.visits += 1
+            if Raising.visits > samples:
+                raise StoppedError("a signal", where="here", fix="Go on")
+            return super().__getitem__(key)
+
+    return Raising
+
+
+def test_few_labels_are_the_official_subset(config, simulated, tmp_path):
+    kitti = replace(config, root=simulated("semantic_kitti"), dataset="semantic_kitti", labels="1%")
+    finetune(kitti)
+    protocol = json.loads((kitti.out / "result.json").read_text())["protocol"]
+    assert (protocol["training_split"], protocol["training_frames"]) == ("train-1%", 1)
+    with pytest.raises(DatasetError, match="no scene of split"):  # one scene has no hundredth
+        finetune(replace(config, labels="1%", out=tmp_path / "none"))
+
+
+def test_scales_of_layers_are_those_of_beit():
+    """param_groups_lrd of the official finetune.py, for depth 3: embedding 0, layers 1 to 3, head 4 of 4."""
+    scale = layer_scale(0.5, DEPTH)
+    student = Student(WaffleIronConfig(width=8, depth=DEPTH))
+    model = with_class_head(student, 4, student.input_config)
+    found = {}
+    for name, _ in SupervisedObjective(model, frozen=False).named_parameters():
+        part = name.removeprefix("model.")
+        key = part.split(".")[2] if part.startswith("waffleiron") else part.split(".")[0]
+        found.setdefault(key, set()).add(scale(name))
+    assert found == {"embed": {0.5**4}, "0": {0.5**3}, "1": {0.5**2}, "2": {0.5}, "classif": {1.0}}
+
+
+def test_a_scaled_parameter_moves_by_its_share():
+    """The first step of Adam moves every parameter by its learning rate."""
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slow, self.fast = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+
+        def forward(self, batch):
+            return (self.slow + self.fast).sum(), None
+
+    class One(supervision.LabelledBatch):
+        def __init__(self):
+            pass
+
+        num_points = 1
+
+        def to(self, device):
+            return self
+
+    objective = Two()
+    config = TrainingConfig(epochs=1, learning_rate=0.1, min_learning_rate=0.1, weight_decay=0.0, warmup_steps=0)
+    train(
+        objective,
+        lambda epoch, first: [One()],
+        config,
+        steps_per_epoch=1,
+        device=torch.device("cpu"),
+        description="two",
+        observer=Observer(),
+        learning_rate_scale=lambda name: 0.25 if name == "slow" else 1.0,
+    )
+    assert 1 - objective.fast.item() == pytest.approx(0.1, rel=1e-4)
+    assert 1 - objective.slow.item() == pytest.approx(0.025, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dataset", "labels", "epochs", "learning_rate", "layer_decay", "warmup"),
+    [  # configs/downstream of both branches
+        ("scalr", "nuscenes", "100%", 25, 2e-3, 0.99, 2),
+        ("scalr", "nuscenes", "10%", 45, 2e-3, 0.95, 4),
+        ("scalr", "nuscenes", "1%", 45, 2e-3, 0.95, 4),
+        ("scalr", "semantic_kitti", "100%", 10, 2e-3, 0.99, 1),
+        ("scalr", "semantic_kitti", "1%", 45, 2e-3, 0.95, 4),
+        ("scalr", "pandaset_gt", "100%", 25, 2e-3, 0.99, 2),
+        ("scalr_plus", "nuscenes", "100%", 25, 1e-4, 0.99, 2),
+        ("scalr_plus", "nuscenes", "1%", 45, 1e-4, 0.99, 4),
+        ("scalr_plus", "semantic_kitti", "100%", 25, 1e-4, 0.99, 2),
+        ("scalr_plus", "semantic_kitti", "1%", 45, 1e-4, 0.99, 4),
+    ],
+)
+def test_official_schedules(recipe, dataset, labels, epochs, learning_rate, layer_decay, warmup):
+    schedule = finetuning(recipe, dataset, labels)
+    assert (schedule.epochs, schedule.learning_rate, schedule.layer_decay) == (epochs, learning_rate, layer_decay)
+    assert (schedule.warmup_epochs, schedule.weight_decay, schedule.min_learning_rate) == (warmup, 0, 0)
+
+
+def test_pandaset_is_probed_for_longer():
+    assert [probing("scalr", name).epochs for name in ("nuscenes", "pandaset_64", "pandaset_gt")] == [20, 50, 50]
+    assert [probing(recipe, "nuscenes").min_learning_rate for recipe in ("scalr", "scalr_plus")] == [1e-5, 0]
+
+
+def test_a_scan_of_many_points_is_cut_around_one_of_them(simulated):
+    dataset = open_dataset("nuscenes", simulated("nuscenes"), "train")
+    inputs = replace(load_config(), max_points=500)
+    scans = [AugmentedScans(dataset, inputs, seed)[0, 0] for seed in range(3)]
+    assert all(len(labels) <= 500 for _, labels in scans)
+    centres = np.stack([scan.features[:, 1:4].mean(axis=0) for scan, _ in scans])
+    assert np.ptp(centres, axis=0).max() > 1  # each around another point
+
+
+def load_config():
+    return Student(WaffleIronConfig(width=8, depth=1)).input_config

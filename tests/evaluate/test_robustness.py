@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.errors import StudentError
+from scalr.evaluate import robustness as module
+from scalr.evaluate.model import save_model, with_class_head
+from scalr.evaluate.robo3d import BASELINE, corruption_errors, mean_over, resilience_rates
+from scalr.evaluate.robustness import RobustnessConfig, robustness
+from scalr.extract.datasets.corruptions import CORRUPTIONS, SEVERITIES
+from scalr.extract.datasets.semantic_kitti import LABELS
+
+# Robo3D's README: mIoU by corruption, clean mIoU, mCE, mRR.
+ROWS = {
+    ("nuscenes_c", "WaffleIron"): ((56.07, 73.93, 49.59, 59.46, 65.19, 33.12, 61.51, 44.01), 76.07, 106.73, 72.78),
+    ("semantic_kitti_c", "WaffleIron"): (
+        (45.52, 58.55, 49.30, 33.02, 59.28, 22.48, 58.55, 54.62),
+        66.04,
+        109.54,
+        72.18,
+    ),
+    ("nuscenes_c", "MinkUNet-18"): (tuple(BASELINE["nuscenes_c"].values()), 75.76, 100.0, 74.44),
+    ("semantic_kitti_c", "MinkUNet-18"): (tuple(BASELINE["semantic_kitti_c"].values()), 62.76, 100.0, 81.90),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_published_rows_follow_from_their_miou(row):
+    miou, clean, mce, mrr = ROWS[row]
+    means = dict(zip(CORRUPTIONS, miou, strict=True))
+    assert mean_over(corruption_errors(means, BASELINE[row[0]])) == pytest.approx(mce, abs=0.01)
+    assert mean_over(resilience_rates(means, clean)) == pytest.approx(mrr, abs=0.01)
+
+
+def test_the_definition_over_severities_is_the_same():
+    """The sums of the paper, over severities, against the means that the published tables have."""
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.uniform(10, 90, (2, 3))
+    by_definition = 100 * (100 - ours).sum() / (100 - theirs).sum()
+    found = corruption_errors({"fog": ours.mean()}, {"fog": theirs.mean()})
+    assert found["fog"] == pytest.approx(by_definition)
+
+
+@pytest.fixture
+def config(simulated, tmp_path) -> RobustnessConfig:
+    """Copies of which all are clean but fog, whose points are moved."""
+    clean, root = simulated("semantic_kitti"), tmp_path / "corruptions"
+    sequence = next(clean.glob("**/sequences/08"))
+    for corruption in CORRUPTIONS:
+        for severity in SEVERITIES:
+            for name in ("velodyne", "labels"):
+                shutil.copytree(sequence / name, root / corruption / severity / name)
+    for scan in root.glob("fog/*/velodyne/*.bin"):
+        points = np.fromfile(scan, dtype=np.float32).reshape(-1, 4)
+        points[:, :3] = np.random.default_rng(0).permutation(points[:, :3])
+        points.tofile(scan)
+    torch.manual_seed(0)
+    student = Student(WaffleIronConfig(width=8, depth=3))
+    model = with_class_head(student, 19, student.input_config).eval()
+    torch.nn.init.normal_(model.classif[1].weight)
+    save_model(model, tmp_path / "model.safetensors", LABELS.class_names, {})
+    return RobustnessConfig(
+        model=tmp_path / "model.safetensors",
+        root=root,
+        clean_root=clean,
+        out=tmp_path / "out",
+        dataset="semantic_kitti_c",
+    )
+
+
+def test_all_copies_are_scored_and_put_together(config):
+    result = robustness(config)
+    assert len(result.miou) == 24
+    assert not result.missing
+    assert all(value == result.clean for copy, value in result.miou.items() if not copy.startswith("fog/"))
+    fog = np.mean([result.miou[f"fog/{severity}"] for severity in SEVERITIES])
+    assert fog != result.clean
+    assert result.mrr == pytest.approx((700 + 100 * fog / result.clean) / 8)
+    written = json.loads((config.out / "result.json").read_text())
+    assert written["figures"]["mCE"] == pytest.approx(result.mce / 100)
+    assert written["departures"] == []
+    assert "fog/heavy" in (config.out / "result.md").read_text()
+
+
+def test_a_killed_run_goes_on(config, monkeypatch):
+    scored = []
+    real = module.score
+
+    def counting(model, dataset, device, **options):
+        scored.append(dataset.split)
+        if len(scored) == 5:
+            raise KeyboardInterrupt
+        return real(model, dataset, device, **options)
+
+    monkeypatch.setattr(module, "score", counting)
+    with pytest.raises(KeyboardInterrupt):
+        robustness(config)
+    result = robustness(config)
+    assert len(scored) == 5 + 21
+    assert scored[4] == scored[5]  # only the one that was cut off is scored again
+    assert len(result.miou) == 24
+
+
+def test_missing_copies_are_listed_and_left_out_of_the_means(config):
+    shutil.rmtree(config.root / "fog")
+    shutil.rmtree(config.root / "snow/heavy")
+    result = robustness(config)
+    assert result.missing == ("fog/light", "fog/moderate", "fog/heavy", "snow/heavy")
+    assert len(result.miou) == 20
+    assert result.mrr == pytest.approx(100)  # of copies that are all clean
+    written = json.loads((config.out / "result.json").read_text())
+    assert written["departures"] == ["mCE and mRR are over 6 of 8 corruptions"]
+    for corruption in CORRUPTIONS:
+        shutil.rmtree(config.root / corruption / "light", ignore_errors=True)
+    with pytest.raises(StudentError, match="no corruption has all of light, moderate, heavy"):
+        robustness(config)
+
+
+def test_results_of_another_model_are_not_taken(config):
+    robustness(config)
+    student = Student(WaffleIronConfig(width=8, depth=3))
+    save_model(with_class_head(student, 19, student.input_config), Path(config.model), LABELS.class_names, {})
+    with pytest.raises(StudentError, match="a result of another model is here"):
+        robustness(config)

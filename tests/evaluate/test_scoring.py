@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from scalr.distill.checkpoint import save_student
+from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.errors import DatasetError, StudentError
+from scalr.evaluate import scoring
+from scalr.evaluate.labelled_scans import EvaluationScans
+from scalr.evaluate.metrics import accuracy, bootstrap_interval, mean_iou
+from scalr.evaluate.model import load_model, save_model, with_class_head
+from scalr.evaluate.score import ScoreConfig, score_model
+from scalr.evaluate.scoring import scenes_of, score
+from scalr.extract.datasets import open_dataset
+from scalr.extract.datasets.frame import Frame
+from scalr.extract.datasets.labels import IGNORE_LABEL
+from scalr.extract.datasets.semantic_kitti import LABELS as KITTI_LABELS
+from spawned import scores_of_a_share
+
+CPU = torch.device("cpu")
+
+
+def random_model(num_classes: int, seed: int = 0) -> Student:
+    torch.manual_seed(seed)
+    student = Student(WaffleIronConfig(width=8, depth=3, out_channels=4))
+    model = with_class_head(student, num_classes, student.input_config).eval()
+    torch.nn.init.normal_(model.classif[1].weight)
+    return model
+
+
+def a_frame(scene: str, number: int) -> Frame:
+    return Frame(dataset="d", scene=scene, token=f"{scene}/{number}", timestamp=number, scan="s", labels=None, views=())
+
+
+def test_long_sequences_are_cut_into_scenes():
+    frames = [a_frame("a", n) for n in range(3)] + [a_frame("b", n) for n in range(205)]
+    index, names = scenes_of(frames)
+    assert names == ("a", "b", "b+100", "b+200")
+    assert index == [0] * 3 + [1] * 100 + [2] * 100 + [3] * 5
+
+
+def test_the_interval_is_that_of_scenes_drawn_anew():
+    rng = np.random.default_rng(0)
+    confusions = rng.integers(0, 50, (12, 3, 3))
+    low, high = bootstrap_interval(confusions)
+    slow = [mean_iou(confusions[rng.integers(0, 12, 12)].sum(axis=0)) for _ in range(4000)]
+    assert (low, high) == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=0.01)
+    assert low < mean_iou(confusions.sum(axis=0)) < high
+    same = np.repeat(confusions[:1], 5, axis=0)
+    assert bootstrap_interval(same) == pytest.approx([mean_iou(confusions[0])] * 2)
+    assert bootstrap_interval(confusions[:1]) is None
+
+
+def test_nothing_to_score_is_not_a_number():
+    nothing = np.zeros((3, 3), dtype=np.int64)
+    assert np.isnan(mean_iou(nothing))
+    assert np.isnan(accuracy(nothing))
+
+
+def test_one_and_two_processes_count_an_odd_split_the_same(tmp_path, simulated):
+    """Every frame once: torch's DistributedSampler would repeat one of the three."""
+    root = simulated("semantic_kitti")
+    model = random_model(19)
+    save_model(model, tmp_path / "model.safetensors", KITTI_LABELS.class_names, {})
+    alone = score(model, _first_three(open_dataset("semantic_kitti", root, "00,08")), CPU)
+    assert alone.num_frames == 3
+    mp.spawn(scores_of_a_share, (tmp_path / "model.safetensors", root, tmp_path), nprocs=2)
+    for rank in range(2):
+        np.testing.assert_array_equal(np.load(tmp_path / f"{rank}.npy"), alone.confusions)
+
+
+def _first_three(dataset):
+    dataset.frames = list(dataset.frames)[:3]
+    return dataset
+
+
+def test_workers_prepare_the_same_scans(simulated):
+    dataset, model = open_dataset("nuscenes", simulated("nuscenes"), "val"), random_model(16)
+    np.testing.assert_array_equal(
+        score(model, dataset, CPU, workers=1).confusions, score(model, dataset, CPU).confusions
+    )
+
+
+def test_a_broken_frame_is_named_from_a_worker(simulated, tmp_path):
+    dataset = copy.copy(open_dataset("nuscenes", simulated("nuscenes"), "val"))
+    dataset.root = tmp_path  # nothing is there
+    with pytest.raises(DatasetError, match=r"pcd\.bin"):
+        list(EvaluationScans(dataset, random_model(16).input_config).read([0], workers=1))
+
+
+def test_points_beyond_the_range_are_not_there(simulated):
+    dataset = open_dataset("nuscenes", simulated("nuscenes"), "val")
+    near = 0
+    for frame in dataset.frames:
+        points, labels = dataset.read_points(frame), dataset.read_labels(frame)
+        near += ((np.linalg.norm(points[:, :3], axis=1) < 15) & (labels != IGNORE_LABEL)).sum()
+    scores = score(random_model(16), dataset, CPU, max_range_m=15.0)
+    assert scores.confusion.sum() == near
+    assert scores.confusion.sum() < score(random_model(16), dataset, CPU).confusion.sum()
+
+
+@pytest.fixture
+def kitti_model(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(random_model(19), path, KITTI_LABELS.class_names, {"distillation": {"teachers": {}}})
+    return path
+
+
+def test_a_submission_scores_as_the_model_does(simulated, tmp_path, kitti_model):
+    """Read back as labels of the dataset, the predictions give the same confusion matrix."""
+    root = simulated("semantic_kitti")
+    config = ScoreConfig(model=kitti_model, root=root, out=tmp_path / "out", dataset="semantic_kitti", predictions=True)
+    scores = score_model(config)
+    dataset = open_dataset("semantic_kitti", root, "val")
+    confusion = np.zeros((19, 19), dtype=np.int64)
+    for frame in dataset.frames:
+        name = f"sequences/{frame.scene}/predictions/{frame.token.split('/')[1]}.label"
+        raw = np.fromfile(tmp_path / "out/submission" / name, dtype=np.uint32)
+        predictions, labels = KITTI_LABELS.train_ids(raw, name), dataset.read_labels(frame)
+        for label, prediction in zip(labels[labels != IGNORE_LABEL], predictions[labels != IGNORE_LABEL], strict=True):
+            confusion[label, prediction] += 1
+    np.testing.assert_array_equal(confusion, scores.confusion)
+    assert "IoU by class" in (tmp_path / "out/result.md").read_text()
+
+
+def test_the_server_of_semantic_kitti_gets_its_own_ids():
+    """learning_map_inv of the benchmark's semantic-kitti.yaml."""
+    first = [ids[0] for ids in KITTI_LABELS.raw_ids.values()]
+    assert first == [10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81]
+
+
+def test_a_nuscenes_submission_is_named_by_the_scan(simulated, tmp_path):
+    root = simulated("nuscenes")
+    path = tmp_path / "model.safetensors"
+    dataset = open_dataset("nuscenes", root, "val")
+    save_model(random_model(16), path, dataset.class_names, {})
+    score_model(ScoreConfig(model=path, root=root, out=tmp_path / "out", predictions=True))
+    for frame in dataset.frames:
+        written = tmp_path / "out/submission/lidarseg/val" / frame.labels.rsplit("/", 1)[1]
+        ids = np.fromfile(written, dtype=np.uint8)
+        assert len(ids) == len(dataset.read_points(frame))
+        assert 1 <= ids.min() <= ids.max() <= 16
+    assert json.loads((tmp_path / "out/submission/val/submission.json").read_text())["meta"]["use_lidar"]
+
+
+def test_a_split_without_labels_is_predicted_only(simulated, tmp_path, kitti_model):
+    root = tmp_path / "world"
+    shutil.copytree(simulated("semantic_kitti"), root)
+    for labels in root.rglob("labels"):
+        shutil.rmtree(labels)
+    common = {"model": kitti_model, "root": root, "dataset": "semantic_kitti"}
+    assert score_model(ScoreConfig(**common, out=tmp_path / "out", predictions=True)) is None
+    assert len(list((tmp_path / "out/submission").rglob("*.label"))) == 2
+    with pytest.raises(DatasetError, match="has no labels"):
+        score_model(ScoreConfig(**common, out=tmp_path / "scored"))
+
+
+def test_a_model_of_other_classes_is_refused(simulated, tmp_path, kitti_model):
+    with pytest.raises(StudentError, match="it tells car, bicycle"):
+        score_model(ScoreConfig(model=kitti_model, root=simulated("nuscenes"), out=tmp_path / "out"))
+    save_student(Student(WaffleIronConfig(width=8, depth=3)), tmp_path / "student.safetensors", {})
+    with pytest.raises(StudentError, match="without a head for classes"):
+        load_model(tmp_path / "student.safetensors")
+
+
+def test_a_finished_result_is_not_overwritten(simulated, tmp_path, kitti_model):
+    config = ScoreConfig(
+        model=kitti_model, root=simulated("semantic_kitti"), out=tmp_path / "out", dataset="semantic_kitti"
+    )
+    score_model(config)
+    with pytest.raises(StudentError, match="a result is there already"):
+        score_model(config)
+
+
+def test_the_real_scan(real_data, tmp_path):
+    """00/000000 of SemanticKITTI: every one of its 123,389 points is predicted, every labelled one counted."""
+    root = real_data("semantickitti")
+    dataset = open_dataset("semantic_kitti", root, "00")
+    dataset.frames = dataset.frames[:1]
+    model = random_model(19)
+    predicted = []
+    scores = scoring.score(model, dataset, CPU, keep=lambda frame, predictions: predicted.append(predictions))
+    labels = dataset.read_labels(dataset.frames[0])
+    assert [len(each) for each in predicted] == [len(labels)] == [123_389]
+    counted = labels != IGNORE_LABEL
+    assert scores.confusion.sum() == counted.sum()
+    np.testing.assert_array_equal(scores.confusion.sum(axis=0), np.bincount(predicted[0][counted], minlength=19))

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scalr.errors import StoreError
+from scalr.evaluate.teacher import LabelledTargets, TeacherProbeConfig, probe_teacher
+from scalr.extract.datasets import open_dataset
+from scalr.extract.datasets.labels import IGNORE_LABEL
+from scalr.extract.run import ExtractConfig, extract
+from scalr.extract.store import open_store
+
+TEACHER = "dinov2_vits14"
+
+
+@pytest.fixture(scope="module")
+def stores(simulated, tmp_path_factory):
+    """Call with what to keep of the scans to get a store with both splits."""
+    folder = tmp_path_factory.mktemp("stores")
+
+    def call(points: str):
+        path = folder / f"{points}.zarr"
+        for split in ("train", "val"):
+            extract(
+                ExtractConfig(
+                    root=simulated("nuscenes"), out=path, split=split, teachers=(TEACHER,), weights=("random",),
+                    image_size=(28, 56), batch_size=8, points=points,
+                )
+            )  # fmt: skip
+        return path
+
+    return {points: call(points) for points in ("all", "visible")}
+
+
+@pytest.mark.parametrize("points", ["all", "visible"])
+def test_each_pair_has_the_label_of_its_point(stores, simulated, points):
+    """By the coordinates of the points, which are the same in the store and in the dataset."""
+    store, dataset = open_store(stores[points]), open_dataset("nuscenes", simulated("nuscenes"), "val")
+    targets = LabelledTargets(store, TEACHER, dataset, seed=0)
+    assert len(targets) == len(dataset.frames)
+    for number, stored in enumerate(targets.frames):
+        raw = dataset.read_points(stored.frame)
+        label_at = dict(zip(map(bytes, raw), dataset.read_labels(stored.frame).tolist(), strict=True))
+        views = [store.read_view(row, TEACHER) for row in stored.rows]
+        assert len(views) == 6
+        features, labels = targets.read(number)
+        assert labels.tolist() == [label_at[bytes(view.points[point])] for view in views for point in view.point_index]
+        exact = F.normalize(torch.cat([torch.from_numpy(view.targets) for view in views]), dim=1)
+        torch.testing.assert_close(features, exact)
+
+
+def test_training_draws_other_pairs_each_epoch(stores, simulated, monkeypatch):
+    monkeypatch.setattr("scalr.evaluate.teacher.PAIRS_OF_A_VIEW", 20)
+    dataset = open_dataset("nuscenes", simulated("nuscenes"), "train")
+    targets = LabelledTargets(open_store(stores["all"]), TEACHER, dataset, seed=0)
+    first, again, second = targets[0, 0], targets[0, 0], targets[1, 0]
+    assert len(first[0]) == len(first[1]) == 120
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], second[0])
+
+
+def test_the_probe_counts_every_labelled_pair(stores, simulated, tmp_path):
+    config = TeacherProbeConfig(
+        cache=stores["visible"],
+        root=simulated("nuscenes"),
+        out=tmp_path / "out",
+        epochs=12,
+        learning_rate=0.05,
+        batch_size=1,
+    )
+    scores = probe_teacher(config)
+    dataset = open_dataset("nuscenes", simulated("nuscenes"), "val")
+    targets = LabelledTargets(open_store(stores["all"]), TEACHER, dataset, seed=0)
+    labels = np.concatenate([targets.read(number)[1].numpy() for number in range(len(targets))])
+    counts = np.bincount(labels[labels != IGNORE_LABEL], minlength=16)
+    np.testing.assert_array_equal(scores.confusion.sum(axis=1), counts)
+    assert scores.accuracy > counts.max() / counts.sum()  # better than the commonest class
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert result["provenance"]["teachers"][TEACHER]["image_size"] == [28, 56]
+    assert result["protocol"]["scored_points"].startswith("every pair")
+
+
+def test_what_is_missing_is_said(stores, simulated, tmp_path):
+    root = simulated("nuscenes")
+    base = {"root": root, "out": tmp_path / "out"}
+    other = tmp_path / "other.zarr"
+    extract(
+        ExtractConfig(root=root, out=other, teachers=(TEACHER,), weights=("random",), image_size=(56, 56), batch_size=8)
+    )
+    with pytest.raises(StoreError, match=r"image_size is \[56, 56\] and \[28, 56\]"):
+        probe_teacher(TeacherProbeConfig(cache=other, val_cache=stores["all"], **base))
+    with pytest.raises(StoreError, match="no targets of dinov2_vits14 for split val"):
+        probe_teacher(TeacherProbeConfig(cache=other, **base))
+    with pytest.raises(StoreError, match="no targets of teacher 'dino"):
+        probe_teacher(TeacherProbeConfig(cache=other, teacher="dino_vits8", **base))
+
+
+def test_a_store_of_another_dataset_is_noticed(stores, simulated, tmp_path):
+    root = tmp_path / "world"
+    shutil.copytree(simulated("nuscenes"), root)
+    dataset = open_dataset("nuscenes", root, "val")
+    targets = LabelledTargets(open_store(stores["visible"]), TEACHER, dataset, seed=0)
+    scan = root / dataset.frames[0].scan
+    points = np.fromfile(scan, dtype=np.float32)
+    (points + 1).tofile(scan)
+    with pytest.raises(StoreError, match="is not that of the dataset"):
+        targets.read(0)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from scalr.distill.checkpoint import save_student
+from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.errors import StudentError
+from scalr.evaluate.class_sets import RAW_IDS, class_map, with_classes
+from scalr.evaluate.probe import ProbeConfig, probe
+from scalr.evaluate.transfer import TARGETS, TransferConfig, transfer
+from scalr.extract.datasets import open_dataset
+from scalr.extract.datasets.labels import IGNORE_LABEL
+
+
+@pytest.mark.parametrize("classes", RAW_IDS)
+def test_both_sides_have_the_same_classes_in_the_same_order(classes):
+    sides = [list(of_dataset) for of_dataset in RAW_IDS[classes].values()]
+    assert sides[0] == sides[1]
+    assert len(sides[0]) == int(classes.rsplit("_", 1)[1])
+    for dataset in RAW_IDS[classes]:
+        ids = [raw for group in RAW_IDS[classes][dataset].values() for raw in group]
+        assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize(
+    ("classes", "dataset", "raw", "expected"),
+    [  # SALUDA's tables, the rows that surprise
+        ("semantic_kitti_10", "nuscenes", 5, "pedestrian"),  # personal mobility
+        ("semantic_kitti_10", "nuscenes", 19, "other_vehicle"),  # ambulance
+        ("semantic_kitti_10", "nuscenes", 28, None),  # manmade
+        ("semantic_kitti_10", "semantic_kitti", 31, None),  # bicyclist
+        ("semantic_kitti_10", "semantic_kitti", 16, None),  # on rails
+        ("semantic_kitti_10", "semantic_kitti", 44, "driveable_surface"),  # parking
+        ("semantic_kitti_10", "semantic_kitti", 71, "vegetation"),  # trunk
+        ("semantic_poss_6", "nuscenes", 5, None),
+        ("semantic_poss_6", "nuscenes", 19, None),
+        ("semantic_poss_6", "nuscenes", 25, "ground"),  # other flat
+        ("semantic_poss_6", "nuscenes", 9, "manmade"),  # barrier
+        ("semantic_poss_6", "semantic_poss", 6, "bike"),  # rider
+        ("semantic_poss_6", "semantic_poss", 8, None),  # trunk
+    ],
+)
+def test_the_mappings_are_those_of_saluda(classes, dataset, raw, expected):
+    label_map = class_map(classes, dataset)
+    train_id = label_map.train_ids(np.array([raw]), "labels")[0]
+    assert (None if train_id == IGNORE_LABEL else label_map.class_names[train_id]) == expected
+
+
+def test_every_raw_id_of_a_dataset_is_known(simulated):
+    dataset = with_classes(open_dataset("nuscenes", simulated("nuscenes"), "val"), "semantic_kitti_10")
+    assert set(dataset.label_map.train_ids(np.arange(32), "labels")) == {*range(10), IGNORE_LABEL}
+
+
+def test_a_set_of_classes_leaves_the_dataset_as_it_was(simulated):
+    dataset = open_dataset("nuscenes", simulated("nuscenes"), "val")
+    before = dataset.read_labels(dataset.frames[0])
+    assert len(with_classes(dataset, "semantic_poss_6").class_names) == 6
+    assert len(dataset.class_names) == 16
+    np.testing.assert_array_equal(dataset.read_labels(dataset.frames[0]), before)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_model_of_one_lidar_is_scored_on_another(target, simulated, tmp_path):
+    classes, max_range_m = TARGETS[target]
+    torch.manual_seed(0)
+    save_student(Student(WaffleIronConfig(width=8, depth=3, out_channels=4)), tmp_path / "student.safetensors", {})
+    source = ProbeConfig(
+        student=tmp_path / "student.safetensors", root=simulated("nuscenes"), out=tmp_path / "source",
+        classes=classes, fast=True, epochs=3, learning_rate=0.1,
+    )  # fmt: skip
+    model = probe(source).model
+    scores = transfer(TransferConfig(model=model, root=simulated(target), out=tmp_path / "out", dataset=target))
+    assert scores.class_names == tuple(RAW_IDS[classes][target])
+    dataset = with_classes(open_dataset(target, simulated(target), "val"), classes)
+    expected = np.zeros(len(scores.class_names), dtype=np.int64)
+    for frame in dataset.frames:
+        points, labels = dataset.read_points(frame), dataset.read_labels(frame)
+        near = np.linalg.norm(points[:, :3], axis=1) < (max_range_m or np.inf)
+        expected += np.bincount(labels[near & (labels != IGNORE_LABEL)], minlength=len(expected))
+    np.testing.assert_array_equal(scores.confusion.sum(axis=1), expected)
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert "intensity" in result["protocol"]
+    assert result["protocol"]["classes_of"] == classes
+
+
+def test_a_model_of_other_classes_is_told_how_to_train(simulated, tmp_path):
+    save_student(Student(WaffleIronConfig(width=8, depth=3, out_channels=4)), tmp_path / "student.safetensors", {})
+    source = ProbeConfig(
+        student=tmp_path / "student.safetensors", root=simulated("nuscenes"), out=tmp_path / "source",
+        fast=True, epochs=1,
+    )  # fmt: skip
+    model = probe(source).model
+    with pytest.raises(StudentError, match="--classes semantic_kitti_10"):
+        transfer(TransferConfig(model=model, root=simulated("semantic_kitti"), out=tmp_path / "out"))
+    with pytest.raises(StudentError, match="did you mean 'semantic_kitti_10'"):
+        class_map("semantic_kitti_1", "nuscenes")
+    with pytest.raises(StudentError, match="has no mapping for pandaset_64"):
+        class_map("semantic_poss_6", "pandaset_64")
