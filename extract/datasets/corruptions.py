@@ -11,6 +11,7 @@ CORRUPTIONS = (
     *("beam_missing", "crosstalk", "incomplete_echo", "cross_sensor"),
 )
 SEVERITIES = ("light", "moderate", "heavy")
+MANIFEST = "corruptions.json"  # in the folder, where 'scalr corrupt' made it
 
 
 def corruption_folder(root: Path, split: str) -> str:
