@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 from scalr.cli import main
+from scalr.distill.checkpoint import save_student
 from scalr.distill.training_log import read_log
+from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.extract.store import open_store
 from scalr.extract.store.inspect import readable_bytes
 from scalr.extract.teachers import load_teacher
@@ -66,6 +69,40 @@ def test_from_images_to_a_probe(synthetic_world, tmp_path):
     assert f"mIoU {result['miou']:.1%}" in probed.output
     assert len(result["iou"]) == 16
     assert result["provenance"]["distillation"]["teachers"]["dinov2_vits14"]["weights"] == "random"
+
+
+def test_each_verb_of_evaluation(simulated, tmp_path):
+    nuscenes, kitti = simulated("nuscenes"), simulated("semantic_kitti")
+    torch.manual_seed(0)
+    student = tmp_path / "student.safetensors"
+    save_student(Student(WaffleIronConfig(width=8, depth=3, out_channels=4)), student, {})
+
+    def evaluate(verb: str, *arguments: object, out: str) -> str:
+        result = scalr("evaluate", verb, *arguments, "--out", tmp_path / out)
+        assert result.exit_code == 0, result.output
+        assert f"{tmp_path / out}/result.md" in result.stdout
+        assert (tmp_path / out / "result.md").exists()
+        return result.stdout
+
+    common = ("--student", student, "--root", nuscenes, "--epochs", 2, "--warmup-epochs", 1)
+    assert "mIoU" in evaluate("finetune", *common, "--batch-size", 2, out="finetune")
+    scored = ("--model", tmp_path / "finetune/model.safetensors", "--root", nuscenes)
+    assert (
+        evaluate("score", *scored, out="score").splitlines()[:16]
+        == evaluate("score", *scored, out="b").splitlines()[:16]
+    )
+    evaluate("probe", *common, "--fast", "--classes", "semantic_kitti_10", out="source")
+    source = tmp_path / "source/model.safetensors"
+    assert "driveable_surface" in evaluate("transfer", "--model", source, "--root", kitti, out="transfer")
+    for split in ("train", "val"):
+        assert scalr(
+            "extract", *TINY_TEACHER, "--root", nuscenes, "--split", split, "--out", tmp_path / "s.zarr"
+        ).exit_code == 0  # fmt: skip
+    evaluate("teacher", "--cache", tmp_path / "s.zarr", "--root", nuscenes, "--epochs", 3, out="teacher")
+    report = scalr("evaluate", "report", *(tmp_path / name for name in ("finetune", "score", "transfer", "teacher")))
+    assert report.exit_code == 0, report.output
+    assert "| ScaLR, published | 78.40 |" in report.stdout
+    assert "epochs 2 instead of 25" in report.stdout
 
 
 def test_extracting_again_does_nothing_and_says_so(synthetic_world, tmp_path):
