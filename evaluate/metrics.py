@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from ..extract.datasets.labels import IGNORE_LABEL
 
 RESAMPLES = 1000  # of the bootstrap
+
+# The classes that a mIoU is the mean of: those with labels or predictions, as in the official code of ScaLR, or those
+# with labels, as in SALUDA's.
+MeanOver = Literal["present or predicted", "present"]
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -38,10 +44,20 @@ def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.full(intersection.shape, np.nan), where=union > 0)
 
 
-def mean_iou(confusion: np.ndarray) -> float:
-    """Mean over the classes that are present or predicted, as in the official code (np.nanmean); NaN without any."""
+def mean_iou(confusion: np.ndarray, over: MeanOver = "present or predicted") -> np.ndarray:
+    """Mean of the IoU of classes.
+
+    Args:
+        confusion: (..., num_classes, num_classes) counts or weighted counts.
+
+    Returns:
+        (...,) float64; NaN where there is no class to take the mean of.
+    """
     iou = intersection_over_union(confusion)
-    return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
+    counted = np.isfinite(iou) if over == "present or predicted" else confusion.sum(axis=-1) > 0
+    number = counted.sum(axis=-1)
+    total = np.where(counted, iou, 0.0).sum(axis=-1)
+    return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
 
 
 def accuracy(confusion: np.ndarray) -> float:
@@ -50,7 +66,9 @@ def accuracy(confusion: np.ndarray) -> float:
     return float(np.trace(confusion) / total) if total else float("nan")
 
 
-def bootstrap_interval(confusions: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
+def bootstrap_interval(
+    confusions: np.ndarray, over: MeanOver = "present or predicted", seed: int = 0
+) -> tuple[float, float] | None:
     """The 95 % interval of the mIoU under drawing the scenes anew, with replacement (percentile bootstrap).
 
     Args:
@@ -64,6 +82,5 @@ def bootstrap_interval(confusions: np.ndarray, seed: int = 0) -> tuple[float, fl
         return None
     scenes = len(confusions)
     draws = np.random.default_rng(seed).multinomial(scenes, np.full(scenes, 1 / scenes), size=RESAMPLES)
-    iou = intersection_over_union(np.tensordot(draws, confusions, axes=1))
-    low, high = np.percentile(np.nanmean(iou, axis=1), [2.5, 97.5])
+    low, high = np.nanpercentile(mean_iou(np.tensordot(draws, confusions, axes=1), over), [2.5, 97.5])
     return float(low), float(high)

@@ -74,7 +74,7 @@ def scoring_protocol(scores: Scores, dataset: Dataset, inputs: InputConfig, max_
         "frames_sha256": scores.frames_sha256,
         "classes": len(scores.class_names),
         "ignored_label": IGNORE_LABEL,
-        "mean_over": "classes that are present or predicted",
+        "mean_over": f"classes that are {scores.mean_over}",
         "scored_points": "every labelled raw point, also outside the field of view, by its nearest kept point"
         if max_range_m is None
         else f"labelled raw points nearer than {max_range_m:g} m; those farther are removed before inference",

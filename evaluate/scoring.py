@@ -16,7 +16,7 @@ from ..extract.datasets.frame import Dataset, Frame
 from ..extract.plan import frames_digest
 from ..progress import progress
 from .labelled_scans import EvaluationScan, EvaluationScans
-from .metrics import accuracy, bootstrap_interval, confusion_matrix, intersection_over_union, mean_iou
+from .metrics import MeanOver, accuracy, bootstrap_interval, confusion_matrix, intersection_over_union, mean_iou
 
 SCENE_FRAMES = 100  # a longer sequence counts as several scenes, as SemanticKITTI's only validation sequence does
 
@@ -33,6 +33,7 @@ class Scores:
     confusions: np.ndarray = field(repr=False)  # (scenes, classes, classes) int64, rows are labels
     num_frames: int
     frames_sha256: str  # of the frames' tokens, in order
+    mean_over: MeanOver = "present or predicted"
 
     @property
     def confusion(self) -> np.ndarray:
@@ -46,7 +47,7 @@ class Scores:
 
     @property
     def miou(self) -> float:
-        return mean_iou(self.confusion)
+        return float(mean_iou(self.confusion, self.mean_over))
 
     @property
     def accuracy(self) -> float:
@@ -55,7 +56,7 @@ class Scores:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the mIoU, by bootstrap over scenes; None for a single one."""
-        return bootstrap_interval(self.confusions)
+        return bootstrap_interval(self.confusions, self.mean_over)
 
 
 def score(

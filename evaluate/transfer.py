@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -68,6 +68,7 @@ def _transfer(config: TransferConfig, device: torch.device) -> Scores:
     require_classes(model, dataset, config.model)
     inputs = model.student.input_config
     scores = score(model.student.to(device), dataset, device, max_range_m=max_range_m, workers=config.workers)
+    scores = replace(scores, mean_over="present")
     if process_index() == 0:
         trained = model.provenance.get("finetuning") or model.provenance.get("probing") or {}
         card = card_of_scores(

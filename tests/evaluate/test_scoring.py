@@ -58,6 +58,12 @@ def test_the_interval_is_that_of_scenes_drawn_anew():
     assert bootstrap_interval(confusions[:1]) is None
 
 
+def test_a_class_that_is_predicted_but_absent_counts_or_not():
+    confusion = np.array([[6, 0, 2], [0, 2, 0], [0, 0, 0]])
+    assert mean_iou(confusion) == pytest.approx((6 / 8 + 1 + 0) / 3)
+    assert mean_iou(confusion, "present") == pytest.approx((6 / 8 + 1) / 2)
+
+
 def test_nothing_to_score_is_not_a_number():
     nothing = np.zeros((3, 3), dtype=np.int64)
     assert np.isnan(mean_iou(nothing))
