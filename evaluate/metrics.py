@@ -57,7 +57,7 @@ def mean_iou(confusion: np.ndarray, over: MeanOver = "present or predicted") -> 
     counted = np.isfinite(iou) if over == "present or predicted" else confusion.sum(axis=-1) > 0
     number = counted.sum(axis=-1)
     total = np.where(counted, iou, 0.0).sum(axis=-1)
-    return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)
+    return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)[()]  # a scalar for one matrix
 
 
 def accuracy(confusion: np.ndarray) -> float:
