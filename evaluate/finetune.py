@@ -18,11 +18,19 @@ from ..distill.training import Precision
 from ..distill.waffleiron import Student
 from ..extract.datasets import open_dataset
 from .class_sets import with_classes
-from .model import file_identity, save_model, with_class_head
-from .result import card_of_scores, scoring_protocol, teacher_summary, training_frames, write_result
+from .model import MODEL, file_identity, save_model, with_class_head
+from .result import (
+    card_of_scores,
+    read_result,
+    scores_of,
+    scoring_protocol,
+    teacher_summary,
+    training_frames,
+    write_result,
+)
 from .schedules import Labels, Recipe, Schedule, changed, check_choice, finetuning
 from .scoring import Scores, score
-from .supervision import CHECKPOINT, SupervisedObjective, require_new, train_on_labels, training_config
+from .supervision import CHECKPOINT, SupervisedObjective, is_finished, train_on_labels, training_config
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +85,10 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """Scores over every labelled raw point of the validation split, the losses of the training, the model's file."""
+    """Scores over every labelled raw point of the validation split, the losses of the training, the model's file.
+
+    A run that was finished before has no losses.
+    """
 
     scores: Scores
     losses: list[float] = field(repr=False)
@@ -94,7 +105,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         StoppedError: by a signal; the checkpoint is written.
         ScalrError: what is wrong with the student, the dataset or the output folder.
     """
-    require_new(config.out, resume=config.resume)
+    if is_finished(config.out, resume=config.resume):
+        logger.info("%s: finished already", config.out)
+        return FinetuneResult(scores_of(read_result(config.out)), [], config.out / MODEL)
     with joined_processes(config.device) as device:
         return _finetune(config, device)
 
@@ -138,7 +151,7 @@ def _finetune(config: FinetuneConfig, device: torch.device) -> FinetuneResult:
         learning_rate_scale=layer_scale(schedule.layer_decay, model.config.depth),
     )
     scores = score(model.eval(), validation_set, device, workers=config.workers)
-    path = config.out / "model.safetensors"
+    path = config.out / MODEL
     if process_index() == 0:
         save_model(model, path, training_set.class_names, {**provenance, "finetuning": protocol})
         card = card_of_scores(

@@ -13,6 +13,7 @@ from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets.frame import Dataset
 
+MODEL = "model.safetensors"  # in the folder of a probing or finetuning
 HEAD = "classif."  # what of a student's tensors is its head
 
 

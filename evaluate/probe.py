@@ -23,12 +23,20 @@ from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
 from .class_sets import with_classes
 from .labelled_scans import EvaluationScans
-from .model import file_identity, save_model, with_class_head
-from .result import card_of_scores, scoring_protocol, teacher_summary, training_frames, write_result
+from .model import MODEL, file_identity, save_model, with_class_head
+from .result import (
+    card_of_scores,
+    read_result,
+    scores_of,
+    scoring_protocol,
+    teacher_summary,
+    training_frames,
+    write_result,
+)
 from .schedules import Recipe, Schedule, changed, check_choice, probing
 from .scoring import Scores, score, tokens_of
 from .segmentation_losses import segmentation_loss
-from .supervision import CHECKPOINT, SupervisedObjective, require_new, train_on_labels, training_config
+from .supervision import CHECKPOINT, SupervisedObjective, is_finished, train_on_labels, training_config
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +78,10 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Scores over every labelled raw point of the validation split, the losses of the head's training, its file."""
+    """Scores over every labelled raw point of the validation split, the losses of the head's training, its file.
+
+    A run that was finished before has no losses.
+    """
 
     scores: Scores
     losses: list[float] = field(repr=False)
@@ -130,7 +141,9 @@ def probe(config: ProbeConfig) -> ProbeResult:
         StoppedError: by a signal; the checkpoint is written.
         ScalrError: what is wrong with the student, the dataset or the output folder.
     """
-    require_new(config.out, resume=config.resume)
+    if is_finished(config.out, resume=config.resume):
+        logger.info("%s: finished already", config.out)
+        return ProbeResult(scores_of(read_result(config.out)), [], config.out / MODEL)
     with joined_processes(config.device) as device:
         if config.fast and num_processes() > 1:
             raise StudentError("fast probing is for one process", where="--fast", fix="Start it without torchrun.")
@@ -168,7 +181,7 @@ def _probe(config: ProbeConfig, device: torch.device) -> ProbeResult:
             resume=checkpoints.path.exists(),
         )
     scores = score(model.eval(), validation_set, device, workers=config.workers)
-    path = config.out / "model.safetensors"
+    path = config.out / MODEL
     if process_index() == 0:
         save_model(model, path, training_set.class_names, {**provenance, "probing": protocol})
         card = card_of_scores(

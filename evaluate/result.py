@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..checkpoint_files import written_aside
 from ..distill.inputs import InputConfig
 from ..errors import StudentError
@@ -60,8 +62,22 @@ def card_of_scores(scores: Scores, **rest: Any) -> ResultCard:
             "accuracy": scores.accuracy,
             "iou": {name: None if math.isnan(value) else value for name, value in iou.items()},
             "confusion": scores.confusion.tolist(),
+            "scenes": dict(zip(scores.scenes, scores.confusions.tolist(), strict=True)),
         },
         **rest,
+    )
+
+
+def scores_of(result: Mapping[str, Any]) -> Scores:
+    """The scores that a card of scores was written for."""
+    protocol = result["protocol"]
+    return Scores(
+        class_names=tuple(result["iou"]),
+        scenes=tuple(result["scenes"]),
+        confusions=np.array(list(result["scenes"].values())),
+        num_frames=protocol["frames"],
+        frames_sha256=protocol["frames_sha256"],
+        mean_over=protocol["mean_over"],
     )
 
 
@@ -74,7 +90,7 @@ def scoring_protocol(scores: Scores, dataset: Dataset, inputs: InputConfig, max_
         "frames_sha256": scores.frames_sha256,
         "classes": len(scores.class_names),
         "ignored_label": IGNORE_LABEL,
-        "mean_over": f"classes that are {scores.mean_over}",
+        "mean_over": scores.mean_over,
         "scored_points": "every labelled raw point, also outside the field of view, by its nearest kept point"
         if max_range_m is None
         else f"labelled raw points nearer than {max_range_m:g} m; those farther are removed before inference",
@@ -123,7 +139,7 @@ def write_result(card: ResultCard, out: Path) -> None:
         raise StudentError(
             f"the folder cannot be made ({error.strerror})", where=out, fix="Choose another --out."
         ) from None
-    for name, text in (("result.md", _as_markdown(card)), ("result.json", json.dumps(values, indent=1))):
+    for name, text in (("result.md", _as_markdown(card)), ("result.json", json.dumps(values))):
         with written_aside(out / name, StudentError) as temporary:
             temporary.write_text(text + "\n")
 

@@ -44,7 +44,7 @@ def score_model(config: ScoreConfig) -> Scores | None:
     Raises:
         ScalrError: what is wrong with the model, the dataset or the output folder.
     """
-    require_new(config.out, resume=False)
+    require_new(config.out)
     with joined_processes(config.device) as device:
         return _score(config, device)
 

@@ -99,12 +99,23 @@ def train_on_labels(
         ).losses
 
 
-def require_new(out: Path, *, resume: bool) -> None:
-    """Refuse a folder in which a run was finished, or was interrupted and shall not go on.
+def is_finished(out: Path, *, resume: bool) -> bool:
+    """Whether a run that is started again has its result already.
 
     Raises:
-        StudentError: what is there.
+        StudentError: a result, or an interrupted run, is there, and `resume` does not say that it is wanted.
     """
     for name, what in (("result.json", "a result is there already"), (CHECKPOINT, "an interrupted run is here")):
         if (out / name).exists() and not resume:
             raise StudentError(what, where=out, fix="Go on with --resume, or choose another --out.")
+    return (out / "result.json").exists()
+
+
+def require_new(out: Path) -> None:
+    """Refuse a folder that has a result.
+
+    Raises:
+        StudentError: it has.
+    """
+    if (out / "result.json").exists():
+        raise StudentError("a result is there already", where=out, fix="Choose another --out.")

@@ -130,7 +130,7 @@ def probe_teacher(config: TeacherProbeConfig) -> Scores:
     Raises:
         ScalrError: what is wrong with a store, the dataset or the output folder.
     """
-    require_new(config.out, resume=False)
+    require_new(config.out)
     device = resolve_device(config.device)
     store = open_store(config.cache)
     val_store = store if config.val_cache is None else open_store(config.val_cache)
@@ -177,6 +177,7 @@ def probe_teacher(config: TeacherProbeConfig) -> Scores:
             "pairs_of_a_view": PAIRS_OF_A_VIEW,
             "schedule": asdict(schedule),
             "seed": config.seed,
+            "mean_over": scores.mean_over,
             "frames": scores.num_frames,
             "frames_sha256": scores.frames_sha256,
         },

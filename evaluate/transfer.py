@@ -50,7 +50,7 @@ def transfer(config: TransferConfig) -> Scores:
         raise StudentError(
             f"no conventions for {config.dataset}", where="--dataset", fix=f"Use {' or '.join(TARGETS)}."
         )
-    require_new(config.out, resume=False)
+    require_new(config.out)
     with joined_processes(config.device) as device:
         return _transfer(config, device)
 

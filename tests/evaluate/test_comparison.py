@@ -8,8 +8,10 @@ import pytest
 from scalr.errors import StudentError
 from scalr.evaluate.comparison import compare
 from scalr.evaluate.published import PUBLISHED
-from scalr.evaluate.result import ResultCard, card_of_scores, read_result, write_result
+from scalr.evaluate.result import ResultCard, card_of_scores, read_result, scores_of, write_result
 from scalr.evaluate.scoring import Scores
+
+PROTOCOL = {"frames": 40, "frames_sha256": "0" * 64, "mean_over": "present or predicted"}
 
 
 def some_scores(seed: int) -> Scores:
@@ -19,7 +21,7 @@ def some_scores(seed: int) -> Scores:
 
 def write(folder, seed: int = 0, **rest) -> Scores:
     scores = some_scores(seed)
-    write_result(card_of_scores(scores, title="Linear probing", protocol={}, provenance={}, **rest), folder)
+    write_result(card_of_scores(scores, title="Linear probing", protocol=PROTOCOL, provenance={}, **rest), folder)
     return scores
 
 
@@ -30,6 +32,8 @@ def test_a_card_says_what_the_scores_are(tmp_path):
     assert result["interval_95"] == list(scores.interval)
     assert result["iou"]["road"] == scores.iou[1]
     assert result["confusion"] == scores.confusion.tolist()
+    np.testing.assert_array_equal(scores_of(result).confusions, scores.confusions)
+    assert scores_of(result).interval == scores.interval
     text = (tmp_path / "run/result.md").read_text()
     assert f"| mIoU | {100 * scores.miou:.2f} % |" in text
     assert f"| car | {100 * scores.iou[0]:.2f} % |" in text

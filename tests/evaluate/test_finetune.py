@@ -55,6 +55,9 @@ def test_the_whole_model_is_trained_and_scored(config):
         assert word in text
     with pytest.raises(StudentError, match="a result is there already"):
         finetune(config)
+    again = finetune(replace(config, resume=True))  # as a batch job that is started once too often
+    assert (again.losses, again.model) == ([], result.model)
+    assert (again.scores.interval, again.scores.iou[3]) == (result.scores.interval, result.scores.iou[3])
 
 
 def test_from_scratch_does_not_see_the_student(config, tmp_path):
