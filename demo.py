@@ -19,7 +19,8 @@ from .distill.recipes import load_recipe, recipe_values
 from .distill.run import DistillConfig, distill, new_student, with_head_for
 from .errors import ScalrError
 from .evaluate import report
-from .evaluate.probe import ProbeConfig, ProbeResult, probe
+from .evaluate.probe import ProbeConfig, probe
+from .evaluate.supervision import SupervisedResult
 from .extract.datasets import open_dataset
 from .extract.datasets.files import read_image
 from .extract.datasets.synthetic import write_world
@@ -39,8 +40,8 @@ class DemoResult:
     """Both probes, and the page that shows them."""
 
     report: Path
-    distilled: ProbeResult
-    undistilled: ProbeResult
+    distilled: SupervisedResult
+    undistilled: SupervisedResult
 
 
 @dataclass

@@ -3,89 +3,75 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..distill.checkpoint import load_student, student_provenance
 from ..distill.inputs import inputs_for
 from ..distill.interruption import Checkpoints
-from ..distill.processes import joined_processes, num_processes, process_index
+from ..distill.processes import num_processes
 from ..distill.training import Batch, Observer, TrainingConfig, train
 from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
-from .class_sets import with_classes
 from .labelled_scans import EvaluationScans
-from .model import MODEL, file_identity, save_model, with_class_head
-from .result import (
-    card_of_scores,
-    read_result,
-    scores_of,
-    scoring_protocol,
-    teacher_summary,
-    training_frames,
-    write_result,
-)
-from .schedules import Recipe, Schedule, changed, check_choice, probing
-from .scoring import Scores, score, tokens_of
+from .model import with_class_head
+from .schedules import Schedule, probing
+from .scoring import score, tokens_of
 from .segmentation_losses import segmentation_loss
-from .supervision import CHECKPOINT, SupervisedObjective, is_finished, train_on_labels, training_config
-
-logger = logging.getLogger(__name__)
+from .supervision import SupervisedObjective, SupervisedResult, SupervisionConfig, learn, train_on_scans
 
 FAST_BATCH_POINTS = 8192  # of a batch of `fast` probing, drawn from all scans
 FAST = "fast: features computed once, of first points of voxels, without augmentation; batches of points of all scans"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
-    """One linear probing; the fields are the options of `scalr evaluate probe`. None takes the official value."""
+class ProbeConfig(SupervisionConfig):
+    """One linear probing; the fields are the options of `scalr evaluate probe`."""
 
-    student: Path
-    root: Path
-    out: Path
-    dataset: str = "nuscenes"
-    train_split: str = "train"
-    val_split: str = "val"
-    classes: str | None = None  # of domain generalisation, in place of the dataset's own
+    verb: ClassVar[str] = "probing"
+
     fast: bool = False  # fit the head on features computed once, instead of on augmented scans
-    recipe: Recipe = "scalr"
-    epochs: int | None = None
-    warmup_epochs: float | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    resume: bool = False
-    checkpoint_minutes: float = 10.0
-    workers: int = 0
-    seed: int = 0
-    device: str = "auto"
 
-    def __post_init__(self) -> None:
-        check_choice("recipe", self.recipe, Recipe)
+    title: ClassVar[str] = "Linear probing"
 
-    def schedule(self) -> tuple[Schedule, list[str]]:
-        """The schedule, and what of it is not the official one."""
-        names = ("epochs", "warmup_epochs", "batch_size", "learning_rate")
-        return changed(probing(self.recipe, self.dataset), {name: getattr(self, name) for name in names})
+    @property
+    def setting(self) -> str:
+        return f"probe {self.dataset}"
 
+    @property
+    def choices(self) -> dict[str, str]:
+        return {"features": FAST if self.fast else "of augmented scans, anew each epoch"}
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """Scores over every labelled raw point of the validation split, the losses of the head's training, its file.
+    @property
+    def official_schedule(self) -> Schedule:
+        return probing(self.recipe, self.dataset)
 
-    A run that was finished before has no losses.
-    """
+    def departures(self) -> list[str]:
+        return [*super().departures(), *([FAST] if self.fast else [])]
 
-    scores: Scores
-    losses: list[float] = field(repr=False)
-    model: Path
+    def new_model(self, student: Student, num_classes: int) -> Student:
+        return with_class_head(student, num_classes, inputs_for(self.dataset, student.input_config))
+
+    def fit(
+        self,
+        model: Student,
+        dataset: Dataset,
+        training: TrainingConfig,
+        device: torch.device,
+        checkpoints: Checkpoints,
+    ) -> list[float]:
+        if not self.fast:
+            return train_on_scans(SupervisedObjective(model, frozen=True), dataset, training, device, checkpoints)
+        if num_processes() > 1:
+            raise StudentError("fast probing is for one process", where="--fast", fix="Start it without torchrun.")
+        return train_on_features(model, dataset, training, device, self.out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,70 +117,9 @@ class HeadObjective(nn.Module):
         return segmentation_loss(self.head(batch.tokens), batch.labels), None
 
 
-def probe(config: ProbeConfig) -> ProbeResult:
-    """Train BatchNorm + a zero-initialised linear layer on a frozen student, and score it on the validation split.
-
-    Writes `log.csv`, `model.safetensors`, `result.md` and `result.json` into `config.out`. Where torchrun has started
-    several processes, all call this.
-
-    Raises:
-        StoppedError: by a signal; the checkpoint is written.
-        ScalrError: what is wrong with the student, the dataset or the output folder.
-    """
-    if is_finished(config.out, resume=config.resume):
-        logger.info("%s: finished already", config.out)
-        return ProbeResult(scores_of(read_result(config.out)), [], config.out / MODEL)
-    with joined_processes(config.device) as device:
-        if config.fast and num_processes() > 1:
-            raise StudentError("fast probing is for one process", where="--fast", fix="Start it without torchrun.")
-        return _probe(config, device)
-
-
-def _probe(config: ProbeConfig, device: torch.device) -> ProbeResult:
-    student = load_student(config.student)
-    training_set, validation_set = (
-        with_classes(open_dataset(config.dataset, config.root, split, need="labels"), config.classes)
-        for split in (config.train_split, config.val_split)
-    )
-    logger.info("probing %s on %d frames", config.student, len(training_set.frames))
-    schedule, departures = config.schedule()
-    inputs = inputs_for(config.dataset, student.input_config)
-    model = with_class_head(student, len(training_set.class_names), inputs).to(device)
-    training = training_config(schedule, workers=config.workers, seed=config.seed)
-    protocol = {"schedule": asdict(schedule), "seed": config.seed, **training_frames(training_set)}
-    protocol["features"] = FAST if config.fast else "of augmented scans, anew each epoch"
-    provenance = {"student": file_identity(config.student), "distillation": student_provenance(config.student)}
-    if config.fast:
-        losses = train_on_features(model, training_set, training, device, config.out)
-    else:
-        checkpoints = Checkpoints(
-            config.out / CHECKPOINT, config.checkpoint_minutes, {"probing": protocol | provenance["student"]}
-        )
-        losses = train_on_labels(
-            SupervisedObjective(model, frozen=True),
-            training_set,
-            training,
-            device,
-            description="probe",
-            log_folder=config.out,
-            checkpoints=checkpoints,
-            resume=checkpoints.path.exists(),
-        )
-    scores = score(model.eval(), validation_set, device, workers=config.workers)
-    path = config.out / MODEL
-    if process_index() == 0:
-        save_model(model, path, training_set.class_names, {**provenance, "probing": protocol})
-        card = card_of_scores(
-            scores,
-            title=f"Linear probing on {training_set.name}",
-            setting=f"probe {config.dataset}" if config.classes is None else None,
-            departures=[*departures, *_unofficial_splits(config), *([FAST] if config.fast else [])],
-            protocol={**scoring_protocol(scores, validation_set, inputs), **protocol},
-            provenance={**provenance, "teachers": teacher_summary(provenance["distillation"])},
-        )
-        write_result(card, config.out)
-        (config.out / CHECKPOINT).unlink(missing_ok=True)
-    return ProbeResult(scores, losses, path)
+def probe(config: ProbeConfig) -> SupervisedResult:
+    """Train BatchNorm + a zero-initialised linear layer on a frozen student, and score it: see `supervision.learn`."""
+    return learn(config)
 
 
 class QuickProbe:
@@ -257,8 +182,3 @@ def _some_frames(dataset: Dataset, count: int) -> Dataset:
     count = min(count, len(dataset.frames))
     dataset.frames = [dataset.frames[n * len(dataset.frames) // count] for n in range(count)]
     return dataset
-
-
-def _unofficial_splits(config: ProbeConfig) -> list[str]:
-    wanted = {"trained": (config.train_split, "train"), "scored": (config.val_split, "val")}
-    return [f"{what} on split {split}" for what, (split, official) in wanted.items() if split != official]

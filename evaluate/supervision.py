@@ -1,24 +1,188 @@
-"""Training on labels: a head on a frozen backbone, or a whole model."""
+"""Learning from labels: what probing and finetuning have in common, from a student to a model with a result card."""
 
 from __future__ import annotations
 
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
 
+from ..distill.checkpoint import load_student, student_provenance
 from ..distill.interruption import Checkpoints
+from ..distill.processes import joined_processes, process_index
 from ..distill.sampling import EpochLoader
 from ..distill.training import Observer, TrainingConfig, train
 from ..distill.waffleiron import Student
 from ..errors import StudentError
+from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
+from .class_sets import with_classes
 from .labelled_scans import AugmentedScans, LabelledBatch, LabelledCollate
-from .schedules import Schedule
+from .model import MODEL, file_identity, save_model
+from .result import (
+    card_of_scores,
+    read_result,
+    scores_of,
+    scoring_protocol,
+    teacher_summary,
+    training_frames,
+    write_result,
+)
+from .schedules import Recipe, Schedule, changed, check_choice
+from .scoring import Scores, score
 from .segmentation_losses import segmentation_loss
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisionConfig(ABC):
+    """One training on labels; the fields are options of the command line. None takes the official value."""
+
+    verb: ClassVar[str]
+    of_schedule: ClassVar[tuple[str, ...]] = ("epochs", "warmup_epochs", "batch_size", "learning_rate")
+
+    student: Path
+    root: Path
+    out: Path
+    dataset: str = "nuscenes"
+    train_split: str = "train"
+    val_split: str = "val"
+    classes: str | None = None  # of domain generalisation, in place of the dataset's own
+    recipe: Recipe = "scalr"
+    epochs: int | None = None
+    warmup_epochs: float | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    resume: bool = False
+    checkpoint_minutes: float = 10.0
+    workers: int = 0
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("recipe", self.recipe, Recipe)
+
+    @property
+    def labelled_split(self) -> str:
+        """Whose labels are learnt from."""
+        return self.train_split
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What is measured, for people."""
+
+    @property
+    @abstractmethod
+    def setting(self) -> str:
+        """Its name among the published figures, with the dataset's own classes."""
+
+    @property
+    @abstractmethod
+    def choices(self) -> dict[str, str]:
+        """What else changes the figures, for the result card."""
+
+    @property
+    @abstractmethod
+    def official_schedule(self) -> Schedule: ...
+
+    @abstractmethod
+    def new_model(self, student: Student, num_classes: int) -> Student:
+        """The student with a new head."""
+
+    @abstractmethod
+    def fit(
+        self,
+        model: Student,
+        dataset: Dataset,
+        training: TrainingConfig,
+        device: torch.device,
+        checkpoints: Checkpoints,
+    ) -> list[float]:
+        """Train the model; the losses of the steps made now."""
+
+    def schedule(self) -> tuple[Schedule, list[str]]:
+        """The schedule, and what of it is not the official one."""
+        return changed(self.official_schedule, {name: getattr(self, name) for name in self.of_schedule})
+
+    def departures(self) -> list[str]:
+        """In what it is not as published."""
+        wanted = {"trained": (self.train_split, "train"), "scored": (self.val_split, "val")}
+        of_splits = [f"{what} on split {split}" for what, (split, official) in wanted.items() if split != official]
+        return [*self.schedule()[1], *of_splits]
+
+
+@dataclass(frozen=True)
+class SupervisedResult:
+    """Scores over every labelled raw point of the validation split, the losses of the training, the model's file.
+
+    A run that was finished before has no losses.
+    """
+
+    scores: Scores
+    losses: list[float] = field(repr=False)
+    model: Path
+
+
+def learn(config: SupervisionConfig) -> SupervisedResult:
+    """Train a model on labels, and score it on the validation split.
+
+    Writes `log.csv`, now and then `checkpoint.pt`, and, last, `model.safetensors`, `result.md` and `result.json` into
+    `config.out`. Where torchrun has started several processes, all call this.
+
+    Raises:
+        StoppedError: by a signal; the checkpoint is written.
+        ScalrError: what is wrong with the student, the dataset or the output folder.
+    """
+    if _is_finished(config.out, resume=config.resume):
+        logger.info("%s: finished already", config.out)
+        return SupervisedResult(scores_of(read_result(config.out)), [], config.out / MODEL)
+    with joined_processes(config.device) as device:
+        return _learn(config, device)
+
+
+def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
+    student = load_student(config.student)
+    training_set, validation_set = (
+        with_classes(open_dataset(config.dataset, config.root, split, need="labels"), config.classes)
+        for split in (config.labelled_split, config.val_split)
+    )
+    model = config.new_model(student, len(training_set.class_names)).to(device)
+    schedule, _ = config.schedule()
+    protocol = {
+        "schedule": asdict(schedule),
+        "seed": config.seed,
+        **config.choices,
+        **training_frames(training_set),
+    }
+    provenance = {"student": file_identity(config.student), "distillation": student_provenance(config.student)}
+    identity = {config.verb: protocol | provenance["student"]}
+    checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, identity)
+    logger.info("%s %s on %d frames", config.verb, config.student, len(training_set.frames))
+    training = training_config(schedule, workers=config.workers, seed=config.seed)
+    losses = config.fit(model, training_set, training, device, checkpoints)
+    scores = score(model.eval(), validation_set, device, workers=config.workers)
+    if process_index() == 0:
+        save_model(model, config.out / MODEL, training_set.class_names, {**provenance, config.verb: protocol})
+        card = card_of_scores(
+            scores,
+            title=f"{config.title} on {training_set.name}",
+            setting=config.setting if config.classes is None else None,
+            departures=config.departures(),
+            protocol={**scoring_protocol(scores, validation_set, model.input_config), **protocol},
+            provenance={**provenance, "teachers": teacher_summary(provenance["distillation"])},
+        )
+        write_result(card, config.out)
+        checkpoints.remove()
+    return SupervisedResult(scores, losses, config.out / MODEL)
 
 
 class SupervisedObjective(nn.Module):
@@ -55,19 +219,15 @@ def training_config(schedule: Schedule, *, workers: int, seed: int) -> TrainingC
     )
 
 
-def train_on_labels(
+def train_on_scans(
     objective: SupervisedObjective,
     dataset: Dataset,
     training: TrainingConfig,
     device: torch.device,
-    *,
-    description: str,
-    log_folder: Path,
     checkpoints: Checkpoints,
-    resume: bool,
     learning_rate_scale: Callable[[str], float] = lambda name: 1.0,
 ) -> list[float]:
-    """Train on augmented scans; losses of the steps made now.
+    """Train on augmented scans, from the checkpoint on where there is one; losses of the steps made now.
 
     Args:
         learning_rate_scale: of a parameter of the objective, by its name.
@@ -91,24 +251,12 @@ def train_on_labels(
             training,
             steps_per_epoch=loader.num_steps,
             device=device,
-            description=description,
-            observer=Observer(folder=log_folder),
+            description="probe" if objective.frozen else "finetune",
+            observer=Observer(folder=checkpoints.path.parent),
             checkpoints=checkpoints,
-            resume=resume,
+            resume=checkpoints.path.exists(),
             learning_rate_scale=learning_rate_scale,
         ).losses
-
-
-def is_finished(out: Path, *, resume: bool) -> bool:
-    """Whether a run that is started again has its result already.
-
-    Raises:
-        StudentError: a result, or an interrupted run, is there, and `resume` does not say that it is wanted.
-    """
-    for name, what in (("result.json", "a result is there already"), (CHECKPOINT, "an interrupted run is here")):
-        if (out / name).exists() and not resume:
-            raise StudentError(what, where=out, fix="Go on with --resume, or choose another --out.")
-    return (out / "result.json").exists()
 
 
 def require_new(out: Path) -> None:
@@ -119,3 +267,15 @@ def require_new(out: Path) -> None:
     """
     if (out / "result.json").exists():
         raise StudentError("a result is there already", where=out, fix="Choose another --out.")
+
+
+def _is_finished(out: Path, *, resume: bool) -> bool:
+    """Whether a run that is started again has its result already.
+
+    Raises:
+        StudentError: a result, or an interrupted run, is there, and `resume` does not say that it is wanted.
+    """
+    for name, what in (("result.json", "a result is there already"), (CHECKPOINT, "an interrupted run is here")):
+        if (out / name).exists() and not resume:
+            raise StudentError(what, where=out, fix="Go on with --resume, or choose another --out.")
+    return (out / "result.json").exists()

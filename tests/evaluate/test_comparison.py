@@ -7,6 +7,8 @@ import pytest
 
 from scalr.errors import StudentError
 from scalr.evaluate.comparison import compare
+from scalr.evaluate.finetune import FinetuneConfig
+from scalr.evaluate.probe import ProbeConfig
 from scalr.evaluate.published import PUBLISHED
 from scalr.evaluate.result import ResultCard, card_of_scores, read_result, scores_of, write_result
 from scalr.evaluate.scoring import Scores
@@ -73,12 +75,11 @@ def test_figures_that_are_not_shares_of_one_table_share_columns(tmp_path):
 
 def test_settings_of_the_verbs_are_published():
     """What the verbs write as their setting, where the papers have figures."""
-    from scalr.evaluate.finetune import FinetuneConfig, _setting
-
     base = {"student": "s", "root": "r", "out": "o"}
-    assert _setting(FinetuneConfig(**base, labels="1%")) in PUBLISHED
-    assert _setting(FinetuneConfig(**base, dataset="pandaset_gt")) in PUBLISHED
-    assert _setting(FinetuneConfig(**base, from_scratch=True)) in PUBLISHED
+    assert FinetuneConfig(**base, labels="1%").setting in PUBLISHED
+    assert ProbeConfig(**base, dataset="semantic_kitti").setting in PUBLISHED
+    assert FinetuneConfig(**base, dataset="pandaset_gt").setting in PUBLISHED
+    assert FinetuneConfig(**base, from_scratch=True).setting in PUBLISHED
 
 
 def test_a_folder_without_a_result_is_said(tmp_path):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from scalr.distill.checkpoint import save_student
+from scalr.distill.checkpoint import load_student, save_student
 from scalr.distill.waffleiron import Student, WaffleIronConfig, probe_head
 from scalr.errors import DatasetError
-from scalr.evaluate import probe as probing
+from scalr.evaluate import supervision
 from scalr.evaluate.model import load_model, with_class_head
 from scalr.evaluate.probe import ProbeConfig, QuickProbe, probe
 from scalr.evaluate.scoring import score
@@ -37,8 +37,8 @@ def test_every_labelled_point_is_scored_and_the_student_stays(
         students.append(real_load(path))
         return students[-1]
 
-    real_load = probing.load_student
-    monkeypatch.setattr(probing, "load_student", load)
+    real_load = supervision.load_student
+    monkeypatch.setattr(supervision, "load_student", load)
     config = ProbeConfig(
         student=student_file, root=synthetic_world, out=tmp_path, fast=fast, epochs=3, warmup_epochs=1, batch_size=2
     )
@@ -63,7 +63,7 @@ def test_every_labelled_point_is_scored_and_the_student_stays(
 
 def test_predictions_go_to_every_raw_point_by_the_nearest_kept_one(student_file, synthetic_world):
     """A head of random weights, against the same head on `Student.extract`."""
-    student = probing.load_student(student_file)
+    student = load_student(student_file)
     dataset = open_dataset("nuscenes", synthetic_world, "val")
     model = with_class_head(student, 16, student.input_config).eval()
     torch.manual_seed(1)
@@ -101,7 +101,7 @@ def test_a_world_without_lidarseg_is_said(student_file, synthetic_world, tmp_pat
 
 
 def test_a_quick_probe_leaves_the_student_in_training_as_it_is(student_file, synthetic_world):
-    student = probing.load_student(student_file).train()
+    student = load_student(student_file).train()
     before = {name: value.clone() for name, value in student.state_dict().items()}
     quick_probe = QuickProbe("nuscenes", synthetic_world, num_frames=1)
     assert [len(dataset.frames) for dataset in (quick_probe.training_set, quick_probe.validation_set)] == [1, 1]
