@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -46,10 +46,11 @@ def explained(path: Path, error: type[ScalrError], *, missing: str) -> Iterator[
 def written_aside(path: Path, error: type[ScalrError]) -> Iterator[Path]:
     """Yield a path to write to; what is there in the end is flushed to disk and renamed to `path`.
 
-    Whatever goes wrong in between, `path` is as it was, and nothing else is left behind.
+    Whatever goes wrong in between, `path` is as it was, and nothing else is left behind but its folder.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -59,7 +60,18 @@ def written_aside(path: Path, error: type[ScalrError]) -> Iterator[Path]:
             f"the file cannot be written ({first_line(problem)})", where=path, fix="Choose another path."
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file aside and rename it into place.
+
+    Raises:
+        ScalrError: it cannot be written.
+    """
+    with written_aside(path, ScalrError) as temporary:
+        temporary.write_bytes(data)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -544,6 +544,37 @@ def synth(out: Path, **options) -> None:
 
 
 @main.command()
+@choice_option("--dataset", ["nuscenes", "semantic_kitti"], "Clean dataset.")
+@click.option("--root", type=path, required=True, help="Its folder.")
+@click.option("--split", default="val", show_default=True, help="Split that is corrupted.")
+@click.option("--out", type=path, required=True, help="Folder for the corruptions.")
+@click.option("--corruption", "corruptions", multiple=True, help="Such as fog; repeatable.  [default: all eight]")
+@click.option("--severity", "severities", multiple=True, help="light, moderate, heavy; repeatable.  [default: all]")
+@click.option("--motion-blur-m", type=float, nargs=3, help="Its three strengths, where Robo3D does not publish them.")
+@click.option("--crosstalk-share", type=float, nargs=3, help="Likewise.")
+@workers_option
+@seed_option
+def corrupt(corruptions: tuple[str, ...], severities: tuple[str, ...], **options) -> None:
+    """Make corrupted copies of a validation set as Robo3D's, for 'scalr evaluate robustness'.
+
+    \b
+    scalr corrupt --root /data/nuscenes --out nuScenes-C
+
+    Scores on them are not comparable with published ones. Exit code 3 where a strength is not known.
+    """
+    from .evaluate.corrupted_copies import CorruptConfig
+    from .evaluate.corrupted_copies import corrupt as run
+
+    chosen = {"corruptions": corruptions, "severities": severities}
+    summary = run(CorruptConfig(**options, **{name: values for name, values in chosen.items() if values}))
+    click.echo(f"{len(summary.made)} copies in {options['out']}")
+    for copy, reason in summary.left_out.items():
+        click.echo(f"left out {copy}: {reason}", err=True)
+    if summary.left_out:
+        raise click.exceptions.Exit(3)
+
+
+@main.command()
 @click.option("--out", type=path, default="demo", show_default=True, help="Folder for everything the demo makes.")
 @seed_option
 def demo(out: Path, seed: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint_files import written_aside
+from ..checkpoint_files import write_bytes
 from ..distill.inputs import InputConfig
 from ..errors import StudentError
 from ..extract.datasets.frame import Dataset
@@ -120,7 +120,7 @@ def write_result(card: ResultCard, out: Path) -> None:
     """Write `result.md`, then `result.json`, whose presence says that the run is finished.
 
     Raises:
-        StudentError: `out` cannot be written to.
+        ScalrError: `out` cannot be written to.
     """
     values = {
         "format": FORMAT,
@@ -133,15 +133,8 @@ def write_result(card: ResultCard, out: Path) -> None:
         "protocol": dict(card.protocol),
         "provenance": dict(card.provenance),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StudentError(
-            f"the folder cannot be made ({error.strerror})", where=out, fix="Choose another --out."
-        ) from None
     for name, text in (("result.md", _as_markdown(card)), ("result.json", json.dumps(values))):
-        with written_aside(out / name, StudentError) as temporary:
-            temporary.write_text(text + "\n")
+        write_bytes(out / name, f"{text}\n".encode())
 
 
 def read_result(folder: Path) -> dict:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint_files import written_aside
-from ..errors import ScalrError, StudentError
+from ..checkpoint_files import write_bytes
+from ..errors import ScalrError
 from ..extract.datasets.frame import Dataset, Frame
 from ..extract.datasets.nuscenes_tables import lidar_tokens
 from .scoring import KeepPredictions
@@ -47,11 +47,11 @@ def writer_for(dataset: Dataset, folder: Path) -> KeepPredictions:
 def _nuscenes(dataset: Dataset, folder: Path) -> KeepPredictions:
     tokens = lidar_tokens(dataset.tables)
     meta = folder / dataset.split / "submission.json"
-    _write(meta, json.dumps({"meta": NUSCENES_META}).encode())
+    write_bytes(meta, json.dumps({"meta": NUSCENES_META}).encode())
 
     def keep(frame: Frame, predictions: np.ndarray) -> None:
         path = folder / "lidarseg" / dataset.split / f"{tokens[frame.scan]}_lidarseg.bin"
-        _write(path, (predictions.astype(np.uint8) + 1).tobytes())
+        write_bytes(path, (predictions.astype(np.uint8) + 1).tobytes())
 
     return keep
 
@@ -61,12 +61,6 @@ def _kitti(dataset: Dataset, folder: Path) -> KeepPredictions:
 
     def keep(frame: Frame, predictions: np.ndarray) -> None:
         path = folder / "sequences" / frame.scene / "predictions" / f"{Path(frame.scan).stem}.label"
-        _write(path, raw_of_class[predictions].tobytes())
+        write_bytes(path, raw_of_class[predictions].tobytes())
 
     return keep
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path, StudentError) as temporary:
-        temporary.write_bytes(data)

@@ -1,0 +1,167 @@
+"""Pictures of a scan whose points have colours: from above, in perspective, and teacher beside student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..extract.projection import Calibration, Visibility, project, rigid_transform
+
+# Blue low, red high; no step is so light or so dark that white or black paper swallows it.
+RAMP = LinearSegmentedColormap.from_list("similarity", ["#2b4fd6", "#1b9cc4", "#3fae54", "#dd9c1a", "#d3202a"])
+NO_CLASS = (0.58, 0.60, 0.63)  # also of points without a colour
+LOW_QUANTILE = 0.01  # a few odd points must not use up half of the colours
+
+VIEW_PX = (900, 1600)
+FOCAL_PX = 1250.0
+NEAREST_M = 0.5
+POINT_M = 0.09  # how wide a point is drawn in perspective, of the order of a voxel
+POINT_PX = (1.2, 12.0)
+DPI = 160
+
+
+def colour_range(similarity: np.ndarray) -> tuple[float, float]:
+    """Which similarities (N,) are the bluest and the reddest: the lowest hundredth, and the highest."""
+    return float(np.quantile(similarity, LOW_QUANTILE)), float(np.max(similarity))
+
+
+def similarity_colours(similarity: np.ndarray) -> np.ndarray:
+    """(N, 3) in 0..1, of (N,), by RAMP over its `colour_range`."""
+    return RAMP(Normalize(*colour_range(similarity), clip=True)(similarity))[:, :3]
+
+
+def class_colours(num_classes: int) -> np.ndarray:
+    """(num_classes, 3) in 0..1: the strong half of matplotlib's tab20 first, then the others, then again."""
+    palette = np.array([*matplotlib.colormaps["tab20"].colors[::2], *matplotlib.colormaps["tab20b"].colors])
+    return palette[np.arange(num_classes) % len(palette)]
+
+
+def viewpoint(focus: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eye and target (3,) [m] of the perspective view: behind the sensor and above it, towards `focus` (3,)."""
+    heading = np.array([*focus[:2], 0.0])
+    length = np.linalg.norm(heading)
+    heading = heading / length if length > 0 else np.array([1.0, 0.0, 0.0])
+    return -18 * heading + [0, 0, 14], 9 * heading + [0, 0, -2]
+
+
+def look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(4, 4) from the lidar frame to a camera (x right, y down, z forward) at `eye`, upright, looking at `target`."""
+    forward = (target - eye) / np.linalg.norm(target - eye)
+    right = np.cross(forward, [0.0, 0.0, 1.0])
+    right /= np.linalg.norm(right)
+    rotation = np.stack([right, np.cross(forward, right), forward])
+    return rigid_transform(rotation, -rotation @ eye)
+
+
+def top_view(points: np.ndarray, similarity: np.ndarray, marked: int | None, title: str) -> Figure:
+    """The scan from above, higher points over lower ones.
+
+    Args:
+        points: (N, 3 or more), x y z first [m].
+        similarity: (N,).
+        marked: row of the point to put a ring around.
+        title: plain text.
+    """
+    figure = Figure(figsize=(8.6, 8), layout="constrained")
+    axes = figure.add_subplot()
+    _draw_from_above(axes, points, similarity_colours(similarity), _reach(points))
+    axes.set(xlabel="x [m]", ylabel="y [m]")
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
+    if marked is not None:
+        _ring(axes, *points[marked, :2])
+    _bar(figure, axes, similarity)
+    return figure
+
+
+def perspective_view(points: np.ndarray, similarity: np.ndarray, focus: int, marked: int | None, title: str) -> Figure:
+    """The scan from behind and above the sensor, towards the point in row `focus`; else as in `top_view`."""
+    eye, target = viewpoint(points[focus, :3].astype(np.float64))
+    height, width = VIEW_PX
+    camera = Calibration(
+        cam_from_lidar=look_at(eye, target),
+        intrinsics=np.array([[FOCAL_PX, 0, width / 2], [0, FOCAL_PX, height / 2], [0, 0, 1]]),
+    )
+    seen = project(points, camera, VIEW_PX, Visibility(min_depth_m=NEAREST_M))
+    order = np.argsort(-seen.depth_m)  # near points over far ones
+    rows, pixel = seen.point_index[order], seen.pixel[order]
+    wide_px = np.clip(FOCAL_PX * POINT_M / seen.depth_m[order], *POINT_PX)
+    figure = Figure(figsize=(width / DPI, height / DPI + 0.8), layout="constrained")
+    axes = figure.add_subplot()
+    colours = similarity_colours(similarity)[rows]
+    axes.scatter(pixel[:, 1], pixel[:, 0], s=(wide_px * 72 / DPI) ** 2, c=colours, linewidths=0)
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
+    where = np.flatnonzero(rows == marked) if marked is not None else []
+    if len(where):
+        _ring(axes, pixel[where[0], 1], pixel[where[0], 0])
+    _bar(figure, axes, similarity)
+    return figure
+
+
+def side_by_side(
+    image: np.ndarray, pixel: np.ndarray, rows: np.ndarray, points: np.ndarray, colours: Mapping[str, np.ndarray]
+) -> Figure:
+    """One column for each set of colours: on an image above, on the scan from above below.
+
+    Args:
+        image: (H, W, 3) uint8.
+        pixel: (R, 2) row and column of the points that it sees.
+        rows: (R,) their rows in the scan.
+        points: (N, 3 or more), x y z first [m].
+        colours: by title, (N, 3) in 0..1, NaN for points without one.
+    """
+    height, width = image.shape[:2]
+    column_in = 6.4
+    ratios = [height / width, 1.0]
+    figure = Figure(figsize=(column_in * len(colours), column_in * sum(ratios) + 0.5), layout="constrained")
+    axes = figure.subplots(2, len(colours), squeeze=False, height_ratios=ratios)
+    faded = 255 - (255 - image.mean(axis=2, keepdims=True).repeat(3, axis=2)) * 0.45
+    for (above, below), (title, of_points) in zip(axes.T, colours.items(), strict=True):
+        above.imshow(faded.astype(np.uint8))
+        above.scatter(pixel[:, 1] + 0.5, pixel[:, 0] + 0.5, s=2.2, c=of_points[rows], linewidths=0)
+        above.set(xlim=(0, width), ylim=(height, 0))
+        above.set_axis_off()
+        above.set_title(title, fontsize=10, loc="left", parse_math=False)
+        _draw_from_above(below, points, of_points, _reach(points[rows]))
+        below.set_axis_off()
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def _draw_from_above(axes: Axes, points: np.ndarray, colours: np.ndarray, reach_m: float) -> None:
+    has_colour = ~np.isnan(colours).any(axis=1)
+    order = np.lexsort((points[:, 2], has_colour))
+    drawn = np.where(has_colour[:, None], colours, NO_CLASS)[order]
+    sizes = np.where(has_colour[order], 1.1, 0.3)
+    axes.scatter(*points[order, :2].T, s=sizes, c=drawn, linewidths=0)
+    axes.set(xlim=(-reach_m, reach_m), ylim=(-reach_m, reach_m), aspect="equal")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _reach(points: np.ndarray) -> float:
+    """What of a scan a picture shows [m]: its farthest points are few, and would make all others small."""
+    return 1.05 * float(np.quantile(np.abs(points[:, :2]).max(axis=1), 0.98))
+
+
+def _ring(axes: Axes, x: float, y: float) -> None:
+    for width, colour in ((4.0, "white"), (1.8, "black")):
+        axes.add_line(Line2D([x], [y], marker="o", ms=13, mfc="none", mec=colour, mew=width, zorder=3))
+
+
+def _bar(figure: Figure, axes: Axes, similarity: np.ndarray) -> None:
+    scale = matplotlib.cm.ScalarMappable(Normalize(*colour_range(similarity)), RAMP)
+    figure.colorbar(scale, ax=axes, label="cosine similarity", shrink=0.7)
