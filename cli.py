@@ -509,6 +509,34 @@ def teacher(out: Path, **options) -> None:
 
 
 @evaluate.command()
+@click.option("--student", type=path, required=True, help="student.safetensors of a distillation.")
+@dataset_option
+@root_option
+@click.option("--split", default="val", show_default=True, help="Split of the frame.")
+@click.option("--frame", help="Its token.  [default: the first]")
+@click.option("--point", type=int, help="Row of the point in the scan.  [default: one on a car]")
+@click.option("--class", "class_name", help="All points of a class instead, such as pedestrian.")
+@click.option("--cache", type=path, help="Store with the frame's targets: the teacher's colours, too.")
+@click.option("--teacher", help="Whose targets.  [default: the only one in the store]")
+@out_option("runs/similarity")
+@device_option
+def similarity(out: Path, **options) -> None:
+    """Colour a scan by the similarity of its points to one: pictures, and a page in which a click recolours all.
+
+    \b
+    scalr evaluate similarity --student runs/distill/student.safetensors --root /data/nuscenes --class car
+    """
+    from .evaluate.similarity import SimilarityConfig, similarity_maps
+
+    result = similarity_maps(SimilarityConfig(out=out, **options))
+    low, high = result.similarity_range
+    click.echo(f"{result.num_points:,} points compared with {result.query.text}: {low:.2f} to {high:.2f}")
+    for written in (result.top_view, result.perspective_view, result.page, result.pca):
+        if written is not None:
+            click.echo(f"  {written}")
+
+
+@evaluate.command()
 @click.argument("runs", type=path, nargs=-1, required=True)
 def report(runs: tuple[Path, ...]) -> None:
     """Put finished runs side by side, with the papers' figures for the same setting, as Markdown.
@@ -544,14 +572,14 @@ def synth(out: Path, **options) -> None:
 
 
 @main.command()
-@choice_option("--dataset", ["nuscenes", "semantic_kitti"], "Clean dataset.")
-@click.option("--root", type=path, required=True, help="Its folder.")
-@click.option("--split", default="val", show_default=True, help="Split that is corrupted.")
+@dataset_option
+@root_option
+@click.option("--split", default="val", show_default=True, help="Split that is corrupted; Robo3D's sets are of val.")
 @click.option("--out", type=path, required=True, help="Folder for the corruptions.")
 @click.option("--corruption", "corruptions", multiple=True, help="Such as fog; repeatable.  [default: all eight]")
 @click.option("--severity", "severities", multiple=True, help="light, moderate, heavy; repeatable.  [default: all]")
-@click.option("--motion-blur-m", type=float, nargs=3, help="Its three strengths, where Robo3D does not publish them.")
-@click.option("--crosstalk-share", type=float, nargs=3, help="Likewise.")
+@click.option("--motion-blur-m", type=float, nargs=3, help="Light, moderate, heavy [m]; nuScenes' are not published.")
+@click.option("--crosstalk-share", type=float, nargs=3, help="Likewise, of the points.")
 @workers_option
 @seed_option
 def corrupt(corruptions: tuple[str, ...], severities: tuple[str, ...], **options) -> None:
@@ -562,12 +590,12 @@ def corrupt(corruptions: tuple[str, ...], severities: tuple[str, ...], **options
 
     Scores on them are not comparable with published ones. Exit code 3 where a strength is not known.
     """
-    from .evaluate.corrupted_copies import CorruptConfig
-    from .evaluate.corrupted_copies import corrupt as run
+    from .evaluate.corrupt import CorruptConfig
+    from .evaluate.corrupt import corrupt as run
 
     chosen = {"corruptions": corruptions, "severities": severities}
     summary = run(CorruptConfig(**options, **{name: values for name, values in chosen.items() if values}))
-    click.echo(f"{len(summary.made)} copies in {options['out']}")
+    click.echo(f"{len(summary.written)} copies in {options['out']}, {summary.scans_made} scans made now")
     for copy, reason in summary.left_out.items():
         click.echo(f"left out {copy}: {reason}", err=True)
     if summary.left_out:

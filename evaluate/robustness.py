@@ -15,7 +15,7 @@ from ..extract.datasets import open_dataset
 from ..extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
 from ..extract.datasets.frame import Dataset
 from ..extract.datasets.nuscenes_c import NuScenesC
-from .corrupted_copies import NOT_COMPARABLE
+from .corrupt import NOT_COMPARABLE
 from .model import Model, load_model, require_classes
 from .result import ResultCard, card_of_scores, read_result, scoring_protocol, teacher_summary, write_result
 from .robo3d import BASELINE, corruption_errors, mean_over, resilience_rates

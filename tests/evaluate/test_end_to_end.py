@@ -12,7 +12,7 @@ import pytest
 from scalr.distill.checkpoint import save_student
 from scalr.distill.recipes import load_recipe, recipe_values
 from scalr.distill.run import DistillConfig, distill, new_student, with_head_for
-from scalr.evaluate.corrupted_copies import NOT_COMPARABLE, CorruptConfig, corrupt
+from scalr.evaluate.corrupt import NOT_COMPARABLE, CorruptConfig, corrupt
 from scalr.evaluate.finetune import FinetuneConfig, finetune
 from scalr.evaluate.probe import ProbeConfig, probe
 from scalr.evaluate.robustness import RobustnessConfig, robustness

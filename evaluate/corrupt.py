@@ -1,0 +1,296 @@
+"""Corrupted copies of a validation set in Robo3D's layout, for those who do not have its 300 GB.
+
+out/<corruption>/<severity>/…      as nuScenes-C and SemanticKITTI-C have it
+out/corruptions.json               what was made, with which seed and strengths
+out/v1.0-trainval                  for nuScenes, a link to the tables of the clean dataset
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoint_files import write_bytes
+from ..errors import DatasetError, ScalrError, did_you_mean
+from ..extract.datasets import open_dataset
+from ..extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
+from ..extract.datasets.frame import Dataset, Frame
+from ..progress import progress
+from .corruptions import BENCHMARKS, CORRUPT, Strength, levels_of
+from .corruptions.layout import LAYOUTS
+
+logger = logging.getLogger(__name__)
+
+OPTIONS = {"motion_blur": "--motion-blur-m", "crosstalk": "--crosstalk-share"}
+NOT_COMPARABLE = "Made by 'scalr corrupt' from clean scans: scores on it are not comparable with published ones."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptConfig:
+    """Which copies to make of what; the fields are the options of `scalr corrupt`.
+
+    `motion_blur_m` and `crosstalk_share` are light, moderate and heavy in place of the published values, which nuScenes
+    has for light only. Robo3D's sets, and the readers of this package, are of split val.
+    """
+
+    root: Path  # of the clean dataset
+    out: Path
+    dataset: str = "nuscenes"
+    split: str = "val"
+    corruptions: tuple[str, ...] = CORRUPTIONS
+    severities: tuple[str, ...] = SEVERITIES
+    motion_blur_m: tuple[float, ...] | None = None
+    crosstalk_share: tuple[float, ...] | None = None
+    seed: int = 0
+    workers: int = 0  # processes; 0 works in this one
+
+    def __post_init__(self) -> None:
+        _check_names("--dataset", (self.dataset,), tuple(BENCHMARKS))
+        _check_names("--corruption", self.corruptions, CORRUPTIONS)
+        _check_names("--severity", self.severities, SEVERITIES)
+        _check_levels("--motion-blur-m", self.motion_blur_m, math.inf)
+        _check_levels("--crosstalk-share", self.crosstalk_share, 1.0)
+        for option in ("seed", "workers"):
+            if getattr(self, option) < 0:
+                raise ScalrError(f"it is {getattr(self, option)}", where=f"--{option}", fix="Use 0 or more.")
+
+    def copies(self) -> list[Copy]:
+        """What is asked for, in the order of Robo3D's tables."""
+        levels = levels_of(BENCHMARKS[self.dataset], self.motion_blur_m, self.crosstalk_share)
+        return [
+            Copy(corruption, severity, strength)
+            for corruption in CORRUPTIONS
+            for severity, strength in zip(SEVERITIES, levels[corruption], strict=True)
+            if corruption in self.corruptions and severity in self.severities
+        ]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One corruption at one severity."""
+
+    corruption: str
+    severity: str
+    strength: Strength | None  # None: not published
+
+    @property
+    def folder(self) -> str:
+        return f"{self.corruption}/{self.severity}"
+
+
+@dataclass(frozen=True)
+class CorruptSummary:
+    """Folders that are whole now, those left out with the reason, and how many scans this run has made."""
+
+    written: tuple[str, ...]
+    left_out: dict[str, str]
+    scans_made: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The copies of a frame that are not there yet."""
+
+    frame: Frame
+    copies: tuple[Copy, ...]
+
+
+def corrupt(config: CorruptConfig) -> CorruptSummary:
+    """Make the copies of every frame of a split; those that are there already are not made again.
+
+    All that is random about a copy is drawn from (seed, corruption, severity, frame): neither the number of processes
+    nor what was made before changes it.
+
+    Raises:
+        ScalrError: what is wrong with the dataset or the output folder; what was written stays.
+    """
+    dataset = open_dataset(config.dataset, config.root, config.split, need="labels")
+    frames = _frames(dataset, config)
+    asked = config.copies()
+    copies = [copy for copy in asked if copy.strength is not None]
+    _write_manifest(config, copies)
+    if config.dataset == "nuscenes":
+        _link_tables(dataset.tables, config.out)
+    jobs = list(_jobs(config, frames, copies))
+    total, todo = len(frames) * len(copies), sum(len(job.copies) for job in jobs)
+    logger.info("%d of %d corrupted scans to make in %s", todo, total, config.out)
+    with progress(total, "corrupt", "scan", done=total - todo) as bar:
+        for made in _results(config, jobs):
+            bar.update(made)
+    left_out = {
+        copy.folder: f"Robo3D has published the light strength only; give all three with {OPTIONS[copy.corruption]}"
+        for copy in asked
+        if copy.strength is None
+    }
+    return CorruptSummary(tuple(copy.folder for copy in copies), left_out, todo)
+
+
+def generator(seed: int, copy: Copy, token: str) -> np.random.Generator:
+    """The random stream of one copy of one frame."""
+    digest = hashlib.sha256(f"{copy.folder}/{token}".encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:16], "big")])
+
+
+def _results(config: CorruptConfig, jobs: Sequence[_Job]) -> Iterator[int]:
+    """How many copies each job has made, in the order of the jobs."""
+    make = partial(_make, config)
+    if not config.workers:
+        yield from map(make, jobs)
+        return
+    # Spawned: a fork of a process with threads can hang, and copies the state of random generators.
+    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(make, jobs)
+        except BrokenProcessPool:
+            raise ScalrError(
+                "a process died, perhaps out of memory", where="--workers", fix="Use fewer; what is there is kept."
+            ) from None
+
+
+def _make(config: CorruptConfig, job: _Job) -> int:
+    """Write the missing copies of a frame: labels first, so that a scan that is there has some."""
+    benchmark, layout = BENCHMARKS[config.dataset], LAYOUTS[config.dataset]
+    scan = layout.read(config.root, job.frame)
+    for copy in job.copies:
+        rng = generator(config.seed, copy, job.frame.token)
+        corrupted = CORRUPT[copy.corruption](scan, copy.strength, benchmark, rng)
+        files = zip(layout.paths(job.frame), layout.contents(corrupted), strict=True)
+        for name, content in reversed(list(files)):
+            write_bytes(config.out / copy.folder / name, content)
+    return len(job.copies)
+
+
+def _frames(dataset: Dataset, config: CorruptConfig) -> list[Frame]:
+    """Those of the dataset, without their views.
+
+    Raises:
+        DatasetError: one has no labels, or the layout has no room for all.
+    """
+    frames = [replace(frame, views=(), error=None) for frame in dataset.frames]
+    for frame in frames:
+        if frame.labels is None:
+            dataset.read_labels(frame)  # raises: it knows what to unpack
+    if len({LAYOUTS[config.dataset].paths(frame) for frame in frames}) < len(frames):
+        raise DatasetError(
+            f"scans of '{config.split}' have the same numbers, and Robo3D's layout has no sequences",
+            where="--split",
+            fix="Use val, or one sequence.",
+        )
+    return frames
+
+
+def _jobs(config: CorruptConfig, frames: Sequence[Frame], copies: Sequence[Copy]) -> Iterator[_Job]:
+    """Of every frame that is not finished; folders are listed, as asking for each file takes long on shared disks."""
+    layout = LAYOUTS[config.dataset]
+    listed: dict[Path, set[str]] = {}
+
+    def is_there(path: Path) -> bool:
+        if path.parent not in listed:
+            listed[path.parent] = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
+        return path.name in listed[path.parent]
+
+    for frame in frames:
+        missing = tuple(
+            copy
+            for copy in copies
+            if not all(is_there(config.out / copy.folder / name) for name in layout.paths(frame))
+        )
+        if missing:
+            yield _Job(frame, missing)
+
+
+def _write_manifest(config: CorruptConfig, copies: Sequence[Copy]) -> None:
+    """Say what is in the folder before anything is.
+
+    Raises:
+        ScalrError: it holds copies of other scans, seeds or strengths, or such that were not made here.
+    """
+    path = config.out / MANIFEST
+    settings = {name: getattr(config, name) for name in ("dataset", "split", "seed")}
+    strengths = json.loads(json.dumps({copy.folder: asdict(copy.strength) for copy in copies}))
+    before = _read_manifest(path)
+    if before is None:
+        strangers = [copy.folder for copy in copies if (config.out / copy.folder).exists()]
+        if strangers:
+            raise ScalrError(
+                f"{strangers[0]} is here without a {MANIFEST}: it was not made by 'scalr corrupt'",
+                where=config.out,
+                fix="Choose another --out.",
+            )
+        before = {**settings, "strengths": {}}
+    for ours, theirs in ((settings, before), (strengths, before["strengths"])):
+        for name in ours.keys() & theirs.keys():
+            if ours[name] != theirs[name]:
+                raise ScalrError(
+                    f"copies made otherwise are here: {name} was {_shown(theirs[name])}, and is {_shown(ours[name])}",
+                    where=config.out,
+                    fix="Choose another --out, or the same settings.",
+                )
+    merged = before["strengths"] | strengths
+    manifest = {**settings, "comparable": False, "note": NOT_COMPARABLE, "strengths": merged}
+    write_bytes(path, json.dumps(manifest, indent=2).encode())
+
+
+def _read_manifest(path: Path) -> dict | None:
+    try:
+        manifest = json.loads(path.read_bytes())
+        return {name: manifest[name] for name in ("dataset", "split", "seed")} | {"strengths": manifest["strengths"]}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ScalrError(
+            f"it does not say how the copies were made ({type(error).__name__}: {error})",
+            where=path,
+            fix="Choose another --out.",
+        ) from None
+
+
+def _link_tables(tables: Path, out: Path) -> None:
+    """The reader of nuScenes-C looks for the tables beside the corruptions, or goes by $NUSCENES."""
+    link = out / tables.name
+    if link.is_dir():
+        return
+    try:
+        link.unlink(missing_ok=True)  # a link to tables that have moved
+        link.symlink_to(os.path.relpath(tables.resolve(), out.resolve()), target_is_directory=True)
+    except OSError as error:
+        logger.info("%s cannot be a link (%s): set $NUSCENES to read the copies", link, error.strerror)
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _check_names(option: str, names: Sequence[str], choices: Sequence[str]) -> None:
+    for name in names:
+        if name not in choices:
+            raise ScalrError(
+                f"'{name}' is unknown{did_you_mean(name, choices)}", where=option, fix=f"Use {', '.join(choices)}."
+            )
+    if not names:
+        raise ScalrError("nothing is chosen", where=option, fix=f"Use some of {', '.join(choices)}.")
+
+
+def _check_levels(option: str, values: Sequence[float] | None, largest: float) -> None:
+    if values is None:
+        return
+    good = all(0 < value <= largest and math.isfinite(value) for value in values)
+    if len(values) != len(SEVERITIES) or not good:
+        limit = "above 0" if math.isinf(largest) else f"above 0, up to {largest:g}"
+        raise ScalrError(
+            f"it is {', '.join(map(str, values))}",
+            where=option,
+            fix=f"Give one number each for {', '.join(SEVERITIES)}, {limit}.",
+        )
