@@ -49,7 +49,7 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The comparisons of losses, teachers, lidars and widths of docs/distill.md: some two hours.
+# The comparisons of losses, teachers, lidars and widths of docs/distill.md: a good hour on two cores.
 study: install
 	$(BIN)/python tests/benchmarks/distillation_study.py study
 
