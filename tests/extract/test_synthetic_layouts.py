@@ -284,3 +284,16 @@ def test_a_scene_does_not_depend_on_the_others(simulated, tmp_path):
     assert len(few) == 2
     for path in few:
         assert path.read_bytes() == (simulated("semantic_poss") / path.relative_to(tmp_path / "few")).read_bytes()
+
+
+def test_lidars_agree_on_a_surface_once_normalised(simulated):
+    """Each by what is published of its dataset: what a model of one lidar needs on another."""
+    medians = {}
+    for name, road in (("nuscenes", "driveable_surface"), ("semantic_kitti", "road")):
+        dataset = open_dataset(name, simulated(name), "train")
+        points = np.concatenate([dataset.read_points(frame) for frame in dataset.frames])
+        labels = np.concatenate([dataset.read_labels(frame) for frame in dataset.frames])
+        normalised = (points[:, 3] - dataset.intensity.mean) / dataset.intensity.std
+        classes = [dataset.class_names.index(each) for each in (road, "car", "vegetation")]
+        medians[name] = [np.median(normalised[labels == each]) for each in classes]
+    np.testing.assert_allclose(medians["nuscenes"], medians["semantic_kitti"], atol=0.25)

@@ -31,7 +31,9 @@ class LidarRig:
         min_range_m, max_range_m: returns outside are lost.
         range_noise_m: standard deviation; noise is cut off at twice that.
         drop_out: share of the returns that is lost anyway.
-        intensity_scale: intensity of a perfect reflector at right angles.
+        intensity_floor: intensity of the weakest return.
+        intensity_scale: by how much a perfect reflector at right angles is above it.
+        intensity_max: the largest that is reported.
         intensity_step: intensities are whole multiples of it.
         noise_stream: tells apart the random numbers of lidars that sweep the same scene together.
     """
@@ -46,7 +48,9 @@ class LidarRig:
     max_range_m: float = 80.0
     range_noise_m: float = 0.02
     drop_out: float = 0.03
+    intensity_floor: float = 0.0
     intensity_scale: float = 255.0
+    intensity_max: float = 255.0
     intensity_step: float = 1.0
     noise_stream: tuple[int, ...] = ()
 
@@ -155,7 +159,11 @@ KITTI_RIG = Rig(
         elevations_deg=(*np.linspace(-24.33, -8.83, 32).tolist(), *np.linspace(-8.33, 2.0, 32).tolist()),
         azimuths=900,
         max_range_m=80.0,
-        intensity_scale=1.0,
+        # Such that the same surfaces have the same intensities as on the other rigs once each is normalised by what is
+        # published of its dataset, as a model that was trained on one and used on another assumes.
+        intensity_floor=0.17,
+        intensity_scale=1.63,
+        intensity_max=1.0,
         intensity_step=0.01,
     ),
     cameras=(

@@ -161,7 +161,8 @@ def _sweep(rig: LidarRig, world: World, world_from_lidar: np.ndarray, time_s: fl
     ring, azimuth = np.divmod(view.seen, rig.azimuths)
     kept = kept[np.lexsort((ring[kept], azimuth[kept]))]
     points_lidar = (forth * (distance + noise))[:, kept].T @ world_from_lidar[:3, :3]
-    intensity = np.round(np.clip(strength[kept], 0, 1) * rig.intensity_scale / rig.intensity_step) * rig.intensity_step
+    intensity = rig.intensity_floor + np.clip(strength[kept], 0, 1) * rig.intensity_scale
+    intensity = np.round(np.minimum(intensity, rig.intensity_max) / rig.intensity_step) * rig.intensity_step
     return Sweep(
         np.column_stack([points_lidar, intensity]).astype(np.float32),
         ring[kept].astype(np.uint8),
