@@ -13,6 +13,7 @@ from PIL import Image as PilImage
 from scipy.spatial.transform import Rotation
 
 from scalr.errors import DatasetError
+from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.synthetic import (
     KITTI_RIG,
     LAYOUTS,
