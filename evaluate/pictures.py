@@ -16,14 +16,18 @@ from ..extract.projection import Calibration, Visibility, project, rigid_transfo
 
 # Blue low, red high; no step is so light or so dark that white or black paper swallows it.
 RAMP = LinearSegmentedColormap.from_list("similarity", ["#2b4fd6", "#1b9cc4", "#3fae54", "#dd9c1a", "#d3202a"])
+PALETTE = (  # likewise
+    *("#3b82f6", "#f97316", "#dc2f4b", "#16b0c4", "#a8703f", "#e667b7", "#d2691e", "#b5b02a", "#c94fd6", "#e0a820"),
+    *("#9461d6", "#b05a7a", "#d98c78", "#8fae5d", "#22a559", "#6b8e23", "#7cc04a", "#5c74c8", "#4f9d8e", "#7a6fd0"),
+)
 NO_CLASS = (0.58, 0.60, 0.63)  # also of points without a colour
 LOW_QUANTILE = 0.01  # a few odd points must not use up half of the colours
 
 VIEW_PX = (900, 1600)
-FOCAL_PX = 1250.0
+FOCAL_PX = 1150.0
 NEAREST_M = 0.5
 POINT_M = 0.09  # how wide a point is drawn in perspective, of the order of a voxel
-POINT_PX = (1.2, 12.0)
+POINT_PX = (1.8, 12.0)
 DPI = 160
 
 
@@ -38,9 +42,13 @@ def similarity_colours(similarity: np.ndarray) -> np.ndarray:
 
 
 def class_colours(num_classes: int) -> np.ndarray:
-    """(num_classes, 3) in 0..1: the strong half of matplotlib's tab20 first, then the others, then again."""
-    palette = np.array([*matplotlib.colormaps["tab20"].colors[::2], *matplotlib.colormaps["tab20b"].colors])
-    return palette[np.arange(num_classes) % len(palette)]
+    """(num_classes, 3) in 0..1; after twenty they come again."""
+    return matplotlib.colors.to_rgba_array([PALETTE[n % len(PALETTE)] for n in range(num_classes)])[:, :3]
+
+
+def softened(colours: np.ndarray) -> np.ndarray:
+    """Colours in 0..1 kept off black and white, where paper would swallow them."""
+    return 0.1 + 0.8 * colours
 
 
 def viewpoint(focus: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +56,12 @@ def viewpoint(focus: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     heading = np.array([*focus[:2], 0.0])
     length = np.linalg.norm(heading)
     heading = heading / length if length > 0 else np.array([1.0, 0.0, 0.0])
-    return -18 * heading + [0, 0, 14], 9 * heading + [0, 0, -2]
+    return -18 * heading + [0, 0, 14], 14 * heading + [0, 0, -2]
+
+
+def reach_of(points: np.ndarray) -> float:
+    """What of a scan a picture shows [m]: its farthest points are few, and would make all others small."""
+    return 1.05 * float(np.quantile(np.abs(points[:, :2]).max(axis=1), 0.98))
 
 
 def look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -71,12 +84,12 @@ def top_view(points: np.ndarray, similarity: np.ndarray, marked: int | None, tit
     """
     figure = Figure(figsize=(8.6, 8), layout="constrained")
     axes = figure.add_subplot()
-    _draw_from_above(axes, points, similarity_colours(similarity), _reach(points))
+    _draw_from_above(axes, points, similarity_colours(similarity), reach_of(points))
     axes.set(xlabel="x [m]", ylabel="y [m]")
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     if marked is not None:
         _ring(axes, *points[marked, :2])
-    _bar(figure, axes, similarity)
+    _bar(figure, axes, similarity, shrink=0.7)
     return figure
 
 
@@ -92,17 +105,16 @@ def perspective_view(points: np.ndarray, similarity: np.ndarray, focus: int, mar
     order = np.argsort(-seen.depth_m)  # near points over far ones
     rows, pixel = seen.point_index[order], seen.pixel[order]
     wide_px = np.clip(FOCAL_PX * POINT_M / seen.depth_m[order], *POINT_PX)
-    figure = Figure(figsize=(width / DPI, height / DPI + 0.8), layout="constrained")
+    figure = Figure(figsize=(width / DPI, height / DPI + 0.9), layout="constrained")
     axes = figure.add_subplot()
     colours = similarity_colours(similarity)[rows]
     axes.scatter(pixel[:, 1], pixel[:, 0], s=(wide_px * 72 / DPI) ** 2, c=colours, linewidths=0)
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
     axes.set_axis_off()
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)
-    where = np.flatnonzero(rows == marked) if marked is not None else []
-    if len(where):
-        _ring(axes, pixel[where[0], 1], pixel[where[0], 0])
-    _bar(figure, axes, similarity)
+    for row, column in pixel[rows == marked]:
+        _ring(axes, column, row)
+    _bar(figure, axes, similarity, location="bottom", shrink=0.4, aspect=40)
     return figure
 
 
@@ -123,14 +135,16 @@ def side_by_side(
     ratios = [height / width, 1.0]
     figure = Figure(figsize=(column_in * len(colours), column_in * sum(ratios) + 0.5), layout="constrained")
     axes = figure.subplots(2, len(colours), squeeze=False, height_ratios=ratios)
-    faded = 255 - (255 - image.mean(axis=2, keepdims=True).repeat(3, axis=2)) * 0.45
-    for (above, below), (title, of_points) in zip(axes.T, colours.items(), strict=True):
+    faded = 255 - 0.45 * (255 - image.mean(axis=2, keepdims=True).repeat(3, axis=2))
+    size = np.clip(1.5e4 / len(rows), 2.2, 9)
+    for (above, below), (title, pure) in zip(axes.T, colours.items(), strict=True):
+        of_points = softened(pure)
         above.imshow(faded.astype(np.uint8))
-        above.scatter(pixel[:, 1] + 0.5, pixel[:, 0] + 0.5, s=2.2, c=of_points[rows], linewidths=0)
+        above.scatter(pixel[:, 1] + 0.5, pixel[:, 0] + 0.5, s=size, c=of_points[rows], linewidths=0)
         above.set(xlim=(0, width), ylim=(height, 0))
         above.set_axis_off()
         above.set_title(title, fontsize=10, loc="left", parse_math=False)
-        _draw_from_above(below, points, of_points, _reach(points[rows]))
+        _draw_from_above(below, points, of_points, reach_of(points[rows]))
         below.set_axis_off()
     return figure
 
@@ -146,15 +160,10 @@ def _draw_from_above(axes: Axes, points: np.ndarray, colours: np.ndarray, reach_
     has_colour = ~np.isnan(colours).any(axis=1)
     order = np.lexsort((points[:, 2], has_colour))
     drawn = np.where(has_colour[:, None], colours, NO_CLASS)[order]
-    sizes = np.where(has_colour[order], 1.1, 0.3)
+    sizes = np.clip(1.3e5 / len(points), 1.1, 5) * np.where(has_colour[order], 1, 0.3)  # the fewer, the larger
     axes.scatter(*points[order, :2].T, s=sizes, c=drawn, linewidths=0)
     axes.set(xlim=(-reach_m, reach_m), ylim=(-reach_m, reach_m), aspect="equal")
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _reach(points: np.ndarray) -> float:
-    """What of a scan a picture shows [m]: its farthest points are few, and would make all others small."""
-    return 1.05 * float(np.quantile(np.abs(points[:, :2]).max(axis=1), 0.98))
 
 
 def _ring(axes: Axes, x: float, y: float) -> None:
@@ -162,6 +171,6 @@ def _ring(axes: Axes, x: float, y: float) -> None:
         axes.add_line(Line2D([x], [y], marker="o", ms=13, mfc="none", mec=colour, mew=width, zorder=3))
 
 
-def _bar(figure: Figure, axes: Axes, similarity: np.ndarray) -> None:
+def _bar(figure: Figure, axes: Axes, similarity: np.ndarray, **place: object) -> None:
     scale = matplotlib.cm.ScalarMappable(Normalize(*colour_range(similarity)), RAMP)
-    figure.colorbar(scale, ax=axes, label="cosine similarity", shrink=0.7)
+    figure.colorbar(scale, ax=axes, label="cosine similarity", pad=0.01, **place)

@@ -29,6 +29,7 @@ from .probe import FeatureBatch, HeadObjective
 from .result import card_of_scores, teacher_summary, write_result
 from .schedules import changed, probing
 from .scoring import Scores, scenes_of
+from .stored_scans import rows_in_scan
 from .supervision import require_new, training_config
 
 logger = logging.getLogger(__name__)
@@ -90,27 +91,13 @@ class LabelledTargets(TorchDataset):
         targets, of_pairs = [], []
         for row in stored.rows:
             view = self.store.read_view(row, self.teacher)
-            label = labels[self._raw_rows(view.points, points, stored.frame)][view.point_index]
+            label = labels[rows_in_scan(view.points, points, stored.frame, self.store.path)][view.point_index]
             pairs = np.arange(len(label))
             if rng is not None and len(pairs) > PAIRS_OF_A_VIEW:
                 pairs = np.sort(rng.choice(pairs, PAIRS_OF_A_VIEW, replace=False))
             targets.append(view.encoded.select(torch.from_numpy(pairs)).decode())
             of_pairs.append(torch.from_numpy(label[pairs].astype(np.int64)))
         return F.normalize(torch.cat(targets), dim=1), torch.cat(of_pairs)
-
-    def _raw_rows(self, stored: np.ndarray, raw: np.ndarray, frame: Frame) -> np.ndarray:
-        """The row in the dataset's scan of each stored point: a store may keep visible points alone, in their order."""
-        if len(stored) == len(raw):
-            return np.arange(len(raw))
-        as_bytes = [np.ascontiguousarray(points, np.float32).view("V16").ravel() for points in (raw, stored)]
-        rows = np.flatnonzero(np.isin(*as_bytes))
-        if len(rows) != len(stored):
-            raise StoreError(
-                f"the scan of frame {frame.token} is not that of the dataset ({len(stored)} points, {len(raw)} there)",
-                where=self.store.path,
-                fix="Pass --root with the dataset that the store was extracted from.",
-            )
-        return rows
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,396 @@
+"""What a student's features have in common: every point of a scan coloured by its similarity to one point, or a class.
+
+These are the correlation maps of Figure 1 of ScaLR (CVPR 2024), made with the features of the backbone, which probing
+reads too; and the principal components of teacher and student side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from scipy.spatial import cKDTree
+
+from ..checkpoint_files import write_bytes
+from ..device import resolve_device
+from ..distill.checkpoint import load_student, student_provenance
+from ..distill.inputs import evaluation_input, inputs_for, pack
+from ..distill.waffleiron import Student
+from ..errors import DatasetError, ScalrError, StoreError, did_you_mean
+from ..extract.datasets import open_dataset
+from ..extract.datasets.files import read_image
+from ..extract.datasets.frame import Dataset, Frame
+from ..extract.datasets.labels import IGNORE_LABEL
+from ..extract.datasets.scans import intensity_of, read_labels, read_points
+from ..extract.store import open_store
+from .cloud_page import Cloud, PageError, cloud_page
+from .model import file_identity
+from .pictures import as_png, colour_range, perspective_view, side_by_side, top_view
+from .stored_scans import rows_in_scan
+
+logger = logging.getLogger(__name__)
+
+USUAL_CLASS = "car"  # as in the figure, where neither a point nor a class is asked for
+AROUND_M = 1.0
+PCA_RANGE = (2, 98)  # percentiles of a component that are the ends of its colour
+ROUNDING = 1e-5  # of the largest value: a component that spreads less is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityConfig:
+    """Pictures of one scan; the fields are the options of `scalr evaluate similarity`."""
+
+    student: Path
+    root: Path  # of the dataset
+    out: Path
+    dataset: str = "nuscenes"
+    split: str = "val"
+    frame: str | None = None  # its token; None: the first of the split
+    point: int | None = None  # its row in the scan
+    class_name: str | None = None  # all points of a class instead: the mean of their unit features
+    cache: Path | None = None  # a store with a teacher's targets of the frame, for its colours beside the student's
+    teacher: str | None = None  # None: the only one of the store
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.point is not None and self.class_name is not None:
+            raise ScalrError("a point and a class", where="--point and --class", fix="Pass one of the two.")
+        if self.teacher is not None and self.cache is None:
+            raise ScalrError("whose store?", where="--teacher", fix="Pass --cache with a store of its targets, too.")
+
+
+@dataclass(frozen=True)
+class Query:
+    """What all points are compared with.
+
+    Attributes:
+        text: for people: "point 27205 (car)", "the mean of car".
+        focus: the point, or of a class the point most like its mean.
+        point: None for a class.
+    """
+
+    text: str
+    focus: int
+    point: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityResult:
+    """What was written, and for what."""
+
+    frame: str
+    num_points: int
+    query: Query
+    similarity_range: tuple[float, float]  # of the bluest and the reddest points
+    top_view: Path
+    perspective_view: Path
+    page: Path
+    page_error: PageError  # of the page's similarities
+    pca: Path | None  # None without a store
+
+
+@dataclass(frozen=True, eq=False)
+class ScanFeatures:
+    """A scan of N points after the student: V of them, one of each voxel, went through it, and stand for the others."""
+
+    points: np.ndarray  # (N, 4) float32
+    labels: np.ndarray | None  # (N,) uint8 train ids
+    tokens: torch.Tensor  # (V, C) float32, on the student's device
+    kept: np.ndarray  # (V,) int64 rows of the scan
+    nearest: np.ndarray  # (N,) int64 rows of `tokens`
+    units: np.ndarray = field(init=False)  # (V, C) float32, the tokens as unit vectors
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "units", unit(self.tokens.cpu().numpy()))
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFeatures:
+    """A teacher's targets of one frame, pairs of all its views; those of the view with the most pairs come last."""
+
+    teacher: str
+    rows: np.ndarray  # (R,) int64, rows of the dataset's scan
+    targets: np.ndarray  # (R, D) float32
+    camera: str  # of the last view
+    pixel: np.ndarray  # (S, 2) uint16, row and column of its pairs
+
+
+def similarity(features: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Cosines (N,) float32 of features (N, C) to a query (C,); 0 for vectors of length zero."""
+    return unit(features) @ unit(query)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., C) float32 over their lengths; those of length zero stay."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+
+
+def pca_colours(features: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
+    """The three leading principal components as red, green and blue.
+
+    Each component goes from 0 at its 2nd percentile to 1 at its 98th. Its sign is the one for which its third moment is
+    positive, so that neither a rotation of the feature space nor the linear algebra at hand changes a colour.
+
+    Args:
+        features: (N, C).
+        like: (M, C), whose components and percentiles are used, so that equal features have equal colours; the
+            features' own by default.
+
+    Returns:
+        (N, 3) in 0..1; 0.5 for components that are not there.
+    """
+    like = features if like is None else like
+    mean = like.mean(axis=0)
+    centred = like - mean
+    _, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
+    axes = vectors[:, ::-1][:, :3]
+    components = centred @ axes
+    signs = np.where((components**3).sum(axis=0) < 0, -1, 1)
+    axes, (low, high) = axes * signs, np.percentile(components * signs, PCA_RANGE, axis=0)
+    varies = high - low > ROUNDING * np.abs(like).max()
+    shares = ((features - mean) @ axes - low) / np.where(varies, high - low, 1)
+    colours = np.full((len(features), 3), 0.5)
+    colours[:, : axes.shape[1]] = np.where(varies, np.clip(shares, 0, 1), 0.5)
+    return colours
+
+
+def similarity_maps(config: SimilarityConfig) -> SimilarityResult:
+    """Draw the similarity of all points of a scan to one point or class, and write what can be turned and clicked.
+
+    Writes `top_view.png`, `perspective_view.png`, `cloud.html`, with a store `pca.png`, and `similarity.json`, which
+    says what they show, into `config.out`; what was there before is replaced.
+
+    Raises:
+        ScalrError: what is wrong with the student, the dataset, the point or class, the store or the output folder.
+    """
+    student = load_student(config.student).to(resolve_device(config.device))
+    need = "points" if config.class_name is None else "labels"
+    dataset = open_dataset(config.dataset, config.root, config.split, need=need)
+    frame = chosen_frame(dataset, config.frame)
+    scan = scan_features(student, dataset, frame, config.dataset, labelled=config.class_name is not None)
+    stored = None if config.cache is None else stored_features(config.cache, config.teacher, dataset, frame, scan)
+    query, vector = chosen_query(scan, dataset.class_names, config.point, config.class_name)
+    logger.info("%s of %s: compared with %s", frame.token, dataset.name, query.text)
+    of_points = similarity(scan.units, vector)[scan.nearest]
+    title = f"Similarity to {query.text}: {config.student.name} on {dataset.name}, {frame.token}"
+    out, shown = config.out, (scan.points, of_points)
+    write_bytes(out / "top_view.png", as_png(top_view(*shown, query.point, title)))
+    write_bytes(out / "perspective_view.png", as_png(perspective_view(*shown, query.focus, query.point, title)))
+    page, page_error = cloud_page(_cloud(config, dataset, frame, scan, query, vector))
+    write_bytes(out / "cloud.html", page.encode())
+    if stored is None:
+        (out / "pca.png").unlink(missing_ok=True)
+    else:
+        write_bytes(out / "pca.png", _pca_png(config, student, dataset, frame, scan, stored))
+    result = SimilarityResult(
+        frame=frame.token,
+        num_points=len(scan.points),
+        query=query,
+        similarity_range=colour_range(of_points),
+        top_view=out / "top_view.png",
+        perspective_view=out / "perspective_view.png",
+        page=out / "cloud.html",
+        page_error=page_error,
+        pca=None if stored is None else out / "pca.png",
+    )
+    record = {"config": asdict(config), "student": file_identity(config.student), **asdict(result)}
+    write_bytes(out / "similarity.json", f"{json.dumps(record, indent=2, default=str)}\n".encode())
+    return result
+
+
+def chosen_frame(dataset: Dataset, token: str | None) -> Frame:
+    """The frame of a token, or the first.
+
+    Raises:
+        DatasetError: no such frame in the split.
+    """
+    if token is None:
+        return dataset.frames[0]
+    found = next((frame for frame in dataset.frames if frame.token == token), None)
+    if found is None:
+        tokens = [frame.token for frame in dataset.frames]
+        raise DatasetError(
+            f"no frame '{token}' in split {dataset.split} of {dataset.name}{did_you_mean(token, tokens)}",
+            where="--frame",
+            fix=f"Pass a token of one of its {len(tokens)} frames, such as {tokens[0]}.",
+        )
+    return found
+
+
+@torch.inference_mode()
+def scan_features(
+    student: Student, dataset: Dataset, frame: Frame, name: str, *, labelled: bool = False
+) -> ScanFeatures:
+    """A scan as `Student.extract` reads it, with the dataset's own intensity; labels where the frame has any.
+
+    Args:
+        name: of the dataset's reader, which chooses the field of view.
+        labelled: whether it is a mistake to have no labels.
+
+    Raises:
+        ScalrError: a scan or label file that cannot be used.
+    """
+    points, inputs = read_points(dataset, frame), inputs_for(name, student.input_config)
+    has_labels = frame.labels is not None and len(dataset.class_names) > 0
+    labels = read_labels(dataset, frame, len(points)) if labelled or has_labels else None
+    scan, kept, nearest = evaluation_input(points, intensity_of(dataset), inputs)
+    device = student.embed.conv1.weight.device
+    return ScanFeatures(points, labels, student.tokens(pack([scan], inputs).to(device)).float(), kept, nearest)
+
+
+def chosen_query(
+    scan: ScanFeatures, class_names: Sequence[str], point: int | None, class_name: str | None
+) -> tuple[Query, np.ndarray]:
+    """What to compare with, and its unit vector (C,): a point, a class, or by default a point on a car.
+
+    That is the one with the most points of cars around it; without labels or cars, the point of median range.
+
+    Raises:
+        ScalrError: no such point, no such class, or no point of it in the scan.
+    """
+    if class_name is not None:
+        vector = _mean_of_class(scan, class_names, class_name)
+        focus = scan.kept[np.argmax(similarity(scan.units, vector))]
+        return Query(f"the mean of {class_name}", int(focus), None), vector
+    point = _usual_point(scan, class_names) if point is None else point
+    if not 0 <= point < len(scan.points):
+        raise ScalrError(
+            f"no point {point}, the scan has {len(scan.points)}",
+            where="--point",
+            fix=f"Use a row of it, 0 to {len(scan.points) - 1}.",
+        )
+    label = IGNORE_LABEL if scan.labels is None else scan.labels[point]
+    of_class = "" if label == IGNORE_LABEL else f" ({class_names[label]})"
+    return Query(f"point {point}{of_class}", int(point), int(point)), scan.units[scan.nearest[point]]
+
+
+def stored_features(
+    cache: Path, teacher: str | None, dataset: Dataset, frame: Frame, scan: ScanFeatures
+) -> StoredFeatures:
+    """A teacher's targets of a frame.
+
+    Raises:
+        ScalrError: no store, no such teacher, no targets of this frame, or those of another scan; or a frame without
+            images.
+    """
+    if frame.error is not None:
+        raise frame.error
+    store = open_store(cache)
+    teacher = teacher or store.only_teacher()
+    tokens, names = store.views["token"], store.views["dataset"]
+    of_frame = np.flatnonzero(pc.and_(pc.equal(tokens, frame.token), pc.equal(names, dataset.name)))
+    rows = np.intersect1d(of_frame, store.rows_with_targets(teacher)).tolist()
+    views = {str(store.views["camera"][row]): store.read_view(row, teacher) for row in rows}
+    cameras = sorted(views, key=lambda camera: len(views[camera].point_index))
+    if not cameras or len(views[cameras[-1]].point_index) == 0:
+        raise StoreError(
+            f"no targets of {teacher} for frame {frame.token} of {dataset.name}",
+            where=store.path,
+            fix=f"Run 'scalr extract --teacher {teacher} --split {dataset.split}', and pass its store as --cache.",
+        )
+    raw_rows = [
+        rows_in_scan(views[camera].points, scan.points, frame, store.path)[views[camera].point_index]
+        for camera in cameras
+    ]
+    return StoredFeatures(
+        teacher=teacher,
+        rows=np.concatenate(raw_rows),
+        targets=np.concatenate([views[camera].targets for camera in cameras]),
+        camera=cameras[-1],
+        pixel=views[cameras[-1]].pixel,
+    )
+
+
+def _usual_point(scan: ScanFeatures, class_names: Sequence[str]) -> int:
+    kept = scan.kept
+    if scan.labels is not None and USUAL_CLASS in class_names:
+        cars = kept[scan.labels[kept] == list(class_names).index(USUAL_CLASS)]
+        if len(cars):
+            xyz = scan.points[cars, :3]
+            around = cKDTree(xyz).query_ball_point(xyz, AROUND_M, return_length=True)
+            return int(cars[np.argmax(around)])
+    by_range = np.argsort(np.linalg.norm(scan.points[kept, :3], axis=1))
+    return int(kept[by_range[len(kept) // 2]])
+
+
+def _mean_of_class(scan: ScanFeatures, class_names: Sequence[str], name: str) -> np.ndarray:
+    assert scan.labels is not None, "who asks for a class has read labels"
+    if name not in class_names:
+        raise ScalrError(
+            f"no class '{name}'{did_you_mean(name, class_names)}",
+            where="--class",
+            fix=f"Use one of: {', '.join(class_names)}.",
+        )
+    of_class = scan.labels == list(class_names).index(name)
+    if not of_class.any():
+        found = [class_names[label] for label in np.unique(scan.labels[scan.labels != IGNORE_LABEL])]
+        raise ScalrError(
+            f"no point of class {name} in this frame",
+            where="--class",
+            fix=f"Choose another --frame, or one of: {', '.join(found)}.",
+        )
+    return unit(scan.units[scan.nearest[of_class]].mean(axis=0))
+
+
+def _cloud(
+    config: SimilarityConfig, dataset: Dataset, frame: Frame, scan: ScanFeatures, query: Query, vector: np.ndarray
+) -> Cloud:
+    return Cloud(
+        title=f"{config.student.name} on {dataset.name}",
+        summary=f"{frame.token} of split {dataset.split}: {len(scan.points):,} points, {len(scan.units):,} voxels",
+        points=scan.points,
+        voxels=scan.nearest,
+        units=scan.units,
+        pca=pca_colours(scan.units),
+        query=vector,
+        query_text=query.text,
+        selected=query.point,
+        focus=query.focus,
+        labels=scan.labels,
+        class_names=dataset.class_names,
+    )
+
+
+def _pca_png(
+    config: SimilarityConfig,
+    student: Student,
+    dataset: Dataset,
+    frame: Frame,
+    scan: ScanFeatures,
+    stored: StoredFeatures,
+) -> bytes:
+    targets = unit(stored.targets)
+    of_teacher = np.full((len(scan.points), 3), np.nan)
+    of_teacher[stored.rows] = pca_colours(targets)  # of a point with several pairs the last counts, that of the image
+    shared = _in_space_of(stored, student, scan, student_provenance(config.student))
+    if shared is None:
+        how, of_student = "by its own components", pca_colours(scan.units)
+    else:
+        how, of_student = "in the teacher's space, by the teacher's components", pca_colours(shared, like=targets)
+    view = next(view for view in frame.views if view.camera == stored.camera)
+    colours = {
+        f"teacher: {stored.teacher}": of_teacher,
+        f"student: {config.student.name}, {how}": of_student[scan.nearest],
+    }
+    rows = stored.rows[-len(stored.pixel) :]
+    return as_png(side_by_side(read_image(dataset.root, view), stored.pixel, rows, scan.points, colours))
+
+
+@torch.inference_mode()
+def _in_space_of(
+    stored: StoredFeatures, student: Student, scan: ScanFeatures, provenance: Mapping[str, dict]
+) -> np.ndarray | None:
+    """(V, D) unit vectors: what the student's head makes of the points for this teacher; None if it learnt another."""
+    dims = {name: values["dim"] for name, values in (provenance.get("teachers") or {}).items()}
+    if stored.teacher not in dims or student.config.out_channels != sum(dims.values()):
+        return None
+    before = list(dims)[: list(dims).index(stored.teacher)]
+    first = sum(dims[name] for name in before)
+    return unit(student.project(scan.tokens)[:, first : first + dims[stored.teacher]].cpu().numpy())
