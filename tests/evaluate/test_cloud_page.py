@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scalr.evaluate.cloud_page import Cloud, PageError, cloud_page, compress, page_error
-from scalr.evaluate.pictures import LOW_QUANTILE, NO_CLASS, RAMP, class_colours
+from scalr.evaluate.pictures import LOW_QUANTILE, NO_CLASS, RAMP, class_colours, viewpoint
 from scalr.extract.datasets.labels import IGNORE_LABEL
 
 CHROMIUM = (
@@ -264,6 +264,17 @@ def test_a_click_selects_what_is_under_it_and_recolours(shown):
         words = page("return document.getElementById('selected').textContent")
         assert f"Point {selected:,}" in words
         assert f"x {cloud.points[selected, 0]:.1f}" in words
+
+
+def test_of_points_behind_each_other_the_nearest_is_selected(shown):
+    cloud = a_cloud()
+    eye, target = viewpoint(cloud.points[cloud.focus, :3].astype(np.float64))
+    ahead = (target - eye) / np.linalg.norm(target - eye)
+    cloud.points[[10, 11, 12], :3] = eye + np.outer([8, 4, 6], ahead)
+    page, _ = shown(cloud)
+    seen = page.screen_position(10)
+    page.click(seen["x"], seen["y"])
+    assert page("return cloud.selected") == 11
 
 
 def test_a_click_on_nothing_changes_nothing(shown):
