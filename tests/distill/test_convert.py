@@ -212,9 +212,12 @@ def test_an_exported_student_gives_the_same_for_any_scan_without_scalr(tmp_path,
 
 def test_a_target_that_cannot_be_written(tmp_path):
     student = Student(WaffleIronConfig(width=WIDTH, depth=1, out_channels=OUT))
+    (tmp_path / "file").touch()
     for write in (lambda path: save_student(student, path, {}), lambda path: write_official(student, path)):
         with pytest.raises(StudentError, match="cannot be written"):
-            write(tmp_path / "no_folder" / "file")
+            write(tmp_path / "file" / "student")
+        write(tmp_path / "new" / "student")  # folders are made
+        assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "student"]
 
 
 def test_the_command(checkpoint, tmp_path):
