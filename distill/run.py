@@ -281,12 +281,6 @@ def _identity(provenance: dict) -> dict:
 
 
 def _write_config(folder: Path, provenance: dict) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StudentError(
-            f"the run's folder cannot be written ({error.strerror})", where=folder, fix="Choose another --out."
-        ) from None
     with written_aside(folder / "config.yaml", StudentError) as temporary:
         temporary.write_text(yaml.safe_dump(provenance, sort_keys=False))
 

@@ -82,7 +82,7 @@ def scores_of(result: Mapping[str, Any]) -> Scores:
 
 
 def scoring_protocol(scores: Scores, dataset: Dataset, inputs: InputConfig, max_range_m: float | None = None) -> dict:
-    """How points were scored: what PROTOCOLS that differ would have differ."""
+    """How points were scored, as far as other ways would give other figures."""
     return {
         "dataset": dataset.name,
         "split": dataset.split,

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..device import resolve_device
 from ..distill.sampling import EpochLoader
-from ..distill.training import Observer, train
+from ..distill.training import Observer, TrainingConfig, train
 from ..distill.waffleiron import probe_head
 from ..errors import StoreError
 from ..extract.datasets import open_dataset
@@ -129,29 +129,10 @@ def probe_teacher(config: TeacherProbeConfig) -> Scores:
     )
     values = {"epochs": config.epochs, "batch_size": config.batch_size, "learning_rate": config.learning_rate}
     schedule, departures = changed(probing("scalr", config.dataset), values)
-    class_names = tuple(training_set.dataset.class_names)
-    head = probe_head(store.target_dim(teacher), len(class_names)).to(device)
     training = training_config(schedule, workers=config.workers, seed=config.seed)
-    loader = EpochLoader(
-        [training_set],
-        TargetCollate(),
-        batch_size=training.batch_size,
-        seed=training.seed,
-        workers=training.workers,
-        device=device,
-    )
     logger.info("probing the targets of %s in %d frames", teacher, len(training_set))
-    with loader:
-        train(
-            HeadObjective(head),
-            loader,
-            training,
-            steps_per_epoch=loader.num_steps,
-            device=device,
-            description="probe teacher",
-            observer=Observer(folder=config.out),
-        )
-    scores = score_targets(head.eval(), validation_set, device)
+    head = fit_head(training_set, training, device, config.out)
+    scores = score_targets(head, validation_set, device)
     card = card_of_scores(
         scores,
         title=f"Linear probing of the targets of {teacher} on {training_set.dataset.name}",
@@ -176,6 +157,30 @@ def probe_teacher(config: TeacherProbeConfig) -> Scores:
     )
     write_result(card, config.out)
     return scores
+
+
+def fit_head(targets: LabelledTargets, training: TrainingConfig, device: torch.device, log_folder: Path) -> nn.Module:
+    """BatchNorm + a linear layer, trained on the targets and in eval mode."""
+    head = probe_head(targets.store.target_dim(targets.teacher), len(targets.dataset.class_names)).to(device)
+    loader = EpochLoader(
+        [targets],
+        TargetCollate(),
+        batch_size=training.batch_size,
+        seed=training.seed,
+        workers=training.workers,
+        device=device,
+    )
+    with loader:
+        train(
+            HeadObjective(head),
+            loader,
+            training,
+            steps_per_epoch=loader.num_steps,
+            device=device,
+            description="probe teacher",
+            observer=Observer(folder=log_folder),
+        )
+    return head.eval()
 
 
 def score_targets(head: nn.Module, targets: LabelledTargets, device: torch.device) -> Scores:
