@@ -67,6 +67,16 @@ class DistillSummary:
     losses: list[float] = field(repr=False)
     data_wait: float | None = None  # None where nothing was left to do
 
+    def as_json(self) -> dict:
+        """Plain JSON values."""
+        return {"student": str(self.student), "losses": self.losses, "data_wait": self.data_wait}
+
+    def as_text(self) -> str:
+        """Lines for people."""
+        text = f"{self.student}: loss {self.losses[0]:.3f} -> {self.losses[-1]:.3f}, {len(self.losses)} steps"
+        waited = "" if self.data_wait is None else f"\n{self.data_wait:.1%} of the time was spent waiting for data"
+        return text + waited
+
 
 def distill(config: DistillConfig) -> DistillSummary:
     """Train a student on the targets of one or several stores; neither images nor teacher nor dataset are needed.

@@ -54,9 +54,9 @@ class FinetuneConfig(SupervisionConfig):
         return {"labels": self.labels, "starts_from": "new weights" if self.from_scratch else "the student"}
 
     @property
-    def official_schedule(self) -> Schedule:
+    def published_schedule(self) -> Schedule:
         """Layer-wise decay keeps what was learnt before: new weights go without it."""
-        official = finetuning(self.recipe, self.dataset, self.labels)
+        official = finetuning(self.schedule, self.dataset, self.labels)
         return replace(official, layer_decay=1.0) if self.from_scratch else official
 
     def new_model(self, student: Student, num_classes: int) -> Student:
@@ -65,7 +65,7 @@ class FinetuneConfig(SupervisionConfig):
                 torch.manual_seed(self.seed)
                 student = Student(student.config, student.input_config)
         inputs = inputs_for(self.dataset, student.input_config, finetuning=True)
-        schedule, _ = self.schedule()
+        schedule, _ = self.chosen_schedule()
         model = with_class_head(student, num_classes, inputs, stochastic_depth=schedule.stochastic_depth)
         model.waffleiron.activation_checkpointing = self.activation_checkpointing
         return model
@@ -78,7 +78,7 @@ class FinetuneConfig(SupervisionConfig):
         device: torch.device,
         checkpoints: Checkpoints,
     ) -> list[float]:
-        schedule, _ = self.schedule()
+        schedule, _ = self.chosen_schedule()
         return train_on_scans(
             SupervisedObjective(model, frozen=False),
             dataset,

@@ -50,8 +50,8 @@ class ProbeConfig(SupervisionConfig):
         return {"features": FAST if self.fast else "of augmented scans, anew each epoch"}
 
     @property
-    def official_schedule(self) -> Schedule:
-        return probing(self.recipe, self.dataset)
+    def published_schedule(self) -> Schedule:
+        return probing(self.schedule, self.dataset)
 
     def departures(self) -> list[str]:
         return [*super().departures(), *([FAST] if self.fast else [])]

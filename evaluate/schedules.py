@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from ..errors import StudentError
 
-Recipe = Literal["scalr", "scalr_plus"]
+Published = Literal["scalr", "scalr_plus"]
 Labels = Literal["100%", "10%", "1%"]  # share of the training set's labels
 
 
@@ -33,18 +33,18 @@ class Schedule:
             )
 
 
-def probing(recipe: Recipe, dataset: str) -> Schedule:
+def probing(published: Published, dataset: str) -> Schedule:
     """Of linear probing: 20 epochs, 50 on PandaSet."""
     return Schedule(
         epochs=50 if dataset.startswith("pandaset") else 20,
         warmup_epochs=2,
         learning_rate=1e-3,
-        min_learning_rate=1e-5 if recipe == "scalr" else 0.0,
+        min_learning_rate=1e-5 if published == "scalr" else 0.0,
         weight_decay=3e-3,
     )
 
 
-def finetuning(recipe: Recipe, dataset: str, labels: Labels) -> Schedule:
+def finetuning(published: Published, dataset: str, labels: Labels) -> Schedule:
     """Of finetuning: longer where there are few labels; ScaLR+ with a twentieth of the learning rate."""
     schedule = Schedule(
         epochs=25,
@@ -57,9 +57,9 @@ def finetuning(recipe: Recipe, dataset: str, labels: Labels) -> Schedule:
     )
     if labels != "100%":
         schedule = replace(schedule, epochs=45, warmup_epochs=4, layer_decay=0.95)
-    elif dataset == "semantic_kitti" and recipe == "scalr":
+    elif dataset == "semantic_kitti" and published == "scalr":
         schedule = replace(schedule, epochs=10, warmup_epochs=1)
-    return schedule if recipe == "scalr" else replace(schedule, learning_rate=1e-4, layer_decay=0.99)
+    return schedule if published == "scalr" else replace(schedule, learning_rate=1e-4, layer_decay=0.99)
 
 
 def changed(official: Schedule, values: dict[str, float | None]) -> tuple[Schedule, list[str]]:

@@ -33,7 +33,7 @@ from .result import (
     training_frames,
     write_result,
 )
-from .schedules import Recipe, Schedule, changed, check_choice
+from .schedules import Published, Schedule, changed, check_choice
 from .scoring import Scores, score
 from .segmentation_losses import segmentation_loss
 
@@ -56,7 +56,7 @@ class SupervisionConfig(ABC):
     train_split: str = "train"
     val_split: str = "val"
     classes: str | None = None  # of domain generalisation, in place of the dataset's own
-    recipe: Recipe = "scalr"
+    schedule: Published = "scalr"  # whose
     epochs: int | None = None
     warmup_epochs: float | None = None
     batch_size: int | None = None
@@ -68,7 +68,7 @@ class SupervisionConfig(ABC):
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_choice("recipe", self.recipe, Recipe)
+        check_choice("schedule", self.schedule, Published)
 
     @property
     def labelled_split(self) -> str:
@@ -92,7 +92,7 @@ class SupervisionConfig(ABC):
 
     @property
     @abstractmethod
-    def official_schedule(self) -> Schedule: ...
+    def published_schedule(self) -> Schedule: ...
 
     @abstractmethod
     def new_model(self, student: Student, num_classes: int) -> Student:
@@ -109,15 +109,15 @@ class SupervisionConfig(ABC):
     ) -> list[float]:
         """Train the model; the losses of the steps made now."""
 
-    def schedule(self) -> tuple[Schedule, list[str]]:
-        """The schedule, and what of it is not the official one."""
-        return changed(self.official_schedule, {name: getattr(self, name) for name in self.of_schedule})
+    def chosen_schedule(self) -> tuple[Schedule, list[str]]:
+        """The schedule, and what of it is not the published one."""
+        return changed(self.published_schedule, {name: getattr(self, name) for name in self.of_schedule})
 
     def departures(self) -> list[str]:
         """In what it is not as published."""
         wanted = {"trained": (self.train_split, "train"), "scored": (self.val_split, "val")}
         of_splits = [f"{what} on split {split}" for what, (split, official) in wanted.items() if split != official]
-        return [*self.schedule()[1], *of_splits]
+        return [*self.chosen_schedule()[1], *of_splits]
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
         for split in (config.labelled_split, config.val_split)
     )
     model = config.new_model(student, len(training_set.class_names)).to(device)
-    schedule, _ = config.schedule()
+    schedule, _ = config.chosen_schedule()
     protocol = {
         "schedule": asdict(schedule),
         "seed": config.seed,

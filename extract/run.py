@@ -101,6 +101,11 @@ class ExtractSummary:
     skipped: list[SkippedFrame]
     store: StoreReport
 
+    def as_json(self) -> dict:
+        """Plain JSON values."""
+        skipped = {frame.token: frame.reason for frame in self.skipped}
+        return {"blocks_written": self.blocks_written, "skipped": skipped, "store": self.store.as_json()}
+
 
 def extract(config: ExtractConfig) -> ExtractSummary:
     """Run the teachers on every image of a split and store the targets of every visible point.

@@ -179,7 +179,7 @@ def test_a_scaled_parameter_moves_by_its_share():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "dataset", "labels", "epochs", "learning_rate", "layer_decay", "warmup"),
+    ("published", "dataset", "labels", "epochs", "learning_rate", "layer_decay", "warmup"),
     [  # configs/downstream of both branches
         ("scalr", "nuscenes", "100%", 25, 2e-3, 0.99, 2),
         ("scalr", "nuscenes", "10%", 45, 2e-3, 0.95, 4),
@@ -193,15 +193,15 @@ def test_a_scaled_parameter_moves_by_its_share():
         ("scalr_plus", "semantic_kitti", "1%", 45, 1e-4, 0.99, 4),
     ],
 )
-def test_official_schedules(recipe, dataset, labels, epochs, learning_rate, layer_decay, warmup):
-    schedule = finetuning(recipe, dataset, labels)
+def test_published_schedules(published, dataset, labels, epochs, learning_rate, layer_decay, warmup):
+    schedule = finetuning(published, dataset, labels)
     assert (schedule.epochs, schedule.learning_rate, schedule.layer_decay) == (epochs, learning_rate, layer_decay)
     assert (schedule.warmup_epochs, schedule.weight_decay, schedule.min_learning_rate) == (warmup, 0, 0)
 
 
 def test_pandaset_is_probed_for_longer():
     assert [probing("scalr", name).epochs for name in ("nuscenes", "pandaset_64", "pandaset_gt")] == [20, 50, 50]
-    assert [probing(recipe, "nuscenes").min_learning_rate for recipe in ("scalr", "scalr_plus")] == [1e-5, 0]
+    assert [probing(published, "nuscenes").min_learning_rate for published in ("scalr", "scalr_plus")] == [1e-5, 0]
 
 
 def test_a_scan_of_many_points_is_cut_around_one_of_them(simulated):

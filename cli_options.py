@@ -1,0 +1,223 @@
+"""What the verbs of the command line share: how their help reads, and options that mean the same everywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from .errors import ScalrError
+
+INTERRUPTED = 130  # as shells say of Ctrl-C
+EVERYTHING_ELSE = "Other"
+
+
+class ExampleLast(click.Command):
+    """Shows click's `epilog`, an example, as it is written."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            with formatter.section("Example"):
+                formatter.write(f"{'':>{formatter.current_indent}}{self.epilog}\n")
+
+
+class Verb(ExampleLast):
+    """A command whose help has options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        under_heading: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = getattr(parameter, "heading", EVERYTHING_ELSE)
+                under_heading.setdefault(heading, []).append(record)
+        last = {EVERYTHING_ELSE: under_heading.pop(EVERYTHING_ELSE)}  # --help is always there
+        for heading, records in {**under_heading, **last}.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+class Verbs(ExampleLast, click.Group):
+    """A group that lists its commands by stage, in the order in which they are used, and speaks of errors in a line."""
+
+    command_class = Verb
+
+    def __init__(self, *args: Any, stages: dict[str, tuple[str, ...]] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stages = stages or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for names in self.stages.values() for name in names] or list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for stage, names in (self.stages or {"Commands": tuple(self.list_commands(ctx))}).items():
+            with formatter.section(stage):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=200)) for name in names])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ScalrError as error:
+            shown = click.ClickException(str(error))
+            shown.exit_code = error.exit_code
+            raise shown from error
+        except KeyboardInterrupt:
+            raise interrupted() from None
+
+
+def interrupted(what_next: str = "") -> click.ClickException:
+    """What Ctrl-C ends in; verbs that go on where they were say so."""
+    shown = click.ClickException(f"interrupted. {what_next}".strip())
+    shown.exit_code = INTERRUPTED
+    return shown
+
+
+@contextmanager
+def going_on_later(what_stays: str) -> Iterator[None]:
+    """Tell whoever presses Ctrl-C what is kept, and that the same command goes on from there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise interrupted(f"{what_stays}: run the same command again to go on.") from None
+
+
+def is_first_process() -> bool:
+    """Of those that torchrun started: what all do is told once."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class ImageSize(click.ParamType):
+    """HEIGHTxWIDTH in pixels."""
+
+    name = "HxW"
+
+    def convert(self, value, param, ctx) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            height, width = (int(side) for side in value.lower().split("x"))
+        except ValueError:
+            self.fail(f"'{value}' is not HEIGHTxWIDTH, such as 224x448", param, ctx)
+        return height, width
+
+
+class PartOfN(click.ParamType):
+    """K/N, a job of an array."""
+
+    name = "K/N"
+
+    def convert(self, value, param, ctx):
+        from .extract.plan import Part
+
+        return value if isinstance(value, Part) else Part.parse(value)
+
+
+Decorator = Callable[[Callable], Callable]
+
+
+def under(heading: str, *options: Decorator) -> Decorator:
+    """List options under a heading of the help."""
+
+    def decorate(command: Callable) -> Callable:
+        for option in reversed(options):
+            option(command)
+            command.__click_params__[-1].heading = heading  # where click keeps what a command is made from
+        return command
+
+    return decorate
+
+
+def choice_option(name: str, choices: list[str], text: str) -> Decorator:
+    """An option with a few values, the first of them the default."""
+    return click.option(name, type=click.Choice(choices), default=choices[0], show_default=True, help=text)
+
+
+def out_option(default: str | None, text: str = "Folder for the result and logs.") -> Decorator:
+    """Where a run's results go; without a default it must be given."""
+    shown = {"default": default, "show_default": True} if default else {"required": True}
+    return click.option("--out", type=path, help=text, **shown)
+
+
+def split_option(default: str, text: str) -> Decorator:
+    """One split of the dataset."""
+    return click.option("--split", default=default, show_default=True, help=text)
+
+
+def dataset_root(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path:
+    """Where --root is left out, the environment names the nuScenes folder."""
+    if value is not None:
+        return value
+    is_nuscenes = ctx.params["dataset"] == "nuscenes"
+    if is_nuscenes and "NUSCENES" in os.environ:
+        return Path(os.environ["NUSCENES"])
+    or_set = ", or set $NUSCENES to nuScenes' folder" if is_nuscenes else ""
+    raise ScalrError("no dataset folder", where="--root", fix=f"Pass --root DIR{or_set}.")
+
+
+def completed(names: Callable[[], list[str]]) -> dict[str, Any]:
+    """For click.option: the shell completes what begins one of `names`, which may be slow to import."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+
+    return {"shell_complete": complete}
+
+
+def teacher_names() -> list[str]:
+    """For completion."""
+    from .extract.teachers.registry import TEACHERS
+
+    return list(TEACHERS)
+
+
+def recipe_names() -> list[str]:
+    """For completion."""
+    from .distill.recipes import recipe_names as names
+
+    return names()
+
+
+def dataset_names() -> list[str]:
+    """For completion."""
+    from .extract.datasets import READERS
+
+    return list(READERS)
+
+
+path = click.Path(path_type=Path)
+root_option = click.option(
+    "--root", type=path, callback=dataset_root, help="Dataset folder.  [default: $NUSCENES for nuscenes]"
+)
+dataset_option = click.option(
+    "--dataset",
+    default="nuscenes",
+    show_default=True,
+    is_eager=True,  # --root depends on it
+    help="Reader: a name, or package.module:Class of your own.",
+    **completed(dataset_names),
+)
+student_option = click.option("--student", type=path, required=True, help="student.safetensors of a distillation.")
+model_option = click.option("--model", type=path, required=True, help="model.safetensors of a probing or finetuning.")
+classes_option = click.option("--classes", help="Of domain generalisation: semantic_kitti_10, semantic_poss_6.")
+recipe_option = click.option(
+    "--recipe", default="scalr_wi256", show_default=True, help="Bundled recipe or YAML file.", **completed(recipe_names)
+)
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, such as training.epochs=10; repeatable."
+)
+precision_option = choice_option("--precision", ["float32", "bfloat16", "float16"], "Of the forward pass.")
+resume_option = click.option(
+    "--resume", is_flag=True, help="Go on with the run in --out, or begin where there is none."
+)
+checkpoint_option = click.option(
+    "--checkpoint-minutes", default=10.0, show_default=True, help="Between two checkpoints."
+)
+workers_option = click.option("--workers", default=0, show_default=True, help="Processes that prepare scans.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Of every random choice.")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
+json_option = click.option("--json", "as_json", is_flag=True, help="Results on standard output as JSON, for scripts.")
