@@ -70,9 +70,9 @@ class Verbs(ExampleLast, click.Group):
             raise interrupted() from None
 
 
-def interrupted(what_next: str = "") -> click.ClickException:
+def interrupted(what_stays: str = "") -> click.ClickException:
     """What Ctrl-C ends in; verbs that go on where they were say so."""
-    shown = click.ClickException(f"interrupted. {what_next}".strip())
+    shown = click.ClickException(f"interrupted{what_stays}.")
     shown.exit_code = INTERRUPTED
     return shown
 
@@ -83,7 +83,7 @@ def going_on_later(what_stays: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise interrupted(f"{what_stays}: run the same command again to go on.") from None
+        raise interrupted(f"; {what_stays}. Run the same command again to go on") from None
 
 
 def is_first_process() -> bool:

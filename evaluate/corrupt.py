@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import signal
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -150,7 +151,9 @@ def _results(config: CorruptConfig, jobs: Sequence[_Job]) -> Iterator[int]:
         yield from map(make, jobs)
         return
     # Spawned: a fork of a process with threads can hang, and copies the state of random generators.
-    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
+    # A terminal's Ctrl-C reaches all processes: this one speaks for all.
+    ignore_interrupts = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn"), **ignore_interrupts) as pool:
         try:
             yield from pool.map(make, jobs)
         except BrokenProcessPool:

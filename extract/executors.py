@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,7 +59,13 @@ def run_on_cluster(
 @contextmanager
 def local_cluster(workers: int) -> Iterator[Client]:
     """Worker processes on this machine that share its cores, and its GPUs in turn."""
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, Worker, WorkerPlugin
+
+    class LeaveInterruptsToTheClient(WorkerPlugin):
+        """A terminal's Ctrl-C reaches all processes: without this, each worker ends in a traceback of its own."""
+
+        def setup(self, worker: Worker) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     cores = max(1, (os.cpu_count() or 1) // workers)
     with (
@@ -72,6 +79,7 @@ def local_cluster(workers: int) -> Iterator[Client]:
         ) as cluster,
         Client(cluster) as client,
     ):
+        client.register_plugin(LeaveInterruptsToTheClient())
         yield client
 
 
