@@ -1,4 +1,4 @@
-"""The whole path on a simulated world, in one process: synth, extract, distill, probe, report.
+"""The whole path on a simulated world, in one process: synth, extract, distill, probe, similarity maps, report.
 
 The teacher has random weights, since a demo cannot fetch real ones: its features tell little more than the colours
 around a pixel, and the simulated world paints each class in colours of its own. That is enough to see the path work:
@@ -7,58 +7,53 @@ the probe of the distilled student is compared with the same probe of the same s
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
+from .demo_report import DemoRun, Step, write_demo_report
 from .distill.checkpoint import save_student
-from .distill.recipes import load_recipe, recipe_values
+from .distill.recipes import Recipe, load_recipe, recipe_values
 from .distill.run import DistillConfig, distill, new_student, with_head_for
 from .errors import ScalrError
-from .evaluate import report
 from .evaluate.probe import ProbeConfig, probe
-from .evaluate.supervision import SupervisedResult
+from .evaluate.similarity import SimilarityConfig, similarity_maps
 from .extract.datasets import open_dataset
-from .extract.datasets.files import read_image
 from .extract.datasets.synthetic import write_world
-from .extract.projection import project
-from .extract.run import ExtractConfig, ExtractSummary, extract
-from .extract.store.inspect import StoreReport, readable_bytes
+from .extract.run import ExtractConfig, estimate_extraction, extract
 
 logger = logging.getLogger(__name__)
 
 TEACHER = "dinov2_vits14"
-TRAIN_SCENES, VAL_SCENES, KEYFRAMES = 8, 4, 3
+WORLD = {"train_scenes": 8, "val_scenes": 4, "keyframes": 3}
 IMAGE_SIZE = (112, 224)  # a quarter of ScaLR's pixels
+RECIPE = "demo"
+# Options that are called otherwise than the fields they fill.
+OPTIONS = {"teachers": "teacher", "caches": "cache", "image_size": "image-size"}
 
-
-@dataclass(frozen=True)
-class DemoResult:
-    """Both probes, and the page that shows them."""
-
-    report: Path
-    distilled: SupervisedResult
-    undistilled: SupervisedResult
+T = TypeVar("T")
 
 
 @dataclass
-class Timings:
-    """Seconds that each step took, in order."""
+class Steps:
+    """Runs steps, each of them also a command, and keeps what they took."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    done: list[Step] = field(default_factory=list)
 
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        logger.info("demo: %s", name)
+    def run(self, command: str, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        logger.info("demo: %s", command)
         start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
+        result = function(*args, **options)
+        self.done.append(Step(command, time.perf_counter() - start))
+        return result
 
 
-def run_demo(out: Path, seed: int = 0) -> DemoResult:
+def run_demo(out: Path, seed: int = 0) -> DemoRun:
     """Make everything below `out`, ending in `out/report.html`.
 
     Raises:
@@ -66,36 +61,86 @@ def run_demo(out: Path, seed: int = 0) -> DemoResult:
     """
     if out.exists():
         raise ScalrError("the folder is there already", where=out, fix="Remove it, or choose another --out.")
-    timings, world = Timings(), out / "world"
-    with timings.step("synth"):
-        write_world(world, train_scenes=TRAIN_SCENES, val_scenes=VAL_SCENES, keyframes=KEYFRAMES, seed=seed)
-    with timings.step("extract"):
-        extraction = extract(_extract_config(out))
-    recipe = load_recipe("demo", [f"training.seed={seed}"])
-    with timings.step("distill"):
-        distillation = distill(DistillConfig(caches=(out / "store.zarr",), out=out / "distilled", recipe=recipe))
-    undistilled_path = out / "undistilled" / "student.safetensors"
-    undistilled_path.parent.mkdir()
-    recipe = with_head_for(recipe, extraction.store.teachers[TEACHER].provenance["dim"])
-    save_student(new_student(recipe), undistilled_path, {"store": None, "recipe": recipe_values(recipe)})
-    with timings.step("probe of the distilled student"):
-        distilled = probe(_probe_config(out, "distilled", seed))
-    with timings.step("probe of the undistilled student"):
-        undistilled = probe(_probe_config(out, "undistilled", seed))
-    result = DemoResult(out / "report.html", distilled, undistilled)
-    _write_page(result, extraction, distillation.losses, timings, seed)
-    return result
+    steps, recipe = Steps(), load_recipe(RECIPE, [f"training.seed={seed}"])
+    world = {"out": out / "world", **WORLD, "seed": seed}
+    steps.run(as_command("synth", world), write_world, world["out"], **WORLD, seed=seed)
+    of_train = _extract_config(out, "store.zarr", "train")
+    encodings = steps.run(f"{as_command('extract', chosen(of_train))} --dry-run", estimate_extraction, of_train)
+    store = steps.run(as_command("extract", chosen(of_train)), extract, of_train).store
+    distillation = DistillConfig(caches=(of_train.out,), out=out / "distilled", recipe=recipe)
+    command = as_command("distill", chosen(distillation)) + f" --recipe {RECIPE} --set training.seed={seed}"
+    losses = steps.run(command, distill, distillation).losses
+    _save_undistilled(out / "undistilled/student.safetensors", recipe, store.teachers[TEACHER].provenance["dim"])
+    probes = {student: _probe_config(out, student, seed) for student in ("distilled", "undistilled")}
+    scores = {
+        student: steps.run(as_command("evaluate probe", chosen(config)), probe, config).scores
+        for student, config in probes.items()
+    }
+    frame = open_dataset("nuscenes", world["out"], "val").frames[0]
+    of_scene = _extract_config(out, "val.zarr", frame.scene)
+    steps.run(as_command("extract", chosen(of_scene)), extract, of_scene)
+    maps = SimilarityConfig(
+        student=distillation.out / "student.safetensors", root=world["out"], out=out / "similarity", cache=of_scene.out
+    )
+    similarity = steps.run(as_command("evaluate similarity", chosen(maps)), similarity_maps, maps)
+    run = DemoRun(
+        out=out,
+        seed=seed,
+        world=WORLD,
+        teacher=TEACHER,
+        steps=steps.done,
+        store=store,
+        encodings=encodings,
+        losses=losses,
+        distilled=scores["distilled"],
+        undistilled=scores["undistilled"],
+        similarity=similarity,
+    )
+    write_demo_report(run)
+    return run
 
 
-def _extract_config(out: Path) -> ExtractConfig:
+def as_command(verb: str, given: Mapping[str, Any]) -> str:
+    """What to type for options, by the names of the fields that they fill."""
+    words = ["scalr", *verb.split()]
+    for name, value in given.items():
+        option = f"--{OPTIONS.get(name, name.replace('_', '-'))}"
+        if name == "image_size":
+            words += [option, "x".join(map(str, value))]
+        elif value is True:
+            words.append(option)
+        else:
+            for each in value if isinstance(value, tuple) else (value,):
+                words += [option, str(each)]
+    return shlex.join(words)
+
+
+def chosen(config: Any) -> dict[str, Any]:
+    """The fields of a configuration that are not at their defaults; recipes, which have a name, are left out."""
+    defaults = {
+        each.name: each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        for each in dataclasses.fields(config)
+        if each.name != "recipe"
+    }
+    return {name: getattr(config, name) for name, value in defaults.items() if getattr(config, name) != value}
+
+
+def _extract_config(out: Path, store: str, split: str) -> ExtractConfig:
     return ExtractConfig(
         root=out / "world",
-        out=out / "store.zarr",
+        out=out / store,
         teachers=(TEACHER,),
+        split=split,
         image_size=IMAGE_SIZE,
         weights=("random",),
         batch_size=8,  # not as measured: the demo gives the same result again
     )
+
+
+def _save_undistilled(path: Path, recipe: Recipe, target_dim: int) -> None:
+    """The student as distillation starts with it."""
+    recipe = with_head_for(recipe, target_dim)
+    save_student(new_student(recipe), path, {"store": None, "recipe": recipe_values(recipe)})
 
 
 def _probe_config(out: Path, student: str, seed: int) -> ProbeConfig:
@@ -109,61 +154,3 @@ def _probe_config(out: Path, student: str, seed: int) -> ProbeConfig:
         learning_rate=0.1,  # for far fewer steps than the official probe's
         seed=seed,
     )
-
-
-def _write_page(
-    result: DemoResult, extraction: ExtractSummary, losses: list[float], timings: Timings, seed: int
-) -> None:
-    out = result.report.parent
-    report.write_report(
-        result.report,
-        title="scalr demo",
-        summary=f"A simulated world, seed {seed}: {TRAIN_SCENES} training and {VAL_SCENES} validation scenes of"
-        f" {KEYFRAMES} keyframes. Teacher {TEACHER} with RANDOM weights: a demonstration of the path, not of DINOv2.",
-        numbers=[
-            report.Number(report.percent(result.distilled.scores.miou), "mIoU, distilled student"),
-            report.Number(report.percent(result.undistilled.scores.miou), "mIoU, undistilled student"),
-            report.Number(f"{sum(timings.seconds.values()):.0f} s", "from nothing to this page"),
-        ],
-        sections=[
-            report.Section("What the lidar sees in a camera", _overlay(out)),
-            report.Section("Linear probe by class", _classes(result)),
-            report.Section(
-                "Distillation", report.picture(report.loss_figure(losses), "Loss of each step, and its mean")
-            ),
-            report.Section("The store", _store_table(extraction.store)),
-            report.Section("What it took", _timing_table(timings)),
-        ],
-    )
-
-
-def _overlay(out: Path) -> str:
-    dataset = open_dataset("nuscenes", out / "world", "train")
-    frame = dataset.frames[0]
-    view = frame.views[0]
-    image = read_image(dataset.root, view)
-    pairs = project(dataset.read_points(frame), view.calibration, view.image_shape, dataset.visibility)
-    figure = report.overlay_figure(image, pairs.pixel, pairs.depth_m)
-    return report.picture(figure, f"{len(pairs.pixel)} points of {frame.scene} in {view.camera}, coloured by depth")
-
-
-def _classes(result: DemoResult) -> str:
-    distilled, undistilled = result.distilled.scores, result.undistilled.scores
-    points = distilled.confusion.sum(axis=1).tolist()
-    return report.class_table(distilled.class_names, points, distilled.iou.tolist(), undistilled.iou.tolist())
-
-
-def _store_table(store: StoreReport) -> str:
-    pairs = sum(store.pairs.values())
-    rows = [
-        ("frames", f"{store.frames:,}"),
-        ("views", f"{store.views:,}"),
-        ("pairs (point, pixel)", f"{pairs:,}"),
-        ("size on disk", readable_bytes(store.bytes)),
-        ("bytes a pair", f"{store.bytes / max(1, pairs):.0f}"),
-    ]
-    return report.table(("store.zarr", ""), rows)
-
-
-def _timing_table(timings: Timings) -> str:
-    return report.table(("step", "seconds"), [(name, f"{value:.1f}") for name, value in timings.seconds.items()])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from browser import start_browser
 from scalr.extract.datasets.synthetic import write_world
 from scalr.extract.store import FeatureStore
 from tiny import TinyDataset, extract_with, tiny_teachers
@@ -95,3 +96,9 @@ def simulated(tmp_path_factory):
 def synthetic_world(simulated) -> Path:
     """The one in nuScenes' layout."""
     return simulated("nuscenes")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A browser, on whatever page a test opened last; without Chromium, tests are skipped."""
+    yield from start_browser(tmp_path_factory.mktemp("profile"))

@@ -3,25 +3,18 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
 import statistics
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from browser import DESKTOP, PHONE, show
 from scalr.evaluate.cloud_page import Cloud, PageError, cloud_page, compress, page_error
 from scalr.evaluate.pictures import LOW_QUANTILE, NO_CLASS, RAMP, class_colours, viewpoint
 from scalr.extract.datasets.labels import IGNORE_LABEL
 
-CHROMIUM = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu-sandbox", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"),
-)
 CLASSES = ("car", "road", "</script><b>pole")
-DESKTOP, PHONE = (1200, 800), (390, 844)
 
 
 def unit_features(xyz: np.ndarray, channels: int = 64, seed: int = 0) -> np.ndarray:
@@ -138,24 +131,6 @@ def test_120_000_points_with_a_voxel_each_stay_below_12_mb():
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    paths = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    missing = [name for name, path in paths.items() if path is None]
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    options = webdriver.ChromeOptions()
-    options.binary_location = paths["chromium"]
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in (*CHROMIUM, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(paths["chromedriver"]))
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture
 def shown(browser, tmp_path):
     """Call with a cloud to open its page from a file; gives the browser and the page's error."""
@@ -164,12 +139,8 @@ def shown(browser, tmp_path):
         html, error = cloud_page(cloud)
         path = tmp_path / "cloud.html"
         path.write_text(html)
-        width, height = size
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        return Page(browser, path), error
+        show(browser, path, size, scheme)
+        return Page(browser), error
 
     return call
 
@@ -177,13 +148,12 @@ def shown(browser, tmp_path):
 class Page:
     """An open page of a cloud."""
 
-    def __init__(self, browser, path: Path) -> None:
+    def __init__(self, browser) -> None:
         from selenium.webdriver.common.action_chains import ActionChains
         from selenium.webdriver.support.wait import WebDriverWait
 
         self.browser, self._chains = browser, ActionChains
         self._wait = WebDriverWait(browser, 60)
-        browser.get(path.as_uri())
         self._wait.until(lambda _: self("return Boolean(window.cloud && (cloud.ready || cloud.problem))"))
         assert self("return cloud.problem") is None
 

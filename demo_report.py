@@ -1,0 +1,160 @@
+"""The demo's page: what ran, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .evaluate import report
+from .evaluate.scoring import Scores
+from .evaluate.similarity import SimilarityResult
+from .extract.datasets import open_dataset
+from .extract.datasets.files import read_image
+from .extract.estimate import Estimate
+from .extract.projection import project
+from .extract.store.inspect import StoreReport, readable_bytes
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, and what it took."""
+
+    command: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRun:
+    """All that the page shows of a run; its files are below `out`."""
+
+    out: Path
+    seed: int
+    world: Mapping[str, int]
+    teacher: str
+    steps: Sequence[Step]
+    store: StoreReport
+    encodings: Estimate
+    losses: Sequence[float]
+    distilled: Scores
+    undistilled: Scores
+    similarity: SimilarityResult
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.out / "report.html"
+
+
+def write_demo_report(run: DemoRun) -> None:
+    """Write `out/report.html`: one file, legible on light and dark paper, that asks for nothing."""
+    seconds = sum(step.seconds for step in run.steps)
+    world = run.world
+    report.write_report(
+        run.report,
+        title="scalr demo",
+        summary=f"A simulated world, seed {run.seed}: {world['train_scenes']} training and {world['val_scenes']}"
+        f" validation scenes of {world['keyframes']} keyframes. Teacher {run.teacher} with RANDOM weights, which tell"
+        " little more than colours: this shows the path, not what DINOv2 is worth.",
+        numbers=[
+            report.Number(report.percent(run.distilled.miou), "mIoU of a linear probe, distilled student"),
+            report.Number(report.percent(run.undistilled.miou), "the same student, undistilled"),
+            report.Number(f"{seconds / 60:.1f} min", "from nothing to this page"),
+        ],
+        sections=[
+            report.Section(
+                "What ran",
+                "Each step is a command; run from Python, they are functions of the same arguments.",
+                report.table(
+                    ("command", "seconds"), [(step.command, f"{step.seconds:.1f}") for step in run.steps], code=True
+                ),
+            ),
+            _pairs(run),
+            _components(run),
+            _similarity(run),
+            report.Section(
+                "Distillation",
+                f"{len(run.losses)} steps on the stored targets; the teacher is not in memory.",
+                report.drawing(lambda: report.loss_figure(run.losses), "Loss of each step, and its running mean."),
+            ),
+            _classes(run),
+            _store(run),
+        ],
+    )
+
+
+def _pairs(run: DemoRun) -> report.Section:
+    dataset = open_dataset("nuscenes", run.out / "world", "train")
+    frame = dataset.frames[0]
+    view = frame.views[0]
+    image = read_image(dataset.root, view)
+    pairs = project(dataset.read_points(frame), view.calibration, view.image_shape, dataset.visibility)
+
+    def draw() -> Figure:
+        return report.overlay_figure(image, pairs.pixel, pairs.depth_m)
+
+    caption = f"{len(pairs.pixel):,} points of {frame.scene} in {view.camera}, coloured by depth."
+    return report.Section(
+        "Points and pixels",
+        "Each point that a camera sees, where the camera sees it: there the teacher's feature is read.",
+        report.drawing(draw, caption),
+    )
+
+
+def _components(run: DemoRun) -> report.Section:
+    return report.Section(
+        "Teacher and student",
+        "Features of a validation frame: their first three principal components as red, green and blue. The student"
+        " sees points alone, and answers in the teacher's space.",
+        report.photograph(
+            run.similarity.pca,
+            "Left the teacher, right the student; on the image with the most points, and on the cloud from above.",
+        ),
+    )
+
+
+def _similarity(run: DemoRun) -> report.Section:
+    error = run.similarity.page_error
+    caption = (
+        f"{run.similarity.num_points:,} points of {run.similarity.frame}, at first compared with"
+        f" {run.similarity.query.text}. Off by {error.maximum:.1g} at most: the page keeps small features."
+    )
+    return report.Section(
+        "What is like what",
+        "Click a point: all others take the colour of their similarity to it. Drag turns, the wheel or a pinch zooms.",
+        report.page_within(run.similarity.page, caption),
+    )
+
+
+def _classes(run: DemoRun) -> report.Section:
+    points = run.distilled.confusion.sum(axis=1).tolist()
+    iou, other = run.distilled.iou.tolist(), run.undistilled.iou.tolist()
+    return report.Section(
+        "Linear probe by class",
+        "IoU on the validation scenes: what a linear layer reads off the frozen student, distilled and not.",
+        report.class_table(run.distilled.class_names, points, iou, other),
+    )
+
+
+def _store(run: DemoRun) -> report.Section:
+    store, estimate, pairs = run.store, run.encodings, sum(run.store.pairs.values())
+    written = store.teachers[run.teacher]
+
+    def row(name: str, num_bytes: int, cosine: str) -> tuple[str, ...]:
+        return name, readable_bytes(num_bytes), f"{num_bytes / pairs:.1f}", cosine
+
+    rows = [row("scans and pairs, as written", store.scans.bytes, "")]
+    for each in estimate.encodings:
+        name = f"{each.encoding.layout} {each.encoding.dtype}"
+        if each.encoding == estimate.chosen:
+            rows.append(row(f"targets as {name}, as written", written.bytes, f"{written.mean_cosine:.6f}"))
+        else:
+            rows.append(row(f"targets as {name}", each.bytes, f"{each.mean_cosine:.6f}"))
+    return report.Section(
+        "The store",
+        f"{store.frames:,} frames, {store.views:,} views, {pairs:,} pairs; {readable_bytes(store.bytes)} in"
+        f" {store.files} files. The other encodings are estimated from {estimate.sampled_frames} frames, by --dry-run.",
+        report.table(("", "size", "bytes a pair", "cosine to exact"), rows),
+    )
