@@ -4,11 +4,20 @@ store = scalr.open_store("store.zarr")
 view = store.read_view(0, teacher="dinov2_vitl14")
 student = scalr.load_student("runs/x/student.safetensors")
 features = student.extract(points, dataset="nuscenes")
+
+`examples/first_steps.py` walks through the whole path.
 """
 
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what type checkers and editors see
+    from .distill.checkpoint import load_student
+    from .distill.waffleiron import Student
+    from .errors import ScalrError
+    from .extract.store import FeatureStore, open_store
 
 _HOMES = {
     "FeatureStore": ".extract.store",
@@ -18,11 +27,15 @@ _HOMES = {
     "open_store": ".extract.store",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = ["FeatureStore", "ScalrError", "Student", "load_student", "open_store"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     # Lazy, so that `import scalr` stays fast and a student needs neither zarr nor timm.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -37,6 +39,9 @@ from .cli_options import (
     under,
     workers_option,
 )
+
+if TYPE_CHECKING:
+    from .evaluate.scoring import Scores
 
 # Heavy imports (torch, timm, zarr) live inside the verbs, so that --help answers at once.
 
@@ -85,13 +90,6 @@ def show_json(values: dict) -> None:
 
 @main.command(epilog="scalr extract --teacher dinov2_vitl14 --root /data/nuscenes --out store.zarr")
 @under(
-    "Dataset",
-    dataset_option,
-    root_option,
-    split_option("train", "Split of the dataset."),
-    choice_option("--on-error", ["stop", "skip"], "At a frame that cannot be used; skip lists it, exit code 3."),
-)
-@under(
     "Teachers",
     click.option(
         *("--teacher", "teachers"),
@@ -128,6 +126,13 @@ def show_json(values: dict) -> None:
     click.option("--batch-size", type=int, help="Images at once.  [default: measured, once per store]"),
 )
 @under(
+    "Dataset",
+    dataset_option,
+    root_option,
+    split_option("train", "Split of the dataset."),
+    choice_option("--on-error", ["stop", "skip"], "At a frame that cannot be used; skip lists it, exit code 3."),
+)
+@under(
     "Store",
     out_option("store.zarr", "Store to make or to continue."),
     choice_option("--encoding", ["point", "patch"], "A vector a pair, or only the patches that pairs read."),
@@ -152,7 +157,7 @@ def show_json(values: dict) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Only say what it will take: sizes of every encoding, files, time.")
 @json_option
-def extract(dry_run: bool, as_json: bool, **options) -> None:
+def extract(dry_run: bool, as_json: bool, **options: Any) -> None:
     """Run teachers on every image and store the features of the lidar points they see.
 
     Killed, it goes on where it stopped when the same command runs again.
@@ -218,7 +223,7 @@ def inspect(store: Path, as_json: bool) -> None:
     device_option,
 )
 @json_option
-def verify(store: Path, as_json: bool, **options) -> None:
+def verify(store: Path, as_json: bool, **options: Any) -> None:
     """Check every file, chunk and count of a store.
 
     Exit code 1 where something is wrong.
@@ -275,7 +280,7 @@ def distill(
     eval_dataset: str,
     eval_frames: int,
     as_json: bool,
-    **options,
+    **options: Any,
 ) -> None:
     """Train a student on the targets of one or several stores; images, teacher and dataset are not needed.
 
@@ -335,7 +340,7 @@ def evaluate() -> None:
     """Measure a student: what it knows, what it learns from labels, what it stands."""
 
 
-def options_of_training(command):
+def options_of_training(command: Callable) -> Callable:
     """How probing and finetuning are trained; what is left out has the official value."""
     data = under(
         "Data",
@@ -359,7 +364,7 @@ def options_of_training(command):
     return data(training(run(json_option(command))))
 
 
-def show_scores(scores, out: Path, as_json: bool) -> None:
+def show_scores(scores: Scores, out: Path, as_json: bool) -> None:
     """IoU by class and mIoU, or the whole result card as JSON; once for all processes."""
     if not is_first_process():
         return
@@ -376,7 +381,7 @@ def show_scores(scores, out: Path, as_json: bool) -> None:
 @options_of_training
 @under("Training", click.option("--fast", is_flag=True, help="Fit the head on features computed once, unaugmented."))
 @under("Run", out_option("runs/probe"))
-def probe(out: Path, as_json: bool, **options) -> None:
+def probe(out: Path, as_json: bool, **options: Any) -> None:
     """Linear probing: BatchNorm + linear layer on the frozen student."""
     from .evaluate.probe import ProbeConfig
     from .evaluate.probe import probe as run
@@ -397,7 +402,7 @@ def probe(out: Path, as_json: bool, **options) -> None:
     click.option("--activation-checkpointing", is_flag=True, help="Less memory for more time."),
 )
 @under("Run", out_option("runs/finetune"))
-def finetune(out: Path, as_json: bool, **options) -> None:
+def finetune(out: Path, as_json: bool, **options: Any) -> None:
     """Train the whole student on labels, all of them or few."""
     from .evaluate.finetune import FinetuneConfig
     from .evaluate.finetune import finetune as run
@@ -415,7 +420,7 @@ def finetune(out: Path, as_json: bool, **options) -> None:
     device_option,
 )
 @json_option
-def score(out: Path, as_json: bool, **options) -> None:
+def score(out: Path, as_json: bool, **options: Any) -> None:
     """Score a finished model on a split: mIoU, IoU by class, accuracy, confusion matrix.
 
     Under torchrun --no-python, processes share the frames.
@@ -441,7 +446,7 @@ def score(out: Path, as_json: bool, **options) -> None:
 )
 @under("Run", out_option("runs/robustness"), workers_option, device_option)
 @json_option
-def robustness(out: Path, as_json: bool, **options) -> None:
+def robustness(out: Path, as_json: bool, **options: Any) -> None:
     """Score a model on Robo3D's 24 corrupted copies: mCE and mRR.
 
     What was scored before is not scored again. Exit code 3 where copies are missing.
@@ -472,7 +477,7 @@ def robustness(out: Path, as_json: bool, **options) -> None:
 )
 @under("Run", out_option("runs/transfer"), workers_option, device_option)
 @json_option
-def transfer(out: Path, as_json: bool, **options) -> None:
+def transfer(out: Path, as_json: bool, **options: Any) -> None:
     """Score a model of nuScenes on a lidar that it has never seen.
 
     The model is made by 'scalr evaluate finetune --classes semantic_kitti_10' or 'probe'.
@@ -503,7 +508,7 @@ def transfer(out: Path, as_json: bool, **options) -> None:
 )
 @under("Run", out_option("runs/teacher"), workers_option, device_option)
 @json_option
-def teacher(out: Path, as_json: bool, **options) -> None:
+def teacher(out: Path, as_json: bool, **options: Any) -> None:
     """Linear probing of the stored targets themselves: what the teacher knows, before any student is trained."""
     from .evaluate.teacher import TeacherProbeConfig, probe_teacher
 
@@ -531,7 +536,7 @@ def teacher(out: Path, as_json: bool, **options) -> None:
 )
 @under("Run", out_option("runs/similarity", "Folder for the pictures."), device_option)
 @json_option
-def similarity(out: Path, as_json: bool, **options) -> None:
+def similarity(out: Path, as_json: bool, **options: Any) -> None:
     """Colour a scan by the similarity of its points to one: pictures, and a page in which a click recolours all."""
     from .evaluate.similarity import SimilarityConfig, similarity_maps
 
@@ -573,7 +578,7 @@ def report(runs: tuple[Path, ...]) -> None:
     seed_option,
 )
 @under("Run", out_option(None, "Folder for the copies."), workers_option)
-def corrupt(corruptions: tuple[str, ...], severities: tuple[str, ...], **options) -> None:
+def corrupt(corruptions: tuple[str, ...], severities: tuple[str, ...], **options: Any) -> None:
     """Make corrupted copies of a validation set as Robo3D's, for 'scalr evaluate robustness'.
 
     Scores on them are not comparable with published ones. Exit code 3 where a strength is not known.
@@ -600,7 +605,7 @@ def corrupt(corruptions: tuple[str, ...], severities: tuple[str, ...], **options
 @click.option("--val-scenes", type=int, help="Scenes of split val.  [default: 2; 1 where the layout has room for one]")
 @click.option("--keyframes", default=10, show_default=True, help="Per scene, half a second apart.")
 @seed_option
-def synth(out: Path, **options) -> None:
+def synth(out: Path, **options: Any) -> None:
     """Write a simulated world: the same street scenes as each dataset's sensors would see them."""
     from .extract.datasets.synthetic import write_world
 

@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from .errors import ScalrError
+
+if TYPE_CHECKING:
+    from .extract.plan import Part
 
 INTERRUPTED = 130  # as shells say of Ctrl-C
 EVERYTHING_ELSE = "Other"
@@ -96,7 +99,7 @@ class ImageSize(click.ParamType):
 
     name = "HxW"
 
-    def convert(self, value, param, ctx) -> tuple[int, int]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
         try:
@@ -111,7 +114,7 @@ class PartOfN(click.ParamType):
 
     name = "K/N"
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Part:
         from .extract.plan import Part
 
         return value if isinstance(value, Part) else Part.parse(value)
@@ -143,7 +146,7 @@ def out_option(default: str | None, text: str = "Folder for the result and logs.
     return click.option("--out", type=path, help=text, **shown)
 
 
-def split_option(default: str, text: str) -> Decorator:
+def split_option(default: str | None, text: str) -> Decorator:
     """One split of the dataset."""
     return click.option("--split", default=default, show_default=True, help=text)
 

@@ -26,7 +26,7 @@ class ScalrError(Exception):
         stop = "" if self.what.endswith("?") else "."
         super().__init__(f"{self.where}: {self.what}{stop} {self.fix}")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         # Errors travel from worker processes; keyword arguments would be lost on the way.
         return _restore_error, (type(self), self.what, self.where, self.fix)
 

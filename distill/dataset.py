@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
@@ -96,7 +96,7 @@ class DistillBatch(Batch):
         """Called by torch's DataLoader with `pin_memory=True`."""
         return self._map(lambda part: part.pin_memory())
 
-    def _map(self, function) -> DistillBatch:
+    def _map(self, function: Callable) -> DistillBatch:
         return replace(
             self,
             inputs=function(self.inputs),

@@ -7,7 +7,7 @@ Letters in shapes: N raw points, M kept points (of one scan, or of a whole batch
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -262,7 +262,7 @@ class PackedBatch:
         """Called by torch's DataLoader with `pin_memory=True`."""
         return self._map(torch.Tensor.pin_memory)
 
-    def _map(self, function) -> PackedBatch:
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return PackedBatch(**{k: function(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -86,13 +87,13 @@ class _SumOverProcesses(torch.autograd.Function):
     """A sum that every process goes on with; its gradient is the sum of what it becomes in each of them."""
 
     @staticmethod
-    def forward(ctx, value: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
         total = value.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         total = gradient.clone()  # gradients may share memory
         dist.all_reduce(total)
         return total

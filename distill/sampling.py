@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,7 +109,7 @@ class EpochLoader:
     def __init__(
         self,
         parts: Sequence[Dataset],
-        collate,
+        collate: Callable[[list], Any],
         *,
         batch_size: int,
         seed: int,
@@ -173,7 +173,7 @@ class _Parts(Dataset):
 class _ErrorsAside:
     """Collates samples, or gives the first error among them (a class, so that spawned workers can be sent it)."""
 
-    def __init__(self, collate) -> None:
+    def __init__(self, collate: Callable[[list], Any]) -> None:
         self.collate = collate
 
     def __call__(self, samples: Sequence) -> Any | ScalrError:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +84,7 @@ def check_frame(dataset: Dataset, frame: Frame) -> FrameReport:
     problems: list[str] = []
     prepared = None
 
-    def attempt(action):
+    def attempt(action: Callable[[], Any]) -> Any:
         try:
             return action()
         except DatasetError as error:

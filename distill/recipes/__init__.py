@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -127,7 +128,7 @@ def _check_key(key: str, choices: Iterable[str], where: str) -> None:
         )
 
 
-def _number(value):
+def _number(value: Any) -> Any:
     """YAML 1.1 reads 1e-3, without a dot, as text."""
     try:
         return float(value) if isinstance(value, str) else value
@@ -135,7 +136,7 @@ def _number(value):
         return value
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -98,7 +98,7 @@ class FeatureStore:
         self._array = functools.lru_cache(OPEN_ARRAYS)(self._open_array)
         self._target_ranges = functools.lru_cache(OPEN_ARRAYS)(self._read_target_ranges)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         # Open handles and tables stay behind: a DataLoader worker opens its own.
         return open_store, (self.path,)
 

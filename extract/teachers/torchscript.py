@@ -10,6 +10,7 @@ import pickle
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -53,7 +54,7 @@ def read_torchscript(path: Path) -> dict[str, torch.Tensor]:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    def __init__(self, file, archive: zipfile.ZipFile, folder: str) -> None:
+    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(file)
         self._archive, self._folder = archive, folder
 
