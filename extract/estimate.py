@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import DatasetError
+from ..progress import progress
 from .datasets.frame import Dataset
 from .encoding import ENCODINGS, Encoding
 from .intensity import IntensityStatistics
@@ -197,9 +198,14 @@ def warn_of_size(frame: PreparedFrame, num_frames: int, teachers: Sequence[Teach
 
 
 def patch_maps_of(teacher: Teacher, position: int, frames: list[PreparedFrame], batch_size: int) -> list[torch.Tensor]:
+    """The maps of all the frames' images, `position` being that of the teacher among those they were prepared for."""
     images = [view.images[position] for frame in frames for view in frame.views]
-    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
-    return [patch_map for batch in batches for patch_map in teacher.patch_maps(torch.stack(batch))]
+    maps: list[torch.Tensor] = []
+    with progress(len(images), f"dry run of {teacher.name}", "image") as bar:
+        for start in range(0, len(images), batch_size):
+            maps += teacher.patch_maps(torch.stack(images[start : start + batch_size]))
+            bar.update(len(maps) - start)
+    return maps
 
 
 def write_sample(

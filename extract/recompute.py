@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import StoreError
+from ..progress import progress
 from .datasets import open_dataset
 from .datasets.frame import Dataset, Frame
 from .encoding import sample_targets
@@ -61,16 +62,19 @@ def recompute_targets(
     given = choose_weights(tuple(store.teachers), weights)
     for name in store.teachers:
         teacher = _recorded_teacher(store, name, given.get(name), device)
-        for row in _rows_with_pairs(store, name, num_views):
-            view = store.views.slice(row, 1).to_pylist()[0]
-            dataset, source, frames = frames_of(view["dataset"], view["split"])
-            if view["token"] not in frames:
-                raise StoreError(
-                    f"frame {view['token']} is in the store, but not in this dataset",
-                    where=dataset.root,
-                    fix="Pass --root with the dataset that the store was made from.",
-                )
-            yield _recompute(store, row, view["camera"], teacher, dataset, source, frames[view["token"]])
+        rows = _rows_with_pairs(store, name, num_views)
+        with progress(len(rows), f"recompute {name}", "view") as bar:
+            for row in rows:
+                view = store.views.slice(row, 1).to_pylist()[0]
+                dataset, source, frames = frames_of(view["dataset"], view["split"])
+                if view["token"] not in frames:
+                    raise StoreError(
+                        f"frame {view['token']} is in the store, but not in this dataset",
+                        where=dataset.root,
+                        fix="Pass --root with the dataset that the store was made from.",
+                    )
+                yield _recompute(store, row, view["camera"], teacher, dataset, source, frames[view["token"]])
+                bar.update()
 
 
 def _recompute(

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import torch
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
@@ -20,6 +28,7 @@ from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.extract.store import open_store
 from scalr.extract.store.inspect import readable_bytes
 from scalr.extract.teachers import load_teacher
+from store_comparison import assert_same_store
 
 TINY_TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
 SMALL = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2", "training.warmup_steps=1")
@@ -335,6 +344,134 @@ def test_wrong_usage_is_exit_code_2():
     assert scalr("distill", "--eval-every", 1).exit_code == 2
     assert scalr("extract").exit_code == 2
     assert scalr("extract", "--teacher", "dinov2_vits14", "--image-size", "big").exit_code == 2
+
+
+def verbs(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from verbs(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(("words", "command"), [pytest.param(*verb, id=" ".join(verb[0])) for verb in verbs()])
+def test_help_of_every_verb(words, command):
+    """Short, each option explained under a heading, and an example last that the command line takes."""
+    shown = scalr(*words, "--help")
+    assert shown.exit_code == 0
+    lines = shown.output.rstrip().splitlines()
+    assert len(lines) <= 80
+    assert all(len(line) <= 110 for line in lines)
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    assert all(option.help for option in options)
+    headings = {option.heading for option in options if hasattr(option, "heading")}
+    assert headings <= {line.rstrip(":") for line in lines}
+    assert lines[-2] == "Example:"
+    example = lines[-1].strip()
+    assert example == command.epilog
+    program, *typed = shlex.split(example.split(" && ")[0].split(" > ")[0], comments=True)
+    if program == "scalr":
+        assert tuple(typed[: len(words)]) == words
+        command.make_context(words[-1], typed[len(words) :])
+
+
+def test_every_verb_is_listed_once():
+    for group in (main, main.commands["evaluate"]):
+        listed = group.list_commands(click.Context(group))
+        assert sorted(listed) == sorted(group.commands)
+    assert scalr("--help").output.count("  extract  ") == 1
+
+
+def test_an_option_means_the_same_everywhere():
+    """Options of one name have one type, and are flags, repeated or single in all verbs alike."""
+    kinds = defaultdict(set)
+    for _, command in verbs():
+        for option in command.params:
+            if isinstance(option, click.Option) and not isinstance(option.type, click.Choice):
+                kinds[option.opts[0]].add((option.type.name, option.is_flag))
+    assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
+    of_data = {"--dataset", "--root", "--out", "--device", "--json", "--workers", "--seed"}
+    assert all(len(kinds[name]) == 1 for name in of_data)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell):
+    script = scalr("completion", shell)
+    assert script.exit_code == 0
+    assert "_SCALR_COMPLETE" in script.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("scalr ex", ["extract"]),
+        ("scalr evaluate ro", ["robustness"]),
+        ("scalr extract --teacher dinov2_vitl", ["dinov2_vitl14", "dinov2_vitl14_reg"]),
+        ("scalr distill --recipe scalr_wi", ["scalr_wi256", "scalr_wi384", "scalr_wi768", "scalr_wi96"]),
+        ("scalr check --dataset semantic_kitti", ["semantic_kitti", "semantic_kitti_c"]),
+        ("scalr extract --occ", ["--occlusion"]),
+    ],
+)
+def test_a_shell_completes(typed, expected):
+    complete = ShellComplete(main, {}, "scalr", "_SCALR_COMPLETE")
+    *words, incomplete = typed.split()[1:]
+    assert [item.value for item in complete.get_completions(words, incomplete)] == expected
+
+
+def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path):
+    """In the terminal's way: to all processes of the command at once, in the middle of its blocks."""
+    whole, out = tmp_path / "whole.zarr", tmp_path / "s.zarr"
+    options = (*TINY_TEACHER, "--root", synthetic_world, "--frames-per-block", 1, "--batch-size", 6)
+    assert scalr("extract", *options, "--out", whole).exit_code == 0
+    words = [str(word) for word in (Path(sys.executable).with_name("scalr"), "extract", *options, "--out", out)]
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(out.glob("tmp/*/*")):  # the first block is being written
+        assert running.poll() is None
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGINT)
+    stdout, stderr = running.communicate()
+    assert (running.returncode, stdout) == (130, "")
+    assert stderr.endswith("Error: interrupted; committed blocks stay. Run the same command again to go on.\n")
+    assert "Traceback" not in stderr
+    assert json.loads(scalr("verify", out, "--json").stdout)["whole"]
+    again = json.loads(scalr("extract", *options, "--out", out, "--json").stdout)
+    assert again["store"]["leftovers"] == {}
+    assert_same_store(open_store(out), open_store(whole))
+
+
+def test_results_as_json(synthetic_world, tmp_path):
+    """Standard output is JSON and nothing else; the same figures as the files and the text have."""
+    command = ("extract", *TINY_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr", "--json")
+    dry = json.loads(scalr(*command, "--dry-run").stdout)
+    assert [(each["encoding"]["layout"], each["encoding"]["dtype"]) for each in dry["encodings"]] == [
+        *[("point", "float16"), ("point", "int8"), ("patch", "float16"), ("patch", "int8")]
+    ]
+    written = json.loads(scalr(*command).stdout)
+    assert (written["blocks_written"], written["skipped"]) == (1, {})
+    assert written["store"] == json.loads(scalr("inspect", tmp_path / "s.zarr", "--json").stdout)
+    assert dry["pairs"] == sum(written["store"]["pairs"].values())
+    overrides = [word for value in SMALL for word in ("--set", value)]
+    distilled = json.loads(
+        scalr("distill", "--cache", tmp_path / "s.zarr", *overrides, "--out", tmp_path / "run", "--json").stdout
+    )
+    assert len(distilled["losses"]) == 2
+    student = ("--student", distilled["student"], "--root", synthetic_world)
+    probed = json.loads(
+        scalr(
+            "evaluate", "probe", *student, "--epochs", 1, "--warmup-epochs", 0, "--fast", "--out", tmp_path / "p",
+            "--json",
+        ).stdout
+    )  # fmt: skip
+    assert probed == json.loads((tmp_path / "p/result.json").read_text())
+    similar = json.loads(scalr("evaluate", "similarity", *student, "--out", tmp_path / "m", "--json").stdout)
+    assert similar["page_error"]["maximum"] < 0.1
+
+
+def test_quiet_says_results_only(synthetic_world, tmp_path):
+    result = scalr("-q", "extract", *TINY_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr")
+    assert result.exit_code == 0
+    assert "2 frames, 12 views" in result.stdout
+    assert all("RANDOM" in line or "--encoding" in line for line in result.stderr.splitlines())  # warnings
 
 
 def test_help_is_fast():

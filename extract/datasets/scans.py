@@ -7,6 +7,7 @@ import logging
 import numpy as np
 
 from ...errors import DatasetError
+from ...progress import progress
 from ..intensity import IntensityStatistics
 from .files import checked_points
 from .frame import Dataset, Frame
@@ -60,11 +61,13 @@ def _measured(dataset: Dataset) -> IntensityStatistics:
     """Over scans spread evenly over the frames, the same for everyone who asks; broken scans are left out."""
     numbers = np.unique(np.linspace(0, len(dataset.frames) - 1, MEASURED_SCANS).round().astype(int)).tolist()
     values, problem = [], None
-    for number in numbers:
-        try:
-            values.append(read_points(dataset, dataset.frames[number])[:, 3])
-        except DatasetError as error:
-            problem = error
+    with progress(len(numbers), "intensities", "scan") as bar:
+        for number in numbers:
+            try:
+                values.append(read_points(dataset, dataset.frames[number])[:, 3])
+            except DatasetError as error:
+                problem = error
+            bar.update()
     if not values:
         raise problem
     intensity = np.concatenate(values).astype(np.float64)
