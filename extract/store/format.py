@@ -153,7 +153,8 @@ def write_index(views: pa.Table, kind: str, group: Path, skipped: dict[str, str]
 
 
 def read_index(path: Path, kind: str) -> pa.Table:
-    return pq.ParquetFile(path).read().cast(schema_of(kind))
+    schema = schema_of(kind)
+    return pq.ParquetFile(path).read(schema.names).cast(schema)  # columns that a later release may add stay unread
 
 
 def listed_files(index: Path) -> dict[str, str]:

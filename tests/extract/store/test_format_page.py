@@ -1,0 +1,117 @@
+"""docs/store.md is enough to write another reader: this one follows the page, and takes nothing from scalr."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import zarr
+
+from scalr.extract.encoding import footprint
+from scalr.extract.run import ExtractConfig, extract
+from scalr.extract.store import open_store
+
+TEACHER = "dinov2_vits14"
+
+
+def views_by_the_page(path: Path, teacher: str) -> Iterator[dict[str, np.ndarray]]:
+    """Points, pairs and targets of each view that has this teacher's targets, in the order of the blocks."""
+    root = zarr.open_group(path, mode="r")
+    assert (root.attrs["format"], root.attrs["format_version"]) == ("scalr-store", 1)
+    kept = root[f"teachers/{teacher}"].attrs
+    for index in sorted((path / "index" / teacher).glob("*.parquet")):
+        block = root[f"blocks/{index.stem}"]
+        scans, targets = (pq.read_table(path / "index" / kind / index.name) for kind in ("scans", teacher))
+        for scan, target in zip(scans.to_pylist(), targets.to_pylist(), strict=True):
+            pairs = slice(scan["pairs_start"], scan["pairs_stop"])
+            pixel = block["pairs/pixel"][pairs]
+            rows = slice(target["start"], target["stop"])
+            vectors = block[f"targets/{teacher}/vectors"][rows].astype(np.float32)
+            if kept["dtype"] == "int8":
+                vectors *= block[f"targets/{teacher}/scale"][rows][:, None]
+            if kept["encoding"] == "patch":
+                image_shape = (scan["image_height"], scan["image_width"])
+                vectors = of_pairs(vectors, pixel, image_shape, kept["image_size"], kept["patch_size"])
+            yield {
+                "points": block["points"][scan["points_start"] : scan["points_stop"]],
+                "point_index": block["pairs/point_index"][pairs],
+                "pixel": pixel,
+                "targets": vectors,
+            }
+
+
+def of_pairs(vectors, pixel, image_shape, image_size, patch_size) -> np.ndarray:
+    """The targets (R, D) of pairs at `pixel` (R, 2), of the vectors of the patches that they read."""
+    (y0, y1, v), (x0, x1, u) = (
+        neighbours(pixel[:, axis].astype(np.int64), image_shape[axis], image_size[axis], patch_size) for axis in (0, 1)
+    )
+    w = image_size[1] // patch_size
+    patches = np.stack([y0 * w + x0, y0 * w + x1, y1 * w + x0, y1 * w + x1], axis=1)
+    weights = np.stack([(1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u], axis=1)
+    stored, rows = np.unique(patches, return_inverse=True)
+    assert len(stored) == len(vectors)
+    return np.einsum("rk,rkd->rd", weights, vectors[rows.reshape(patches.shape)])
+
+
+def neighbours(index, side, resized_side, patch_size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two patches on one axis, and the weight of the second."""
+    patches = resized_side // patch_size
+    position = (index * resized_side // side) * ((patches - 1) / (resized_side - 1))
+    first = np.floor(position).astype(np.int64)
+    return first, np.minimum(first + 1, patches - 1), position - first
+
+
+def extracted(root: Path, out: Path, encoding: str, dtype: str) -> Path:
+    options = {"image_size": (42, 70), "weights": ("random",), "frames_per_block": 1, "batch_size": 6}
+    extract(ExtractConfig(root=root, out=out, teachers=(TEACHER,), encoding=encoding, dtype=dtype, **options))
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("encoding", ["point", "patch"])
+def test_a_reader_written_from_the_page_reads_the_same(synthetic_world, tmp_path, encoding, dtype):
+    path = extracted(synthetic_world, tmp_path / "s.zarr", encoding, dtype)
+    store, views = open_store(path), list(views_by_the_page(path, TEACHER))
+    assert len(views) == store.views.num_rows == 12
+    for row, view in enumerate(views):
+        ours = store.read_view(row, TEACHER)
+        for name in ("points", "point_index", "pixel"):
+            np.testing.assert_array_equal(view[name], getattr(ours, name))
+        np.testing.assert_allclose(view["targets"], ours.targets, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("patches", [2, 8, 16, 64])
+def test_the_order_of_operations_decides_which_patches_are_read(patches):
+    """Of 8 and of 64 patches of 14 px, the last pixel would read other ones if the product came before the quotient."""
+    side = 14 * patches
+    rows = np.arange(side)
+    first, second, _ = neighbours(rows, side, side, 14)
+    pixel = torch.from_numpy(np.stack([rows, rows * 0], axis=1))
+    read = footprint(pixel, (side, 28), (patches, 2), 14).patches.numpy() // 2
+    np.testing.assert_array_equal(read[:, [0, 2]], np.stack([first, second], axis=1))
+
+
+def test_what_a_version_may_add_is_ignored(synthetic_world, tmp_path):
+    """Attributes, columns and metadata that this release does not know."""
+    path = extracted(synthetic_world, tmp_path / "s.zarr", "patch", "int8")
+    shutil.copytree(path, tmp_path / "newer.zarr")
+    for file in (tmp_path / "newer.zarr").glob("index/*/*.parquet"):
+        table = pq.read_table(file)
+        more = table.schema.metadata | {b"scalr.more": b"1"}
+        pq.write_table(table.append_column("more", pa.array(range(len(table)))).replace_schema_metadata(more), file)
+    for name in ("", f"teachers/{TEACHER}", "sources/000"):
+        file = tmp_path / "newer.zarr" / name / "zarr.json"
+        group = json.loads(file.read_text())
+        file.write_text(json.dumps(group | {"attributes": group["attributes"] | {"more": 1}}))
+    ours, theirs = open_store(path), open_store(tmp_path / "newer.zarr")
+    for block in sorted(ours.committed_blocks()):
+        assert theirs.read_scans(block).views.equals(ours.read_scans(block).views)
+    for row in range(ours.views.num_rows):
+        np.testing.assert_array_equal(theirs.read_view(row, TEACHER).targets, ours.read_view(row, TEACHER).targets)
