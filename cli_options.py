@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,12 @@ class Verbs(ExampleLast, click.Group):
         for stage, names in (self.stages or {"Commands": tuple(self.list_commands(ctx))}).items():
             with formatter.section(stage):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=200)) for name in names])
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # terminals without Unicode show a '?'
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -425,7 +425,7 @@ def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path):
     assert scalr("extract", *options, "--out", whole).exit_code == 0
     words = [str(word) for word in (Path(sys.executable).with_name("scalr"), "extract", *options, "--out", out)]
     running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list(out.glob("tmp/*/*")):  # the first block is being written
+    while not ((out / "zarr.json").exists() and list(out.glob("tmp/*/*"))):  # the first block is being written
         assert running.poll() is None
         time.sleep(0.01)
     os.killpg(running.pid, signal.SIGINT)
