@@ -369,7 +369,7 @@ def _pca_png(
     targets = unit(stored.targets)
     of_teacher = np.full((len(scan.points), 3), np.nan)
     of_teacher[stored.rows] = pca_colours(targets)  # of a point with several pairs the last counts, that of the image
-    shared = _in_space_of(stored, student, scan, student_provenance(config.student))
+    shared = in_space_of(stored, student, scan, student_provenance(config.student))
     if shared is None:
         how, of_student = "by its own components", pca_colours(scan.units)
     else:
@@ -384,7 +384,7 @@ def _pca_png(
 
 
 @torch.inference_mode()
-def _in_space_of(
+def in_space_of(
     stored: StoredFeatures, student: Student, scan: ScanFeatures, provenance: Mapping[str, dict]
 ) -> np.ndarray | None:
     """(V, D) unit vectors: what the student's head makes of the points for this teacher; None if it learnt another."""

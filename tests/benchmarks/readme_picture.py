@@ -1,0 +1,107 @@
+"""The picture of README.md: what teacher and student see in a simulated street that neither was trained on.
+
+    python tests/benchmarks/readme_picture.py FOLDER docs/features.png
+
+The teacher is the study's that knows all classes (distillation_study.py), since one with random weights sees little.
+What is in FOLDER is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from distillation_study import ALL, IMAGE_SIZE, TEACHER_SEED, make_teacher, scalr, weights_of
+from matplotlib.figure import Figure
+from PIL import Image
+
+from scalr.distill.checkpoint import load_student, student_provenance
+from scalr.evaluate.pictures import similarity_colours, softened
+from scalr.evaluate.similarity import (
+    chosen_query,
+    in_space_of,
+    pca_colours,
+    scan_features,
+    similarity,
+    stored_features,
+    unit,
+)
+from scalr.extract.datasets import open_dataset
+from scalr.extract.datasets.files import read_image
+
+SEED, EPOCHS, FRAME = 0, 160, 3
+WIDTH_PX, COLOURS = 1600, 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--frame", type=int, default=FRAME, help="of the validation split")
+    arguments = parser.parse_args()
+    student, world, stores = make_student(arguments.folder)
+    draw(student, world, stores["val"], arguments.frame, arguments.picture)
+
+
+def make_student(folder: Path) -> tuple[Path, Path, dict[str, Path]]:
+    """The student's file, its world, and the stores of both splits."""
+    few = ("--keyframes", 3)
+    scalr(
+        "synth",
+        "--out",
+        folder / "world-of-teachers",
+        "--train-scenes",
+        12,
+        "--val-scenes",
+        0,
+        *few,
+        "--seed",
+        TEACHER_SEED,
+    )
+    make_teacher(folder, ALL)
+    world, run = folder / "world", folder / "run"
+    scalr("synth", "--out", world, "--train-scenes", 8, "--val-scenes", 4, *few, "--seed", SEED)
+    stores = {split: folder / f"{split}.zarr" for split in ("train", "val")}
+    size = "x".join(map(str, IMAGE_SIZE))
+    for split, store in stores.items():
+        teacher = ("--teacher", ALL, "--weights", weights_of(folder, ALL), "--image-size", size, "--encoding", "patch")
+        scalr("extract", *teacher, "--root", world, "--split", split, "--out", store)
+    epochs = ("--set", f"training.epochs={EPOCHS}", "--set", "training.workers=0")
+    scalr("distill", "--recipe", "demo", *epochs, "--cache", stores["train"], "--out", run, "--resume")
+    return run / "student.safetensors", world, stores
+
+
+def draw(student_file: Path, world: Path, store: Path, frame_number: int, picture: Path) -> None:
+    student, dataset = load_student(student_file), open_dataset("nuscenes", world, "val")
+    frame = dataset.frames[frame_number]
+    scan = scan_features(student, dataset, frame, "nuscenes", labelled=True)
+    stored = stored_features(store, ALL, dataset, frame, scan)
+    targets = unit(stored.targets)
+    answers = in_space_of(stored, student, scan, student_provenance(student_file))
+    query, vector = chosen_query(scan, dataset.class_names, None, None)
+    rows = stored.rows[-len(stored.pixel) :]
+    view = next(view for view in frame.views if view.camera == stored.camera)
+    image = read_image(dataset.root, view)
+    height, width = image.shape[:2]
+    columns = {
+        "the image, and a teacher's features of it": softened(pca_colours(targets))[-len(rows) :],
+        "a student's, from points alone": softened(pca_colours(answers, like=targets))[scan.nearest][rows],
+        f"the student's similarity to {query.text}": similarity_colours(similarity(scan.units, vector)[scan.nearest])[
+            rows
+        ],
+    }
+    figure = Figure(figsize=(15, 15 / 3 * height / width + 0.35), layout="constrained")
+    for axes, (title, colours) in zip(figure.subplots(1, 3), columns.items(), strict=True):
+        axes.imshow(image, alpha=0.55)
+        axes.scatter(stored.pixel[:, 1] + 0.5, stored.pixel[:, 0] + 0.5, s=4, c=colours, linewidths=0)
+        axes.set(xlim=(0, width), ylim=(height, 0))
+        axes.set_axis_off()
+        axes.set_title(title, fontsize=12, loc="left")
+    figure.savefig(picture, dpi=WIDTH_PX / 15)
+    with Image.open(picture) as drawn:
+        drawn.convert("RGB").quantize(COLOURS).save(picture, optimize=True)
+    print(f"{picture}: {picture.stat().st_size / 1e3:.0f} kB, {frame.scene} in {stored.camera}")
+
+
+if __name__ == "__main__":
+    main()

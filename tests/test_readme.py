@@ -1,0 +1,125 @@
+"""README.md does what it says: its commands, its Python, its tree and the links of all pages."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from doc_examples import DOCS
+
+ROOT = DOCS.parent
+README = (ROOT / "README.md").read_text()
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
+
+SHORT = "--set training.epochs=1 --set training.warmup_steps=0"
+# What makes commands small enough for every run of the tests; an option that is given twice counts as the last one.
+SMALLER = {
+    "scalr synth": "--train-scenes 1 --keyframes 1",
+    "scalr extract": "--image-size 28x56",
+    "scalr distill": f"{SHORT} --set student.depth=3 --set training.workers=0",
+    "scalr evaluate probe": "--epochs 2",
+}
+# Teachers' weights cannot be fetched in a test, and a student for a GPU takes hours without one.
+STAND_IN = {
+    "scalr extract": "--weights random --image-size 28x56 --encoding patch",
+    "scalr distill": f"{SHORT} --set student.depth=3 --set student.width=8",
+}
+
+
+def section(title: str) -> str:
+    return re.split(r"(?m)^## ", README.split(f"## {title}\n")[1])[0]
+
+
+def commands(text: str) -> list[str]:
+    """Indented lines, without the comment behind them, that do not ask for this checkout's own environment."""
+    wanted = re.compile(r"    (?:scalr|export|python) ")
+    return [line.split("  #")[0].strip() for line in text.splitlines() if wanted.match(line)]
+
+
+def with_more(command: str, more: dict[str, str]) -> str:
+    return " ".join([command, *(options for verb, options in more.items() if command.startswith(verb))])
+
+
+def run(lines: list[str], folder: Path, **environment: str) -> str:
+    binaries = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    script = "set -e\n" + "\n".join(f"echo {shlex.quote('$ ' + line)}\n{line}" for line in lines)
+    changed = {"PATH": binaries, "OMP_WAIT_POLICY": "PASSIVE", "HOME": str(folder), **environment}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=os.environ | changed, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "more", [pytest.param(SMALLER, id="smaller"), pytest.param({}, id="as it stands", marks=pytest.mark.slow)]
+)
+def test_the_first_hour(tmp_path, more):
+    """Its commands one after the other in an empty folder, then the Python below them."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    lines = [with_more(line, more) for line in commands(section("The first hour")) if not (more and "python" in line)]
+    assert len(lines) >= 9
+    printed = run(lines, tmp_path)
+    assert "probe nuscenes" in printed
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "code.py").write_text(f"import scalr\n{code}\nprint(features.shape, student.project(features).shape)\n")
+    assert "384]" in run([f"{sys.executable} code.py"], tmp_path)
+
+
+def test_the_two_commands(synthetic_world, tmp_path):
+    """As they are, but for stand-ins of what a test cannot have."""
+    text = README.split("**Use it**")[1].split("##")[0]
+    lines = [with_more(line, STAND_IN) for line in commands(text) if not line.startswith("export")]
+    assert [line.split()[1] for line in lines] == ["extract", "distill"]
+    run(lines, tmp_path, NUSCENES=str(synthetic_world))
+    assert (tmp_path / "runs/distill/student.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_example_script(tmp_path):
+    assert "mIoU" in run([f"{sys.executable} {ROOT / 'examples/first_steps.py'}"], tmp_path, TMPDIR=str(tmp_path))
+
+
+def test_the_tree_is_that_of_the_repository():
+    """Each file that it names is there, and each module is named, or lies in a folder that is told of as a whole."""
+    folders, found = [(-1, ROOT)], set()
+    for line in section("Layout").splitlines():
+        if not line.startswith("    "):
+            continue
+        indent, names = len(line) - len(line.lstrip()), re.split(r"\s{2,}", line.strip())[0].split(", ")
+        while folders[-1][0] >= indent:
+            folders.pop()
+        parent = folders[-1][1]
+        for name in names:
+            found.add(parent / name)
+            if name.endswith("/"):
+                folders.append((indent, parent / name))
+    assert [path for path in found if not path.exists()] == []
+    as_a_whole = {path for path in found if path.is_dir() and not any(path in other.parents for other in found)}
+    modules = [ROOT / path for path in packaged_modules() if not path.endswith("__init__.py")]
+    assert [path for path in modules if path not in found and not as_a_whole & set(path.parents)] == []
+
+
+def packaged_modules() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [path for path in listed.split() if not path.startswith(("tests/", "examples/"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name) if name else page
+        assert file.exists(), target
+        if anchor:
+            titles = re.findall(r"(?m)^#+ (.*)$", file.read_text())
+            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in slugs, target
