@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,7 +57,7 @@ def _sites_of(file: Path) -> list[ErrorSite]:
         if any(keyword.arg == "fix" for keyword in call.keywords):
             around = [each.name for each in functions if each.lineno <= call.lineno <= each.end_lineno]
             if "_restore_error" not in around:
-                module, template = file.relative_to(PACKAGE).as_posix(), " ".join(_template(call.args[0]).split())
+                module, template = file.relative_to(PACKAGE).as_posix(), re.sub(r"…+", "…", _template(call.args[0]))
                 sites.append(ErrorSite(module, call.lineno, call.end_lineno, around[-1], template))
     return sites
 
