@@ -76,14 +76,22 @@ class Frames:
 
     def read_points(self, frame: Frame) -> np.ndarray:
         """(N, 4) float32 from .npy (N, 4 or more), .pcd.bin (five float32 per point) or .bin (four)."""
-        path = self._path(frame, frame.scan)
+        if not frame.scan:
+            raise frame.error
+        path = self.root / frame.scan
         if path.name.endswith(".npy"):
             return checked_points(_load_array(path), path)
         return read_scan(path, columns=5 if path.name.endswith(".pcd.bin") else 4)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
         """(N,) uint8 train ids from .npy, .label (uint32, class in the low 16 bits) or .bin (uint8)."""
-        path = self._path(frame, frame.labels)
+        if not frame.labels:
+            raise DatasetError(
+                f"frame {frame.token} has no labels",
+                where=self.root / "frames.parquet",
+                fix="Fill the column 'labels', or leave the frame out.",
+            )
+        path = self.root / frame.labels
         if path.name.endswith(".npy"):
             raw = _load_array(path)
         else:
@@ -94,13 +102,6 @@ class Frames:
                 f"labels of shape {raw.shape} and dtype {raw.dtype}", where=path, fix="Write (N,) whole numbers."
             )
         return self.label_map.train_ids(raw, path)
-
-    def _path(self, frame: Frame, name: str | None) -> Path:
-        if not name:
-            raise frame.error or DatasetError(
-                f"frame {frame.token} has no such file", where=self.root / "frames.parquet", fix=CORRECT
-            )
-        return self.root / name
 
 
 def _read_rows(path: Path) -> list[dict]:
