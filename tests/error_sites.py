@@ -42,6 +42,7 @@ def error_sites() -> tuple[ErrorSite, ...]:
     return tuple(site for file in files for site in _sites_of(file))
 
 
+@cache
 def site_at(file: str, line: int) -> ErrorSite | None:
     """The site that a line of a file belongs to."""
     of_file = [site for site in error_sites() if str(PACKAGE / site.module) == file]
