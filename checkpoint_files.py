@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,6 +84,11 @@ def sha256_of_file(path: Path) -> str:
 def first_line(error: Exception) -> str:
     """Kind and first line of an error of a library."""
     return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else 'no reason given'}"
+
+
+def shortened(error: Exception) -> str:
+    """What an error of a library says, in one line that does not fill the screen."""
+    return textwrap.shorten(str(error), 400, placeholder=" …") or type(error).__name__
 
 
 def listed(kinds: Mapping[str, Sequence[str]]) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..checkpoint_files import written_aside
+from ..checkpoint_files import shortened, written_aside
 from ..errors import StudentError
 from .inputs import InputConfig
 from .waffleiron import Student, WaffleIronConfig
 
 FORMAT = "scalr-student"
+PASS_ONE = "Pass the student.safetensors of a 'scalr distill' run."
 
 
 def save_student(student: Student, path: str | Path, provenance: dict) -> None:
@@ -53,7 +54,9 @@ def load_student(path: str | Path) -> Student:
         student.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StudentError(
-            f"its tensors and its configuration do not fit ({error})", where=path, fix="Train or convert it again."
+            f"its tensors and its configuration do not fit ({shortened(error)})",
+            where=path,
+            fix="Train or convert it again.",
         ) from None
     return student.eval()
 
@@ -66,7 +69,7 @@ def student_provenance(path: str | Path) -> dict:
 
 def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
     if not path.is_file():
-        raise StudentError("no student here", where=path, fix="Pass the student.safetensors of a 'scalr distill' run.")
+        raise StudentError("no student here", where=path, fix=PASS_ONE)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -74,5 +77,5 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
     except (SafetensorError, OSError) as error:
         raise StudentError(f"the file cannot be read ({error})", where=path, fix="Copy or train it again.") from None
     if header.get("format") != FORMAT:
-        raise StudentError("a safetensors file, but not a student of scalr", where=path, fix="Check the path.")
+        raise StudentError("a safetensors file, but not a student of scalr", where=path, fix=PASS_ONE)
     return header, values

@@ -143,7 +143,7 @@ def _config(tensors: dict[str, torch.Tensor], path: Path) -> WaffleIronConfig:
         raise StudentError(
             f"it reads {embedding.shape[1]} features of a point",
             where=path,
-            fix=f"Students here read {POINT_FEATURES}: intensity, x, y, z and radius.",
+            fix=f"Use a model that reads {POINT_FEATURES}: intensity, x, y, z and radius.",
         )
     kind, last = head
     return WaffleIronConfig(

@@ -118,7 +118,9 @@ class Checkpoints:
         with explained(self.path, StudentError, missing="Start without --resume."):
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise StudentError("not a checkpoint of a training", where=self.path, fix="Check --out.")
+            raise StudentError(
+                "not a checkpoint of a training", where=self.path, fix="Choose another --out, or remove it."
+            )
         for key, ours in self.identity.items():
             theirs = state["identity"].get(key)
             if theirs != ours:

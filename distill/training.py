@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checkpoint_files import shortened
 from ..device import cores_beside
 from ..errors import StudentError
 from ..progress import progress
@@ -64,7 +65,9 @@ class TrainingConfig:
         for name, choices in (("schedule", Schedule), ("precision", Precision)):
             if getattr(self, name) not in get_args(choices):
                 raise StudentError(
-                    f"{name} is {getattr(self, name)!r}", where="training", fix=f"Use {', '.join(get_args(choices))}."
+                    f"{name} is {getattr(self, name)!r}",
+                    where="training",
+                    fix=f"Use one of {', '.join(get_args(choices))}.",
                 )
         if not 0 <= self.min_learning_rate <= self.learning_rate:
             raise StudentError(
@@ -253,7 +256,9 @@ class _Trainer:
             self.step = state["epoch"] * self.steps_per_epoch + state["step_of_epoch"]
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise StudentError(
-                f"its tensors do not fit the student ({error})", where=self.checkpoints.path, fix="Start a new run."
+                f"its tensors do not fit the student ({shortened(error)})",
+                where=self.checkpoints.path,
+                fix="Choose another --out, or remove it to begin anew.",
             ) from None
 
     def _state(self) -> dict[str, Any]:

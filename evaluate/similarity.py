@@ -60,9 +60,9 @@ class SimilarityConfig:
 
     def __post_init__(self) -> None:
         if self.point is not None and self.class_name is not None:
-            raise ScalrError("a point and a class", where="--point and --class", fix="Pass one of the two.")
+            raise ScalrError("both are given", where="--point and --class", fix="Pass one of the two.")
         if self.teacher is not None and self.cache is None:
-            raise ScalrError("whose store?", where="--teacher", fix="Pass --cache with a store of its targets, too.")
+            raise ScalrError("no store is given", where="--teacher", fix="Pass --cache with one of its targets, too.")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from .segmentation_losses import segmentation_loss
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+GO_ON = "Go on with --resume, or choose another --out."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +276,9 @@ def _is_finished(out: Path, *, resume: bool) -> bool:
     Raises:
         StudentError: a result, or an interrupted run, is there, and `resume` does not say that it is wanted.
     """
-    for name, what in (("result.json", "a result is there already"), (CHECKPOINT, "an interrupted run is here")):
-        if (out / name).exists() and not resume:
-            raise StudentError(what, where=out, fix="Go on with --resume, or choose another --out.")
-    return (out / "result.json").exists()
+    finished = (out / "result.json").exists()
+    if finished and not resume:
+        raise StudentError("a result is there already", where=out, fix=GO_ON)
+    if (out / CHECKPOINT).exists() and not resume:
+        raise StudentError("an interrupted run is here", where=out, fix=GO_ON)
+    return finished

@@ -45,7 +45,7 @@ def intensity_statistics(dataset: str) -> IntensityStatistics:
     """
     if dataset not in INTENSITY_STATISTICS:
         raise DatasetError(
-            f"no intensity statistics for dataset {dataset!r}{did_you_mean(dataset, INTENSITY_STATISTICS)}",
+            f"no intensity statistics for dataset '{dataset}'{did_you_mean(dataset, INTENSITY_STATISTICS)}",
             where="intensity statistics",
             fix=f"Use one of {', '.join(INTENSITY_STATISTICS)}, or pass IntensityStatistics(mean, std) of your own",
         )

@@ -44,7 +44,7 @@ class Part:
             raise ScalrError(
                 f"there is no part {self.index} of {self.count}",
                 where="--part",
-                fix=f"Parts are counted from 0: 0/{self.count} to {max(0, self.count - 1)}/{self.count}.",
+                fix=f"Count parts from 0: 0/{self.count} to {max(0, self.count - 1)}/{self.count}.",
             )
 
     def __str__(self) -> str:

@@ -14,6 +14,12 @@ import pytest
 from hypothesis import settings
 
 from browser import start_browser
+from error_record import (  # noqa: F401  # hooks of pytest
+    pytest_configure,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 from scalr.extract.datasets.synthetic import write_world
 from scalr.extract.store import FeatureStore
 from tiny import TinyDataset, extract_with, tiny_teachers

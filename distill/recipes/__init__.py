@@ -52,12 +52,16 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         section, dot, option = key.partition(".")
         if not (separator and dot):
             raise StudentError(
-                f"'{override}' is not section.key=value", where="--set", fix="Such as training.epochs=10."
+                f"'{override}' is not section.key=value",
+                where="--set",
+                fix="Pass for example --set training.epochs=10.",
             )
         try:
             values.setdefault(section, {})[option] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise StudentError(f"the value of '{override}' is not YAML", where="--set", fix="Quote it.") from None
+            raise StudentError(
+                f"the value of '{override}' is not YAML", where="--set", fix="Quote it for the shell."
+            ) from None
     return _build(values, where=name)
 
 
@@ -89,10 +93,17 @@ def _read(name: str) -> dict[str, dict]:
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise StudentError(f"not valid YAML ({error})", where=name, fix="Correct the file.") from None
-    base = values.pop("base", None) if isinstance(values, dict) else None
-    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
-        raise StudentError("a recipe is sections of key: value", where=name, fix="Copy the shape of a bundled recipe.")
+        raise StudentError(f"not valid YAML ({error})", where=name, fix="Correct that line.") from None
+    if not isinstance(values, dict):
+        values = {str(values)[:40]: None}
+    base = values.pop("base", None)
+    for section, options in values.items():
+        if not isinstance(options, dict):
+            raise StudentError(
+                f"'{section}' is no section with lines of key: value",
+                where=name,
+                fix="Copy the shape of a bundled recipe.",
+            )
     if base is None:
         return values
     if base not in recipe_names() or base == name:
@@ -116,7 +127,9 @@ def _build(values: dict[str, dict], where: str) -> Recipe:
             sections[section] = config(**{key: _number(value) for key, value in options.items()})
         except (TypeError, ValueError) as error:
             raise StudentError(
-                f"a value of section '{section}' has the wrong type ({error})", where=where, fix="Correct the value."
+                f"a value of section '{section}' has the wrong type ({error})",
+                where=where,
+                fix="Give what docs/distill.md and docs/students.md list.",
             ) from None
     return Recipe(**sections)
 

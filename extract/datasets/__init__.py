@@ -68,7 +68,7 @@ def open_dataset(
         )
     if need == "images" and not any(frame.views or frame.error for frame in dataset.frames):
         raise DatasetError(
-            "no frame has an image", where=root, fix=f"{dataset.name} is for evaluation only: choose one with cameras."
+            "no frame has an image", where=root, fix=f"Choose a dataset with cameras: {dataset.name} is for evaluation."
         )
     if need == "labels" and not getattr(dataset, "class_names", ()):
         raise DatasetError("it has no classes", where=root, fix="Name them; docs/datasets.md says how.")

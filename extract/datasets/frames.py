@@ -36,6 +36,7 @@ OPTIONAL = {
 }
 OF_A_FRAME = ("scene", "timestamp", "scan", "labels")
 DESCRIPTION_KEYS = ("name", "intensity", "classes", "ignored", "visibility")
+COLUMNS = f"Give it {', '.join(REQUIRED)}, and if you like {', '.join(OPTIONAL)}."
 CORRECT = "Correct the row; 'scalr check' lists every bad one."
 
 
@@ -75,14 +76,22 @@ class Frames:
 
     def read_points(self, frame: Frame) -> np.ndarray:
         """(N, 4) float32 from .npy (N, 4 or more), .pcd.bin (five float32 per point) or .bin (four)."""
-        path = self._path(frame, frame.scan)
+        if not frame.scan:
+            raise frame.error
+        path = self.root / frame.scan
         if path.name.endswith(".npy"):
             return checked_points(_load_array(path), path)
         return read_scan(path, columns=5 if path.name.endswith(".pcd.bin") else 4)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
         """(N,) uint8 train ids from .npy, .label (uint32, class in the low 16 bits) or .bin (uint8)."""
-        path = self._path(frame, frame.labels)
+        if not frame.labels:
+            raise DatasetError(
+                f"frame {frame.token} has no labels",
+                where=self.root / "frames.parquet",
+                fix="Fill the column 'labels', or leave the frame out.",
+            )
+        path = self.root / frame.labels
         if path.name.endswith(".npy"):
             raw = _load_array(path)
         else:
@@ -93,13 +102,6 @@ class Frames:
                 f"labels of shape {raw.shape} and dtype {raw.dtype}", where=path, fix="Write (N,) whole numbers."
             )
         return self.label_map.train_ids(raw, path)
-
-    def _path(self, frame: Frame, name: str | None) -> Path:
-        if not name:
-            raise frame.error or DatasetError(
-                f"frame {frame.token} has no such file", where=self.root / "frames.parquet", fix=CORRECT
-            )
-        return self.root / name
 
 
 def _read_rows(path: Path) -> list[dict]:
@@ -112,11 +114,11 @@ def _read_rows(path: Path) -> list[dict]:
         raise DatasetError(f"not a parquet file that can be read ({error})", where=path, fix=COPY_AGAIN) from None
     missing = [name for name in REQUIRED if name not in table.column_names]
     unknown = [name for name in table.column_names if name not in (*REQUIRED, *OPTIONAL)]
-    if missing or unknown:
-        wrong = f"no column '{missing[0]}'" if missing else f"unknown column '{unknown[0]}'"
-        hint = did_you_mean(unknown[0], [*REQUIRED, *OPTIONAL]) if unknown else ""
+    if missing:
+        raise DatasetError(f"no column '{missing[0]}'", where=path, fix=COLUMNS)
+    if unknown:
         raise DatasetError(
-            f"{wrong}{hint}", where=path, fix=f"It needs {', '.join(REQUIRED)} and may have {', '.join(OPTIONAL)}."
+            f"unknown column '{unknown[0]}'{did_you_mean(unknown[0], [*REQUIRED, *OPTIONAL])}", where=path, fix=COLUMNS
         )
     return [row | {"row": number} for number, row in enumerate(table.to_pylist())]
 
@@ -151,8 +153,12 @@ def _frame(dataset: str, path: Path, rows: list[dict], token_is_taken: bool) -> 
         scan=first["scan"] if isinstance(first["scan"], str) else "",
         labels=first.get("labels") if isinstance(first.get("labels"), str) else None,
         views=() if problems else tuple(views),
-        error=DatasetError("; ".join(problems), where=path, fix=CORRECT) if problems else None,
+        error=_unusable(path, problems) if problems else None,
     )
+
+
+def _unusable(path: Path, problems: list[str]) -> DatasetError:
+    return DatasetError(f"a frame cannot be used: {'; '.join(problems)}", where=path, fix=CORRECT)
 
 
 def _frame_problem(row: dict, first: dict, token_is_taken: bool) -> str | None:

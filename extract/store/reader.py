@@ -19,6 +19,7 @@ from ..intensity import IntensityStatistics
 from . import format as fmt
 from .format import SCANS
 
+MAKE_ONE = "Pass the folder of a store; 'scalr extract' makes one."
 OPEN_ARRAYS = 512  # handles that a reader keeps
 NEEDED_OF_TEACHER = ("dim", "image_size", "patch_size", "encoding", "dtype")
 COLUMNS = (
@@ -344,10 +345,10 @@ def open_store(path: str | Path) -> FeatureStore:
     """
     path = Path(path)
     if not (path / "zarr.json").is_file():
-        raise StoreError("no feature store here", where=path, fix="Make one with 'scalr extract', or check the path.")
+        raise StoreError("no feature store here", where=path, fix=MAKE_ONE)
     attributes = fmt.read_attributes(path / "zarr.json")
     if attributes.get("format") != fmt.FORMAT:
-        raise StoreError("a zarr group, but not a feature store", where=path, fix="Check the path.")
+        raise StoreError("a zarr group, but not a feature store", where=path, fix=MAKE_ONE)
     if attributes.get("format_version") != fmt.FORMAT_VERSION:
         raise StoreError(
             f"format version {attributes.get('format_version')}, this release reads {fmt.FORMAT_VERSION}",

@@ -130,8 +130,8 @@ def _check_clip(model: torch.nn.Module) -> None:
     raise TeacherError(
         "the model has no projection as CLIP's image encoders have",
         where="--feature",
-        fix="maskclip is for maskclip_vitb16 and for CLIP models of timm, such as"
-        " timm:vit_large_patch14_clip_224.openai; use x_prenorm otherwise.",
+        fix="Use x_prenorm; maskclip is for maskclip_vitb16 and for CLIP models of timm, such as"
+        " timm:vit_large_patch14_clip_224.openai.",
     )
 
 

@@ -135,7 +135,7 @@ def find_teacher(name: str) -> TeacherSpec:
     raise TeacherError(
         f"unknown teacher '{name}'{did_you_mean(name, TEACHERS)}",
         where="--teacher",
-        fix="'scalr extract --list-teachers' lists them; timm:NAME takes any ViT of timm.",
+        fix="Choose one that 'scalr extract --list-teachers' lists; timm:NAME takes any ViT of timm.",
     )
 
 
@@ -161,7 +161,7 @@ def _of_timm(name: str) -> TeacherSpec:
         raise TeacherError(
             f"timm {timm.__version__} has no model '{timm_name}'{close}",
             where="--teacher",
-            fix="timm.list_models('vit*', pretrained=True) lists those with weights.",
+            fix="Choose one of timm.list_models('vit*', pretrained=True), which have weights.",
         ) from None
     try:
         with torch.device("meta"):  # no memory, no arithmetic

@@ -168,7 +168,7 @@ def _check_image_size(name: str, spec: TeacherSpec, image_size: tuple[int, int])
     raise TeacherError(
         f"image size {image_size[0]}x{image_size[1]} is no multiple of {name}'s patch size {patch}",
         where="--image-size",
-        fix=f"The nearest valid sizes: {', '.join(valid)}.",
+        fix=f"Use one of the nearest valid sizes: {', '.join(valid)}.",
     )
 
 

@@ -222,3 +222,12 @@ def test_another_machine_goes_on(interrupted, tmp_path):
     assert len(summary.losses) == 2
     assert interrupted().losses == summary.losses  # what is finished stays so
     assert not (tmp_path / "run/checkpoint.pt").exists()
+
+
+def test_a_checkpoint_that_lacks_tensors_is_said(interrupted, tmp_path):
+    path = tmp_path / "run/checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    state["objective"].popitem()
+    torch.save(state, path)
+    with pytest.raises(StudentError, match=r"its tensors do not fit the student \(.*Missing key.*Choose another --out"):
+        interrupted()

@@ -16,6 +16,7 @@ import yaml
 import zarr
 
 import scalr
+from scalr.distill import run
 from scalr.distill.checkpoint import student_provenance
 from scalr.distill.recipes import load_recipe, recipe_names, recipe_values
 from scalr.distill.run import DistillConfig, distill
@@ -86,6 +87,34 @@ def test_an_incomplete_store_is_refused(extract_tiny, tmp_path):
     with pytest.raises(StoreError, match=r"1 of 3 blocks have no targets of coordinates \(first: \[1\]\)"):
         distill(DistillConfig(caches=(store.path,), out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "message"), [("val", "no split 'val'? The store has: train. Pass --split"), (None, "which split? The")]
+)
+def test_a_split_that_is_not_clear_is_said(extract_tiny, tiny_dataset, tmp_path, split, message):
+    store = extract_tiny()
+    if split is None:
+        tiny_dataset.split = "test"
+        store = extract_tiny()
+    with pytest.raises(StoreError) as caught:
+        distill(DistillConfig(caches=(store.path,), out=tmp_path / "run", split=split, device="cpu"))
+    assert message in str(caught.value)
+
+
+def test_processes_that_do_not_share_a_folder_are_said(extract_tiny, tmp_path, monkeypatch):
+    """The checkpoint is on the disk of one of two nodes."""
+    monkeypatch.setattr(run, "num_processes", lambda: 2)
+    monkeypatch.setattr(run, "summed", lambda values, device: [1.0])
+    with pytest.raises(StudentError, match=r"checkpoint\.pt: 1 of 2 processes see this file\. Put --out on shared"):
+        distill(DistillConfig(caches=(extract_tiny().path,), out=tmp_path / "run", device="cpu"))
+
+
+@pytest.mark.parametrize("values", [{"eval_every": 0}, {"checkpoint_minutes": -1.0}, {"checkpoint_minutes": np.nan}])
+def test_times_that_make_no_sense_are_said(tmp_path, values):
+    (name, value), *_ = values.items()
+    with pytest.raises(StudentError, match=f"{name} (is )?{value}"):
+        DistillConfig(caches=(tmp_path,), out=tmp_path, **values)
 
 
 def test_a_student_is_never_overwritten(distilled):
@@ -277,6 +306,21 @@ def test_a_recipe_can_build_on_another(tmp_path):
     path.write_text("base: scalr_plu\n")
     with pytest.raises(StudentError, match="base 'scalr_plu' is no bundled recipe, did you mean 'scalr_plus'"):
         load_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: {epochs: 3", r"mine\.yaml: not valid YAML \(.*line 1.*\)\. Correct that line"),
+        ("epochs: 3", "'epochs' is no section"),
+        ("base: demo\ntraining:\n", "'training' is no section"),
+        ("[1, 2]", r"'\[1, 2\]' is no section with lines of key: value\. Copy the shape"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_said(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(StudentError, match=message):
+        load_recipe(str(tmp_path / "mine.yaml"))
 
 
 def test_numbers_may_be_written_as_people_write_them():

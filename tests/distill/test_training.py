@@ -170,6 +170,12 @@ def test_a_log_goes_on_where_the_checkpoint_was(tmp_path):
     assert [float(row["loss"]) for row in read_log(tmp_path / "log.csv")] == [1, 2, 3.2, 4.2, 5.2]
 
 
+def test_a_log_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "run").write_text("a file in its place")
+    with pytest.raises(StudentError, match=r"run: the log cannot be written \(File exists\)\. Choose another --out"):
+        TrainingLog(tmp_path / "run")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = TrainingConfig(epochs=1, learning_rate=0.1, warmup_steps=0)
     with pytest.raises(StudentError, match="loss of step 1 is inf"):
@@ -182,7 +188,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"accumulate": 0}, "accumulate is 0"),
-        ({"precision": "fp16"}, "precision is 'fp16'. Use float32, bfloat16, float16"),
+        ({"precision": "fp16"}, "precision is 'fp16'. Use one of float32, bfloat16, float16"),
         ({"schedule": "linear"}, "schedule is 'linear'"),
         ({"timescale_epochs": 0}, "timescale above zero"),
         ({"learning_rate": 1e-6}, "learning_rate is 1e-06 and min_learning_rate 1e-05"),

@@ -49,6 +49,15 @@ def test_an_absent_class_is_a_dash(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["interval_95"] is None
 
 
+@pytest.mark.parametrize("text", ['{"format": "scalr-', ""])
+def test_a_card_that_was_cut_off_is_said(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(
+        StudentError, match=r"result\.json: the result cannot be read \(.+\)\. Run the evaluation again"
+    ):
+        read_result(tmp_path)
+
+
 def test_runs_stand_beside_the_published_figures(tmp_path):
     first = write(tmp_path / "one", 1, setting="probe nuscenes")
     write(tmp_path / "two", 2, setting="probe nuscenes", departures=["epochs 3 instead of 20"])

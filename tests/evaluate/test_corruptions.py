@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -595,6 +596,15 @@ def test_bad_scans_are_said(config, simulated, tmp_path):
     (world / "v1.0-trainval/lidarseg.json").write_text("[]")
     with pytest.raises(DatasetError, match="has no labels in lidarseg"):
         corrupt(replace(config, root=world))
+
+
+def test_a_worker_that_dies_is_said(config, monkeypatch):
+    def dies(pool, function, jobs):
+        raise BrokenProcessPool("a child process terminated abruptly")
+
+    monkeypatch.setattr(module.ProcessPoolExecutor, "map", dies)
+    with pytest.raises(ScalrError, match=r"--workers: a process died, perhaps out of memory\. Use fewer"):
+        corrupt(replace(config, workers=1))
 
 
 def test_sequences_that_would_overwrite_each_other_are_refused(simulated, tmp_path):

@@ -215,3 +215,24 @@ def test_a_scan_of_many_points_is_cut_around_one_of_them(simulated):
 
 def load_config():
     return Student(WaffleIronConfig(width=8, depth=1)).input_config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": "scalar"}, "--recipe: 'scalar' is unknown. Use scalr, scalr_plus"),
+        ({"labels": "2%"}, "--labels: '2%' is unknown. Use 100%, 10%, 1%"),
+        ({"layer_decay": 99.0}, "layer_decay is 99.0. Use a factor above 0, up to 1"),
+    ],
+)
+def test_choices_that_there_are_not_are_said(config, changes, message):
+    with pytest.raises(StudentError) as caught:
+        replace(config, **changes).schedule()
+    assert message in str(caught.value)
+
+
+def test_an_interrupted_run_is_not_begun_again_by_accident(config):
+    config.out.mkdir()
+    (config.out / "checkpoint.pt").touch()
+    with pytest.raises(StudentError, match=r"an interrupted run is here\. Go on with --resume"):
+        finetune(config)

@@ -10,7 +10,8 @@ import torch
 
 from scalr.distill.checkpoint import load_student, save_student
 from scalr.distill.waffleiron import Student, WaffleIronConfig, probe_head
-from scalr.errors import DatasetError
+from scalr.errors import DatasetError, StudentError
+from scalr.evaluate import probe as module
 from scalr.evaluate import supervision
 from scalr.evaluate.model import load_model, with_class_head
 from scalr.evaluate.probe import ProbeConfig, QuickProbe, probe
@@ -116,3 +117,10 @@ def test_a_quick_probe_leaves_the_student_in_training_as_it_is(student_file, syn
 def test_a_quick_probe_needs_labels(tmp_path, synthetic_world):
     with pytest.raises(DatasetError):
         QuickProbe("nuscenes", tmp_path / "nothing")
+
+
+def test_fast_probing_by_several_processes_is_refused(student_file, synthetic_world, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "num_processes", lambda: 2)
+    config = ProbeConfig(student=student_file, root=synthetic_world, out=tmp_path / "out", fast=True)
+    with pytest.raises(StudentError, match=r"--fast: fast probing is for one process\. Start it without torchrun"):
+        probe(config)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +130,8 @@ def test_results_of_another_model_are_not_taken(config):
     save_model(with_class_head(student, 19, student.input_config), Path(config.model), LABELS.class_names, {})
     with pytest.raises(StudentError, match="a result of another model is here"):
         robustness(config)
+
+
+def test_a_clean_set_is_no_set_of_corruptions(config):
+    with pytest.raises(StudentError, match=r"nuscenes is not a set of corruptions\. Use nuscenes_c or semantic"):
+        robustness(replace(config, dataset="nuscenes"))

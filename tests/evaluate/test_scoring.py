@@ -11,13 +11,14 @@ import torch.multiprocessing as mp
 
 from scalr.distill.checkpoint import save_student
 from scalr.distill.waffleiron import Student, WaffleIronConfig
-from scalr.errors import DatasetError, StudentError
+from scalr.errors import DatasetError, ScalrError, StudentError
 from scalr.evaluate import scoring
 from scalr.evaluate.labelled_scans import EvaluationScans
 from scalr.evaluate.metrics import accuracy, bootstrap_interval, mean_iou
 from scalr.evaluate.model import load_model, save_model, with_class_head
 from scalr.evaluate.score import ScoreConfig, score_model
 from scalr.evaluate.scoring import scenes_of, score
+from scalr.evaluate.submission import writer_for
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.frame import Frame
 from scalr.extract.datasets.labels import IGNORE_LABEL
@@ -166,6 +167,15 @@ def test_a_split_without_labels_is_predicted_only(simulated, tmp_path, kitti_mod
     assert len(list((tmp_path / "out/submission").rglob("*.label"))) == 2
     with pytest.raises(DatasetError, match="has no labels"):
         score_model(ScoreConfig(**common, out=tmp_path / "scored"))
+
+
+def test_predictions_that_no_benchmark_takes_are_refused(tiny_dataset, tmp_path):
+    tiny_dataset.class_names = ("left", "right", "behind")
+    with pytest.raises(ScalrError, match=r"benchmarks take the dataset's own classes\. Leave out --classes"):
+        writer_for(tiny_dataset, tmp_path)
+    tiny_dataset.name = "my_rig"
+    with pytest.raises(ScalrError, match=r"no form of submission is known for my_rig\. .*nuscenes, semantic_kitti"):
+        writer_for(tiny_dataset, tmp_path)
 
 
 def test_a_model_of_other_classes_is_refused(simulated, tmp_path, kitti_model):

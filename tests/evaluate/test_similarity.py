@@ -361,7 +361,7 @@ def test_what_is_missing_is_said(student_file, synthetic_world, simulated, store
         similarity_maps(replace(base, cache=stores["all"], teacher="dino_vits8"))
     with pytest.raises(ScalrError, match="Pass --cache"):
         replace(base, teacher=TEACHER)
-    with pytest.raises(ScalrError, match="a point and a class"):
+    with pytest.raises(ScalrError, match="--point and --class: both are given"):
         replace(base, point=0, class_name="car")
     assert not (tmp_path / "out").exists()
     occupied = tmp_path / "file"

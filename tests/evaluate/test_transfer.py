@@ -100,3 +100,9 @@ def test_a_model_of_other_classes_is_told_how_to_train(simulated, tmp_path):
         class_map("semantic_kitti_1", "nuscenes")
     with pytest.raises(StudentError, match="has no mapping for pandaset_64"):
         class_map("semantic_poss_6", "pandaset_64")
+
+
+def test_other_targets_have_no_conventions(tmp_path):
+    config = TransferConfig(model=tmp_path, root=tmp_path, out=tmp_path, dataset="pandaset_64")
+    with pytest.raises(StudentError, match=r"no conventions for pandaset_64\. Use semantic_kitti or semantic_poss"):
+        transfer(config)

@@ -180,5 +180,9 @@ def test_options_that_cannot_go_together_are_said(tmp_path):
         run.ExtractConfig(root=tmp_path, teachers=("a", "b"), weights=("w.pth",))
     with pytest.raises(ScalrError, match="--frames-per-block: it is 0"):
         run.ExtractConfig(root=tmp_path, teachers=("a",), frames_per_block=0)
+    with pytest.raises(ScalrError, match=r"--points: it is 'some'\. Use one of \('all', 'visible'\)"):
+        run.ExtractConfig(root=tmp_path, teachers=("a",), points="some")
+    with pytest.raises(ScalrError, match=r"--teacher: a is given twice\. Name each teacher once"):
+        run.ExtractConfig(root=tmp_path, teachers=("a", "b", "a"))
     with pytest.raises(ScalrError, match="brings its own workers"):
         run.ExtractConfig(root=tmp_path, teachers=("a",), workers=2, scheduler="tcp://here:1")

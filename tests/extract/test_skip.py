@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 from scalr.distill.dataset import DistillDataset, SamplingConfig
 from scalr.distill.inputs import AugmentConfig, InputConfig
 from scalr.errors import DatasetError
+from scalr.extract import run
+from scalr.extract.run import ExtractConfig, estimate_extraction
 from scalr.extract.store import open_store
 from scalr.extract.store.inspect import inspect_store
 from scalr.extract.store.verify import verify_store
 from store_comparison import assert_same_store, assert_same_views
+from tiny import tiny_teachers
 
 FRAME = "frame1"
 
@@ -97,3 +101,19 @@ def test_parts_skip_as_one_run_does(extract_tiny, broken):
     for part in (2, 0, 1):
         parts = extract_tiny(out="parts.zarr", frames_per_block=1, on_error="skip", part=Part(part, 3))
     assert_same_store(whole, parts)
+
+
+def test_a_frame_without_cameras_is_no_input(extract_tiny, tiny_dataset):
+    tiny_dataset.frames[1] = replace(tiny_dataset.frames[1], views=())
+    with pytest.raises(DatasetError, match=r"frame1\.bin: frame frame1 of nuscenes has no image\. Leave it out"):
+        extract_tiny()
+
+
+def test_an_estimate_needs_one_frame_that_can_be_used(tiny_dataset, tmp_path, monkeypatch):
+    for image in tiny_dataset.root.glob("*_RIGHT.png"):
+        image.write_bytes(b"")
+    monkeypatch.setattr(run, "open_dataset", lambda *_, **__: tiny_dataset)
+    monkeypatch.setattr(run, "load_teacher", lambda name, **_: tiny_teachers()[name])
+    config = ExtractConfig(root=tiny_dataset.root, out=tmp_path / "s.zarr", teachers=("coordinates",), on_error="skip")
+    with pytest.raises(DatasetError, match=r"none of 3 sampled frames can be used, .*_RIGHT\.png.*Run 'scalr check'"):
+        estimate_extraction(config)

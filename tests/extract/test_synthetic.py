@@ -347,6 +347,11 @@ def test_arguments_out_of_range_are_refused(tmp_path, argument, value):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_scene_of_a_negative_seed_is_refused():
+    with pytest.raises(DatasetError, match=r"the seed is -1\. Use a whole number from 0 on"):
+        simulate_scene("a", seed=-1)
+
+
 def test_importing_does_not_load_the_devkit():
     code = "import sys, scalr.extract.datasets.synthetic as s; s.simulate_scene('a'); print('nuscenes' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

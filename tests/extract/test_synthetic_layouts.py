@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -285,6 +286,13 @@ def test_a_scene_does_not_depend_on_the_others(simulated, tmp_path):
     assert len(few) == 2
     for path in few:
         assert path.read_bytes() == (simulated("semantic_poss") / path.relative_to(tmp_path / "few")).read_bytes()
+
+
+def test_pandaset_s_layout_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(DatasetError, match=r"layout pandaset: .*pip install 'scalr-distill\[pandaset\]'"):
+        write_world(tmp_path / "data", layout="pandaset", train_scenes=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_lidars_agree_on_a_surface_once_normalised(simulated):

@@ -11,7 +11,9 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
+import distributed
 import pytest
 
 from scalr.errors import ScalrError, StoreError
@@ -86,6 +88,15 @@ def test_a_worker_that_sees_something_else_writes_nothing(synthetic_world, tmp_p
     monkeypatch.setattr(weights, "RANDOM_SEED", 1)
     with pytest.raises(StoreError, match=r"weights_sha256 is '\w+' in the store and '\w+' now"):
         extractor(config)
+
+
+def test_a_block_that_kills_its_workers_is_named(monkeypatch):
+    """With a cluster that fails at once; the next test has a real one."""
+    future = mock.Mock(status="error", result=mock.Mock(side_effect=distributed.scheduler.KilledWorker("b", None, 3)))
+    client = mock.Mock(submit=lambda *_, **__: future, scheduler=mock.Mock(address="tcp://here:1"))
+    monkeypatch.setattr(distributed, "as_completed", list)
+    with pytest.raises(ScalrError, match=r"tcp://here:1: workers died again and again with block 3, .*--batch-size"):
+        list(run_on_cluster(client, killing_extractor, None, [Block(3, 0, 1)]))
 
 
 @pytest.mark.slow

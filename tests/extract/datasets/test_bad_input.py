@@ -341,5 +341,5 @@ def test_broken_gps_data_leaves_no_split(world):
 
 @pytest.mark.parametrize("world", ["semantic_poss"], indirect=True)
 def test_a_dataset_without_images_is_not_extracted(world, tmp_path):
-    with pytest.raises(DatasetError, match=r"no frame has an image\. semantic_poss is for evaluation only"):
+    with pytest.raises(DatasetError, match=r"no frame has an image\. Choose a dataset with cameras"):
         extracted(world, tmp_path / "s.zarr")

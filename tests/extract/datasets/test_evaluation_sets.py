@@ -103,3 +103,9 @@ def test_splits_of_corruptions(name, split, message, tmp_path):
     with pytest.raises(DatasetError) as caught:
         open_dataset(name, tmp_path, split)
     assert message in str(caught.value)
+
+
+def test_a_corruption_without_scans_is_said(tmp_path):
+    (tmp_path / "fog/light/velodyne").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"fog/light/velodyne: no scans here\. Unpack SemanticKITTI-C again"):
+        open_dataset("semantic_kitti_c", tmp_path, "fog/light")

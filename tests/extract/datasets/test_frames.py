@@ -152,6 +152,26 @@ def test_other_label_files(rig, ending, dtype):
     assert np.bincount(labels)[[0, 1, IGNORE_LABEL]].tolist() == [100, 200, 100]
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, r"frames\.parquet: frame f0 has no labels\. Fill the column 'labels'"),
+        (np.zeros((400, 2), np.int64), r"l\.npy: labels of shape \(400, 2\) and dtype int64\. Write \(N,\) whole"),
+        (np.zeros(400), r"l\.npy: labels of shape \(400,\) and dtype float64"),
+        (np.array([{}]), r"l\.npy: not an array that can be read"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_said(rig, labels, message):
+    if labels is not None:
+        np.save(rig.root / "l.npy", labels)
+    for row in rig.rows[:2]:
+        row["labels"] = None if labels is None else "l.npy"
+    rig.write()
+    dataset = open_dataset("frames", rig.root, "train")
+    with pytest.raises(DatasetError, match=message):
+        dataset.read_labels(dataset.frames[0])
+
+
 def test_without_a_description_intensities_are_measured(rig, tmp_path):
     (rig.root / "dataset.yaml").unlink()
     result = scalr(*EXTRACT, "--dataset", "frames", "--root", rig.root, "--out", tmp_path / "s.zarr")

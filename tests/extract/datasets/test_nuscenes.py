@@ -67,6 +67,12 @@ def test_a_missing_field_is_named(world):
         open_dataset("nuscenes", world, "train")
 
 
+def test_something_else_in_place_of_a_table_is_named(world):
+    (world / "v1.0-trainval/ego_pose.json").write_text('{"error": "404"}')  # as a download leaves it
+    with pytest.raises(DatasetError, match=r"ego_pose\.json: the table is not a list of records\. Unpack the metadata"):
+        open_dataset("nuscenes", world, "train")
+
+
 def test_a_table_that_may_not_be_read_is_named(world, monkeypatch):
     def refuse(path, *arguments, **options):
         if path.name == "ego_pose.json":

@@ -33,6 +33,12 @@ def test_splits_follow_each_scene_s_own_gps(simulated, tmp_path):
     assert {frame.scene for frame in open_dataset("pandaset_64", root, "train").frames} == {"001"}
 
 
+def test_a_folder_with_scenes_of_the_other_split_is_said(simulated, tmp_path):
+    shutil.copytree(simulated("pandaset") / "001", tmp_path / "001")
+    with pytest.raises(DatasetError, match=r"no scan of split 'val'\. Choose among scenes \['001'\]"):
+        open_dataset("pandaset_64", tmp_path, "val")
+
+
 def test_each_lidar_has_its_cameras_and_points(simulated):
     spinning, forward = (open_dataset(name, simulated("pandaset"), "train") for name in ("pandaset_64", "pandaset_gt"))
     assert len(spinning.frames[0].views) == 6

@@ -58,6 +58,13 @@ def test_damage_is_an_error_that_names_the_block(tmp_path):
         zarr.open_array(tmp_path / "s.zarr/blocks/000001/points", mode="r")[...]
 
 
+def test_values_that_a_disk_does_not_keep_are_not_committed(tmp_path, monkeypatch):
+    monkeypatch.setattr(zarr, "open_array", lambda path, mode: np.zeros(3))
+    with pytest.raises(StoreError, match=r"points: the values read back are not the ones written\. Check the disk"):
+        filled_store(tmp_path / "s.zarr")
+    assert not open_store(tmp_path / "s.zarr").committed_blocks()
+
+
 def test_second_teacher_rewrites_nothing(tmp_path):
     path = tmp_path / "s.zarr"
     filled_store(path)
