@@ -1,11 +1,13 @@
-# make demo | test | test-slow | bench | study | lint | install: each makes .venv first, with the versions of constraints.txt.
+# make demo | test | test-slow | bench | picture | study | lint | install: each makes .venv first, with the versions of constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 # Threads that spin while they wait are slow where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Modules are compiled once, not by each of the many processes that tests start.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-slow bench study lint format clean
+.PHONY: install demo test test-slow bench picture study lint format clean
 
 install: .venv/installed
 
@@ -48,6 +50,10 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The picture of README.md: half an hour.
+picture: install
+	$(BIN)/python tests/benchmarks/readme_picture.py study/picture docs/features.png
 
 # The comparisons of losses, teachers, lidars and widths of docs/distill.md: a good hour on two cores.
 study: install

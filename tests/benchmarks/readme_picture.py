@@ -29,7 +29,7 @@ from scalr.evaluate.similarity import (
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.files import read_image
 
-SEED, EPOCHS, FRAME = 0, 160, 3
+SEED, EPOCHS, FRAME = 0, 160, 6
 WIDTH_PX, COLOURS = 1600, 128
 
 
@@ -83,8 +83,9 @@ def draw(student_file: Path, world: Path, store: Path, frame_number: int, pictur
     view = next(view for view in frame.views if view.camera == stored.camera)
     image = read_image(dataset.root, view)
     height, width = image.shape[:2]
+    grey = 255 - 0.5 * (255 - image.mean(axis=2))
     columns = {
-        "the image, and a teacher's features of it": softened(pca_colours(targets))[-len(rows) :],
+        "an image, and a teacher's features of it": softened(pca_colours(targets))[-len(rows) :],
         "a student's, from points alone": softened(pca_colours(answers, like=targets))[scan.nearest][rows],
         f"the student's similarity to {query.text}": similarity_colours(similarity(scan.units, vector)[scan.nearest])[
             rows
@@ -92,8 +93,8 @@ def draw(student_file: Path, world: Path, store: Path, frame_number: int, pictur
     }
     figure = Figure(figsize=(15, 15 / 3 * height / width + 0.35), layout="constrained")
     for axes, (title, colours) in zip(figure.subplots(1, 3), columns.items(), strict=True):
-        axes.imshow(image, alpha=0.55)
-        axes.scatter(stored.pixel[:, 1] + 0.5, stored.pixel[:, 0] + 0.5, s=4, c=colours, linewidths=0)
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        axes.scatter(stored.pixel[:, 1] + 0.5, stored.pixel[:, 0] + 0.5, s=5, c=colours, linewidths=0)
         axes.set(xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
         axes.set_title(title, fontsize=12, loc="left")
