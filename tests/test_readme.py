@@ -25,7 +25,8 @@ SMALLER = {
     "scalr distill": f"{SHORT} --set student.depth=3 --set training.workers=0",
     "scalr evaluate probe": "--epochs 2",
 }
-# Teachers' weights cannot be fetched in a test, a large one takes a minute to draw, and a student for a GPU takes hours without one.
+# Teachers' weights cannot be fetched in a test, and random ones of a ViT-L take a minute to draw; a student for a GPU
+# takes hours without one.
 STAND_IN = {
     "scalr extract": "--weights random --image-size 28x56 --encoding patch",
     "scalr distill": f"{SHORT} --set student.depth=3 --set student.width=8",
