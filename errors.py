@@ -17,6 +17,9 @@ class ScalrError(Exception):
         what: what is wrong, with the value found ("split 'tran' is unknown").
         where: the file, folder, setting or argument it concerns.
         fix: the next thing to do, as an imperative sentence.
+
+    >>> str(ScalrError("no scan", where="a.bin", fix="Copy it again."))
+    'a.bin: no scan. Copy it again'
     """
 
     exit_code = 1  # of the command line
@@ -48,7 +51,11 @@ class StudentError(ScalrError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """ ", did you mean …?" for a mistyped name, or nothing."""
+    """ ", did you mean …?" for a mistyped name, or nothing.
+
+    >>> did_you_mean("tran", ["train", "val"])
+    ", did you mean 'train'?"
+    """
     matches = difflib.get_close_matches(name, list(choices), n=1)
     return f", did you mean '{matches[0]}'?" if matches else ""
 

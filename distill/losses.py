@@ -20,6 +20,10 @@ def similarity_loss(features: torch.Tensor, targets: torch.Tensor) -> torch.Tens
 
     Returns:
         (R,) in [0, 2], zero where the directions agree.
+
+    >>> features, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, -3.0]])
+    >>> similarity_loss(features, targets)
+    tensor([0., 2.])
     """
     return torch.linalg.vector_norm(F.normalize(features, dim=1) - F.normalize(targets, dim=1), dim=1)
 

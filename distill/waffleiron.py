@@ -77,9 +77,11 @@ class WaffleIronConfig:
 class Student(nn.Module):
     """A lidar backbone and the head that maps its features to the teacher's space.
 
-    >>> student = Student(WaffleIronConfig(width=96, depth=12))
-    >>> features = student.extract(points, dataset="nuscenes")  # (N, 96) for raw points (N, 4)
-    >>> student.project(features)  # (N, 1024)
+    >>> student = Student(WaffleIronConfig(width=96, depth=3, out_channels=1024)).eval()
+    >>> points = np.random.default_rng(0).uniform(-20, 20, (500, 4)).astype(np.float32)  # a raw scan
+    >>> features = student.extract(points, dataset="nuscenes")
+    >>> features.shape, student.project(features).shape
+    (torch.Size([500, 96]), torch.Size([500, 1024]))
     """
 
     def __init__(self, config: WaffleIronConfig | None = None, input_config: InputConfig | None = None) -> None:

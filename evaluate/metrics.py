@@ -24,6 +24,10 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
 
     Returns:
         (num_classes, num_classes) int64, rows are labels.
+
+    >>> confusion_matrix(np.array([0, 0, 1, IGNORE_LABEL]), np.array([0, 1, 1, 0]), num_classes=2)
+    array([[1, 1],
+           [0, 1]])
     """
     counted = labels != IGNORE_LABEL
     pairs = labels[counted].astype(np.int64) * num_classes + predictions[counted].astype(np.int64)
@@ -52,6 +56,9 @@ def mean_iou(confusion: np.ndarray, over: MeanOver = "present or predicted") -> 
 
     Returns:
         (...,) float64; NaN where there is no class to take the mean of.
+
+    >>> float(mean_iou(np.array([[1, 1], [0, 1]])))
+    0.5
     """
     iou = intersection_over_union(confusion)
     counted = np.isfinite(iou) if over == "present or predicted" else confusion.sum(axis=-1) > 0

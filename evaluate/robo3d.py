@@ -27,6 +27,9 @@ def corruption_errors(miou: Mapping[str, float], baseline: Mapping[str, float]) 
     Args:
         miou: mean over its severities [%], by corruption.
         baseline: likewise, of the baseline.
+
+    >>> corruption_errors({"fog": 60.0}, baseline={"fog": 50.0})
+    {'fog': 80.0}
     """
     return {name: 100 * (100 - value) / (100 - baseline[name]) for name, value in miou.items()}
 

@@ -45,7 +45,11 @@ def probing(published: Published, dataset: str) -> Schedule:
 
 
 def finetuning(published: Published, dataset: str, labels: Labels) -> Schedule:
-    """Of finetuning: longer where there are few labels; ScaLR+ with a twentieth of the learning rate."""
+    """Of finetuning: longer where there are few labels; ScaLR+ with a twentieth of the learning rate.
+
+    >>> finetuning("scalr", "nuscenes", "1%").epochs
+    45
+    """
     schedule = Schedule(
         epochs=25,
         warmup_epochs=2,

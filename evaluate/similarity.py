@@ -122,7 +122,11 @@ class StoredFeatures:
 
 
 def similarity(features: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Cosines (N,) float32 of features (N, C) to a query (C,); 0 for vectors of length zero."""
+    """Cosines (N,) float32 of features (N, C) to a query (C,); 0 for vectors of length zero.
+
+    >>> similarity(np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), np.array([3.0, 0.0]))
+    array([1., 0., 0.], dtype=float32)
+    """
     return unit(features) @ unit(query)
 
 

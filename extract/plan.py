@@ -67,7 +67,11 @@ class Part:
 
 
 def plan_blocks(num_frames: int, frames_per_block: int, first_block: int = 0) -> list[Block]:
-    """Cut `num_frames` frames into consecutive blocks; only the last may be shorter."""
+    """Cut `num_frames` frames into consecutive blocks; only the last may be shorter.
+
+    >>> plan_blocks(num_frames=5, frames_per_block=2)[-1]
+    Block(index=2, start=4, stop=5)
+    """
     starts = range(0, num_frames, frames_per_block)
     return [
         Block(index, start, min(start + frames_per_block, num_frames))

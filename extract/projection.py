@@ -102,6 +102,11 @@ def project(
         calibration: of the view.
         image_shape: (H, W) of the image [px].
         visibility: the dataset's rule; the nuScenes one by default.
+
+    >>> matrix = np.array([[50.0, -100, 0, 0], [40, 0, -100, 0], [1, 0, 0, 0]])  # looks along x, 100 px x 80 px
+    >>> pairs = project(np.array([[10.0, 0.95, -0.05], [-10, 0, 0]]), Calibration.from_projection(matrix), (80, 100))
+    >>> pairs.point_index, pairs.pixel
+    (array([0], dtype=uint32), array([[40, 40]], dtype=uint16))
     """
     visibility = visibility or Visibility()
     height, width = image_shape

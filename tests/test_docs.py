@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import os
 import re
 import subprocess
@@ -92,3 +94,16 @@ def test_every_option_that_a_page_names_exists():
     }
     assert used
     assert used <= known | {"--scheduler"}
+
+
+def modules_with_examples() -> list[str]:
+    files = [file for file in DOCS.parent.rglob("*.py") if not {"tests", ".venv", "build"} & set(file.parts)]
+    names = [file.relative_to(DOCS.parent).with_suffix("").parts for file in files if ">>>" in file.read_text()]
+    return sorted(".".join(["scalr", *parts]).removesuffix(".__init__") for parts in names)
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_examples_in_docstrings(name):
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted > 0
+    assert found.failed == 0

@@ -43,6 +43,9 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         name: one of `recipe_names()`, or the path of a YAML file.
         overrides: such as "training.epochs=10".
 
+    >>> load_recipe("scalr_wi384", ["training.epochs=10"]).student.width
+    384
+
     Raises:
         StudentError: unknown recipe, section or key, or a value that does not fit.
     """

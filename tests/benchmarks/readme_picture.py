@@ -78,7 +78,7 @@ def draw(student_file: Path, world: Path, store: Path, frame_number: int, pictur
     stored = stored_features(store, ALL, dataset, frame, scan)
     targets = unit(stored.targets)
     answers = in_space_of(stored, student, scan, student_provenance(student_file))
-    query, vector = chosen_query(scan, dataset.class_names, None, None)
+    _, vector = chosen_query(scan, dataset.class_names, None, None)
     rows = stored.rows[-len(stored.pixel) :]
     view = next(view for view in frame.views if view.camera == stored.camera)
     image = read_image(dataset.root, view)
@@ -87,9 +87,9 @@ def draw(student_file: Path, world: Path, store: Path, frame_number: int, pictur
     columns = {
         "an image, and a teacher's features of it": softened(pca_colours(targets))[-len(rows) :],
         "a student's, from points alone": softened(pca_colours(answers, like=targets))[scan.nearest][rows],
-        f"the student's similarity to {query.text}": similarity_colours(similarity(scan.units, vector)[scan.nearest])[
-            rows
-        ],
+        "the student's similarity to a point on a car": similarity_colours(
+            similarity(scan.units, vector)[scan.nearest]
+        )[rows],
     }
     figure = Figure(figsize=(15, 15 / 3 * height / width + 0.35), layout="constrained")
     for axes, (title, colours) in zip(figure.subplots(1, 3), columns.items(), strict=True):
