@@ -1,0 +1,276 @@
+"""The verbs of `scalr evaluate`: each parses and calls one function, and shows what it wrote on its card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .cli_options import (
+    Verbs,
+    checkpoint_option,
+    choice_option,
+    classes_option,
+    completed,
+    dataset_option,
+    device_option,
+    going_on_later,
+    is_first_process,
+    json_option,
+    model_option,
+    out_option,
+    path,
+    precision_option,
+    resume_option,
+    root_option,
+    seed_option,
+    split_option,
+    student_option,
+    teacher_names,
+    under,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from .evaluate.scoring import Scores
+
+
+@click.group(
+    cls=Verbs,
+    stages={
+        "What it knows": ("probe", "teacher", "similarity"),
+        "What it learns from labels": ("finetune", "score"),
+        "What it stands": ("robustness", "transfer"),
+        "All runs": ("report",),
+    },
+    epilog="scalr evaluate probe --student runs/distill/student.safetensors",
+)
+def evaluate() -> None:
+    """Measure a student: what it knows, what it learns from labels, what it stands."""
+
+
+def options_of_training(command: Callable) -> Callable:
+    """How probing and finetuning are trained; what is left out has the official value."""
+    data = under(
+        "Data",
+        student_option,
+        dataset_option,
+        root_option,
+        click.option("--train-split", default="train", show_default=True, help="Split that is trained on."),
+        click.option("--val-split", default="val", show_default=True, help="Split that is scored."),
+        classes_option,
+    )
+    training = under(
+        "Training",
+        choice_option("--schedule", ["scalr", "scalr_plus"], "Whose published schedule."),
+        click.option("--epochs", type=int, help="[default: the published number]"),
+        click.option("--warmup-epochs", type=float, help="[default: the published number]"),
+        click.option("--batch-size", type=int, help="Scans of a step.  [default: 8]"),
+        click.option("--learning-rate", type=float, help="Peak of the schedule.  [default: the published one]"),
+        seed_option,
+    )
+    run = under("Run", resume_option, checkpoint_option, workers_option, device_option)
+    return data(training(run(json_option(command))))
+
+
+def show_file(path: Path) -> None:
+    """What a run has written, as it is."""
+    click.echo(path.read_text().rstrip())
+
+
+def show_scores(scores: Scores, out: Path, as_json: bool) -> None:
+    """IoU by class and mIoU, or the whole result card as JSON; once for all processes."""
+    if not is_first_process():
+        return
+    if as_json:
+        show_file(out / "result.json")
+        return
+    for name, iou in zip(scores.class_names, scores.iou.tolist(), strict=True):
+        click.echo(f"  {name:<22} {iou:6.1%}" if iou == iou else f"  {name:<22}      –")
+    low_high = f" ({scores.interval[0]:.1%} to {scores.interval[1]:.1%})" if scores.interval else ""
+    click.echo(f"mIoU {scores.miou:.1%}{low_high}, accuracy {scores.accuracy:.1%}   ({out}/result.md)")
+
+
+@evaluate.command(epilog="scalr evaluate probe --student runs/distill/student.safetensors --root /data/nuscenes")
+@options_of_training
+@under("Training", click.option("--fast", is_flag=True, help="Fit the head on features computed once, unaugmented."))
+@under("Run", out_option("runs/probe"))
+def probe(out: Path, as_json: bool, **options: Any) -> None:
+    """Linear probing: BatchNorm + linear layer on the frozen student."""
+    from .evaluate.probe import ProbeConfig
+    from .evaluate.probe import probe as run
+
+    show_scores(run(ProbeConfig(out=out, **options)).scores, out, as_json)
+
+
+@evaluate.command(epilog="scalr evaluate finetune --student student.safetensors --root /data/nuscenes --labels 1%")
+@options_of_training
+@under(
+    "Training",
+    choice_option("--labels", ["100%", "10%", "1%"], "Share of the training labels, by the official subsets."),
+    click.option("--from-scratch", is_flag=True, help="The student's architecture with new weights, as a baseline."),
+    click.option(
+        "--layer-decay", type=float, help="Of the learning rate, layer by layer.  [default: the published one]"
+    ),
+    precision_option,
+    click.option("--activation-checkpointing", is_flag=True, help="Less memory for more time."),
+)
+@under("Run", out_option("runs/finetune"))
+def finetune(out: Path, as_json: bool, **options: Any) -> None:
+    """Train the whole student on labels, all of them or few."""
+    from .evaluate.finetune import FinetuneConfig
+    from .evaluate.finetune import finetune as run
+
+    show_scores(run(FinetuneConfig(out=out, **options)).scores, out, as_json)
+
+
+@evaluate.command(epilog="scalr evaluate score --model runs/finetune/model.safetensors --root /data/nuscenes")
+@under("Data", model_option, dataset_option, root_option, split_option("val", "Split that is scored."), classes_option)
+@under(
+    "Run",
+    out_option("runs/score"),
+    click.option("--predictions", is_flag=True, help="Write them, too, as the dataset's benchmark takes them."),
+    workers_option,
+    device_option,
+)
+@json_option
+def score(out: Path, as_json: bool, **options: Any) -> None:
+    """Score a finished model on a split: mIoU, IoU by class, accuracy, confusion matrix.
+
+    Under torchrun --no-python, processes share the frames.
+    """
+    from .evaluate.score import ScoreConfig, score_model
+
+    scores = score_model(ScoreConfig(out=out, **options))
+    if scores is not None:
+        show_scores(scores, out, as_json)
+    if options["predictions"] and is_first_process():
+        click.echo(f"predictions: {out}/submission", err=as_json)
+
+
+@evaluate.command(
+    epilog="scalr evaluate robustness --model model.safetensors --root /data/nuScenes-C --clean-root /data/nuscenes"
+)
+@under(
+    "Data",
+    model_option,
+    choice_option("--dataset", ["nuscenes_c", "semantic_kitti_c"], "Which corruptions."),
+    click.option("--root", type=path, required=True, help="Folder of the corruptions."),
+    click.option("--clean-root", type=path, required=True, help="Folder of the clean dataset."),
+)
+@under("Run", out_option("runs/robustness"), workers_option, device_option)
+@json_option
+def robustness(out: Path, as_json: bool, **options: Any) -> None:
+    """Score a model on Robo3D's 24 corrupted copies: mCE and mRR.
+
+    What was scored before is not scored again. Exit code 3 where copies are missing.
+    """
+    from .evaluate.robustness import RobustnessConfig
+    from .evaluate.robustness import robustness as run
+
+    with going_on_later("what is scored stays"):
+        result = run(RobustnessConfig(out=out, **options))
+    if is_first_process():
+        if as_json:
+            show_file(out / "result.json")
+        else:
+            click.echo(f"mCE {result.mce:.2f}, mRR {result.mrr:.2f}, mIoU clean {result.clean:.2f}   ({out}/result.md)")
+        if result.missing:
+            click.echo(f"missing: {', '.join(result.missing)}", err=True)
+    if result.missing:
+        raise click.exceptions.Exit(3)
+
+
+@evaluate.command(epilog="scalr evaluate transfer --model runs/source/model.safetensors --root /data/semantic_kitti")
+@under(
+    "Data",
+    model_option,
+    choice_option("--dataset", ["semantic_kitti", "semantic_poss"], "Target."),
+    click.option("--root", type=path, required=True, help="Folder of the target."),
+    split_option("val", "Split of the target."),
+)
+@under("Run", out_option("runs/transfer"), workers_option, device_option)
+@json_option
+def transfer(out: Path, as_json: bool, **options: Any) -> None:
+    """Score a model of nuScenes on a lidar that it has never seen.
+
+    The model is made by 'scalr evaluate finetune --classes semantic_kitti_10' or 'probe'.
+    """
+    from .evaluate.transfer import TransferConfig
+    from .evaluate.transfer import transfer as run
+
+    show_scores(run(TransferConfig(out=out, **options)), out, as_json)
+
+
+@evaluate.command(epilog="scalr evaluate teacher --cache train.zarr --val-cache val.zarr --root /data/nuscenes")
+@under(
+    "Data",
+    click.option("--cache", type=path, default="store.zarr", show_default=True, help="Store with the training split."),
+    click.option("--val-cache", type=path, help="Store with the validation split.  [default: the same]"),
+    click.option("--teacher", help="Whose targets.  [default: the only one in the store]", **completed(teacher_names)),
+    dataset_option,
+    root_option,
+    click.option("--train-split", default="train", show_default=True, help="Split that is trained on."),
+    click.option("--val-split", default="val", show_default=True, help="Split that is scored."),
+)
+@under(
+    "Training",
+    click.option("--epochs", type=int, help="[default: as of linear probing]"),
+    click.option("--batch-size", type=int, help="Frames of a step.  [default: 8]"),
+    click.option("--learning-rate", type=float, help="Peak of the schedule.  [default: as of linear probing]"),
+    seed_option,
+)
+@under("Run", out_option("runs/teacher"), workers_option, device_option)
+@json_option
+def teacher(out: Path, as_json: bool, **options: Any) -> None:
+    """Linear probing of the stored targets themselves: what the teacher knows, before any student is trained."""
+    from .evaluate.teacher import TeacherProbeConfig, probe_teacher
+
+    show_scores(probe_teacher(TeacherProbeConfig(out=out, **options)), out, as_json)
+
+
+@evaluate.command(epilog="scalr evaluate similarity --student student.safetensors --root /data/nuscenes --class car")
+@under(
+    "Data",
+    student_option,
+    dataset_option,
+    root_option,
+    split_option("val", "Split of the frame."),
+    click.option("--frame", help="Its token.  [default: the first]"),
+)
+@under(
+    "Compared with",
+    click.option("--point", type=int, help="Row of the point in the scan.  [default: one on a car]"),
+    click.option("--class", "class_name", help="All points of a class instead, such as pedestrian."),
+)
+@under(
+    "The teacher beside it",
+    click.option("--cache", type=path, help="Store with the frame's targets."),
+    click.option("--teacher", help="Whose targets.  [default: the only one in the store]", **completed(teacher_names)),
+)
+@under("Run", out_option("runs/similarity", "Folder for the pictures."), device_option)
+@json_option
+def similarity(out: Path, as_json: bool, **options: Any) -> None:
+    """Colour a scan by the similarity of its points to one: pictures, and a page in which a click recolours all."""
+    from .evaluate.similarity import SimilarityConfig, similarity_maps
+
+    result = similarity_maps(SimilarityConfig(out=out, **options))
+    if as_json:
+        show_file(out / "similarity.json")
+        return
+    low, high = result.similarity_range
+    click.echo(f"{result.num_points:,} points compared with {result.query.text}: {low:.2f} to {high:.2f}")
+    for written in (result.top_view, result.perspective_view, result.page, result.pca):
+        if written is not None:
+            click.echo(f"  {written}")
+
+
+@evaluate.command(epilog="scalr evaluate report runs/probe runs/finetune > results.md")
+@click.argument("runs", type=path, nargs=-1, required=True)
+def report(runs: tuple[Path, ...]) -> None:
+    """Put finished runs side by side, with the papers' figures for the same setting, as Markdown."""
+    from .evaluate.comparison import compare
+
+    click.echo(compare(runs))
