@@ -244,6 +244,7 @@ def scan_features(
     points, inputs = read_points(dataset, frame), inputs_for(name, student.input_config)
     has_labels = frame.labels is not None and len(dataset.class_names) > 0
     labels = read_labels(dataset, frame, len(points)) if labelled or has_labels else None
+    logger.info("%s: features of %s points", frame.token, f"{len(points):,}")  # one pass: there is no bar to show
     scan, kept, nearest = evaluation_input(points, intensity_of(dataset), inputs)
     device = student.embed.conv1.weight.device
     return ScanFeatures(points, labels, student.tokens(pack([scan], inputs).to(device)).float(), kept, nearest)
