@@ -220,14 +220,14 @@ def load_config():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"recipe": "scalar"}, "--recipe: 'scalar' is unknown. Use scalr, scalr_plus"),
+        ({"schedule": "scalar"}, "--schedule: 'scalar' is unknown. Use scalr, scalr_plus"),
         ({"labels": "2%"}, "--labels: '2%' is unknown. Use 100%, 10%, 1%"),
         ({"layer_decay": 99.0}, "layer_decay is 99.0. Use a factor above 0, up to 1"),
     ],
 )
 def test_choices_that_there_are_not_are_said(config, changes, message):
     with pytest.raises(StudentError) as caught:
-        replace(config, **changes).schedule()
+        replace(config, **changes).chosen_schedule()
     assert message in str(caught.value)
 
 
