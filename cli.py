@@ -384,10 +384,7 @@ def demo(out: Path, seed: int) -> None:
     from .demo import run_demo
 
     result = run_demo(out, seed)
-    click.echo(
-        f"mIoU distilled {result.distilled.scores.miou:.1%}, undistilled {result.undistilled.scores.miou:.1%}"
-        f" (seed {seed})"
-    )
+    click.echo(f"mIoU distilled {result.distilled.miou:.1%}, undistilled {result.undistilled.miou:.1%} (seed {seed})")
     click.echo(f"report: {result.report}")
 
 

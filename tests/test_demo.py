@@ -9,6 +9,7 @@ from unittest import mock
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from browser import DESKTOP, PHONE, show
 from scalr import demo
@@ -23,16 +24,21 @@ SECTIONS = (
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> DemoRun:
-    """A demo whose training is far too short to learn anything."""
+    """`scalr demo`, whose training is far too short to learn anything."""
     shorter = ("training.epochs=2", "training.warmup_steps=1", "training.workers=0", "student.depth=3")
-    load_recipe = demo.load_recipe
+    load_recipe, run_demo, runs = demo.load_recipe, demo.run_demo, []
     with mock.patch.multiple(
         demo,
         WORLD={"train_scenes": 1, "val_scenes": 1, "keyframes": 1},
         IMAGE_SIZE=(28, 56),
         load_recipe=lambda name, overrides: load_recipe(name, [*overrides, *shorter]),
+        run_demo=lambda *arguments: runs.append(run_demo(*arguments)) or runs[-1],
     ):
-        return demo.run_demo(tmp_path_factory.mktemp("demo") / "out", seed=3)
+        out = tmp_path_factory.mktemp("demo") / "out"
+        result = CliRunner().invoke(main, ["demo", "--out", str(out), "--seed", "3"])
+    assert result.exit_code == 0, result.output
+    assert f"report: {out}/report.html" in result.stdout
+    return runs[0]
 
 
 @pytest.fixture(scope="module")
