@@ -52,15 +52,15 @@ class Verbs(ExampleLast, click.Group):
 
     command_class = Verb
 
-    def __init__(self, *args: Any, stages: dict[str, tuple[str, ...]] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, stages: dict[str, tuple[str, ...]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.stages = stages or {}
+        self.stages = stages
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for names in self.stages.values() for name in names] or list(self.commands)
+        return [name for names in self.stages.values() for name in names]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for stage, names in (self.stages or {"Commands": tuple(self.list_commands(ctx))}).items():
+        for stage, names in self.stages.items():
             with formatter.section(stage):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(limit=200)) for name in names])
 
