@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -10,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import scalr
 
 ROOT = Path(__file__).parents[1]
 NOT_PACKAGED = ("tests/", "examples/", "docs/")
@@ -38,6 +42,25 @@ def test_versions_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert f"version: {project['version']}\n" in (ROOT / "CITATION.cff").read_text()
     assert project["version"] in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    script = (
+        "import sys, scalr; print(sorted(set(sys.modules) & {'torch', 'numpy', 'zarr', 'timm', 'pyarrow'}), dir(scalr))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert loaded.startswith("[] ")
+    assert all(f"'{name}'" in loaded for name in scalr.__all__)
+
+
+def test_type_checkers_see_the_names_that_are_loaded_late():
+    (block,) = [node for node in ast.parse(Path(scalr.__file__).read_text()).body if isinstance(node, ast.If)]
+    seen = {alias.name: f".{each.module}" for each in block.body for alias in each.names}
+    assert sorted(seen) == sorted(scalr.__all__)
+    for name, module in seen.items():
+        assert getattr(scalr, name) is getattr(importlib.import_module(module, "scalr"), name)
+    with pytest.raises(AttributeError, match="no attribute 'open_stores'"):
+        _ = scalr.open_stores
 
 
 @pytest.mark.slow
