@@ -34,7 +34,7 @@ WORLD = {"train_scenes": 8, "val_scenes": 4, "keyframes": 3}
 IMAGE_SIZE = (112, 224)  # a quarter of ScaLR's pixels
 RECIPE = "demo"
 # Options that are called otherwise than the fields they fill.
-OPTIONS = {"teachers": "teacher", "caches": "cache", "image_size": "image-size"}
+OPTIONS = {"teachers": "teacher", "caches": "cache"}
 
 T = TypeVar("T")
 
