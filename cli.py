@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
@@ -80,9 +80,17 @@ def show_teachers(ctx: click.Context, param: click.Parameter, value: bool) -> No
         ctx.exit()
 
 
-def show_json(values: dict) -> None:
-    """What scripts read; paths and tuples as JSON has them."""
-    click.echo(json.dumps(values, indent=2, default=str))
+class Report(Protocol):
+    """What a verb found, for scripts and for people."""
+
+    def as_json(self) -> dict: ...
+
+    def as_text(self) -> str: ...
+
+
+def show(report: Report, as_json: bool) -> None:
+    """Print a report; paths in it are strings in JSON."""
+    click.echo(json.dumps(report.as_json(), indent=2, default=str) if as_json else report.as_text())
 
 
 @main.command(epilog="scalr extract --teacher dinov2_vitl14 --root /data/nuscenes --out store.zarr")
@@ -164,16 +172,11 @@ def extract(dry_run: bool, as_json: bool, **options: Any) -> None:
 
     config = ExtractConfig(**options)
     if dry_run:
-        estimate = estimate_extraction(config)
-        show_json(estimate.as_json()) if as_json else click.echo(estimate.as_text())
+        show(estimate_extraction(config), as_json)
         return
     with going_on_later("committed blocks stay"):
         summary = run(config)
-    if as_json:
-        show_json(summary.as_json())
-    else:
-        click.echo(summary.store.as_text())
-        click.echo(f"{summary.blocks_written} blocks written now")
+    show(summary, as_json)
     if summary.skipped:
         for frame in summary.skipped:
             click.echo(f"skipped {frame.token}: {frame.reason}", err=True)
@@ -192,7 +195,7 @@ def check(dataset: str, root: Path, split: str, as_json: bool) -> None:
     from .extract.check import check as run
 
     report = run(dataset, root, split)
-    show_json(report.as_json()) if as_json else click.echo(report.as_text())
+    show(report, as_json)
     if report.problems:
         raise click.exceptions.Exit(1)
 
@@ -205,8 +208,7 @@ def inspect(store: Path, as_json: bool) -> None:
     from .extract.store import open_store
     from .extract.store.inspect import inspect_store
 
-    report = inspect_store(open_store(store))
-    show_json(report.as_json()) if as_json else click.echo(report.as_text())
+    show(inspect_store(open_store(store)), as_json)
 
 
 @main.command(epilog="scalr verify store.zarr --repair")
@@ -229,7 +231,7 @@ def verify(store: Path, as_json: bool, **options: Any) -> None:
     from .extract.verification import verify as run
 
     result = run(VerifyConfig(store=store, **options))
-    show_json(result.as_json()) if as_json else click.echo(result.as_text())
+    show(result, as_json)
     if not result.whole:
         raise click.exceptions.Exit(1)
 
@@ -296,7 +298,7 @@ def distill(
         options |= {"quick_probe": QuickProbe(eval_dataset, eval_root, eval_frames), "eval_every": eval_every}
     summary = run(DistillConfig(recipe=load_recipe(recipe, overrides), **options))
     if is_first_process():
-        show_json(summary.as_json()) if as_json else click.echo(summary.as_text())
+        show(summary, as_json)
 
 
 @main.command(epilog="scalr convert ckpt_last.pth student.safetensors")

@@ -75,9 +75,9 @@ def options_of_training(command: Callable) -> Callable:
     return data(training(run(json_option(command))))
 
 
-def show_file(path: Path) -> None:
+def show_file(written: Path) -> None:
     """What a run has written, as it is."""
-    click.echo(path.read_text().rstrip())
+    click.echo(written.read_text().rstrip())
 
 
 def show_scores(scores: Scores, out: Path, as_json: bool) -> None:

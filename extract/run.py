@@ -106,6 +106,10 @@ class ExtractSummary:
         skipped = {frame.token: frame.reason for frame in self.skipped}
         return {"blocks_written": self.blocks_written, "skipped": skipped, "store": self.store.as_json()}
 
+    def as_text(self) -> str:
+        """A table for people; what was skipped is told apart."""
+        return f"{self.store.as_text()}\n{self.blocks_written} blocks written now"
+
 
 def extract(config: ExtractConfig) -> ExtractSummary:
     """Run the teachers on every image of a split and store the targets of every visible point.
