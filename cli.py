@@ -23,6 +23,7 @@ from .cli_options import (
     going_on_later,
     is_first_process,
     json_option,
+    loading_torch,
     out_option,
     path,
     precision_option,
@@ -74,7 +75,7 @@ main.add_command(evaluate)
 def show_teachers(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     """Print all teachers and leave."""
     if value:
-        from .extract.teachers import list_teachers
+        from .extract.teachers.registry import list_teachers
 
         click.echo(list_teachers())
         ctx.exit()
@@ -167,10 +168,13 @@ def extract(dry_run: bool, as_json: bool, **options: Any) -> None:
 
     Killed, it goes on where it stopped when the same command runs again.
     """
-    from .extract.run import ExtractConfig, estimate_extraction
-    from .extract.run import extract as run
+    from .extract.config import ExtractConfig
 
     config = ExtractConfig(**options)
+    loading_torch()
+    from .extract.run import estimate_extraction
+    from .extract.run import extract as run
+
     if dry_run:
         show(estimate_extraction(config), as_json)
         return
@@ -227,6 +231,7 @@ def verify(store: Path, as_json: bool, **options: Any) -> None:
 
     Exit code 1 where something is wrong.
     """
+    loading_torch()
     from .extract.verification import VerifyConfig
     from .extract.verification import verify as run
 
@@ -286,12 +291,13 @@ def distill(
     SIGTERM and Ctrl-C write a checkpoint and stop (exit code 143), SIGUSR1 writes one; --resume goes on. Under
     torchrun --no-python it runs on several GPUs.
     """
-    from .distill.recipes import load_recipe
+    if (eval_every is None) != (eval_root is None):
+        raise click.UsageError("--eval-every and --eval-root go together.")
+    loading_torch()
+    from .distill.recipe import load_recipe
     from .distill.run import DistillConfig
     from .distill.run import distill as run
 
-    if (eval_every is None) != (eval_root is None):
-        raise click.UsageError("--eval-every and --eval-root go together.")
     if eval_root is not None:
         from .evaluate.probe import QuickProbe
 
@@ -319,8 +325,9 @@ def convert(source: Path, target: Path, recipe: str, overrides: tuple[str, ...],
 
     An official file does not say which inputs it reads: --recipe and --set do.
     """
+    loading_torch()
     from .distill.convert import convert as run
-    from .distill.recipes import load_recipe
+    from .distill.recipe import load_recipe
 
     click.echo(run(source, target, load_recipe(recipe, overrides).inputs, activation))
 
@@ -383,6 +390,7 @@ def synth(out: Path, **options: Any) -> None:
 @seed_option
 def demo(out: Path, seed: int) -> None:
     """The whole path on a simulated world: synth, extract, distill, probe; ends in one HTML report."""
+    loading_torch()
     from .demo import run_demo
 
     result = run_demo(out, seed)

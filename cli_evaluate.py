@@ -19,6 +19,7 @@ from .cli_options import (
     going_on_later,
     is_first_process,
     json_option,
+    loading_torch,
     model_option,
     out_option,
     path,
@@ -34,7 +35,7 @@ from .cli_options import (
 )
 
 if TYPE_CHECKING:
-    from .evaluate.scoring import Scores
+    from .evaluate.scores import Scores
 
 
 @click.group(
@@ -99,6 +100,7 @@ def show_scores(scores: Scores, out: Path, as_json: bool) -> None:
 @under("Run", out_option("runs/probe"))
 def probe(out: Path, as_json: bool, **options: Any) -> None:
     """Linear probing: BatchNorm + linear layer on the frozen student."""
+    loading_torch()
     from .evaluate.probe import ProbeConfig
     from .evaluate.probe import probe as run
 
@@ -120,6 +122,7 @@ def probe(out: Path, as_json: bool, **options: Any) -> None:
 @under("Run", out_option("runs/finetune"))
 def finetune(out: Path, as_json: bool, **options: Any) -> None:
     """Train the whole student on labels, all of them or few."""
+    loading_torch()
     from .evaluate.finetune import FinetuneConfig
     from .evaluate.finetune import finetune as run
 
@@ -141,6 +144,7 @@ def score(out: Path, as_json: bool, **options: Any) -> None:
 
     Under torchrun --no-python, processes share the frames.
     """
+    loading_torch()
     from .evaluate.score import ScoreConfig, score_model
 
     scores = score_model(ScoreConfig(out=out, **options))
@@ -167,6 +171,7 @@ def robustness(out: Path, as_json: bool, **options: Any) -> None:
 
     What was scored before is not scored again. Exit code 3 where copies are missing.
     """
+    loading_torch()
     from .evaluate.robustness import RobustnessConfig
     from .evaluate.robustness import robustness as run
 
@@ -198,6 +203,7 @@ def transfer(out: Path, as_json: bool, **options: Any) -> None:
 
     The model is made by 'scalr evaluate finetune --classes semantic_kitti_10' or 'probe'.
     """
+    loading_torch()
     from .evaluate.transfer import TransferConfig
     from .evaluate.transfer import transfer as run
 
@@ -226,6 +232,7 @@ def transfer(out: Path, as_json: bool, **options: Any) -> None:
 @json_option
 def teacher(out: Path, as_json: bool, **options: Any) -> None:
     """Linear probing of the stored targets themselves: what the teacher knows, before any student is trained."""
+    loading_torch()
     from .evaluate.teacher import TeacherProbeConfig, probe_teacher
 
     show_scores(probe_teacher(TeacherProbeConfig(out=out, **options)), out, as_json)
@@ -254,6 +261,7 @@ def teacher(out: Path, as_json: bool, **options: Any) -> None:
 @json_option
 def similarity(out: Path, as_json: bool, **options: Any) -> None:
     """Colour a scan by the similarity of its points to one: pictures, and a page in which a click recolours all."""
+    loading_torch()
     from .evaluate.similarity import SimilarityConfig, similarity_maps
 
     result = similarity_maps(SimilarityConfig(out=out, **options))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +19,8 @@ from .errors import ScalrError
 
 if TYPE_CHECKING:
     from .extract.plan import Part
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # as shells say of Ctrl-C
 EVERYTHING_ELSE = "Other"
@@ -100,6 +104,11 @@ def going_on_later(what_stays: str) -> Iterator[None]:
 def is_first_process() -> bool:
     """Of those that torchrun started: what all do is told once."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def loading_torch() -> None:
+    """Say that a verb is at work before its imports, which take seconds."""
+    logger.info("scalr %s: loading PyTorch", importlib.metadata.version("scalr-distill"))
 
 
 class ImageSize(click.ParamType):

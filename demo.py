@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from .demo_report import DemoRun, Step, write_demo_report
 from .distill.checkpoint import save_student
-from .distill.recipes import Recipe, load_recipe, recipe_values
+from .distill.recipe import Recipe, load_recipe, recipe_values
 from .distill.run import DistillConfig, distill, new_student, with_head_for
 from .errors import ScalrError
 from .evaluate.probe import ProbeConfig, probe

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from .evaluate import report
-from .evaluate.scoring import Scores
+from .evaluate.scores import Scores
 from .evaluate.similarity import SimilarityResult
 from .extract.datasets import open_dataset
 from .extract.datasets.files import read_image

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import Dataset
 
 from ..errors import StoreError, StudentError
-from ..extract.encoding import EncodedTargets
 from ..extract.store import FeatureStore, StoredView
+from ..extract.targets import EncodedTargets
 from .inputs import (
     AugmentConfig,
     InputConfig,
@@ -199,7 +199,7 @@ class DistillDataset(Dataset):
 
 @dataclass(frozen=True)
 class DistillCollate:
-    """Pack samples into a batch (a class, so that spawned workers can be sent it)."""
+    """Pack samples into a batch (a class, so that workers can be sent it)."""
 
     inputs: InputConfig
 

@@ -19,7 +19,7 @@ from .dataset import DistillCollate, DistillDataset, SampleId
 from .interruption import Checkpoints
 from .objective import DistillObjective
 from .processes import joined_processes, num_processes, process_index, summed
-from .recipes import Recipe, recipe_values
+from .recipe import Recipe, recipe_values
 from .sampling import EpochLoader
 from .training import Observer, train
 from .training_log import read_log

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ScalrError, StudentError
+from ..worker_processes import worker_context
 from .interruption import leave_signals_to_the_trainer
 from .processes import num_processes, process_index
 
@@ -124,8 +125,7 @@ class EpochLoader:
             batch_sampler=self._batches,
             collate_fn=_ErrorsAside(collate),
             num_workers=workers,
-            # A forked worker can deadlock once zarr has run in this process.
-            multiprocessing_context="spawn" if workers else None,
+            multiprocessing_context=worker_context(*{type(part).__module__ for part in parts}) if workers else None,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             worker_init_fn=leave_signals_to_the_trainer,
@@ -171,7 +171,7 @@ class _Parts(Dataset):
 
 
 class _ErrorsAside:
-    """Collates samples, or gives the first error among them (a class, so that spawned workers can be sent it)."""
+    """Collates samples, or gives the first error among them (a class, so that workers can be sent it)."""
 
     def __init__(self, collate: Callable[[list], Any]) -> None:
         self.collate = collate

@@ -18,7 +18,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from ..extract.datasets import open_dataset
 from ..extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
 from ..extract.datasets.frame import Dataset, Frame
 from ..progress import progress
+from ..worker_processes import worker_context
 from .corruptions import BENCHMARKS, CORRUPT, Strength, levels_of
 from .corruptions.layout import LAYOUTS
 
@@ -150,10 +150,9 @@ def _results(config: CorruptConfig, jobs: Sequence[_Job]) -> Iterator[int]:
     if not config.workers:
         yield from map(make, jobs)
         return
-    # Spawned: a fork of a process with threads can hang, and copies the state of random generators.
     # A terminal's Ctrl-C reaches all processes: this one speaks for all.
     ignore_interrupts = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn"), **ignore_interrupts) as pool:
+    with ProcessPoolExecutor(config.workers, mp_context=worker_context(__name__), **ignore_interrupts) as pool:
         try:
             yield from pool.map(make, jobs)
         except BrokenProcessPool:

@@ -27,6 +27,7 @@ from ..distill.training import Batch
 from ..errors import ScalrError
 from ..extract.datasets.frame import Dataset
 from ..extract.datasets.scans import intensity_of, read_labelled_scan, read_labels, read_points
+from ..worker_processes import worker_context
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ class AugmentedScans(TorchDataset):
 
 @dataclass(frozen=True)
 class LabelledCollate:
-    """Pack labelled scans into a batch (a class, so that spawned workers can be sent it)."""
+    """Pack labelled scans into a batch (a class, so that workers can be sent it)."""
 
     inputs: InputConfig
 
@@ -146,7 +147,7 @@ class EvaluationScans(TorchDataset):
             batch_size=None,
             sampler=list(numbers),
             num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
+            multiprocessing_context=worker_context(__name__) if workers else None,
         )
         for scan in loader:
             if isinstance(scan, ScalrError):

@@ -7,17 +7,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..checkpoint_files import write_bytes
-from ..distill.inputs import InputConfig
 from ..errors import StudentError
-from ..extract.datasets.frame import Dataset
 from ..extract.datasets.labels import IGNORE_LABEL
 from ..extract.plan import frames_digest
-from .scoring import Scores
+from .scores import Scores
+
+if TYPE_CHECKING:  # finished runs are compared without torch
+    from ..distill.inputs import InputConfig
+    from ..extract.datasets.frame import Dataset
 
 FORMAT = "scalr-result"
 # What of a teacher's provenance says which feature was learnt.

@@ -13,7 +13,8 @@ from ..extract.datasets import open_dataset
 from .class_sets import with_classes
 from .model import load_model, require_classes
 from .result import card_of_scores, scoring_protocol, teacher_summary, write_result
-from .scoring import Scores, score
+from .scores import Scores
+from .scoring import score
 from .submission import writer_for
 from .supervision import require_new
 

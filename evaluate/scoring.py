@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
@@ -16,47 +15,13 @@ from ..extract.datasets.frame import Dataset, Frame
 from ..extract.plan import frames_digest
 from ..progress import progress
 from .labelled_scans import EvaluationScan, EvaluationScans
-from .metrics import MeanOver, accuracy, bootstrap_interval, confusion_matrix, intersection_over_union, mean_iou
+from .metrics import confusion_matrix
+from .scores import Scores
 
 SCENE_FRAMES = 100  # a longer sequence counts as several scenes, as SemanticKITTI's only validation sequence does
 
 # What to do with the train ids (N,) uint8 predicted for a frame's raw points.
 KeepPredictions = Callable[[Frame, np.ndarray], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Counts of labelled raw points by (label, prediction), scene by scene."""
-
-    class_names: tuple[str, ...]
-    scenes: tuple[str, ...]
-    confusions: np.ndarray = field(repr=False)  # (scenes, classes, classes) int64, rows are labels
-    num_frames: int
-    frames_sha256: str  # of the frames' tokens, in order
-    mean_over: MeanOver = "present or predicted"
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """(classes, classes) int64, rows are labels."""
-        return self.confusions.sum(axis=0)
-
-    @property
-    def iou(self) -> np.ndarray:
-        """(classes,) float64; NaN where a class neither is there nor is predicted."""
-        return intersection_over_union(self.confusion)
-
-    @property
-    def miou(self) -> float:
-        return float(mean_iou(self.confusion, self.mean_over))
-
-    @property
-    def accuracy(self) -> float:
-        return accuracy(self.confusion)
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the mIoU, by bootstrap over scenes; None for a single one."""
-        return bootstrap_interval(self.confusions, self.mean_over)
 
 
 def score(

@@ -34,7 +34,8 @@ from .result import (
     write_result,
 )
 from .schedules import Published, Schedule, changed, check_choice
-from .scoring import Scores, score
+from .scores import Scores
+from .scoring import score
 from .segmentation_losses import segmentation_loss
 
 logger = logging.getLogger(__name__)

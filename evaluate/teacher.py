@@ -28,7 +28,8 @@ from .metrics import confusion_matrix
 from .probe import FeatureBatch, HeadObjective
 from .result import card_of_scores, teacher_summary, write_result
 from .schedules import changed, probing
-from .scoring import Scores, scenes_of
+from .scores import Scores
+from .scoring import scenes_of
 from .stored_scans import rows_in_scan
 from .supervision import require_new, training_config
 
@@ -102,7 +103,7 @@ class LabelledTargets(TorchDataset):
 
 @dataclass(frozen=True)
 class TargetCollate:
-    """Put the pairs of several frames together (a class, so that spawned workers can be sent it)."""
+    """Put the pairs of several frames together (a class, so that workers can be sent it)."""
 
     def __call__(self, samples: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> FeatureBatch:
         targets, labels = zip(*samples, strict=True)

@@ -41,7 +41,7 @@ print(f"{len(view.point_index):,} of {len(view.points):,} points are seen; their
 assert np.array_equal(view.points, points)
 
 # %% Stage two: a student learns to say from points what the teacher says from images. Far too short here.
-from scalr.distill.recipes import load_recipe
+from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
 
 recipe = load_recipe("demo", ["training.epochs=15", "training.workers=0", "training.warmup_steps=5"])

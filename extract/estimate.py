@@ -24,7 +24,7 @@ from .preparation import OnError, PreparedFrame, Selection, prepare_or_skip
 from .store import create_store
 from .store.format import SHARD_BYTES
 from .store.inspect import StoreReport, inspect_store, readable_bytes
-from .teachers import Teacher
+from .teachers.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 

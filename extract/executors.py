@@ -23,7 +23,7 @@ from .plan import Block
 if TYPE_CHECKING:
     from distributed import Client
 
-    from .run import ExtractConfig
+    from .config import ExtractConfig
 
 CONNECT_TIMEOUT_S = 30
 Extractor = Callable[[Sequence[Block]], Iterator[BlockDone]]

@@ -21,12 +21,13 @@ import pyarrow as pa
 import torch
 
 from .datasets.frame import Dataset
-from .encoding import Encoding, Footprint, StoredVectors, footprint
+from .encoding import Encoding
 from .plan import Block
 from .preparation import OnError, PreparedFrame, Selection, SkippedFrame, prepare_or_skip
 from .store import SCANS, ScanBlock, StoreWriter, TargetBlock
 from .store.format import SCANS_SCHEMA, TARGETS_SCHEMA
-from .teachers import Teacher, provenance_attributes
+from .targets import Footprint, StoredVectors, encode, footprint
+from .teachers.teacher import Teacher, provenance_attributes
 
 MAX_READERS = 8  # threads that read scans and images
 
@@ -180,7 +181,7 @@ def encode_view(
     teacher: Teacher, encoding: Encoding, patch_map: torch.Tensor, pixel: np.ndarray, image_shape: tuple[int, int]
 ) -> StoredVectors:
     """Encode where the patch map is, and bring the result to the CPU."""
-    encoded = encoding.encode(patch_map, teacher_footprint(teacher, pixel, image_shape))
+    encoded = encode(patch_map, teacher_footprint(teacher, pixel, image_shape), encoding)
     return StoredVectors(*(None if part is None else part.cpu() for part in encoded))
 
 

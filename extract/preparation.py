@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from ..errors import DatasetError
 from .datasets.files import read_image, read_image_shape
@@ -15,8 +14,12 @@ from .datasets.frame import Dataset, Frame, View
 from .datasets.scans import read_points
 from .occlusion import hidden_pairs
 from .projection import project
-from .store import ScanBlock
-from .teachers import Teacher
+
+if TYPE_CHECKING:  # a scan is checked without torch and zarr
+    import torch
+
+    from .store import ScanBlock
+    from .teachers.teacher import Teacher
 
 Points = Literal["all", "visible"]
 Occlusion = Literal["keep", "drop"]

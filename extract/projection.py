@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import rq
 
 from ..errors import DatasetError
 
@@ -57,6 +56,8 @@ class Calibration:
         Raises:
             ValueError: the left (3, 3) part cannot be inverted.
         """
+        from scipy.linalg import rq  # a quarter of a second, and only here
+
         left = matrix[:, :3]
         scale = np.cbrt(np.linalg.det(left))  # of either sign: rotation and intrinsics have positive determinants
         if not np.isfinite(scale) or abs(scale) <= 1e-12 * np.linalg.norm(left):

@@ -15,11 +15,12 @@ from ..errors import StoreError
 from ..progress import progress
 from .datasets import open_dataset
 from .datasets.frame import Dataset, Frame
-from .encoding import sample_targets
 from .pipeline import teacher_footprint
 from .preparation import Selection, prepare_frame
 from .store import FeatureStore, Source
-from .teachers import Teacher, choose_weights, load_teacher
+from .targets import sample_targets
+from .teachers.choices import choose_weights
+from .teachers.teacher import Teacher, load_teacher
 
 SEED = 0  # of the choice of views
 

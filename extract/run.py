@@ -6,91 +6,30 @@ import importlib.metadata
 import logging
 import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import get_args
 
 from ..device import resolve_device
-from ..errors import DatasetError, ScalrError, StoreError
+from ..errors import DatasetError, StoreError
 from ..progress import progress
+from .config import ExtractConfig
 from .datasets import open_dataset
 from .datasets.files import read_image
 from .datasets.frame import Dataset, Frame
 from .datasets.scans import intensity_of
-from .encoding import Encoding, Layout, StoredDtype
+from .encoding import Encoding
 from .estimate import Estimate, estimate, warn_of_size
 from .executors import Extractor, device_of_worker, existing_cluster, local_cluster, run_on_cluster
 from .pipeline import BlockDone, Pipeline, recorded_provenance
-from .plan import FRAMES_PER_BLOCK, Block, Part, frames_digest, plan_blocks
-from .preparation import (
-    Occlusion,
-    OnError,
-    Points,
-    PreparedFrame,
-    Selection,
-    SkippedFrame,
-    prepare_frame,
-    prepare_or_skip,
-)
+from .plan import FRAMES_PER_BLOCK, Block, frames_digest, plan_blocks
+from .preparation import PreparedFrame, Selection, SkippedFrame, prepare_frame, prepare_or_skip
 from .store import SCANS, FeatureStore, Source, StoreWriter, create_store, open_store
 from .store.inspect import StoreReport, inspect_store
-from .teachers import PosEmbed, Precision, Teacher, choose_weights, load_teacher
 from .teachers.batch_size import fitting_batch_size
+from .teachers.choices import choose_weights
+from .teachers.teacher import Teacher, load_teacher
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
-    """One extraction; the fields are the options of `scalr extract`."""
-
-    root: Path
-    out: Path = Path("store.zarr")
-    teachers: tuple[str, ...]
-    dataset: str = "nuscenes"
-    split: str = "train"
-    image_size: tuple[int, int] | None = None  # None: 224x448, or what is next to it with the teacher's patches
-    encoding: Layout = "point"
-    dtype: StoredDtype = "float16"
-    points: Points = "all"
-    occlusion: Occlusion = "keep"
-    on_error: OnError = "stop"
-    weights: tuple[str, ...] = ("hub",)  # for all teachers, or TEACHER=FILE
-    feature: str | None = None  # None: the teacher's own
-    pos_embed: PosEmbed | None = None
-    precision: Precision = "float32"
-    device: str = "auto"
-    batch_size: int | None = None  # None: as measured by the first job
-    frames_per_block: int | None = None  # None: as the store has it, else what suits the encoding
-    part: Part = field(default_factory=Part)
-    workers: int = 0  # processes; 0 works in this one
-    scheduler: str | None = None  # address of a dask cluster
-
-    def __post_init__(self) -> None:
-        Encoding(self.encoding, self.dtype)
-        for option, least in {"frames_per_block": 1, "batch_size": 1, "workers": 0}.items():
-            value = getattr(self, option)
-            if value is not None and value < least:
-                raise ScalrError(f"it is {value}", where=f"--{option.replace('_', '-')}", fix=f"Use {least} or more.")
-        choices_of = {"points": Points, "occlusion": Occlusion, "on_error": OnError, "precision": Precision}
-        for option, choices in {**choices_of, "pos_embed": PosEmbed}.items():
-            value = getattr(self, option)
-            if value is not None and value not in get_args(choices):
-                where = f"--{option.replace('_', '-')}"
-                raise ScalrError(f"it is '{value}'", where=where, fix=f"Use one of {get_args(choices)}.")
-        if self.workers and self.scheduler:
-            raise ScalrError(
-                "the cluster at --scheduler brings its own workers", where="--workers", fix="Pass one of the two."
-            )
-        if twice := [name for name in set(self.teachers) if self.teachers.count(name) > 1]:
-            raise ScalrError(f"{twice[0]} is given twice", where="--teacher", fix="Name each teacher once.")
-        choose_weights(self.teachers, self.weights)
-
-    @property
-    def selection(self) -> Selection:
-        """What is kept of a scan."""
-        return Selection(self.points, self.occlusion)
 
 
 @dataclass(frozen=True)

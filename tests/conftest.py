@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 import sys
 import tempfile
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from error_record import (  # noqa: F401  # hooks of pytest
 )
 from scalr.extract.datasets.synthetic import write_world
 from scalr.extract.store import FeatureStore
+from scalr.worker_processes import worker_context
 from tiny import TinyDataset, extract_with, tiny_teachers
 
 settings.register_profile("scalr", deadline=None)  # machines are noisy
@@ -51,15 +52,28 @@ def real_nuscenes(real_data) -> Path:
     return real_data("nuscenes")
 
 
-@pytest.fixture(scope="session")
-def children():
-    """Starts children at once: they are forked from a process that has imported everything and done nothing."""
+PRELOADED = ("tiny", "distillation_in_child", "spawned", "zarr")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_server_of_children():
+    """Whoever asks for children first, a test or the package itself, starts a server that has imported everything."""
+
+    def start(context: ForkServerContext, modules: list[str]) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not get ours otherwise
+            forkserver.set_forkserver_preload([*PRELOADED, *(name for name in modules if name != "__main__")])
+            forkserver.ensure_running()
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not get ours otherwise
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tiny", "distillation_in_child"])
-        forkserver.ensure_running()
-    return context
+        patch.setattr(ForkServerContext, "set_forkserver_preload", start)
+        yield
+
+
+@pytest.fixture(scope="session")
+def children(one_server_of_children):
+    """Starts children at once: they are forked from a process that has imported everything and done nothing."""
+    return worker_context()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from scalr.distill.recipes import load_recipe
+from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
 from scalr.errors import ScalrError
 

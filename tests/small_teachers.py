@@ -7,15 +7,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from scalr.extract.encoding import sample_targets
 from scalr.extract.pipeline import teacher_footprint
-from scalr.extract.teachers import Teacher, TeacherSpec, load_teacher, registry
+from scalr.extract.targets import sample_targets
+from scalr.extract.teachers.find import find_teacher
+from scalr.extract.teachers.registry import TeacherSpec
+from scalr.extract.teachers.teacher import Teacher, load_teacher
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2}
 
 
 def small_spec(name: str) -> TeacherSpec:
-    spec = registry.find_teacher(name)
+    spec = find_teacher(name)
     return replace(spec, dim=SMALL["embed_dim"], options={**spec.options, **SMALL})
 
 
@@ -29,7 +31,7 @@ def seeded(teacher: Teacher) -> Teacher:
 
 def small_teacher(name: str, patches: tuple[int, int] = (3, 5), **options) -> Teacher:
     """A teacher whose spec is small already."""
-    size = tuple(side * registry.find_teacher(name).patch_size for side in patches)
+    size = tuple(side * find_teacher(name).patch_size for side in patches)
     return seeded(load_teacher(name, image_size=size, weights="random", **options))
 
 

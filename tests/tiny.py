@@ -17,7 +17,7 @@ from scalr.extract.intensity import IntensityStatistics
 from scalr.extract.projection import Calibration, Visibility
 from scalr.extract.run import ExtractConfig
 from scalr.extract.store import FeatureStore, open_store
-from scalr.extract.teachers import Preprocessing, TeacherProvenance
+from scalr.extract.teachers.teacher import Preprocessing, TeacherProvenance
 
 # Camera axes (right, down, forward) seen from a lidar with x forward, y left, z up.
 CAM_FROM_LIDAR_ROTATION = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])

@@ -6,31 +6,33 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from ...errors import DatasetError, did_you_mean
 from .frame import Dataset
-from .frames import Frames
-from .nuscenes import NuScenes
-from .nuscenes_c import NuScenesC
-from .pandaset import PANDAR64, PANDARGT, PandaSet
-from .semantic_kitti import SemanticKitti
-from .semantic_kitti_c import SemanticKittiC
-from .semantic_poss import SemanticPoss
 
 Reader = Callable[[Path, str], Dataset]  # called with the dataset's top folder and a split
 
+
+def _in_module(name: str, attribute: str) -> Reader:
+    """A reader of this package, whose module is imported when it is called: a name alone is to cost nothing."""
+
+    def reader(root: Path, split: str) -> Dataset:
+        return getattr(importlib.import_module(f".{name}", __name__), attribute)(root, split)
+
+    return reader
+
+
 READERS: dict[str, Reader] = {
-    "nuscenes": NuScenes,
-    "semantic_kitti": SemanticKitti,
-    "pandaset_64": partial(PandaSet, sensor=PANDAR64),
-    "pandaset_gt": partial(PandaSet, sensor=PANDARGT),
-    "semantic_poss": SemanticPoss,
-    "nuscenes_c": NuScenesC,
-    "semantic_kitti_c": SemanticKittiC,
-    "frames": Frames,
+    "nuscenes": _in_module("nuscenes", "NuScenes"),
+    "semantic_kitti": _in_module("semantic_kitti", "SemanticKitti"),
+    "pandaset_64": _in_module("pandaset", "Pandar64"),
+    "pandaset_gt": _in_module("pandaset", "PandarGT"),
+    "semantic_poss": _in_module("semantic_poss", "SemanticPoss"),
+    "nuscenes_c": _in_module("nuscenes_c", "NuScenesC"),
+    "semantic_kitti_c": _in_module("semantic_kitti_c", "SemanticKittiC"),
+    "frames": _in_module("frames", "Frames"),
 }
 NEEDED = ("name", "root", "split", "visibility", "frames", "read_points")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -184,3 +185,7 @@ class PandaSet:
                 where=path,
                 fix="Copy it again from the dataset's archive.",
             ) from None
+
+
+Pandar64 = partial(PandaSet, sensor=PANDAR64)
+PandarGT = partial(PandaSet, sensor=PANDARGT)

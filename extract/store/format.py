@@ -16,14 +16,12 @@ A group's index lists, besides the views, every file of the group with its SHA-2
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zarr
-from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
 from ...checkpoint_files import sha256_of_file
 from ...errors import StoreError
@@ -34,7 +32,6 @@ FORMAT, FORMAT_VERSION = "scalr-store", 1
 CHUNK_BYTES = 1 << 20  # of raw values: a view of nuScenes is a few chunks
 SHARD_BYTES = 1 << 28  # of raw values: above 64 MB when compressed, one file for a block of ordinary size
 COMPRESSION_LEVEL = 3
-SHUFFLE = {1: BloscShuffle.noshuffle}  # by bytes per value; all others bit by bit
 
 SCANS = "scans"  # the kind of index that is no teacher's name
 GROUP_INDEX = "index.parquet"
@@ -82,6 +79,8 @@ def index_path(store: Path, kind: str, block: int) -> Path:
 
 
 def write_group(path: Path, attributes: dict) -> None:
+    import zarr  # what only looks at a store needs none
+
     path.mkdir(parents=True, exist_ok=True)
     zarr.create_group(path, attributes=attributes, overwrite=False)
 
@@ -107,6 +106,9 @@ def read_attributes(path: Path, required: Iterable[str] = ()) -> dict:
 
 def write_array(path: Path, values: np.ndarray) -> None:
     """Write an array and read it back: what is about to be committed is what was meant."""
+    import zarr
+    from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
+
     chunk, shard = chunking(values.shape, values.itemsize)
     array = zarr.create_array(
         path,
@@ -118,7 +120,7 @@ def write_array(path: Path, values: np.ndarray) -> None:
             BloscCodec(
                 cname="zstd",
                 clevel=COMPRESSION_LEVEL,
-                shuffle=SHUFFLE.get(values.itemsize, BloscShuffle.bitshuffle),
+                shuffle=BloscShuffle.noshuffle if values.itemsize == 1 else BloscShuffle.bitshuffle,
                 typesize=values.itemsize,
             ),
             Crc32cCodec(),
@@ -152,9 +154,11 @@ def write_index(views: pa.Table, kind: str, group: Path, skipped: dict[str, str]
     pq.write_table(table, group / GROUP_INDEX)
 
 
-def read_index(path: Path, kind: str) -> pa.Table:
+def read_index(path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """All columns of a kind of index, or some; those that a later release may add stay unread."""
     schema = schema_of(kind)
-    return pq.ParquetFile(path).read(schema.names).cast(schema)  # columns that a later release may add stay unread
+    wanted = pa.schema([schema.field(name) for name in columns or schema.names])
+    return pq.ParquetFile(path).read(wanted.names).select(wanted.names).cast(wanted)
 
 
 def listed_files(index: Path) -> dict[str, str]:

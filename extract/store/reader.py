@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
-import torch
-import zarr
 
 from ...errors import StoreError
-from ..encoding import EncodedTargets, Encoding, Footprint, footprint
+from ..encoding import Encoding
 from ..intensity import IntensityStatistics
 from . import format as fmt
 from .format import SCANS
+
+if TYPE_CHECKING:  # torch and zarr are loaded where targets and arrays are read: views are told without them
+    import zarr
+
+    from ..targets import EncodedTargets, Footprint
 
 MAKE_ONE = "Pass the folder of a store; 'scalr extract' makes one."
 OPEN_ARRAYS = 512  # handles that a reader keeps
@@ -222,6 +226,10 @@ class FeatureStore:
 
     def footprint(self, teacher: str, pixel: np.ndarray, image_shape: tuple[int, int]) -> Footprint:
         """What the pairs at `pixel` (R, 2) of an (H, W) image read of a teacher's patch map."""
+        import torch
+
+        from ..targets import footprint
+
         provenance = self._teacher(teacher)
         patch_size = provenance["patch_size"]
         map_shape = tuple(side // patch_size for side in provenance["image_size"])
@@ -233,6 +241,10 @@ class FeatureStore:
         Raises:
             StoreError: no such teacher, targets that are not there, or damaged data.
         """
+        import torch
+
+        from ..targets import encoded_targets
+
         block, encoding = int(self.column("block")[row]), self.encoding(teacher)
         if not self.is_committed(teacher, block):
             raise StoreError(
@@ -244,10 +256,11 @@ class FeatureStore:
         vectors = slice(*self._target_ranges(teacher, block)[row - first_row].tolist())
         scale = self._read(teacher, block, "scale", vectors) if encoding.dtype == "int8" else None
         image_shape = (int(self.column("image_height")[row]), int(self.column("image_width")[row]))
-        return encoding.decode(
+        return encoded_targets(
             torch.from_numpy(self._read(teacher, block, "vectors", vectors)),
             None if scale is None else torch.from_numpy(scale),
             self.footprint(teacher, pixel, image_shape),
+            encoding,
         )
 
     def _source_of(self, block: int) -> Source:
@@ -267,6 +280,8 @@ class FeatureStore:
             ) from error
 
     def _open_array(self, kind: str, block: int, name: str) -> zarr.Array:
+        import zarr
+
         return zarr.open_array(fmt.group_path(self.path, kind, block) / name, mode="r")
 
     def _read_target_ranges(self, teacher: str, block: int) -> np.ndarray:
@@ -322,14 +337,15 @@ class FeatureStore:
         return {name: _as_numpy(table[name]) for name in COLUMNS}
 
     def _read_indexes(self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
-        paths = [str(fmt.index_path(self.path, kind, block)) for block in blocks]
+        paths = [fmt.index_path(self.path, kind, block) for block in blocks]
         schema = fmt.schema_of(kind)
         if not paths:
             return schema.empty_table().select(columns or schema.names)
         try:
-            found = pyarrow.dataset.dataset(paths, format="parquet", schema=schema)
-            return found.to_table(list(columns or schema.names)).combine_chunks()
-        except (OSError, pa.ArrowException) as error:
+            with ThreadPoolExecutor() as pool:  # pyarrow.dataset would do the same, after importing pandas
+                tables = pool.map(lambda path: fmt.read_index(path, kind, columns), paths)
+                return pa.concat_tables(tables).combine_chunks()
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise StoreError(
                 f"an index cannot be read ({error})",
                 where=self.path / "index" / kind,

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from ...errors import StoreError
 from ...progress import progress
+from ..targets import num_vectors
 from . import format as fmt
 from .format import SCANS
 from .reader import FeatureStore, ScanBlock
@@ -136,5 +137,5 @@ def _expected_vectors(store: FeatureStore, teacher: str, scans: ScanBlock) -> li
     for row in scans.views.to_pylist():
         pixel = scans.pixel[row["pairs_start"] : row["pairs_stop"]]
         reads = store.footprint(teacher, pixel, (row["image_height"], row["image_width"]))
-        numbers.append(store.encoding(teacher).num_vectors(reads))
+        numbers.append(num_vectors(reads, store.encoding(teacher)))
     return numbers

@@ -11,11 +11,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-PosEmbed = Literal["timm", "official"]
-# scale_factor: bicubic by a scale that is meant for a tenth of a patch more; size: bicubic to the size; neither is
-# antialiased. timm: as timm does, or there are none to resize.
-OfficialPosEmbed = Literal["scale_factor", "size", "timm"]
-
 OFFSET = 0.1  # patches; DINO's guard against a size that rounds down, which shifts where the embeddings are read
 
 

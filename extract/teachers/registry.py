@@ -1,4 +1,4 @@
-"""The teachers under their usual names, and any ViT of timm as `timm:NAME`."""
+"""The teachers under their usual names, and what is known of each before torch is loaded."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from .choices import OfficialPosEmbed, PosEmbed
 
-from ...errors import TeacherError, did_you_mean
-from .features import Feature, FeatureReader
-from .pos_embed import OfficialPosEmbed, PosEmbed
-from .timm_import import import_timm
-
-TIMM = "timm:"
 USUAL_IMAGE_SIZE = (224, 448)  # (h, w) [px], of ScaLR
+if TYPE_CHECKING:
+    import torch
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -89,6 +86,12 @@ def _dinov3(name: str, size: str, dim: int, million_parameters: int) -> dict[str
     return {f"dinov3_{name}": spec}
 
 
+def _layer_norm_1e6(*args: Any, **kwargs: Any) -> torch.nn.LayerNorm:
+    import torch  # a list of the teachers needs none
+
+    return torch.nn.LayerNorm(*args, eps=1e-6, **kwargs)
+
+
 _clip = partial(
     TeacherSpec, patch_size=16, dim=768, million_parameters=86, licence="MIT",
     feature="maskclip", pos_embed="official", official_pos_embed="size",
@@ -110,7 +113,7 @@ TEACHERS = {
     # CLIP was trained with. The first does as it does, the second as CLIP does.
     "maskclip_vitb16": _clip(
         "vit_base_patch16_clip_224.openai", mean=IMAGENET_MEAN, std=IMAGENET_STD,
-        options=MappingProxyType({"norm_layer": partial(torch.nn.LayerNorm, eps=1e-6)}),
+        options=MappingProxyType({"norm_layer": _layer_norm_1e6}),
     ),
     "maskclip_vitb16_openai": _clip("vit_base_patch16_clip_quickgelu_224.openai"),
     **_dinov3("vits16", "small", 384, 22),
@@ -120,23 +123,6 @@ TEACHERS = {
     **_dinov3("vith16plus", "huge_plus", 1280, 841),
     **_dinov3("vit7b16", "7b", 4096, 6716),
 }  # fmt: skip
-
-
-def find_teacher(name: str) -> TeacherSpec:
-    """The teacher of a name in `TEACHERS`, or `timm:NAME`.
-
-    Raises:
-        TeacherError: unknown name, or a model of timm that has no square patches.
-    """
-    if name in TEACHERS:
-        return TEACHERS[name]
-    if name.startswith(TIMM):
-        return _of_timm(name)
-    raise TeacherError(
-        f"unknown teacher '{name}'{did_you_mean(name, TEACHERS)}",
-        where="--teacher",
-        fix="Choose one that 'scalr extract --list-teachers' lists; timm:NAME takes any ViT of timm.",
-    )
 
 
 def list_teachers() -> str:
@@ -149,50 +135,3 @@ def list_teachers() -> str:
             f"{name:<24}{spec.patch_size:>6}{dim:>6}{spec.million_parameters:>10} M  {spec.licence:<16}{height}x{width}"
         )
     return "\n".join([*lines, "timm:NAME, such as timm:vit_base_patch16_siglip_224.v2_webli: any ViT of timm"])
-
-
-def _of_timm(name: str) -> TeacherSpec:
-    timm = import_timm()
-    timm_name = name.removeprefix(TIMM)
-    try:
-        config = timm.get_pretrained_cfg(timm_name, allow_unregistered=False)
-    except RuntimeError:  # no such model, or no such weights of it
-        close = did_you_mean(timm_name, [*timm.list_models(), *timm.list_pretrained()])
-        raise TeacherError(
-            f"timm {timm.__version__} has no model '{timm_name}'{close}",
-            where="--teacher",
-            fix="Choose one of timm.list_models('vit*', pretrained=True), which have weights.",
-        ) from None
-    try:
-        with torch.device("meta"):  # no memory, no arithmetic
-            model = timm.create_model(timm_name)
-            patch_size = model.feature_info[-1]["reduction"]
-            spec = TeacherSpec(
-                timm_name,
-                patch_size,
-                model.embed_dim,
-                round(sum(each.numel() for each in model.parameters()) / 1e6),
-                config.license or "unknown",
-            )
-            _check_patch_map(spec)
-    except Exception as error:  # whatever a model lacks that a plain ViT has
-        raise _not_a_vit(name, f"{type(error).__name__}: {error}") from None
-    return spec
-
-
-def _check_patch_map(spec: TeacherSpec) -> None:
-    """One token of the last block for each patch, at another image size than the model's own."""
-    model = import_timm().create_model(spec.timm_name, img_size=spec.image_size).eval()
-    feature = Feature().resolved(len(model.blocks))
-    found = tuple(FeatureReader(feature, model)(torch.empty(1, 3, *spec.image_size)).shape[1:])
-    expected = (spec.dim, *(side // spec.patch_size for side in spec.image_size))
-    if found != expected:
-        raise ValueError(f"its features are {found}, not {expected}")
-
-
-def _not_a_vit(name: str, reason: str) -> TeacherError:
-    return TeacherError(
-        f"it is no plain vision transformer ({reason})",
-        where=name,
-        fix="Use a model whose last block gives a token a square patch, such as timm's vit_*, deit*, beit*, eva*.",
-    )

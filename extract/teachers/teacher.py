@@ -6,21 +6,19 @@ import itertools
 import json
 import logging
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ...errors import TeacherError
+from .choices import PosEmbed, Precision
 from .features import Feature, FeatureReader
-from .pos_embed import PosEmbed
-from .registry import TeacherSpec, find_teacher
+from .find import find_teacher
+from .registry import TeacherSpec
 from .weights import build_model, weights_sha256
 
 logger = logging.getLogger(__name__)
-
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 
 from ...checkpoint_files import explained, first_line, listed
 from ...errors import TeacherError
-from .pos_embed import PosEmbed, resize_officially
+from .choices import PosEmbed
+from .pos_embed import resize_officially
 from .registry import TeacherSpec
 from .timm_import import import_timm
 from .torchscript import is_torchscript, read_torchscript
@@ -43,30 +44,6 @@ def build_model(spec: TeacherSpec, image_size: tuple[int, int], weights: str, po
         resized = resize_officially(before, old_grid, model.patch_embed.grid_size, spec.official_pos_embed)
         model.pos_embed = torch.nn.Parameter(resized)
     return model
-
-
-def choose_weights(teachers: tuple[str, ...], given: tuple[str, ...]) -> dict[str, str]:
-    """Which weights each teacher gets: those given for it as TEACHER=FILE, else those given for all.
-
-    >>> choose_weights(("dinov2_vitl14", "mae_vitb16"), ("hub", "mae_vitb16=mae.pth"))
-    {'dinov2_vitl14': 'hub', 'mae_vitb16': 'mae.pth'}
-
-    Raises:
-        TeacherError: one file, or several values, for all.
-    """
-    own = {}
-    for name, equals, value in (each.partition("=") for each in given):
-        if equals and name in teachers:
-            own[name] = value
-    for_all = [each for each in given if each.partition("=")[0] not in own]
-    others = [name for name in teachers if name not in own]
-    if len(for_all) > 1 or (for_all and for_all[0] not in ("hub", "random") and len(others) > 1):
-        raise TeacherError(
-            f"{' and '.join(for_all)} cannot serve {' and '.join(others) or 'all teachers'} alike",
-            where="--weights",
-            fix="Give each teacher its own: --weights TEACHER=FILE, repeated.",
-        )
-    return {name: own.get(name, *for_all) for name in teachers if name in own or for_all}
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

@@ -26,7 +26,7 @@ from scalr.extract.pipeline import Pipeline, recorded_provenance
 from scalr.extract.plan import plan_blocks
 from scalr.extract.preparation import Selection, prepare_frame
 from scalr.extract.store import create_store
-from scalr.extract.teachers import load_teacher
+from scalr.extract.teachers.teacher import load_teacher
 
 BLOCKS, FRAMES, BATCH, ROUNDS = 4, 2, 6, 3
 

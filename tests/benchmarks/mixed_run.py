@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from scalr.distill.checkpoint import save_student
-from scalr.distill.recipes import load_recipe, recipe_values
+from scalr.distill.recipe import load_recipe, recipe_values
 from scalr.distill.run import DistillConfig, distill, new_student, with_head_for
 from scalr.evaluate.probe import ProbeConfig, probe
 from scalr.extract.datasets.synthetic import write_world

@@ -24,16 +24,16 @@ import torch
 
 from scalr.distill.dataset import DistillCollate, DistillDataset
 from scalr.distill.objective import DistillObjective
-from scalr.distill.recipes import load_recipe
+from scalr.distill.recipe import load_recipe
 from scalr.distill.run import new_student, with_head_for
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.files import read_image
 from scalr.extract.datasets.synthetic import write_world
-from scalr.extract.encoding import EncodedTargets, sample_targets
 from scalr.extract.pipeline import teacher_footprint
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import open_store
-from scalr.extract.teachers import load_teacher
+from scalr.extract.targets import EncodedTargets, sample_targets
+from scalr.extract.teachers.teacher import load_teacher
 
 
 class OnlineDataset(DistillDataset):

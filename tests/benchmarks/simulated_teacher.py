@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.files import read_image
 from scalr.extract.datasets.labels import IGNORE_LABEL
-from scalr.extract.encoding import footprint, sample_targets
 from scalr.extract.projection import project
-from scalr.extract.teachers import Preprocessing
+from scalr.extract.targets import footprint, sample_targets
+from scalr.extract.teachers.teacher import Preprocessing
 from scalr.extract.teachers.timm_import import import_timm
 from scalr.progress import progress
 

@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 
-from scalr.extract.encoding import Encoding, footprint
+from scalr.extract.encoding import Encoding
 from scalr.extract.pipeline import target_block
 from scalr.extract.store import SCANS, ScanBlock, create_store
 from scalr.extract.store import format as fmt
+from scalr.extract.targets import encode, footprint
 
 FRAMES, VIEWS, POINTS, PAIRS, DIM = 30_000, 6, 30_000, 3_500, 384
 READER = """
@@ -70,7 +71,7 @@ def write_block(writer, block: int, frames: int) -> None:
         reads = footprint(
             torch.from_numpy(pixel[view * PAIRS : (view + 1) * PAIRS].astype(np.int64)), (900, 1600), (16, 32), 14
         )
-        stored.append(encoding.encode(torch.randn(16, 32, DIM), reads))
+        stored.append(encode(torch.randn(16, 32, DIM), reads, encoding))
     writer.write_targets(block, "t", target_block(scans.views, stored, DIM, encoding))
 
 

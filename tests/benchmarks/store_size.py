@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 
 from scalr.extract.datasets import open_dataset
-from scalr.extract.encoding import ENCODINGS, sample_targets
+from scalr.extract.encoding import ENCODINGS
 from scalr.extract.estimate import patch_maps_of, write_sample
 from scalr.extract.pipeline import teacher_footprint
 from scalr.extract.preparation import PreparedFrame, PreparedView, Selection, prepare_frame
 from scalr.extract.store import open_store
 from scalr.extract.store.inspect import readable_bytes
-from scalr.extract.teachers import Teacher, load_teacher
+from scalr.extract.targets import sample_targets
+from scalr.extract.teachers.teacher import Teacher, load_teacher
 
 
 class Lidar(NamedTuple):

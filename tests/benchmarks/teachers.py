@@ -24,7 +24,8 @@ from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.synthetic import write_world
 from scalr.extract.encoding import Encoding
 from scalr.extract.preparation import Selection, prepare_frame
-from scalr.extract.teachers import TEACHERS, Teacher, load_teacher
+from scalr.extract.teachers.registry import TEACHERS
+from scalr.extract.teachers.teacher import Teacher, load_teacher
 
 TOO_LARGE = 3000  # million parameters, for 24 GB
 LONG_S = 4.0  # a forward pass this long is run once

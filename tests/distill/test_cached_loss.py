@@ -17,7 +17,7 @@ from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.files import read_image
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import FeatureStore, open_store
-from scalr.extract.teachers import Teacher, load_teacher
+from scalr.extract.teachers.teacher import Teacher, load_teacher
 
 TEACHER, IMAGE_SIZE = "dinov2_vits14", (56, 112)
 STILL = AugmentConfig(max_rotation_rad=0, flip_probability=0, max_scale_change=0)

@@ -16,7 +16,7 @@ import scalr
 from distillation_in_child import EPOCHS, distill_in_child
 from scalr.distill import interruption
 from scalr.distill.interruption import Checkpoints, Signals
-from scalr.distill.recipes import load_recipe
+from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
 from scalr.errors import ScalrError, StudentError
 from tiny import TinyDataset, extract_with, tiny_teachers

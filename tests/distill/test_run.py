@@ -18,7 +18,8 @@ import zarr
 import scalr
 from scalr.distill import run
 from scalr.distill.checkpoint import student_provenance
-from scalr.distill.recipes import load_recipe, recipe_names, recipe_values
+from scalr.distill.recipe import load_recipe, recipe_values
+from scalr.distill.recipes import recipe_names
 from scalr.distill.run import DistillConfig, distill
 from scalr.errors import StoreError, StudentError
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from scalr.distill.recipes import load_recipe
+from scalr.distill.recipe import load_recipe
 from scalr.distill.schedule import reciprocal_sqrt, warmup_cosine
 from scalr.distill.training import Batch, Observer, TrainingConfig, train
 from scalr.distill.training_log import TrainingLog, read_log

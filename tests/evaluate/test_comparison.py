@@ -11,7 +11,7 @@ from scalr.evaluate.finetune import FinetuneConfig
 from scalr.evaluate.probe import ProbeConfig
 from scalr.evaluate.published import PUBLISHED
 from scalr.evaluate.result import ResultCard, card_of_scores, read_result, scores_of, write_result
-from scalr.evaluate.scoring import Scores
+from scalr.evaluate.scores import Scores
 
 PROTOCOL = {"frames": 40, "frames_sha256": "0" * 64, "mean_over": "present or predicted"}
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from scalr.distill.checkpoint import save_student
-from scalr.distill.recipes import load_recipe, recipe_values
+from scalr.distill.recipe import load_recipe, recipe_values
 from scalr.distill.run import DistillConfig, distill, new_student, with_head_for
 from scalr.evaluate.corrupt import NOT_COMPARABLE, CorruptConfig, corrupt
 from scalr.evaluate.finetune import FinetuneConfig, finetune

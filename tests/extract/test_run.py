@@ -9,7 +9,7 @@ from scalr.errors import DatasetError, ScalrError, StoreError
 from scalr.extract import preparation, run
 from scalr.extract.plan import Part
 from scalr.extract.projection import project
-from scalr.extract.teachers import Preprocessing
+from scalr.extract.teachers.teacher import Preprocessing
 from store_comparison import assert_same_views, files
 
 

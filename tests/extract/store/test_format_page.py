@@ -14,9 +14,9 @@ import pytest
 import torch
 import zarr
 
-from scalr.extract.encoding import footprint
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import open_store
+from scalr.extract.targets import footprint
 
 TEACHER = "dinov2_vits14"
 

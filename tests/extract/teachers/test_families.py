@@ -7,7 +7,8 @@ import torch
 
 from plain_vit import Plain, targets
 from scalr.errors import TeacherError
-from scalr.extract.teachers import Teacher, registry
+from scalr.extract.teachers import registry
+from scalr.extract.teachers.teacher import Teacher
 from small_teachers import a_view, small_spec, small_teacher, targets_of
 
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}

@@ -7,7 +7,9 @@ from click.testing import CliRunner
 from doc_examples import example
 from scalr.cli import main
 from scalr.errors import TeacherError
-from scalr.extract.teachers import TEACHERS, registry
+from scalr.extract.teachers import registry
+from scalr.extract.teachers.find import find_teacher
+from scalr.extract.teachers.registry import TEACHERS
 from scalr.extract.teachers.timm_import import import_timm
 
 
@@ -40,7 +42,7 @@ def test_the_table_is_what_timm_has(name):
     ],
 )
 def test_any_vit_of_timm(name, patch_size, dim, image_size):
-    spec = registry.find_teacher(f"timm:{name}")
+    spec = find_teacher(f"timm:{name}")
     assert (spec.timm_name, spec.patch_size, spec.dim, spec.image_size) == (name, patch_size, dim, image_size)
 
 
@@ -59,7 +61,7 @@ def test_any_vit_of_timm(name, patch_size, dim, image_size):
 )
 def test_what_is_no_teacher_is_said(name, message):
     with pytest.raises(TeacherError, match=message):
-        registry.find_teacher(name)
+        find_teacher(name)
 
 
 def test_the_list_has_every_name():

@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import save_file
 
 from scalr.errors import TeacherError
-from scalr.extract.teachers import load_teacher, registry
+from scalr.extract.teachers import registry
 from scalr.extract.teachers.batch_size import LARGEST, fitting_batch_size, free_memory
+from scalr.extract.teachers.teacher import load_teacher
 from small_teachers import small_spec, small_teacher
 
 

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from scalr.errors import TeacherError
-from scalr.extract.teachers import Teacher, choose_weights, load_teacher, registry
+from scalr.extract.teachers import registry
+from scalr.extract.teachers.choices import choose_weights
+from scalr.extract.teachers.teacher import Teacher, load_teacher
 from scalr.extract.teachers.timm_import import import_timm
 from small_teachers import a_view, small_spec, small_teacher, targets_of
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalr.errors import StoreError
-from scalr.extract.encoding import ENCODINGS, EncodedTargets, Encoding, footprint, sample_targets
+from scalr.extract.encoding import ENCODINGS, Encoding
+from scalr.extract.targets import EncodedTargets, encode, encoded_targets, footprint, num_vectors, sample_targets
 
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 6))
 IMAGE, MAP, PATCH = (90, 160), (16, 32), 14
@@ -30,8 +31,8 @@ def a_view(num_pairs: int = 300, dim: int = 64, seed: int = 0, rows=(30, 70)):
 
 
 def decoded(encoding: Encoding, patch_map, reads) -> EncodedTargets:
-    stored = encoding.encode(patch_map, reads)
-    return encoding.decode(stored.vectors, stored.scale, reads)
+    stored = encode(patch_map, reads, encoding)
+    return encoded_targets(stored.vectors, stored.scale, reads, encoding)
 
 
 @given(
@@ -74,7 +75,7 @@ def test_decoding_gives_the_exact_targets_back(encoding):
 
 def test_patch_keeps_what_pairs_read_and_nothing_else():
     patch_map, reads = a_view(rows=(40, 44))
-    stored = Encoding("patch").encode(patch_map, reads)
+    stored = encode(patch_map, reads, Encoding("patch"))
     touched = sorted(set(reads.patches.flatten().tolist()))
     assert len(touched) < MAP[0] * MAP[1] / 4
     torch.testing.assert_close(stored.vectors, patch_map.reshape(-1, 64)[touched].half())
@@ -96,11 +97,11 @@ def test_selecting_then_decoding_is_decoding_then_selecting(encoding, chosen, se
 @by_name
 def test_bytes_per_view_are_those_of_the_arrays(encoding):
     patch_map, reads = a_view()
-    stored = encoding.encode(patch_map, reads)
+    stored = encode(patch_map, reads, encoding)
     arrays = [part for part in (stored.vectors, stored.scale) if part is not None]
     num_bytes = sum(array.numel() * array.element_size() for array in arrays)
     assert num_bytes == encoding.bytes_per_view(len(reads.patches), len(reads.touched), 64)
-    assert len(stored.vectors) == encoding.num_vectors(reads)
+    assert len(stored.vectors) == num_vectors(reads, encoding)
 
 
 @given(peak=st.floats(1, 100), seed=st.integers(0, 50))
@@ -109,7 +110,7 @@ def test_int8_error_stays_below_half_a_step(peak, seed):
     patch_map = torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(seed))
     patch_map[..., 0] *= peak
     reads = footprint(torch.tensor([[0, 0], [9, 9], [5, 2]]), (10, 10), (2, 2), 14)
-    stored = Encoding("patch", "int8").encode(patch_map, reads)
+    stored = encode(patch_map, reads, Encoding("patch", "int8"))
     exact = patch_map.reshape(-1, 64)
     kept = stored.vectors.float() * stored.scale[:, None]
     assert ((kept - exact).abs() <= exact.abs().amax(dim=1, keepdim=True) / 254 * 1.001).all()
@@ -121,7 +122,7 @@ def test_what_float16_cannot_hold_is_refused_and_int8_holds_it(layout):
     patch_map, reads = a_view()
     patch_map *= 7e4
     with pytest.raises(StoreError, match=r"float16 cannot store.*--dtype int8"):
-        Encoding(layout, "float16").encode(patch_map, reads)
+        encode(patch_map, reads, Encoding(layout, "float16"))
     targets = decoded(Encoding(layout, "int8"), patch_map, reads).decode()
     assert F.cosine_similarity(targets, sample_targets(patch_map, reads), dim=1).min() > 0.999
 
@@ -132,7 +133,7 @@ def test_what_is_not_finite_is_refused(encoding, value):
     patch_map, reads = a_view()
     patch_map[8] = value
     with pytest.raises(StoreError, match="not finite"):
-        encoding.encode(patch_map, reads)
+        encode(patch_map, reads, encoding)
 
 
 @by_name

@@ -1,0 +1,44 @@
+"""What a model scored: confusion matrices by scene, and the figures that they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .metrics import MeanOver, accuracy, bootstrap_interval, intersection_over_union, mean_iou
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Counts of labelled raw points by (label, prediction), scene by scene."""
+
+    class_names: tuple[str, ...]
+    scenes: tuple[str, ...]
+    confusions: np.ndarray = field(repr=False)  # (scenes, classes, classes) int64, rows are labels
+    num_frames: int
+    frames_sha256: str  # of the frames' tokens, in order
+    mean_over: MeanOver = "present or predicted"
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(classes, classes) int64, rows are labels."""
+        return self.confusions.sum(axis=0)
+
+    @property
+    def iou(self) -> np.ndarray:
+        """(classes,) float64; NaN where a class neither is there nor is predicted."""
+        return intersection_over_union(self.confusion)
+
+    @property
+    def miou(self) -> float:
+        return float(mean_iou(self.confusion, self.mean_over))
+
+    @property
+    def accuracy(self) -> float:
+        return accuracy(self.confusion)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mIoU, by bootstrap over scenes; None for a single one."""
+        return bootstrap_interval(self.confusions, self.mean_over)

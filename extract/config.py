@@ -1,0 +1,65 @@
+"""What one extraction is asked for: the options of `scalr extract`, checked before torch is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+from ..errors import ScalrError
+from .encoding import Encoding, Layout, StoredDtype
+from .plan import Part
+from .preparation import Occlusion, OnError, Points, Selection
+from .teachers.choices import PosEmbed, Precision, choose_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """One extraction; the fields are the options of `scalr extract`."""
+
+    root: Path
+    out: Path = Path("store.zarr")
+    teachers: tuple[str, ...]
+    dataset: str = "nuscenes"
+    split: str = "train"
+    image_size: tuple[int, int] | None = None  # None: 224x448, or what is next to it with the teacher's patches
+    encoding: Layout = "point"
+    dtype: StoredDtype = "float16"
+    points: Points = "all"
+    occlusion: Occlusion = "keep"
+    on_error: OnError = "stop"
+    weights: tuple[str, ...] = ("hub",)  # for all teachers, or TEACHER=FILE
+    feature: str | None = None  # None: the teacher's own
+    pos_embed: PosEmbed | None = None
+    precision: Precision = "float32"
+    device: str = "auto"
+    batch_size: int | None = None  # None: as measured by the first job
+    frames_per_block: int | None = None  # None: as the store has it, else what suits the encoding
+    part: Part = field(default_factory=Part)
+    workers: int = 0  # processes; 0 works in this one
+    scheduler: str | None = None  # address of a dask cluster
+
+    def __post_init__(self) -> None:
+        Encoding(self.encoding, self.dtype)
+        for option, least in {"frames_per_block": 1, "batch_size": 1, "workers": 0}.items():
+            value = getattr(self, option)
+            if value is not None and value < least:
+                raise ScalrError(f"it is {value}", where=f"--{option.replace('_', '-')}", fix=f"Use {least} or more.")
+        choices_of = {"points": Points, "occlusion": Occlusion, "on_error": OnError, "precision": Precision}
+        for option, choices in {**choices_of, "pos_embed": PosEmbed}.items():
+            value = getattr(self, option)
+            if value is not None and value not in get_args(choices):
+                where = f"--{option.replace('_', '-')}"
+                raise ScalrError(f"it is '{value}'", where=where, fix=f"Use one of {get_args(choices)}.")
+        if self.workers and self.scheduler:
+            raise ScalrError(
+                "the cluster at --scheduler brings its own workers", where="--workers", fix="Pass one of the two."
+            )
+        if twice := [name for name in set(self.teachers) if self.teachers.count(name) > 1]:
+            raise ScalrError(f"{twice[0]} is given twice", where="--teacher", fix="Name each teacher once.")
+        choose_weights(self.teachers, self.weights)
+
+    @property
+    def selection(self) -> Selection:
+        """What is kept of a scan."""
+        return Selection(self.points, self.occlusion)
