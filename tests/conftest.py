@@ -52,7 +52,7 @@ def real_nuscenes(real_data) -> Path:
     return real_data("nuscenes")
 
 
-PRELOADED = ("tiny", "distillation_in_child", "spawned", "zarr")
+PRELOADED = ("tiny", "distillation_in_child", "in_children", "zarr")
 
 
 @pytest.fixture(scope="session", autouse=True)

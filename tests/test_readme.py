@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from doc_examples import DOCS
+from scalr.cli import main
 
 ROOT = DOCS.parent
 README = (ROOT / "README.md").read_text()
@@ -58,28 +60,54 @@ def run(lines: list[str], folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "more", [pytest.param(SMALLER, id="smaller"), pytest.param({}, id="as it stands", marks=pytest.mark.slow)]
-)
-def test_the_first_hour(tmp_path, more):
-    """Its commands one after the other in an empty folder, then the Python below them."""
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    lines = [with_more(line, more) for line in commands(section("The first hour")) if not (more and "python" in line)]
-    assert len(lines) >= 9
-    printed = run(lines, tmp_path)
-    assert "probe nuscenes" in printed
+def run_here(lines: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
+    """The same in this process, which has imported everything: what each command prints."""
+    monkeypatch.chdir(folder)
+    printed = ""
+    for program, *words in map(shlex.split, lines):
+        if program == "export":
+            monkeypatch.setenv(*words[0].split("="))
+        else:
+            assert program == "scalr"
+            done = CliRunner().invoke(main, words)
+            assert done.exit_code == 0, done.output
+            printed += done.stdout
+    return printed
+
+
+def first_hour(folder: Path) -> tuple[list[str], str]:
+    """Its commands, and the Python below them."""
+    (folder / "examples").symlink_to(ROOT / "examples")
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    (tmp_path / "code.py").write_text(f"import scalr\n{code}\nprint(features.shape, student.project(features).shape)\n")
+    return commands(section("The first hour")), f"import scalr\n{code}\nprint(student.project(features).shape)\n"
+
+
+def test_the_first_hour(tmp_path, monkeypatch, capsys):
+    """Its commands one after the other in an empty folder, smaller, then the Python below them."""
+    lines, code = first_hour(tmp_path)
+    lines = [with_more(line, SMALLER) for line in lines if "python" not in line]
+    assert len(lines) >= 9
+    assert "probe nuscenes" in run_here(lines, monkeypatch, tmp_path)
+    exec(code, {})
+    assert "384]" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_first_hour_as_it_stands(tmp_path):
+    lines, code = first_hour(tmp_path)
+    assert "probe nuscenes" in run(lines, tmp_path)
+    (tmp_path / "code.py").write_text(code)
     assert "384]" in run([f"{sys.executable} code.py"], tmp_path)
 
 
-def test_the_two_commands(synthetic_world, tmp_path):
+def test_the_two_commands(synthetic_world, tmp_path, monkeypatch):
     """As they are, but for stand-ins of what a test cannot have."""
     text = README.split("**Use it**")[1].split("##")[0]
     smaller = text.replace("dinov2_vitl14", "dinov2_vits14")
     lines = [with_more(line, STAND_IN) for line in commands(smaller) if not line.startswith("export")]
     assert [line.split()[1] for line in lines] == ["extract", "distill"]
-    run(lines, tmp_path, NUSCENES=str(synthetic_world))
+    monkeypatch.setenv("NUSCENES", str(synthetic_world))
+    run_here(lines, monkeypatch, tmp_path)
     assert (tmp_path / "runs/distill/student.safetensors").exists()
 
 

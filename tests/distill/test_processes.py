@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from click.testing import CliRunner, Result
 
-from spawned import ROWS, batch_norm_of_one_process, loss_and_gradients, one_of_two_is_on_its_own
+from in_children import (
+    ROWS,
+    batch_norm_of_one_process,
+    command_of_two,
+    free_port,
+    loss_and_gradients,
+    one_of_two_is_on_its_own,
+    together,
+)
+from scalr.cli import main
+from scalr.distill.training import _Trainer
 
 RECIPE = ("student.width=8", "student.depth=3", "training.epochs=8", "training.batch_size=4", "training.warmup_steps=2",
           "training.learning_rate=1e-2", "inputs.num_neighbours=4")  # fmt: skip
@@ -22,30 +35,15 @@ def arguments(store: Path, out: Path) -> list[str]:
     return ["-q", "distill", "--cache", str(store), "--out", str(out), "--device", "cpu", *overrides]
 
 
-def scalr(store: Path, out: Path, processes: int, *options: str) -> subprocess.CompletedProcess:
-    """Distil from the command line, as docs/distill.md says."""
-    command = [str(Path(sys.executable).parent / "scalr"), *arguments(store, out), *options]
-    if processes > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-                   "--no-python", *command]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True)
+def scalr(*words: str) -> Result:
+    return CliRunner().invoke(main, words)
 
 
-def scalr_stopped_after(step: int, store: Path, out: Path) -> subprocess.CompletedProcess:
-    """The same in one process that gets a signal in that step."""
-    script = f"""
-import os, signal, sys
-from scalr.distill import training
-make_step = training._Trainer._make_step
-def signalled(self, batches):
-    if self.step == {step - 1}:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return make_step(self, batches)
-training._Trainer._make_step = signalled
-from scalr.cli import main
-main(sys.argv[1:])
-"""
-    return subprocess.run([sys.executable, "-c", script, *arguments(store, out)], capture_output=True, text=True)
+def torchrun(*words: str) -> subprocess.CompletedProcess:
+    """The command line in two processes, as docs/distill.md says."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    executable = str(Path(sys.executable).parent / "scalr")
+    return subprocess.run([*command, executable, *words], capture_output=True, text=True)
 
 
 def assert_same_curve(out: Path, expected: list[tuple[float, ...]]) -> None:
@@ -59,39 +57,53 @@ def curve(out: Path) -> list[tuple[float, ...]]:
     return [tuple(float(row[name]) for name in names) for row in csv.DictReader((out / "log.csv").open())]
 
 
-def test_two_processes_are_one_with_twice_the_batch(extract_tiny, tiny_dataset, tmp_path):
+def test_two_processes_are_one_with_twice_the_batch(extract_tiny, tiny_dataset, tmp_path, monkeypatch, children):
     """Of four frames a step, one process has four, two have two each; batch norm and the loss's mean span them all."""
     tiny_dataset.frames = [*tiny_dataset.frames] * 2
     store = extract_tiny().path
-    alone, together = scalr(store, tmp_path / "alone", 1), scalr(store, tmp_path / "together", 2)
-    assert alone.returncode == 0, alone.stderr
-    assert together.returncode == 0, together.stderr
-    assert together.stdout.count("student.safetensors") == 1  # what all do is told once
+    as_two = torchrun(*arguments(store, tmp_path / "together"))
+    assert as_two.returncode == 0, as_two.stderr
+    assert as_two.stdout.count("student.safetensors") == 1  # what all do is told once
+    alone = scalr(*arguments(store, tmp_path / "alone"))
+    assert alone.exit_code == 0, alone.output
     expected = curve(tmp_path / "alone")
     assert len(expected) == 8
     assert_same_curve(tmp_path / "together", expected)
     # Stopped after three steps by one process, and gone on with by two: the same samples in every step.
-    stopped = scalr_stopped_after(3, store, tmp_path / "both")
-    assert stopped.returncode == 143, stopped.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(_Trainer, "_make_step", signalled_in(3, _Trainer._make_step))
+        stopped = scalr(*arguments(store, tmp_path / "both"))
+    assert stopped.exit_code == 143, stopped.output
     assert "after step 3 of 8" in stopped.stderr
-    resumed = scalr(store, tmp_path / "both", 2, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    words = [*arguments(store, tmp_path / "both"), "--resume"]
+    assert together(children, command_of_two, free_port(), words, tmp_path / "log") == [0, 0]
     assert_same_curve(tmp_path / "both", expected)
 
 
-def test_more_processes_than_frames_are_refused(extract_tiny, tmp_path):
-    done = scalr(extract_tiny().path, tmp_path / "run", 2, "--set", "training.batch_size=1")
-    assert done.returncode != 0
-    assert "a batch of 1 frames cannot be shared by 2 processes" in done.stderr
+def signalled_in(step: int, make_step: Callable) -> Callable:
+    """A step of the trainer in which the process gets a signal."""
+
+    def signalled(self: _Trainer, batches: list) -> object:
+        if self.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return make_step(self, batches)
+
+    return signalled
+
+
+def test_more_processes_than_frames_are_refused(extract_tiny, tmp_path, children):
+    words = [*arguments(extract_tiny().path, tmp_path / "run"), "--set", "training.batch_size=1"]
+    assert together(children, command_of_two, free_port(), words, tmp_path / "log") == [1, 1]
+    assert "a batch of 1 frames cannot be shared by 2 processes" in (tmp_path / "log0").read_text()
     assert not (tmp_path / "run").exists()
 
 
-def test_a_probe_in_one_process_does_not_wait_for_the_others(tmp_path):
-    mp.spawn(one_of_two_is_on_its_own, (tmp_path,), nprocs=2)
+def test_a_probe_in_one_process_does_not_wait_for_the_others(tmp_path, children):
+    assert together(children, one_of_two_is_on_its_own, tmp_path) == [0, 0]
 
 
-def test_batch_norm_sees_the_rows_of_all_processes(tmp_path):
-    mp.spawn(batch_norm_of_one_process, (tmp_path,), nprocs=2)
+def test_batch_norm_sees_the_rows_of_all_processes(tmp_path, children):
+    assert together(children, batch_norm_of_one_process, tmp_path) == [0, 0]
     expected = loss_and_gradients(torch.nn.BatchNorm1d(5).double(), ROWS, ROWS.cos())
     ours = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     torch.testing.assert_close(torch.cat([values[0] for values in ours]), expected[0])

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from in_children import Numbered
 from scalr.distill import sampling
 from scalr.distill.sampling import Draw, EpochBatches, EpochLoader
 from scalr.errors import StoreError, StudentError
-from spawned import Numbered
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
+from in_children import scores_of_a_share, together
 from scalr.distill.checkpoint import save_student
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import DatasetError, ScalrError, StudentError
@@ -23,7 +23,6 @@ from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.frame import Frame
 from scalr.extract.datasets.labels import IGNORE_LABEL
 from scalr.extract.datasets.semantic_kitti import LABELS as KITTI_LABELS
-from spawned import scores_of_a_share
 
 CPU = torch.device("cpu")
 
@@ -71,14 +70,14 @@ def test_nothing_to_score_is_not_a_number():
     assert np.isnan(accuracy(nothing))
 
 
-def test_one_and_two_processes_count_an_odd_split_the_same(tmp_path, simulated):
+def test_one_and_two_processes_count_an_odd_split_the_same(tmp_path, simulated, children):
     """Every frame once: torch's DistributedSampler would repeat one of the three."""
     root = simulated("semantic_kitti")
     model = random_model(19)
     save_model(model, tmp_path / "model.safetensors", KITTI_LABELS.class_names, {})
     alone = score(model, _first_three(open_dataset("semantic_kitti", root, "00,08")), CPU)
     assert alone.num_frames == 3
-    mp.spawn(scores_of_a_share, (tmp_path / "model.safetensors", root, tmp_path), nprocs=2)
+    assert together(children, scores_of_a_share, tmp_path / "model.safetensors", root, tmp_path) == [0, 0]
     for rank in range(2):
         np.testing.assert_array_equal(np.load(tmp_path / f"{rank}.npy"), alone.confusions)
 

@@ -1,7 +1,10 @@
-"""What tests send to spawned processes, which cannot import test modules."""
+"""What tests run in processes of their own, which cannot import test modules."""
 
 from __future__ import annotations
 
+import os
+import socket
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +12,38 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
+from scalr.cli import main
 from scalr.distill.processes import BatchNorm, num_processes, on_its_own, process_index, summed
 from scalr.errors import StoreError
 from scalr.evaluate.model import load_model
 from scalr.evaluate.scoring import score
 from scalr.extract.datasets import open_dataset
+
+
+def together(children, target, *arguments: object) -> list[int]:
+    """Run `target(rank, *arguments)` in two processes at once; gives their exit codes."""
+    started = [children.Process(target=target, args=(rank, *arguments)) for rank in range(2)]
+    for child in started:
+        child.start()
+    for child in started:
+        child.join()
+    return [child.exitcode for child in started]
+
+
+def free_port() -> int:
+    """Where two processes can meet."""
+    with socket.socket() as each:
+        each.bind(("127.0.0.1", 0))
+        return each.getsockname()[1]
+
+
+def command_of_two(rank: int, port: int, words: list[str], log: Path) -> None:
+    """`scalr` as torchrun starts it in each of two processes; what it prints goes to `log`, with its rank behind."""
+    torch.set_num_threads(1)
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with Path(f"{log}{rank}").open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        main(words)
 
 
 class Numbered(Dataset):
