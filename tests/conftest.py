@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import tempfile
 from multiprocessing import forkserver
@@ -30,6 +31,13 @@ settings.load_profile("scalr")
 
 # Tables that are kept for the next start must not end up in the cache of whoever runs the tests.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="scalr-tests-cache-")
+
+# A suite in the background, as of nohup, starts with signals ignored, and so would the processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+for ignored in (signal.SIGTERM, signal.SIGUSR1):
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, signal.SIG_DFL)
 
 REAL_DATA = Path(os.environ.get("SCALR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

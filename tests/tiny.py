@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from moments import Meeting
 from scalr.extract import run
 from scalr.extract.datasets.frame import Frame, View
 from scalr.extract.intensity import IntensityStatistics
@@ -124,9 +125,11 @@ def extract_with(dataset: TinyDataset, available: dict, out: Path, **options) ->
     return open_store(out)
 
 
-def extract_in_child(root: Path, out: Path, num_frames: int, **options) -> None:
-    """The same from a process of its own; a tiny dataset is always the same."""
+def extract_in_child(root: Path, out: Path, num_frames: int, options: dict, meeting: Meeting) -> None:
+    """The same from a process of its own; a tiny dataset is always the same. Each change of the store is a moment."""
+    meeting.at_changes_below(out)
     extract_with(TinyDataset(root, num_frames), tiny_teachers(), out, **options)
+    out.with_suffix(".moments").write_text(str(meeting.passed))
 
 
 def killing_extractor(config):

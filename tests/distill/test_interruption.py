@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ import pytest
 import torch
 
 import scalr
-from distillation_in_child import EPOCHS, distill_in_child
+from distillation_in_child import EPOCHS, Moments, distill_in_child
+from moments import Child
 from scalr.distill import interruption
 from scalr.distill.interruption import Checkpoints, Signals
 from scalr.distill.recipe import load_recipe
@@ -37,23 +37,17 @@ def start(children, folder):
         TinyDataset(folder / "images", num_frames=6), tiny_teachers(), folder / "s.zarr", teachers=("coordinates",)
     )
 
-    def call(name: str, minutes: float = 0.0):
-        child = children.Process(target=distill_in_child, args=(store.path, folder / name, minutes))
-        child.start()
-        return child, folder / name
+    def call(name: str, minutes: float = 0.0, moments: Moments = "steps", stops: tuple[int, ...] = ()) -> Child:
+        return Child(children, distill_in_child, store.path, folder / name, minutes, moments, stops=stops)
 
     return call
 
 
 @pytest.fixture(scope="module")
-def whole(start) -> tuple[Path, float]:
-    """The run that nothing interrupts, and the seconds it takes."""
-    start("warm")[0].join()
-    began = time.perf_counter()
-    child, folder = start("whole")
-    child.join()
-    assert child.exitcode == 0
-    return folder, time.perf_counter() - began
+def whole(start, folder) -> Path:
+    """The run that nothing interrupts."""
+    assert start("whole", moments="changes").end() == 0
+    return folder / "whole"
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -69,66 +63,55 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     assert not [path.name for path in folder.iterdir() if "checkpoint" in path.name]
 
 
-def wait_for(folder: Path, steps: int, child) -> None:
-    """Until so many steps are in the log."""
-    deadline = time.monotonic() + 120
-    while child.is_alive() and time.monotonic() < deadline:
-        path = folder / "log.csv"
-        if path.exists() and path.read_text().count("\n") > steps:
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"no {steps} steps in {folder}, exit code {child.exitcode}")
-
-
-def kill_and_resume(start, whole, kills: int) -> None:
-    rng, runs, of = np.random.default_rng(0), 0, kills
+def kill_and_resume(start, folder: Path, whole: Path, kills: int) -> None:
+    rng, moments = np.random.default_rng(0), int(whole.with_suffix(".moments").read_text())
+    assert moments > 2 * STEPS  # each step writes a checkpoint
+    name, of = 0, kills
     while kills:
-        while True:
-            child, folder = start(f"killed-{of}-{runs}")
-            child.join(rng.uniform(0, whole[1]))
-            if kills and child.is_alive():
-                child.kill()
-                child.join()
-                kills -= 1
-                continue
-            child.join()
-            assert child.exitcode == 0
-            break
-        assert_same_run(folder, whole[0])
-        runs += 1
+        name += 1
+        run = f"killed-{of}-{name}"
+        while kills:
+            child = start(run, moments="changes", stops=(int(rng.integers(moments)),))
+            if not child.wait_for_a_moment():
+                break
+            child.kill()
+            kills -= 1
+        assert start(run).end() == 0
+        assert_same_run(folder / run, whole)
 
 
-def test_killed_at_any_moment_and_resumed(start, whole):
-    kill_and_resume(start, whole, kills=4)
+def test_killed_at_any_moment_and_resumed(start, folder, whole):
+    kill_and_resume(start, folder, whole, kills=4)
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(start, whole):
-    kill_and_resume(start, whole, kills=20)
+def test_killed_twenty_times(start, folder, whole):
+    kill_and_resume(start, folder, whole, kills=20)
 
 
-def test_sigterm_saves_and_stops(start, whole):
+def test_sigterm_saves_and_stops(start, folder, whole):
     """No checkpoint is due for hours: only the signal can have written it."""
-    child, folder = start("stopped", minutes=600)
-    wait_for(folder, 5, child)
-    assert not (folder / "checkpoint.pt").exists()
+    child, run = start("stopped", minutes=600, stops=(5,)), folder / "stopped"
+    assert child.wait_for_a_moment()
+    assert not (run / "checkpoint.pt").exists()
     os.kill(child.pid, signal.SIGTERM)
-    child.join()
-    assert child.exitcode == 143
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"] >= 1
-    child, _ = start("stopped", minutes=600)
-    child.join()
-    assert_same_run(folder, whole[0])
+    child.go_on()
+    assert child.end() == 143
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["epoch"] == 1
+    assert start("stopped", minutes=600).end() == 0
+    assert_same_run(run, whole)
 
 
-def test_sigusr1_saves_and_goes_on(start, whole):
-    child, folder = start("warned", minutes=600)
-    wait_for(folder, 5, child)
+def test_sigusr1_saves_and_goes_on(start, folder, whole):
+    child, run = start("warned", minutes=600, stops=(5, 7)), folder / "warned"
+    assert child.wait_for_a_moment()
     os.kill(child.pid, signal.SIGUSR1)
-    wait_for(folder, STEPS - 10, child)
-    assert (folder / "checkpoint.pt").exists()
-    child.join()
-    assert_same_run(folder, whole[0])
+    child.go_on()
+    assert child.wait_for_a_moment()
+    assert (run / "checkpoint.pt").exists()
+    child.go_on()
+    assert child.end() == 0
+    assert_same_run(run, whole)
 
 
 def test_signals_are_given_back():

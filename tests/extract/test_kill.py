@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scalr.extract.store import open_store
+from moments import Child
+from scalr.extract.store import FeatureStore, open_store
 from store_comparison import assert_same_store
 from tiny import extract_in_child
 
@@ -17,52 +17,49 @@ FRAMES = 24
 OPTIONS = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "encoding": "patch", "dtype": "int8"}
 
 
-def start(children, tmp_path: Path, out: str):
+def start(children, tmp_path: Path, out: str, *stops: int) -> Child:
+    """Start an extraction that waits before those of its changes of the store."""
     folder = Path(tempfile.mkdtemp(dir=tmp_path))  # each its own images, always the same
-    child = children.Process(target=extract_in_child, args=(folder, tmp_path / out, FRAMES), kwargs=OPTIONS)
-    child.start()
-    return child
+    return Child(children, extract_in_child, folder, tmp_path / out, FRAMES, OPTIONS, stops=stops)
+
+
+def whole_run(children, tmp_path: Path) -> tuple[FeatureStore, int]:
+    """The store of a run that nobody stops, and its number of moments."""
+    assert start(children, tmp_path, "whole.zarr").end() == 0
+    return open_store(tmp_path / "whole.zarr"), int((tmp_path / "whole.moments").read_text())
 
 
 def kill_and_resume(children, tmp_path: Path, kills: int) -> tuple[int, int]:
     """Kill runs at random moments and resume them until `kills` are done; gives (stores, times a block was read)."""
-    warm, whole = start(children, tmp_path, "warm.zarr"), tmp_path / "whole.zarr"
-    warm.join()
-    began = time.perf_counter()
-    child = start(children, tmp_path, whole.name)
-    child.join()
-    assert child.exitcode == 0
-    seconds, rng = time.perf_counter() - began, np.random.default_rng(0)
-    stores = reads = 0
+    whole, moments = whole_run(children, tmp_path)
+    rng, stores, reads = np.random.default_rng(0), 0, 0
     while kills:
         out = tmp_path / f"{stores}.zarr"
-        while True:
-            child = start(children, tmp_path, out.name)
-            deadline = time.perf_counter() + rng.uniform(0, 0.7 * seconds)
-            while child.is_alive() and time.perf_counter() < deadline:
-                reads += read_what_is_committed(out, 1)
-            if kills and child.is_alive():
-                child.kill()
-                kills -= 1
-            child.join()
+        while kills:
+            child = start(children, tmp_path, out.name, int(rng.integers(moments)))
+            killed = child.wait_for_a_moment()
             reads += read_what_is_committed(out)
-            if child.exitcode == 0:
+            if not killed:
                 break
-        assert_same_store(open_store(out), open_store(whole))
+            child.kill()
+            kills -= 1
+        assert start(children, tmp_path, out.name).end() == 0
+        reads += read_what_is_committed(out)
+        assert_same_store(open_store(out), whole)
         stores += 1
     return stores, reads
 
 
-def read_what_is_committed(path: Path, most: int = 1000) -> int:
-    """Read the newest blocks that have an index; each must be whole."""
+def read_what_is_committed(path: Path) -> int:
+    """Read the blocks that have an index; each must be whole."""
     if not (path / "zarr.json").exists():
         return 0
     store = open_store(path)
-    blocks = sorted(store.committed_blocks())[-most:]
+    blocks = sorted(store.committed_blocks())
     for block in blocks:
         assert store.read_scans(block).views["points_stop"][-1].as_py() == 800
     for teacher in store.teachers:
-        for block in sorted(store.committed_blocks(teacher))[-most:]:
+        for block in sorted(store.committed_blocks(teacher)):
             targets = store.read_targets(block, teacher)
             assert len(targets.vectors) == targets.views["stop"][-1].as_py()
             assert np.abs(targets.vectors).max(axis=1).min() == 127
@@ -84,12 +81,12 @@ def test_sixty_kills(children, tmp_path):
 
 def test_two_runs_of_the_same_part_at_once(children, tmp_path):
     """By mistake; the second takes the first one's scratch folder for a leftover."""
+    whole, moments = whole_run(children, tmp_path)
     runs = []
-    for _ in range(3):
-        runs.append(start(children, tmp_path, "doubled.zarr"))
-        time.sleep(0.3)
-    alone = start(children, tmp_path, "alone.zarr")
-    for child in (*runs, alone):
-        child.join()
-    assert [child.exitcode for child in (*runs, alone)] == [0] * 4
-    assert_same_store(open_store(tmp_path / "doubled.zarr"), open_store(tmp_path / "alone.zarr"))
+    for share in (8, 6, 4):
+        runs.append(start(children, tmp_path, "doubled.zarr", moments // share))
+        assert runs[-1].wait_for_a_moment()
+    for run in runs:
+        run.go_on()
+    assert [run.end() for run in runs] == [0] * 3
+    assert_same_store(open_store(tmp_path / "doubled.zarr"), whole)
