@@ -135,6 +135,30 @@ def test_half_precision_trains(tmp_path, precision):
     assert losses[-1] < 0.1 * losses[0]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_loss_and_gradient_norm_are_logged_as_they_are(tmp_path, precision):
+    """Not as float16 scales them up."""
+    objective = Objective(lambda p, batch: (3 * p + 5).sum())
+    fit(tmp_path, objective, TrainingConfig(epochs=1, warmup_steps=0, precision=precision))
+    row = next(csv.DictReader((tmp_path / "log.csv").open()))
+    assert (float(row["loss"]), float(row["gradient_norm"])) == (5, 3)
+    assert objective.parameter.item() < 0
+
+
+def test_weights_decay_by_the_learning_rate_apart_from_the_gradient(tmp_path):
+    """AdamW (Loshchilov and Hutter, 2019, algorithm 2): without a gradient, a weight shrinks by 1 - lr * decay."""
+    objective = Objective(lambda p, batch: 0 * p.sum() + 0 * objective.slow.sum())
+    objective.slow = torch.nn.Parameter(torch.tensor([2.0]))
+    objective.parameter.data.fill_(2.0)
+    config = TrainingConfig(epochs=3, learning_rate=0.1, min_learning_rate=0.1, weight_decay=0.5, warmup_steps=0)
+    train(
+        objective, lambda epoch, first: [Numbers(torch.tensor([1.0]))], config, steps_per_epoch=1,
+        device=torch.device("cpu"), description="test", learning_rate_scale=lambda name: 0.1 if name == "slow" else 1,
+    )  # fmt: skip
+    assert objective.parameter.item() == pytest.approx(2 * (1 - 0.1 * 0.5) ** 3)
+    assert objective.slow.item() == pytest.approx(2 * (1 - 0.01 * 0.5) ** 3)
+
+
 def test_steps_draw_random_numbers_of_their_own(tmp_path):
     """What a step draws does not depend on what was drawn before it."""
     drawn = []
