@@ -126,6 +126,19 @@ def test_what_float16_cannot_hold_is_refused_and_int8_holds_it(layout):
     assert F.cosine_similarity(targets, sample_targets(patch_map, reads), dim=1).min() > 0.999
 
 
+@pytest.mark.parametrize("layout", ["point", "patch"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_float16_is_kept_and_nothing_beyond_it(layout, sign):
+    """65,504 (IEEE 754 binary16); a little more would be rounded to it, or to infinity."""
+    patch_map, reads = torch.zeros(*MAP, 8), footprint(torch.tensor([[0, 0]]), IMAGE, MAP, PATCH)
+    patch_map[0, 0, 3] = sign * 65504.0
+    assert decoded(Encoding(layout, "float16"), patch_map, reads).decode()[0, 3] == sign * 65504.0
+    for beyond in (65505.0, 70000.0):
+        patch_map[0, 0, 3] = sign * beyond
+        with pytest.raises(StoreError, match=f"a target holds {beyond:g}, which float16 cannot store"):
+            Encoding(layout, "float16").encode(patch_map, reads)
+
+
 @by_name
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_what_is_not_finite_is_refused(encoding, value):
