@@ -74,6 +74,13 @@ def test_the_contrastive_loss_compares_pairs_that_are_drawn(batch):
     assert of_samples[1].sum().item() == 50
 
 
+def test_the_contrastive_loss_is_set_up_as_published():
+    """PPKT (Liu et al., 2021), as the official SLidR code runs it: temperature, pairs of a batch, channels."""
+    config = ObjectiveConfig(loss="contrastive")
+    assert (config.temperature, config.contrastive_pairs, config.target_head_channels) == (0.07, 4096, 64)
+    assert (config.loss, ObjectiveConfig().loss, ObjectiveConfig().target_head) == ("contrastive", "similarity", "none")
+
+
 def test_targets_learn_their_own_projection(batch):
     objective = objective_of(2, loss="contrastive", target_head="linear", target_head_channels=2)
     objective(batch)[0].backward()
