@@ -34,6 +34,47 @@ def test_what_is_written_is_read(tmp_path):
         assert stored.targets.dtype == np.float32
 
 
+def test_a_report_counts_each_vector_once_in_its_mean_cosine(tmp_path):
+    """Whatever views and blocks they are in; a view without pairs has no say."""
+    path = filled_store(tmp_path / "s.zarr", blocks=()).path
+    writer, cosines = create_store(path, "part-0-of-1"), []
+    for block in (0, 1):
+        scans, targets = a_block(block)
+        counts = scans.views["pairs_stop"].to_numpy() - scans.views["pairs_start"].to_numpy()
+        mean, worst = np.array([[0.9, 0.5, 0.7], [0.8, 0.4, 0.6]], np.float32)
+        cosines += [value for value, count in zip(mean, counts, strict=True) for _ in range(count)]
+        views = targets.views.set_column(5, "mean_cosine", [mean]).set_column(6, "worst_cosine", [worst + block / 100])
+        writer.write_scans(block, scans)
+        writer.write_targets(block, "t", replace(targets, views=views))
+    report = inspect_store(open_store(path)).teachers["t"]
+    assert report.mean_cosine == pytest.approx(sum(cosines) / len(cosines))
+    assert report.worst_cosine == pytest.approx(0.4)
+    assert report.vectors == len(cosines)
+
+
+def test_a_report_counts_what_is_on_disk(tmp_path):
+    """Frames and points once however many cameras see them; files and bytes as the file system has them."""
+    store = filled_store(tmp_path / "s.zarr", blocks=(0,))
+    left = tmp_path / "s.zarr/tmp/part-1-of-2/abc/points"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"12345")
+    report = inspect_store(store)
+    scans, targets = a_block(0)
+    assert (report.frames, report.views, report.points) == (3, 3, len(scans.points))
+    assert report.pairs == {"CAM": len(scans.pixel)}
+    assert (report.scans.committed_blocks, report.scans.missing_blocks) == (1, [1])
+    of_targets = [*store.path.glob("blocks/*/targets/t/**/*"), *store.path.glob("index/t/*")]
+    of_scans = [path for path in store.path.glob("blocks/**/*") if "targets/t/" not in str(path)]
+    of_scans = [path for path in of_scans if path != store.path / "blocks/zarr.json"]
+    of_scans += store.path.glob("index/scans/*")
+    everything = store.path.rglob("*")
+    for found, paths in ((report.teachers["t"], of_targets), (report.scans, of_scans), (report, everything)):
+        sizes = [path.stat().st_size for path in paths if path.is_file()]
+        assert (found.files, found.bytes) == (len(sizes), sum(sizes))
+    assert report.teachers["t"].bytes_per_pair == pytest.approx(report.teachers["t"].bytes / len(targets.vectors))
+    assert report.leftovers == {"part-1-of-2": 5}
+
+
 def test_any_zarr_reader_opens_it(tmp_path):
     filled_store(tmp_path / "s.zarr")
     group = zarr.open_group(tmp_path / "s.zarr", mode="r")
