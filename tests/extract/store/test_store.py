@@ -53,11 +53,11 @@ def test_a_report_counts_each_vector_once_in_its_mean_cosine(tmp_path):
 
 
 def test_a_report_counts_what_is_on_disk(tmp_path):
-    """Frames and points once however many cameras see them; files and bytes as the file system has them."""
+    """Files and bytes as the file system has them, each with what it belongs to."""
     store = filled_store(tmp_path / "s.zarr", blocks=(0,))
-    left = tmp_path / "s.zarr/tmp/part-1-of-2/abc/points"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"12345")
+    for folder, size in (("part-1-of-2/a", 5), ("part-1-of-2/b", 7), ("repair/c", 1)):
+        (store.path / "tmp" / folder).mkdir(parents=True)
+        (store.path / "tmp" / folder / "points").write_bytes(bytes(size))
     report = inspect_store(store)
     scans, targets = a_block(0)
     assert (report.frames, report.views, report.points) == (3, 3, len(scans.points))
@@ -72,7 +72,7 @@ def test_a_report_counts_what_is_on_disk(tmp_path):
         sizes = [path.stat().st_size for path in paths if path.is_file()]
         assert (found.files, found.bytes) == (len(sizes), sum(sizes))
     assert report.teachers["t"].bytes_per_pair == pytest.approx(report.teachers["t"].bytes / len(targets.vectors))
-    assert report.leftovers == {"part-1-of-2": 5}
+    assert report.leftovers == {"part-1-of-2": 12, "repair": 1}
 
 
 def test_any_zarr_reader_opens_it(tmp_path):
