@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from dataclasses import replace
@@ -13,6 +14,7 @@ import zarr
 import scalr
 from scalr.errors import StoreError
 from scalr.extract.store import create_store, open_store
+from scalr.extract.store.format import chunking, write_array
 from scalr.extract.store.inspect import inspect_store
 from small_store import PROVENANCE, SETTINGS, a_block, filled_store
 from store_comparison import files
@@ -189,8 +191,65 @@ def test_unknown_teacher_and_row_are_said(tmp_path):
     store = filled_store(tmp_path / "s.zarr")
     with pytest.raises(StoreError, match=r"no targets of teacher 'dino' \(it has: t\)"):
         store.read_view(0, teacher="dino")
-    with pytest.raises(StoreError, match="no view 6, it has 6"):
-        store.read_view(6)
+    for row in (6, -1):
+        with pytest.raises(StoreError, match=f"no view {row}, it has 6"):
+            store.read_view(row)
+
+
+def test_what_another_job_adds_meanwhile_is_seen(tmp_path):
+    """Two writers that were opened at once: the second finds the first one's settings, and refuses its own."""
+    filled_store(tmp_path / "s.zarr")
+    first, second = (create_store(tmp_path / "s.zarr", f"part-{part}-of-2") for part in (0, 1))
+    assert list(second.store.teachers) == ["t"]
+    val = {**SETTINGS, "split": "val"}
+    source = first.add_inputs(val, {}, {"u": PROVENANCE})
+    assert second.add_inputs(val, {}, {"u": PROVENANCE}) == source
+    with pytest.raises(StoreError, match=r"teachers/u: made with other settings: dim is 3 in the store and 4 now"):
+        second.add_inputs(val, {}, {"u": {**PROVENANCE, "dim": 4}})
+    with pytest.raises(StoreError, match="num_blocks is 2 in the store and 1 now"):
+        second.add_inputs({**val, "num_blocks": 1}, {}, {})
+    assert (source.first_block, first.batch_size("u", lambda: 5), second.batch_size("u", lambda: 7)) == (2, 5, 5)
+
+
+def test_targets_that_record_more_are_others(tmp_path):
+    """Whichever of the two stores says more."""
+    stores = [filled_store(tmp_path / f"{name}.zarr", blocks=()) for name in "ab"]
+    stores[0].require_same_targets(stores[1], "t")
+    file = stores[1].path / "teachers/t/zarr.json"
+    file.write_text(file.read_text().replace('"dim": 3', '"dim": 3, "registers": 4'))
+    for one, other, found in ((stores[0], open_store(stores[1].path), "None and 4"),
+                              (open_store(stores[1].path), stores[0], "4 and None")):  # fmt: skip
+        with pytest.raises(StoreError, match=f"cannot be mixed: registers is {found}"):
+            one.require_same_targets(other, "t")
+
+
+@pytest.mark.parametrize(("rows", "columns", "itemsize"), [(10**7, 1024, 2), (10**6, 4, 4), (300, 768, 1), (0, 2, 2)])
+def test_chunks_are_a_megabyte_and_files_large_but_no_larger_than_needed(rows, columns, itemsize):
+    """A view of nuScenes is a few chunks; shards spare shared storage small files (at least 64 MB compressed)."""
+    (chunk_rows, chunk_columns), (shard_rows, shard_columns) = chunking((rows, columns), itemsize)
+    assert chunk_columns == shard_columns == columns
+    assert 2**19 < chunk_rows * columns * itemsize <= 2**20
+    assert shard_rows % chunk_rows == 0
+    assert shard_rows * columns * itemsize <= 2**28
+    assert shard_rows * columns * itemsize > 2**27 or rows <= shard_rows < rows + chunk_rows or rows == 0
+    assert shard_rows == chunk_rows or rows
+
+
+def test_a_row_that_is_larger_than_a_chunk_is_one():
+    assert chunking((5, 2**21), 2) == ((1, 2**21), (5, 2**21))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shuffle"), [("float16", "bitshuffle"), ("uint32", "bitshuffle"), ("int8", "noshuffle")]
+)
+def test_arrays_are_compressed_as_the_page_says(tmp_path, dtype, shuffle):
+    """docs/store.md: zstd at level 3 by Blosc, bits shuffled but those of int8, each chunk with its CRC32C."""
+    write_array(tmp_path / "a", np.ones((5, 3), dtype))
+    (sharding,) = json.loads((tmp_path / "a/zarr.json").read_text())["codecs"]
+    blosc, checksum = sharding["configuration"]["codecs"][1:]
+    settings = {name: blosc["configuration"][name] for name in ("cname", "clevel", "shuffle", "typesize")}
+    expected = {"cname": "zstd", "clevel": 3, "shuffle": shuffle, "typesize": np.dtype(dtype).itemsize}
+    assert (blosc["name"], settings, checksum["name"]) == ("blosc", expected, "crc32c")
 
 
 def test_a_damaged_index_is_said(tmp_path):
