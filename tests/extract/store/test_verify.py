@@ -69,12 +69,18 @@ def test_a_store_that_may_not_be_changed_is_said(tmp_path, monkeypatch):
     (path / "blocks/000001/index.parquet").unlink()
     found = verify_store(open_store(path))
 
-    def refuse(*_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied")
+    def refuse(index, **_):
+        if index.parent.name == "scans":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        unlink(index)
 
+    unlink = Path.unlink
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(StoreError, match=r"blocks/000001: it cannot be taken out \(Permission denied\)"):
         repair_store(open_store(path), found)
+    # Targets go before the scans that they are of, and files after the index that makes them count.
+    assert [open_store(path).is_committed(kind, 1) for kind in (SCANS, "t")] == [True, False]
+    assert (path / "blocks/000001/targets/t/vectors").is_dir()
 
 
 @pytest.mark.parametrize(
