@@ -23,7 +23,7 @@ from scalr.distill.inputs import (
     pack,
     scan_input,
 )
-from scalr.distill.waffleiron import Student, WaffleIron, WaffleIronConfig, _KeepRows
+from scalr.distill.waffleiron import Student, WaffleIron, WaffleIronConfig, _KeepRows, probe_head
 from scalr.errors import ScalrError, StudentError
 from scalr.extract.intensity import IntensityStatistics
 
@@ -348,6 +348,14 @@ def test_the_official_sizes():
     assert shapes["waffleiron.spatial_mix.0.scale.weight"] == (16,)
     assert shapes["classif.0.weight"] == (2048, 16)
     assert shapes["classif.2.weight"] == (32, 2048)
+
+
+def test_a_probe_starts_without_an_opinion():
+    """Official linear probing: BatchNorm1d, then a convolution that is zero."""
+    norm, linear = probe_head(16, 5)
+    assert isinstance(norm, torch.nn.BatchNorm1d)
+    assert not linear.weight.any()
+    assert not linear.bias.any()
 
 
 def test_layer_scale_starts_between_minus_one_and_one():
