@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from durable_moves import DurableMoves
 from scalr.distill.checkpoint import FORMAT, load_student, save_student
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import StudentError
@@ -18,6 +19,15 @@ def path(tmp_path) -> Path:
     path = tmp_path / "student.safetensors"
     save_student(Student(WaffleIronConfig(width=8, depth=3)), path, {"recipe": "none"})
     return path
+
+
+def test_a_student_is_on_disk_before_it_has_its_name(path, monkeypatch):
+    """The name is never that of a file which a power failure leaves empty."""
+    moves = DurableMoves(monkeypatch)
+    save_student(load_student(path), path.with_name("new") / "copy.safetensors", {})
+    assert moves.targets == [path.with_name("new") / "copy.safetensors"]
+    assert moves.complaints == []
+    assert [each.name for each in path.with_name("new").iterdir()] == ["copy.safetensors"]
 
 
 def rewritten(path: Path, change) -> Path:

@@ -102,7 +102,9 @@ def test_all_cameras_of_a_frame_in_one_sample(extract_tiny):
 def test_two_cameras_of_two_are_all(extract_tiny):
     store = extract_tiny()
     two, all_views = (tiny(store, sampling=SamplingConfig(views_per_sample=views)) for views in (2, "all"))
-    assert np.array_equal(two[0, 0].scan.features, all_views[0, 0].scan.features)
+    for visit in range(8):
+        assert sorted(two[visit, 0].id.rows) == [0, 1]
+        assert np.array_equal(two[visit, 0].scan.features, all_views[visit, 0].scan.features)
 
 
 def test_a_voxel_may_always_have_the_same_point(extract_tiny):
@@ -128,6 +130,29 @@ def test_points_outside_the_field_of_view_are_left_out(extract_tiny):
     nothing = InputConfig(fov_min_m=(-0.5, -0.5, -3), fov_max_m=(0.5, 0.5, 3))
     with pytest.raises(StoreError, match="no point inside the field of view"):
         tiny(store, inputs=nothing)[(0, 1)]
+
+
+def test_a_frame_is_drawn_again_where_nothing_is_left_of_it(extract_tiny):
+    """Turned about, what the cameras see in front of them is outside this field of view once in three times or so."""
+    inputs = InputConfig(fov_min_m=(3, -64, -8))
+    turning = AugmentConfig(flip_probability=0, max_scale_change=0)
+    dataset = tiny(extract_tiny(), inputs=inputs, augmentation=turning)
+    samples = [dataset[visit, frame] for visit in range(8) for frame in range(3)]
+    assert all((sample.scan.features[:, 1] > 3).all() and len(sample.scan.features) for sample in samples)
+
+
+def test_a_split_is_its_frames_alone(extract_tiny, tiny_dataset):
+    extract_tiny()
+    tiny_dataset.split, tiny_dataset.frames = "val", tiny_dataset.frames[:1]
+    store = extract_tiny(split="val")
+    options = (INPUTS, SAMPLING, STILL, 0)
+    rows = {split: DistillDataset(store, ("coordinates",), *options, split).frames for split in ("train", "val", None)}
+    assert {split: np.concatenate(frames).tolist() for split, frames in rows.items()} == {
+        "train": [0, 1, 2, 3, 4, 5], "val": [6, 7], None: [0, 1, 2, 3, 4, 5, 6, 7]
+    }  # fmt: skip
+    assert {split: len(frames) for split, frames in rows.items()} == {"train": 3, "val": 1, None: 4}
+    with pytest.raises(StoreError, match="no view with targets of coordinates"):
+        DistillDataset(store, ("coordinates",), *options, "test")
 
 
 def test_a_batch_is_its_samples_one_after_the_other(extract_tiny):

@@ -18,6 +18,7 @@ from scalr.distill.inputs import (
     AugmentConfig,
     InputConfig,
     Plane,
+    at_most,
     augment,
     evaluation_input,
     inputs_for,
@@ -76,6 +77,14 @@ def test_voxels_of_points_that_are_absurdly_far(xyz):
         assert voxel_representatives(xyz, 0.1).tolist() == expected
 
 
+def test_every_point_of_a_voxel_is_as_likely():
+    """Whether it comes first or last among the scan's points: within five standard deviations."""
+    xyz = np.zeros((5 * 2000, 3), np.float32)
+    xyz[:, 0] = np.tile(np.arange(2000), 5)  # five points in each of 2,000 voxels
+    drawn = voxel_representatives(xyz, 0.5, np.random.default_rng(0)) // 2000
+    assert np.abs(np.bincount(drawn, minlength=5) - 400).max() < 5 * math.sqrt(2000 * 0.2 * 0.8)
+
+
 def test_a_random_point_of_each_voxel_may_be_any_of_them():
     xyz = random_points(0, 40)[:, :3]
     groups = voxel_groups(xyz, 4.0)
@@ -120,6 +129,15 @@ def test_the_points_nearest_to_a_centre(xyz, count, seed):
     assert (np.diff(rows) > 0).all()
     distances = np.square(xyz - centre).sum(axis=1)
     assert sorted(distances[rows]) == sorted(distances)[: len(rows)]
+
+
+def test_a_scan_is_cut_around_any_of_its_points():
+    """Each of the ends of a line of points is kept as often as its nearness to a random one makes it."""
+    xyz = np.arange(10.0)[:, None] * [1, 0, 0]
+    rng = np.random.default_rng(0)
+    kept = [at_most(1, xyz, rng).item() for _ in range(1000)]
+    assert np.bincount(kept, minlength=10).min() > 60
+    np.testing.assert_array_equal(at_most(10, xyz, rng), np.arange(10))
 
 
 @given(st.integers(0, 2**32))
@@ -238,6 +256,13 @@ def test_pandaset_has_larger_planes_of_the_same_cells():
     assert [plane.shape for plane in wide.planes] == [(512, 512), (512, 32), (512, 32)]
     assert (wide.fov_min_m, wide.fov_max_m) == ((-128, -128, -8), (128, 128, 8))
     assert inputs_for("pandaset_gt", wide) == wide
+    assert inputs_for("pandaset_64", InputConfig()) == inputs_for("pandaset_64", InputConfig(), finetuning=True) == wide
+    finetuned = inputs_for("pandaset_gt", InputConfig(), finetuning=True)
+    assert [plane.shape for plane in finetuned.planes] == [(384, 384), (384, 32), (384, 32)]
+    assert (finetuned.fov_min_m, finetuned.fov_max_m) == ((-96, -96, -8), (96, 96, 8))
+    near = InputConfig(fov_min_m=(-50, -50, -8), fov_max_m=(50, 50, 8))
+    shapes = [plane.shape for plane in inputs_for("pandaset_64", near).planes]
+    assert shapes == [(656, 656), (656, 32), (656, 32)]  # of 655.36: no cell is larger than it was
     assert inputs_for("semantic_kitti", InputConfig()) == InputConfig()
 
 
@@ -324,6 +349,7 @@ def test_input_config_comes_back_from_json_and_yaml(config):
         ({"fov_min_m": (-64, -64)}, "inputs.fov_min_m"),
         ({"fov_min_m": (-64, -64, float("nan"))}, "inputs.fov_min_m"),
         ({"fov_min_m": (-64, -64, 8)}, "inputs.fov_max_m"),
+        ({"fov_min_m": (-64, -64, 7.9998)}, "inputs.fov_max_m"),  # between faces kept clear by 1e-4 m is nothing
         ({"planes": ()}, "inputs.planes"),
         ({"planes": 3}, "inputs.planes"),
         ({"planes": ["xy"]}, "inputs.planes"),
@@ -339,7 +365,16 @@ def test_input_config_refuses(values, where):
     assert error.value.where == where
 
 
-@pytest.mark.parametrize("values", [{"flip_probability": 1.5}, {"max_scale_change": -0.1}, {"max_rotation_rad": "pi"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"flip_probability": 1.5},
+        {"max_scale_change": -0.1},
+        {"max_scale_change": 1.0},
+        {"max_rotation_rad": "pi"},
+        {"max_rotation_rad": 3.2},
+    ],
+)
 def test_augment_config_refuses(values):
     with pytest.raises(StudentError, match="cannot be used"):
         replace(AugmentConfig(), **values)

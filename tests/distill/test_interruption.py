@@ -15,7 +15,7 @@ import scalr
 from distillation_in_child import EPOCHS, Moments, distill_in_child
 from moments import Child
 from scalr.distill import interruption
-from scalr.distill.interruption import Checkpoints, Signals
+from scalr.distill.interruption import Checkpoints, Signals, leave_signals_to_the_trainer
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
 from scalr.errors import ScalrError, StudentError
@@ -137,6 +137,32 @@ def test_a_second_ctrl_c_acts_at_once(monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_checkpoint_is_due_so_many_minutes_after_the_last(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
+    checkpoints = Checkpoints(tmp_path / "checkpoint.pt", 10, {})
+    for start in (100.0, 800.0):
+        now[0] = start
+        checkpoints.save({})
+        now[0] = start + 599
+        assert not checkpoints.due
+        now[0] = start + 600
+        assert checkpoints.due
+
+
+def test_a_loader_s_worker_outlives_the_signals_that_the_trainer_acts_on(monkeypatch):
+    """Its trainer needs samples until the step is made; but a worker that nobody ends is gone a minute later."""
+    handlers, alarms = {}, []
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(signal, "alarm", alarms.append)
+    leave_signals_to_the_trainer(3)
+    assert handlers.pop(signal.SIGINT) == handlers.pop(signal.SIGUSR1) == signal.SIG_IGN
+    handlers.pop(signal.SIGTERM)(signal.SIGTERM, None)
+    assert not handlers
+    assert len(alarms) == 1
+    assert 10 <= alarms[0] <= 60
 
 
 def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):

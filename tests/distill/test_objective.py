@@ -57,6 +57,25 @@ def test_the_loss_is_the_mean_over_all_pairs(batch, loss):
         assert (total, count) == (pytest.approx(mine.sum().item(), rel=1e-4), len(mine))
 
 
+def test_one_teacher_s_targets_stay_as_they_are():
+    """A head for the targets sees their lengths, as the teacher gives them."""
+    targets = torch.randn(5, 3)
+    assert torch.equal(joint_targets([targets], [2.0]), targets)
+
+
+def test_losses_are_computed_in_single_precision(batch):
+    """Of a student that runs in half precision: rounding the loss to three digits would hide what it learns."""
+    objective = objective_of(6)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        mean, of_samples = objective(batch)
+        features = objective.student(batch.inputs)
+    assert features.dtype == torch.bfloat16
+    assert mean.dtype == of_samples.dtype == torch.float32
+    targets = joint_targets([each.decode() for each in batch.targets], (1.0, 2.0)).double()
+    distance = F.normalize(features.double(), dim=1) - F.normalize(targets, dim=1)
+    assert mean.item() == pytest.approx(distance.norm(dim=1).mean().item(), rel=1e-6)
+
+
 def test_the_contrastive_loss_compares_pairs_that_are_drawn(batch):
     objective = objective_of(6, loss="contrastive", contrastive_pairs=50, temperature=0.5)
     with torch.no_grad():
@@ -72,6 +91,13 @@ def test_the_contrastive_loss_compares_pairs_that_are_drawn(batch):
         total -= (scores[drawn.index(mine)] / scores.sum()).log().item()
     assert mean.item() == pytest.approx(total / 50, rel=1e-4)
     assert of_samples[1].sum().item() == 50
+
+
+def test_the_contrastive_loss_is_set_up_as_published():
+    """PPKT (Liu et al., 2021), as the official SLidR code runs it: temperature, pairs of a batch, channels."""
+    config = ObjectiveConfig(loss="contrastive")
+    assert (config.temperature, config.contrastive_pairs, config.target_head_channels) == (0.07, 4096, 64)
+    assert (config.loss, ObjectiveConfig().loss, ObjectiveConfig().target_head) == ("contrastive", "similarity", "none")
 
 
 def test_targets_learn_their_own_projection(batch):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import zarr
 import scalr
 from scalr.distill import run
 from scalr.distill.checkpoint import student_provenance
-from scalr.distill.recipe import load_recipe, recipe_values
+from scalr.distill.recipe import Recipe, load_recipe, recipe_values
 from scalr.distill.recipes import recipe_names
 from scalr.distill.run import DistillConfig, distill
 from scalr.errors import StoreError, StudentError
@@ -288,6 +289,42 @@ def test_every_bundled_recipe_loads_and_round_trips(tmp_path):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(recipe_values(recipe)))
         assert load_recipe(str(path)) == recipe
+
+
+def test_pretraining_is_set_up_as_published():
+    """valeoai/ScaLR: configs/pretrain/WI_768_pretrain.yaml, and WI_768-ScaLR_plus.yaml of its branch scalr_plus."""
+    for name in ("scalr_wi96", "scalr_wi256", "scalr_wi384", "scalr_wi768", "scalr_multi_dataset"):
+        recipe = load_recipe(name)
+        training, inputs, augmentation = recipe.training, recipe.inputs, recipe.augmentation
+        assert (training.epochs, training.batch_size, training.schedule) == (25, 8, "cosine")
+        assert (training.learning_rate, training.min_learning_rate, training.weight_decay) == (2e-3, 1e-5, 0.03)
+        assert (training.warmup_steps, training.warmup_epochs) == (3500, None)
+        assert (training.precision, training.accumulate) == ("float32", 1)
+        assert (inputs.voxel_size_m, inputs.num_neighbours, inputs.max_points) == (0.1, 16, 20_000)
+        assert (inputs.fov_min_m, inputs.fov_max_m) == ((-64, -64, -8), (64, 64, 8))
+        planes = [((0, 1), (256, 256)), ((0, 2), (256, 32)), ((1, 2), (256, 32))]
+        assert [(plane.axes, plane.shape) for plane in inputs.planes] == planes
+        assert (augmentation.max_rotation_rad, augmentation.max_scale_change) == (math.pi, 0.1)
+        assert augmentation.flip_probability == pytest.approx(2 / 3)
+        assert (recipe.sampling.views_per_sample, recipe.sampling.voxel_point) == (1, "random")
+        assert (recipe.objective.loss, recipe.student.depth, recipe.student.head) == ("similarity", 48, "linear")
+        assert (recipe.student.activation, recipe.student.stochastic_depth) == ("relu", 0)
+    plus = load_recipe("scalr_plus")
+    assert (plus.student.stochastic_depth, plus.student.out_channels, plus.student.depth) == (0.2, 1024, 48)
+    training = plus.training
+    assert (training.epochs, training.batch_size, training.schedule) == (65, 8, "reciprocal_sqrt")
+    assert (training.learning_rate, training.weight_decay) == (2e-3, 0.03)
+    assert (training.warmup_epochs, training.timescale_epochs, training.cooldown_epochs) == (1, 0.45, 2)
+    assert training.activation_checkpointing
+    for name, head in (("table1_contrastive", "none"), ("table1_contrastive_head", "linear")):
+        objective = load_recipe(name).objective
+        assert (objective.loss, objective.target_head) == ("contrastive", head)
+        assert (objective.temperature, objective.contrastive_pairs, objective.target_head_channels) == (0.07, 4096, 64)
+
+
+def test_what_a_recipe_leaves_out_is_scalr_s():
+    """A recipe of one's own that says nothing is that of scalr_wi256."""
+    assert Recipe() == load_recipe("scalr_wi256")
 
 
 def test_recipes_say_what_they_change():

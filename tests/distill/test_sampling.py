@@ -33,6 +33,16 @@ def test_an_epoch_has_every_frame_once():
     assert EpochBatches([2], batch_size=8, seed=0).num_steps == 1
 
 
+def test_parts_and_epochs_are_shuffled_each_in_its_own_way():
+    """Two stores of a size do not give the same frames, nor do two epochs mix the stores alike."""
+    batches = EpochBatches([40, 40, 40], batch_size=4, seed=0, part_weights=[1, 1, 4])
+    epochs = [[draw for batch in epoch_of(batches, epoch) for draw in batch] for epoch in range(2)]
+    first, second = ({draw.frame for draw in epochs[0] if draw.part == part} for part in (0, 1))
+    assert len(first) == len(second) == 20
+    assert first != second
+    assert [draw.part for draw in epochs[0]] != [draw.part for draw in epochs[1]]
+
+
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     weights=st.lists(st.floats(0.1, 10), min_size=4, max_size=4),

@@ -4,10 +4,12 @@ import csv
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from scalr.distill import training
 from scalr.distill.recipe import load_recipe
 from scalr.distill.schedule import reciprocal_sqrt, warmup_cosine
 from scalr.distill.training import Batch, Observer, TrainingConfig, train
@@ -135,8 +137,32 @@ def test_half_precision_trains(tmp_path, precision):
     assert losses[-1] < 0.1 * losses[0]
 
 
-def test_steps_draw_random_numbers_of_their_own(tmp_path):
-    """What a step draws does not depend on what was drawn before it."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_loss_and_gradient_norm_are_logged_as_they_are(tmp_path, precision):
+    """Not as float16 scales them up."""
+    objective = Objective(lambda p, batch: (3 * p + 5).sum())
+    fit(tmp_path, objective, TrainingConfig(epochs=1, warmup_steps=0, precision=precision))
+    row = next(csv.DictReader((tmp_path / "log.csv").open()))
+    assert (float(row["loss"]), float(row["gradient_norm"])) == (5, 3)
+    assert objective.parameter.item() < 0
+
+
+def test_weights_decay_by_the_learning_rate_apart_from_the_gradient(tmp_path):
+    """AdamW (Loshchilov and Hutter, 2019, algorithm 2): without a gradient, a weight shrinks by 1 - lr * decay."""
+    objective = Objective(lambda p, batch: 0 * p.sum() + 0 * objective.slow.sum())
+    objective.slow = torch.nn.Parameter(torch.tensor([2.0]))
+    objective.parameter.data.fill_(2.0)
+    config = TrainingConfig(epochs=3, learning_rate=0.1, min_learning_rate=0.1, weight_decay=0.5, warmup_steps=0)
+    train(
+        objective, lambda epoch, first: [Numbers(torch.tensor([1.0]))], config, steps_per_epoch=1,
+        device=torch.device("cpu"), description="test", learning_rate_scale=lambda name: 0.1 if name == "slow" else 1,
+    )  # fmt: skip
+    assert objective.parameter.item() == pytest.approx(2 * (1 - 0.1 * 0.5) ** 3)
+    assert objective.slow.item() == pytest.approx(2 * (1 - 0.01 * 0.5) ** 3)
+
+
+def test_steps_draw_random_numbers_of_their_own(tmp_path, monkeypatch):
+    """What a step draws does not depend on what was drawn before it, and differs from process to process."""
     drawn = []
 
     def loss(p, batch):
@@ -150,6 +176,39 @@ def test_steps_draw_random_numbers_of_their_own(tmp_path):
     assert len(set(drawn[:4])) == 4
     fit(tmp_path, Objective(loss), TrainingConfig(epochs=1, warmup_steps=0, seed=1))
     assert drawn[8] != drawn[0]
+    monkeypatch.setattr(training, "process_index", lambda: 1)
+    fit(tmp_path, Objective(loss), TrainingConfig(epochs=2, warmup_steps=0))
+    assert not {*drawn[:10]} & {*drawn[10:]}
+
+
+def test_speed_and_waiting_are_shares_of_the_clock(tmp_path, monkeypatch):
+    """A batch that is 3 s late and a step of 1 s: 4 points in 4 s, three quarters of them without data."""
+    now = [0.0]
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def pass_time(seconds, value):
+        now[0] += seconds
+        return value
+
+    result = train(
+        Objective(lambda p, batch: pass_time(1, p.sum())),
+        lambda epoch, first: (pass_time(3, Numbers(torch.zeros(1))) for _ in range(2)),
+        TrainingConfig(epochs=2),
+        steps_per_epoch=2,
+        device=torch.device("cpu"),
+        description="test",
+        observer=Observer(folder=tmp_path),
+    )
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [(float(row["points_per_second"]), float(row["data_wait"])) for row in rows] == [(1, 0.75)] * 4
+    assert result.data_wait == pytest.approx(0.75)
+
+
+def test_gradients_of_a_step_are_those_of_its_batches_alone(tmp_path):
+    objective = Objective(lambda p, batch: (batch.values * p).sum())
+    fit(tmp_path, objective, TrainingConfig(epochs=2, warmup_steps=0))
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [float(row["gradient_norm"]) for row in rows] == [1, 3, 1, 3]
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
@@ -190,7 +249,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         ({"accumulate": 0}, "accumulate is 0"),
         ({"precision": "fp16"}, "precision is 'fp16'. Use one of float32, bfloat16, float16"),
         ({"schedule": "linear"}, "schedule is 'linear'"),
+        ({"seed": -1}, "seed is -1. Use 0 or more"),
+        ({"workers": -1}, "workers is -1. Use 0 or more"),
+        ({"warmup_steps": -1}, "warmup_steps is -1. Use 0 or more"),
         ({"timescale_epochs": 0}, "timescale above zero"),
+        ({"cooldown_epochs": -0.1}, "cooldown_epochs -0.1"),
+        ({"cooldown_epochs": math.nan}, "cooldown_epochs nan"),
+        ({"warmup_epochs": -0.5}, "warmup_epochs -0.5"),
+        ({"min_learning_rate": -1e-6}, "learning_rate is 0.002 and min_learning_rate -1e-06"),
         ({"learning_rate": 1e-6}, "learning_rate is 1e-06 and min_learning_rate 1e-05"),
     ],
 )

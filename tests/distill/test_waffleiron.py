@@ -23,7 +23,7 @@ from scalr.distill.inputs import (
     pack,
     scan_input,
 )
-from scalr.distill.waffleiron import Student, WaffleIron, WaffleIronConfig, _KeepRows
+from scalr.distill.waffleiron import Student, WaffleIron, WaffleIronConfig, _KeepRows, probe_head
 from scalr.errors import ScalrError, StudentError
 from scalr.extract.intensity import IntensityStatistics
 
@@ -228,17 +228,25 @@ def test_cropped_planes_of_other_devices_equal_the_cells_of_the_cpu(scans, train
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 def test_activation_checkpointing_changes_memory_alone(norm):
-    module = student(replace(CONFIG, norm=norm, stochastic_depth=0.3)).train()
-    batch, start = batch_of(BATCHES["very different extents"]), copy.deepcopy(module.state_dict())
-    results = []
+    """In every step: what the second forward pass leaves behind would show in the step after it."""
+    start = student(replace(CONFIG, norm=norm, stochastic_depth=0.3)).train()
+    batches = [batch_of(BATCHES[name]) for name in ("very different extents", "17 points", "very different extents")]
+    results, momenta = [], []
     for checkpointing in (False, True):
-        module.load_state_dict(start)
+        module, values = copy.deepcopy(start), []
         module.waffleiron.activation_checkpointing = checkpointing
+        optimiser = torch.optim.SGD(module.parameters(), lr=1e-4)
         torch.manual_seed(3)
-        output = module(batch)
-        gradients = torch.autograd.grad(output.square().sum(), list(module.parameters()))
-        results.append([output, *gradients, *(buffer.clone() for buffer in module.buffers())])
+        for batch in batches:
+            output = module(batch)
+            optimiser.zero_grad()
+            output.square().sum().backward()
+            values += [output, *(each.grad for each in module.parameters()), *map(torch.clone, module.buffers())]
+            optimiser.step()
+        results.append(values)
+        momenta.append([part.momentum for part in module.modules() if isinstance(part, torch.nn.BatchNorm1d)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert momenta[0] == momenta[1]
 
 
 def test_bfloat16_by_autocast_is_near():
@@ -340,6 +348,14 @@ def test_the_official_sizes():
     assert shapes["waffleiron.spatial_mix.0.scale.weight"] == (16,)
     assert shapes["classif.0.weight"] == (2048, 16)
     assert shapes["classif.2.weight"] == (32, 2048)
+
+
+def test_a_probe_starts_without_an_opinion():
+    """Official linear probing: BatchNorm1d, then a convolution that is zero."""
+    norm, linear = probe_head(16, 5)
+    assert isinstance(norm, torch.nn.BatchNorm1d)
+    assert not linear.weight.any()
+    assert not linear.bias.any()
 
 
 def test_layer_scale_starts_between_minus_one_and_one():

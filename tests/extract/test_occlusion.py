@@ -39,6 +39,28 @@ def test_what_a_screen_covers_is_hidden_and_nothing_else():
     assert not found[depth_m == 10].any()
 
 
+@pytest.mark.parametrize("nearest_m", [2.0, 10.0, 40.0])
+def test_a_tenth_and_half_a_metre_behind_is_not_hidden_yet(nearest_m):
+    pixel, depth_m = screen_before_a_wall()
+    behind = (depth_m == 30) & (np.abs(pixel - [100, 200]) < [34, 94]).all(axis=1)
+    for factor, hidden in ((0.99, False), (1.01, True)):
+        depths = np.where(depth_m == 30, factor * (1.1 * nearest_m + 0.5), nearest_m)
+        assert (hidden_pairs(pixel, depths, SHAPE)[behind] == hidden).all()
+
+
+@pytest.mark.parametrize("open_side", [(-1, 0), (1, 0), (0, -1), (0, 1), None])
+def test_what_is_open_to_one_side_is_not_hidden(open_side):
+    """A screen in front, of which all pairs to one side of the point, and beside it, are taken away."""
+    (screen, _), point = grid(slice(62, 140, 4), slice(102, 300, 4), 10.0), np.array([100, 200])
+    if open_side is not None:
+        screen = screen[(screen - point) @ open_side < -1]
+    rest, _ = grid(slice(0, 200, 4), slice(0, 400, 4), 30.0)
+    rest = rest[(np.abs(rest - point) > [44, 104]).any(axis=1)]  # as dense as before, but nowhere near
+    pixel = np.concatenate([[point], screen, rest])
+    depth_m = np.concatenate([[30.0], np.full(len(screen), 10.0), np.full(len(rest), 30.0)])
+    assert hidden_pairs(pixel, depth_m, SHAPE)[0] == (open_side is None)
+
+
 def test_the_image_s_resolution_does_not_matter():
     pixel, depth_m = screen_before_a_wall()
     once, finer = hidden_pairs(pixel, depth_m, SHAPE), hidden_pairs(4 * pixel, depth_m, (800, 1600))

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scalr.errors import DatasetError
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.files import read_image
 from scalr.extract.projection import Calibration, Visibility, inverse_rigid, project, rigid_transform
@@ -50,6 +53,62 @@ def test_project_is_its_definition(seed, border, min_depth):
         index: pixel for index, pixel in enumerate(expected) if pixel
     }
     assert (pairs.depth_m > min_depth).all()
+
+
+@pytest.mark.parametrize("border", [0, 1])
+def test_points_on_the_bounds_are_not_seen(border):
+    """0 < u < W - border, 0 < v < H - border, depth > least, x > least: all of them strict (nuScenes' official reader).
+
+    A camera of focal length 1 px at the lidar's place, so that u = x / z and v = y / z are exact.
+    """
+    calibration = Calibration(cam_from_lidar=np.eye(4), intrinsics=np.eye(3))
+    visibility = Visibility(min_depth_m=1.0, border_px=border, min_x_m=2.0)
+    u_end, v_end = 80 - border, 60 - border
+    seen = [
+        (2 * (u_end - 0.25), 2 * (v_end - 0.25), 2), (2 * 30, 2 * 0.25, 2), (np.nextafter(2, 3), 1, np.nextafter(1, 2)),
+    ]  # fmt: skip
+    unseen = [
+        (2 * u_end, 2 * 30, 2), (2 * 30, 2 * v_end, 2), (2 * 30, 0, 2),  # on a side of the image
+        (30, 30, 1), (2, 2, 2),  # at the least depth, the least x
+        (-30, -30, -2), (0, 4, 4),
+    ]  # fmt: skip
+    pairs = project(np.array([*seen, *unseen], np.float64), calibration, (60, 80), visibility)
+    assert pairs.point_index.tolist() == [0, 1, 2]
+    assert pairs.pixel.tolist() == [[v_end - 1, u_end - 1], [0, 30], [0, 2]]
+    assert pairs.depth_m.tolist() == [2, 2, np.nextafter(1, 2)]
+    at_zero = project(np.array([[0, 1, 2.0]]), calibration, (60, 80), replace(visibility, min_x_m=None))
+    assert len(at_zero.point_index) == 0  # u = 0
+
+
+def test_the_visibility_is_that_of_the_official_readers():
+    """nuScenes: min_dist = 1.0 and an image smaller by one; a depth of zero is PandaSet's."""
+    assert (Visibility().min_depth_m, Visibility().border_px, Visibility().min_x_m) == (1.0, 1, None)
+    assert Visibility(min_depth_m=0).min_depth_m == 0
+    with pytest.raises(DatasetError, match=r"min_depth_m: it is -0\.1"):
+        Visibility(min_depth_m=-0.1)
+
+
+def test_float32_points_are_projected_in_float64():
+    """The pixel's border lies between where float32 and float64 put the point."""
+    rng = np.random.default_rng(0)
+    calibration = Calibration(
+        cam_from_lidar=rigid_transform(np.eye(3), [1 / 3, 1 / 7, 0]), intrinsics=np.diag([1e3, 1e3, 1])
+    )
+    points = rng.uniform([1, 1, 1], [30, 30, 30], (20_000, 3)).astype(np.float32)
+    exact = (points.astype(np.float64)[:, :2] + [1 / 3, 1 / 7]) / points[:, 2:].astype(np.float64) * 1e3
+    pairs = project(points, calibration, (60_000, 60_000))
+    np.testing.assert_array_equal(pairs.pixel, np.floor(exact[pairs.point_index, ::-1]))
+
+
+@given(seed=st.integers(0, 1000), scale=st.sampled_from([1.0, -1.0, 0.02, -300.0]))
+def test_a_projection_is_taken_apart_and_put_together(seed, scale):
+    """Whatever its scale and sign: a rotation, a translation in metres and upper triangular intrinsics ending in 1."""
+    rng = np.random.default_rng(seed)
+    cam_from_lidar = rigid_transform(random_rotation(rng), rng.normal(size=3) * 3)
+    intrinsics = np.array([[rng.uniform(300, 900), rng.normal(), 400], [0, rng.uniform(300, 900), 300], [0, 0, 1]])
+    found = Calibration.from_projection(scale * intrinsics @ cam_from_lidar[:3])
+    np.testing.assert_allclose(found.cam_from_lidar, cam_from_lidar, atol=1e-9)
+    np.testing.assert_allclose(found.intrinsics, intrinsics, atol=1e-6)
 
 
 def test_inverse_rigid_undoes_the_transform():

@@ -7,8 +7,9 @@ import pytest
 
 from scalr.errors import DatasetError, ScalrError, StoreError
 from scalr.extract import preparation, run
+from scalr.extract.intensity import IntensityStatistics
 from scalr.extract.plan import Part
-from scalr.extract.projection import project
+from scalr.extract.projection import Visibility, project
 from scalr.extract.teachers.teacher import Preprocessing
 from store_comparison import assert_same_views, files
 
@@ -156,6 +157,58 @@ def test_a_run_goes_on_where_it_stopped(extract_tiny, tiny_dataset, monkeypatch)
     store = extract_tiny(frames_per_block=1)
     assert set(seen) == {last.token}
     assert store.views.num_rows == 6
+
+
+def test_views_are_listed_with_what_they_are_of(extract_tiny, tiny_dataset):
+    store = extract_tiny(frames_per_block=2)
+    expected = [
+        ("nuscenes", "train", frame.scene, frame.token, frame.timestamp, view.camera, view.image, *view.image_shape)
+        for frame in tiny_dataset.frames
+        for view in frame.views
+    ]
+    names = ("dataset", "split", "scene", "token", "timestamp", "camera", "image", "image_height", "image_width")
+    assert list(zip(*(store.views[name].to_pylist() for name in names), strict=True)) == expected
+    for name in ("block", "token", "camera"):
+        assert store.read_target_views("coordinates")[name].to_pylist() == store.views[name].to_pylist()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_the_cosines_of_a_view_are_those_of_its_stored_vectors(extract_tiny, tiny_dataset, dtype):
+    """Against the features' definition, pair by pair; a view without pairs has lost nothing."""
+    behind = tiny_dataset.read_points(tiny_dataset.frames[0])
+    behind[:, 0] = -np.abs(behind[:, 0]) - 2
+    store = extract_tiny(dtype=dtype)
+    listed = store.read_target_views("coordinates")
+    for row, (mean, worst) in enumerate(
+        zip(listed["mean_cosine"].to_pylist(), listed["worst_cosine"].to_pylist(), strict=True)
+    ):
+        view = store.read_view(row, "coordinates")
+        exact = np.hstack([view.pixel // 2 * [5 / 23, 7 / 31], np.ones((len(view.pixel), 1))])
+        lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(view.targets, axis=1)
+        cosine = (exact * view.targets).sum(axis=1) / lengths if len(exact) else np.ones(1)
+        assert (mean, worst) == (pytest.approx(cosine.mean(), abs=3e-7), pytest.approx(cosine.min(), abs=3e-7))
+        assert dtype == "float16" or row < 2 or mean - worst > 2e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "attribute", "message"),
+    [
+        ({"points": "visible"}, None, "points is 'all' in the store and 'visible' now"),
+        ({"occlusion": "drop"}, None, "occlusion is 'keep' in the store and 'drop' now"),
+        ({}, ("visibility", Visibility(min_depth_m=2.0)), r"visibility is \{'min_depth_m': 1.0, .*'min_depth_m': 2.0"),
+        ({}, ("intensity", IntensityStatistics(1.0, 2.0)), r"intensity is \{'mean': 128.0, 'std': 74.0\} in"),
+        ({}, ("frames", None), "frames_sha256 is '"),
+        ({"encoding": "patch"}, None, "encoding is 'point' in the store and 'patch' now"),
+        ({"dtype": "int8"}, None, "dtype is 'float16' in the store and 'int8' now"),
+    ],
+)
+def test_what_targets_depend_on_may_not_change(extract_tiny, tiny_dataset, monkeypatch, options, attribute, message):
+    extract_tiny()
+    if attribute is not None:
+        name, value = attribute
+        monkeypatch.setattr(tiny_dataset, name, value or tiny_dataset.frames[::-1], raising=False)
+    with pytest.raises(StoreError, match=message):
+        extract_tiny(**options)
 
 
 def test_other_settings_on_the_same_store_are_refused(extract_tiny, tiny_dataset):

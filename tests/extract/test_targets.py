@@ -104,10 +104,10 @@ def test_bytes_per_view_are_those_of_the_arrays(encoding):
     assert len(stored.vectors) == num_vectors(reads, encoding)
 
 
-@given(peak=st.floats(1, 100), seed=st.integers(0, 50))
-def test_int8_error_stays_below_half_a_step(peak, seed):
+@given(peak=st.floats(1, 100), seed=st.integers(0, 50), magnitude=st.sampled_from([1e-6, 1.0, 1e6]))
+def test_int8_error_stays_below_half_a_step(peak, seed, magnitude):
     """Even where one channel is far larger than the others; the recorded cosine says what it costs."""
-    patch_map = torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(seed))
+    patch_map = magnitude * torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(seed))
     patch_map[..., 0] *= peak
     reads = footprint(torch.tensor([[0, 0], [9, 9], [5, 2]]), (10, 10), (2, 2), 14)
     stored = encode(patch_map, reads, Encoding("patch", "int8"))
@@ -125,6 +125,19 @@ def test_what_float16_cannot_hold_is_refused_and_int8_holds_it(layout):
         encode(patch_map, reads, Encoding(layout, "float16"))
     targets = decoded(Encoding(layout, "int8"), patch_map, reads).decode()
     assert F.cosine_similarity(targets, sample_targets(patch_map, reads), dim=1).min() > 0.999
+
+
+@pytest.mark.parametrize("layout", ["point", "patch"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_float16_is_kept_and_nothing_beyond_it(layout, sign):
+    """65,504 (IEEE 754 binary16); a little more would be rounded to it, or to infinity."""
+    patch_map, reads = torch.zeros(*MAP, 8), footprint(torch.tensor([[0, 0]]), IMAGE, MAP, PATCH)
+    patch_map[0, 0, 3] = sign * 65504.0
+    assert decoded(Encoding(layout, "float16"), patch_map, reads).decode()[0, 3] == sign * 65504.0
+    for beyond in (65505.0, 70000.0):
+        patch_map[0, 0, 3] = sign * beyond
+        with pytest.raises(StoreError, match=f"a target holds {beyond:g}, which float16 cannot store"):
+            encode(patch_map, reads, Encoding(layout, "float16"))
 
 
 @by_name

@@ -252,6 +252,62 @@ def test_a_bad_row_is_named_and_skipped_if_asked(rig, tmp_path, damage):
     assert "3 frames, 6 views" in skipped.output
 
 
+ROTATION = look_along_x().cam_from_lidar[:3, :3]
+SHEAR, SCALE = np.array([[0, 1, 0], [0, 0, 0], [0, 0, 0.0]]), np.eye(3)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "is_one"),
+    [
+        (ROTATION + 0.9e-4 * SHEAR @ ROTATION, True),  # as rounded to a few digits in a calibration file
+        (ROTATION + 1.2e-4 * SHEAR @ ROTATION, False),
+        (ROTATION + 0.4e-4 * SCALE @ ROTATION, True),
+        (ROTATION - 0.7e-4 * SCALE @ ROTATION, False),
+        (ROTATION * [1, 1, -1], False),
+        (-ROTATION, False),
+    ],
+    ids=["nearly one", "sheared", "nearly of its length", "shrunk", "mirrored", "turned inside out"],
+)
+def test_a_rotation_is_orthogonal_to_four_digits_and_mirrors_nothing(rig, matrix, is_one):
+    row = with_matrices(rig.rows[0], 40.0)
+    row["cam_from_lidar"] = np.hstack([matrix, [[0.1], [0.2], [0.3]]]).ravel().tolist()
+    rig.rows[0] = row
+    rig.write()
+    frame = open_dataset("frames", rig.root, "train").frames[0]
+    if is_one:
+        np.testing.assert_array_equal(frame.views[0].calibration.cam_from_lidar[:3, :3], matrix)
+        np.testing.assert_array_equal(frame.views[0].calibration.cam_from_lidar[:, 3], [0.1, 0.2, 0.3, 1])
+    else:
+        assert "row 0: the left 3x3 part of 'cam_from_lidar' is not a rotation" in str(frame.error)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "is_one"),
+    [
+        ((0, 1), 0.5, True),  # skew
+        ((1, 0), 1e-4, False),
+        ((2, 0), 1e-4, False),
+        ((2, 1), -1e-4, False),
+        ((0, 0), -40.0, False),
+        ((1, 1), 0.0, False),
+        ((2, 2), -1.0, False),
+        ((2, 2), 2.0, True),  # of any positive scale
+    ],
+)
+def test_intrinsics_are_an_upper_triangle_with_positive_lengths(rig, place, value, is_one):
+    row = with_matrices(rig.rows[0], 40.0)
+    matrix = np.array(row["intrinsics"]).reshape(3, 3)
+    matrix[place] = value
+    row["intrinsics"] = matrix.ravel().tolist()
+    rig.rows[0] = row
+    rig.write()
+    frame = open_dataset("frames", rig.root, "train").frames[0]
+    if is_one:
+        np.testing.assert_array_equal(frame.views[0].calibration.intrinsics, matrix / matrix[2, 2])
+    else:
+        assert "row 0: 'intrinsics' is not [fx s cx; 0 fy cy; 0 0 1]" in str(frame.error)
+
+
 def test_check_reports_every_bad_row(rig):
     rig.rows[3]["projection"] = rig.rows[3]["projection"][:11]
     rig.rows[4]["scan"] = rig.rows[5]["scan"] = "nowhere.bin"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from durable_moves import DurableMoves
 from scalr.errors import StoreError
 from scalr.extract.store import SCANS, commit, create_store, open_store
 from small_store import PROVENANCE, SETTINGS, a_block, filled_store
@@ -82,6 +83,45 @@ def assert_readable(store) -> None:
     for teacher in store.teachers:
         for row in store.rows_with_targets(teacher):
             store.read_view(int(row), teacher)
+
+
+def test_what_counts_would_survive_a_power_failure(tmp_path, monkeypatch):
+    """Before a move all of it is on disk, and before the next one the folder that it went to, the index' last."""
+    path = tmp_path / "s.zarr"
+    moves = DurableMoves(monkeypatch, ignored=path / "tmp")
+    filled_store(path)
+    assert moves.complaints == []
+    assert moves.unflushed_folder is None
+    for block in (0, 1):
+        group, targets = path / f"blocks/{block:06d}", path / f"blocks/{block:06d}/targets/t"
+        indexes = [path / f"index/{kind}/{block:06d}.parquet" for kind in (SCANS, "t")]
+        order = [moves.targets.index(each) for each in (group, indexes[0], targets, indexes[1])]
+        assert order == sorted(order)
+    assert moves.targets.index(path / "zarr.json") > moves.targets.index(path / "blocks/zarr.json")
+
+
+def test_a_disk_that_does_not_flush_is_said_but_folders_of_some_network_file_systems(tmp_path, monkeypatch):
+    """Those know no fsync of folders (EINVAL); nothing stays open."""
+    (tmp_path / "file").touch()
+    descriptors = []
+
+    def refuse(code):
+        def call(descriptor):
+            descriptors.append(descriptor)
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", call)
+
+    refuse(errno.EINVAL)
+    commit.fsync(tmp_path)
+    for path, code in ((tmp_path / "file", errno.EINVAL), (tmp_path, errno.EIO), (tmp_path / "file", errno.EIO)):
+        refuse(code)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            commit.fsync(path)
+    assert len(descriptors) == 4
+    for descriptor in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
 
 
 def test_a_group_without_index_counts_if_it_is_whole(tmp_path, whole):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from scalr.errors import StoreError
-from scalr.extract.store import create_store, open_store
+from scalr.extract.store import SCANS, create_store, open_store
 from scalr.extract.store.format import write_index
 from scalr.extract.store.verify import repair_store, verify_store
-from small_store import a_block, filled_store
+from small_store import PROVENANCE, SETTINGS, a_block, filled_store
 from store_comparison import assert_same_store
 
 
@@ -67,12 +69,18 @@ def test_a_store_that_may_not_be_changed_is_said(tmp_path, monkeypatch):
     (path / "blocks/000001/index.parquet").unlink()
     found = verify_store(open_store(path))
 
-    def refuse(*_, **__):
-        raise PermissionError(errno.EACCES, "Permission denied")
+    def refuse(index, **_):
+        if index.parent.name == "scans":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        unlink(index)
 
+    unlink = Path.unlink
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(StoreError, match=r"blocks/000001: it cannot be taken out \(Permission denied\)"):
         repair_store(open_store(path), found)
+    # Targets go before the scans that they are of, and files after the index that makes them count.
+    assert [open_store(path).is_committed(kind, 1) for kind in (SCANS, "t")] == [True, False]
+    assert (path / "blocks/000001/targets/t/vectors").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -99,8 +107,9 @@ def test_missing_and_extra_files_are_found(tmp_path, damage, what):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"point_index": np.uint32(100)}, "point_index is beyond its scan"),
-        ({"pixel": np.uint16(48)}, "pixel is beyond its image"),
+        ({"point_index": np.uint32(12)}, "point_index is beyond its scan"),  # of 12 points
+        ({"pixel": np.array([48, 0], np.uint16)}, "pixel is beyond its image"),  # of 48 rows and 64 columns
+        ({"pixel": np.array([0, 64], np.uint16)}, "pixel is beyond its image"),
         ({"points": np.float32(np.nan)}, "a point is not finite"),
         ({"vectors": np.float16(np.inf)}, "a vector is not finite"),
     ],
@@ -121,15 +130,93 @@ def test_values_that_cannot_be_are_found(tmp_path, change, what):
     assert what in found.what
 
 
-def test_counts_that_do_not_fit_are_found(tmp_path):
-    """An index that says other ranges than the arrays have, its files all as listed."""
-    path = filled_store(tmp_path / "s.zarr").path
-    group, published = path / "blocks/000000", path / "index/scans/000000.parquet"
+def test_the_outermost_points_and_pixels_are_no_damage(path):
+    writer = create_store(path, "part-0-of-1")
+    writer.remove(SCANS, 1)
+    scans, targets = a_block(1)
+    scans.point_index[-1], scans.pixel[-1] = 11, (47, 63)
+    writer.write_scans(1, scans)
+    writer.write_targets(1, "t", targets)
+    assert verify_store(open_store(path)) == []
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory) -> Path:
+    return filled_store(tmp_path_factory.mktemp("untouched") / "s.zarr").path
+
+
+@pytest.fixture
+def path(untouched, tmp_path) -> Path:
+    """A filled store of its own; block 0 has views of one pair, one pair and none."""
+    return shutil.copytree(untouched, tmp_path / "s.zarr")
+
+
+def rewrite_index(path: Path, kind: str, **columns) -> None:
+    """Give block 0 an index that fits its files as they are now, with other columns."""
+    group, published = path / "blocks/000000", path / f"index/{kind}/000000.parquet"
+    group = group if kind == "scans" else group / "targets" / kind
     views = pq.read_table(published)
-    stop = views["pairs_stop"].to_numpy() + np.array([0, 0, 1])
+    for name, values in columns.items():
+        place = views.schema.get_field_index(name)
+        views = views.set_column(place, name, pa.array(values, views.schema.field(name).type))
     (group / "index.parquet").unlink()
-    write_index(views.set_column(views.schema.get_field_index("pairs_stop"), "pairs_stop", [stop]), "scans", group)
+    write_index(views, kind, group)
     shutil.copy(group / "index.parquet", published)
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "what"),
+    [
+        ("scans", {"pairs_stop": [1, 2, 3]}, "the index and pairs differ in length"),
+        ("scans", {"pairs_start": [1, 1, 2]}, "ranges of pairs do not follow each other"),
+        ("scans", {"pairs_start": [0, 2, 2]}, "ranges of pairs do not follow each other"),
+        ("scans", {"points_stop": [17, 31, 44]}, "the index and points differ in length"),
+        ("scans", {"points_stop": [17, 31, 42]}, "the index and points differ in length"),
+        ("t", {"stop": [1, 2, 3]}, "the index and vectors differ in length"),
+        ("t", {"start": [0, 1, 3]}, "ranges of vectors do not follow each other"),
+        ("t", {"start": [0, 2, 1], "stop": [2, 1, 2]}, "ranges of vectors do not follow each other"),
+        ("t", {"start": [0, 2, 2], "stop": [2, 2, 2]}, "vectors and pairs do not match"),
+        ("t", {"token": ["0-1", "0-0", "0-2"]}, "its tokens are not those of the scans"),
+        ("t", {"camera": ["CAM", "CAM", "MAC"]}, "its cameras are not those of the scans"),
+    ],
+)
+def test_counts_that_do_not_fit_are_found(path, kind, columns, what):
+    """An index that says other ranges or views than the arrays have, its files all as listed."""
+    rewrite_index(path, kind, **columns)
     (found, *_) = verify_store(open_store(path))
-    assert found.block == 0
-    assert "the index and pairs differ in length" in found.what
+    assert (found.block, found.kind) == (0, kind)
+    assert what in found.what
+
+
+@pytest.mark.parametrize(("kind", "array"), [("scans", "points"), ("scans", "pairs/pixel"), ("t", "vectors")])
+def test_arrays_that_cannot_be_read_are_found(path, kind, array):
+    """Though every file is as its index lists it."""
+    group = path / "blocks/000000" / ("" if kind == "scans" else f"targets/{kind}")
+    (chunk,) = [file for file in (group / array).rglob("*") if file.is_file() and file.name != "zarr.json"]
+    flip_random_bit(chunk, np.random.default_rng(0))
+    rewrite_index(path, kind)
+    (found,) = verify_store(open_store(path))
+    assert (found.block, found.kind) == (0, kind)
+    assert f"array '{array}' cannot be read" in found.what
+
+
+@pytest.mark.parametrize("last", [[0.0], [-1.0], [np.nan], [np.inf], [1.0, 1.0]])
+def test_scales_that_are_not_a_positive_number_for_each_vector_are_found(path, last):
+    writer = create_store(path, "part-0-of-1")
+    writer.add_inputs(SETTINGS, record={}, teachers={"u": {**PROVENANCE, "dtype": "int8"}})
+    for block, end in ((0, last), (1, [1e-12])):
+        targets = a_block(block)[1]
+        scale = np.array([0.5] * (len(targets.vectors) - 1) + end, np.float32)
+        writer.write_targets(block, "u", replace(targets, vectors=targets.vectors.astype(np.int8), scale=scale))
+    (found,) = verify_store(open_store(path))
+    what = "a scale is not finite and positive" if len(last) == 1 else "scale and vectors differ in length"
+    assert (found.block, found.kind, found.what) == (0, "u", what)
+
+
+def test_point_indices_without_a_pixel_are_found(path):
+    writer = create_store(path, "part-0-of-1")
+    writer.remove(SCANS, 0)
+    scans = a_block(0)[0]
+    writer.write_scans(0, replace(scans, point_index=np.append(scans.point_index, np.uint32(0))))
+    (found,) = verify_store(open_store(path))
+    assert (found.block, found.what) == (0, "point_index and pixel differ in length")
