@@ -91,7 +91,7 @@ def test_killed_twenty_times(start, folder, whole):
 
 def test_sigterm_saves_and_stops(start, folder, whole):
     """No checkpoint is due for hours: only the signal can have written it."""
-    child, run = start("stopped", minutes=600, stops=(5,)), folder / "stopped"
+    child, run = start("stopped", minutes=600, stops=(4,)), folder / "stopped"
     assert child.wait_for_a_moment()
     assert not (run / "checkpoint.pt").exists()
     os.kill(child.pid, signal.SIGTERM)
