@@ -82,6 +82,34 @@ def test_figures_that_are_not_shares_of_one_table_share_columns(tmp_path):
     assert "| ScaLR, published | 87.40 | 83.80 | – |" in table
 
 
+def test_published_figures_are_those_of_the_readmes():
+    """Those of valeoai/ScaLR, of its branch scalr_plus and of Robo3D; students are WI-48-768."""
+    of_miou = {
+        "probe nuscenes": {"ScaLR": 67.8, "ScaLR+": 70.4},
+        "probe semantic_kitti": {"ScaLR": 55.8, "ScaLR+": 61.0},
+        "probe pandaset_64": {"ScaLR": 37.9, "ScaLR+": 43.5},
+        "probe pandaset_gt": {"ScaLR": 34.5, "ScaLR+": 40.7},
+        "finetune nuscenes 1%": {"ScaLR": 50.7, "ScaLR+": 54.1},
+        "finetune nuscenes 10%": {"ScaLR": 69.2, "ScaLR+": 70.7},
+        "finetune nuscenes 100%": {"ScaLR": 78.4, "ScaLR+": 78.4},
+        "finetune semantic_kitti 1%": {"ScaLR": 55.8, "ScaLR+": 57.4},
+        "finetune semantic_kitti 100%": {"ScaLR": 65.8, "ScaLR+": 65.2},
+        "finetune pandaset_64 100%": {"ScaLR": 48.3},
+        "finetune pandaset_gt 100%": {"ScaLR": 41.1},
+        "scratch nuscenes 100%": {"WaffleIron": 78.7},
+    }
+    of_robustness = {
+        ("nuscenes_c", "ScaLR"): {"mCE": 87.4, "mRR": 83.8},
+        ("nuscenes_c", "WaffleIron"): {"mCE": 106.73, "mRR": 72.78, "mIoU clean": 76.07},
+        ("semantic_kitti_c", "WaffleIron"): {"mCE": 109.54, "mRR": 72.18, "mIoU clean": 66.04},
+    }
+    for setting, figures in of_miou.items():
+        for who, miou in figures.items():
+            assert PUBLISHED[setting][who] == {"mIoU": miou}, (setting, who)
+    for (dataset, who), figures in of_robustness.items():
+        assert PUBLISHED[f"robustness {dataset}"][who] == figures
+
+
 def test_settings_of_the_verbs_are_published():
     """What the verbs write as their setting, where the papers have figures."""
     base = {"student": "s", "root": "r", "out": "o"}

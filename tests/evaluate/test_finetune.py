@@ -17,7 +17,6 @@ from scalr.evaluate import supervision
 from scalr.evaluate.finetune import FinetuneConfig, finetune, layer_scale
 from scalr.evaluate.labelled_scans import AugmentedScans
 from scalr.evaluate.model import load_model, with_class_head
-from scalr.evaluate.schedules import finetuning, probing
 from scalr.evaluate.supervision import SupervisedObjective
 from scalr.extract.datasets import open_dataset
 
@@ -142,8 +141,9 @@ def test_scales_of_layers_are_those_of_beit():
     assert found == {"embed": {0.5**4}, "0": {0.5**3}, "1": {0.5**2}, "2": {0.5}, "classif": {1.0}}
 
 
-def test_a_scaled_parameter_moves_by_its_share():
-    """The first step of Adam moves every parameter by its learning rate."""
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_a_scaled_parameter_moves_and_decays_by_its_share(weight_decay):
+    """The first step of AdamW moves every parameter by its learning rate, and shrinks it by that times the decay."""
 
     class Two(torch.nn.Module):
         def __init__(self):
@@ -163,7 +163,9 @@ def test_a_scaled_parameter_moves_by_its_share():
             return self
 
     objective = Two()
-    config = TrainingConfig(epochs=1, learning_rate=0.1, min_learning_rate=0.1, weight_decay=0.0, warmup_steps=0)
+    config = TrainingConfig(
+        epochs=1, learning_rate=0.1, min_learning_rate=0.1, weight_decay=weight_decay, warmup_steps=0
+    )
     train(
         objective,
         lambda epoch, first: [One()],
@@ -174,34 +176,8 @@ def test_a_scaled_parameter_moves_by_its_share():
         observer=Observer(),
         learning_rate_scale=lambda name: 0.25 if name == "slow" else 1.0,
     )
-    assert 1 - objective.fast.item() == pytest.approx(0.1, rel=1e-4)
-    assert 1 - objective.slow.item() == pytest.approx(0.025, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("published", "dataset", "labels", "epochs", "learning_rate", "layer_decay", "warmup"),
-    [  # configs/downstream of both branches
-        ("scalr", "nuscenes", "100%", 25, 2e-3, 0.99, 2),
-        ("scalr", "nuscenes", "10%", 45, 2e-3, 0.95, 4),
-        ("scalr", "nuscenes", "1%", 45, 2e-3, 0.95, 4),
-        ("scalr", "semantic_kitti", "100%", 10, 2e-3, 0.99, 1),
-        ("scalr", "semantic_kitti", "1%", 45, 2e-3, 0.95, 4),
-        ("scalr", "pandaset_gt", "100%", 25, 2e-3, 0.99, 2),
-        ("scalr_plus", "nuscenes", "100%", 25, 1e-4, 0.99, 2),
-        ("scalr_plus", "nuscenes", "1%", 45, 1e-4, 0.99, 4),
-        ("scalr_plus", "semantic_kitti", "100%", 25, 1e-4, 0.99, 2),
-        ("scalr_plus", "semantic_kitti", "1%", 45, 1e-4, 0.99, 4),
-    ],
-)
-def test_published_schedules(published, dataset, labels, epochs, learning_rate, layer_decay, warmup):
-    schedule = finetuning(published, dataset, labels)
-    assert (schedule.epochs, schedule.learning_rate, schedule.layer_decay) == (epochs, learning_rate, layer_decay)
-    assert (schedule.warmup_epochs, schedule.weight_decay, schedule.min_learning_rate) == (warmup, 0, 0)
-
-
-def test_pandaset_is_probed_for_longer():
-    assert [probing("scalr", name).epochs for name in ("nuscenes", "pandaset_64", "pandaset_gt")] == [20, 50, 50]
-    assert [probing(published, "nuscenes").min_learning_rate for published in ("scalr", "scalr_plus")] == [1e-5, 0]
+    assert 1 - objective.fast.item() == pytest.approx(0.1 * (1 + weight_decay), rel=1e-4)
+    assert 1 - objective.slow.item() == pytest.approx(0.025 * (1 + weight_decay), rel=1e-4)
 
 
 def test_a_scan_of_many_points_is_cut_around_one_of_them(simulated):

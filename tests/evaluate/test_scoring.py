@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 import torch.multiprocessing as mp
 
@@ -47,13 +48,29 @@ def test_long_sequences_are_cut_into_scenes():
     assert index == [0] * 3 + [1] * 100 + [2] * 100 + [3] * 5
 
 
+def test_the_interval_holds_95_percent_of_scenes_drawn_anew():
+    """Scenes of one point each, half of them right: how many are right when 100 are drawn is binomial.
+
+    95 % of that lies from 40 to 60, and 90 % from 42 to 58.
+    """
+    right, wrong = np.array([[1, 0], [0, 0]]), np.array([[0, 1], [0, 0]])
+    intervals = [bootstrap_interval(np.array([right, wrong] * 50), "present", seed) for seed in range(30)]
+    expected = np.divide(scipy.stats.binom(100, 0.5).interval(0.95), 100)
+    np.testing.assert_allclose(np.mean(intervals, axis=0), expected, atol=0.005)
+    assert np.std(intervals, axis=0).max() < 0.008
+    assert bootstrap_interval(np.array([right, wrong] * 50), "present") == intervals[0]
+
+
 def test_the_interval_is_that_of_scenes_drawn_anew():
+    """Each draw counts all points of a scene, the larger scenes more."""
     rng = np.random.default_rng(0)
-    confusions = rng.integers(0, 50, (12, 3, 3))
-    low, high = bootstrap_interval(confusions)
+    confusions = rng.integers(0, 50, (12, 3, 3)) * rng.integers(1, 20, (12, 1, 1))
+    intervals = [bootstrap_interval(confusions, seed=seed) for seed in range(10)]
     slow = [mean_iou(confusions[rng.integers(0, 12, 12)].sum(axis=0)) for _ in range(4000)]
-    assert (low, high) == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=0.01)
-    assert low < mean_iou(confusions.sum(axis=0)) < high
+    low, inner_low, inner_high, high = np.percentile(slow, [2.5, 5, 95, 97.5])
+    assert np.mean(intervals, axis=0) == pytest.approx([low, high], abs=min(inner_low - low, high - inner_high) / 2)
+    empty = np.stack([confusions[0], np.zeros_like(confusions[0])])  # a draw of the second scene alone has no mIoU
+    assert bootstrap_interval(empty) == pytest.approx([mean_iou(confusions[0])] * 2)
     same = np.repeat(confusions[:1], 5, axis=0)
     assert bootstrap_interval(same) == pytest.approx([mean_iou(confusions[0])] * 2)
     assert bootstrap_interval(confusions[:1]) is None
