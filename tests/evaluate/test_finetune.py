@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from scalr.distill.checkpoint import load_student, save_student
+from scalr.distill.inputs import AugmentConfig
 from scalr.distill.interruption import StoppedError
 from scalr.distill.training import Observer, TrainingConfig, train
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import DatasetError, StudentError
-from scalr.evaluate import supervision
+from scalr.evaluate import finetune as finetune_module
+from scalr.evaluate import labelled_scans, supervision
 from scalr.evaluate.finetune import FinetuneConfig, finetune, layer_scale
 from scalr.evaluate.labelled_scans import AugmentedScans
 from scalr.evaluate.model import load_model, with_class_head
+from scalr.evaluate.probe import FAST, ProbeConfig
 from scalr.evaluate.supervision import SupervisedObjective
 from scalr.extract.datasets import open_dataset
 
@@ -119,6 +122,81 @@ def _raising_after(samples: int):
     return Raising
 
 
+def test_the_model_is_made_as_the_official_code_makes_it(config):
+    """Stochastic depth of 0.2, planes of finetuning, a head of zeros, and what the options say."""
+    student = load_student(config.student)
+    model = config.new_model(student, 16)
+    assert (model.config.stochastic_depth, model.config.head, model.config.out_channels) == (0.2, "probe", 16)
+    assert not model.classif[1].weight.any()
+    assert not model.waffleiron.activation_checkpointing
+    assert replace(config, activation_checkpointing=True).new_model(student, 16).waffleiron.activation_checkpointing
+    reach = {name: replace(config, dataset=name).new_model(student, 16).input_config.fov_max_m[0] for name in REACH_M}
+    assert reach == REACH_M
+
+
+REACH_M = {"nuscenes": 64, "semantic_kitti": 64, "pandaset_64": 128, "pandaset_gt": 96}  # of configs/downstream
+
+
+def test_new_weights_are_of_the_seed_alone(config):
+    student = load_student(config.student)
+    scratch = replace(config, from_scratch=True)
+
+    def weights(seed: int) -> torch.Tensor:
+        return replace(scratch, seed=seed).new_model(student, 4).embed.conv1.weight
+
+    torch.manual_seed(5)
+    first, then = weights(0), torch.rand(3)
+    torch.manual_seed(6)
+    assert torch.equal(weights(0), first)
+    assert not torch.equal(torch.rand(3), then)  # for all others, the seed of before goes on
+    assert not torch.equal(weights(1), first)
+
+
+def test_every_option_reaches_the_training(config, monkeypatch):
+    given = {}
+
+    def train_on_scans(objective, dataset, training, device, checkpoints, scale):
+        given.update(objective=objective, training=training, scale=scale)
+        return []
+
+    monkeypatch.setattr(finetune_module, "train_on_scans", train_on_scans)
+    model = config.new_model(load_student(config.student), 16)
+    cpu, training = torch.device("cpu"), TrainingConfig(epochs=1)
+    replace(config, precision="bfloat16", layer_decay=0.5).fit(model, None, training, cpu, None)
+    assert given["training"] == replace(training, precision="bfloat16")
+    assert not given["objective"].frozen
+    assert given["scale"]("model.waffleiron.channel_mix.0.norm.weight") == 0.5**DEPTH
+    config.fit(model, None, training, cpu, None)
+    assert given["scale"]("model.embed.conv1.weight") == 0.99 ** (DEPTH + 1)  # nuScenes, all labels
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_backbone_is_neither_trained_nor_in_training_mode(config, frozen):
+    student = load_student(config.student)
+    model = with_class_head(student, 4, student.input_config)
+    objective = SupervisedObjective(model, frozen=frozen)
+    trained = {name.split(".")[1] for name, each in objective.named_parameters() if each.requires_grad}
+    assert trained == ({"classif"} if frozen else {"embed", "waffleiron", "classif"})
+    assert model.classif.training
+    assert all(part.training is not frozen for part in (model.embed, model.waffleiron, *model.waffleiron.modules()))
+
+
+def test_what_is_not_as_published_is_told(config):
+    official = replace(config, epochs=None, warmup_epochs=None, batch_size=None)
+    probing = ProbeConfig(student=config.student, root=config.root, out=config.out)
+    assert official.departures() == probing.departures() == []
+    assert replace(probing, fast=True).departures() == [FAST]
+    other = replace(official, train_split="mini_train", val_split="train", layer_decay=0.9, learning_rate=1e-3)
+    assert other.departures() == [
+        "learning_rate 0.001 instead of 0.002",
+        "layer_decay 0.9 instead of 0.99",
+        "trained on split mini_train",
+        "scored on split train",
+    ]
+    assert replace(official, labels="1%").labelled_split == "train-1%"
+    assert (official.schedule, official.labels, official.seed, official.precision) == ("scalr", "100%", 0, "float32")
+
+
 def test_few_labels_are_the_official_subset(config, simulated, tmp_path):
     kitti = replace(config, root=simulated("semantic_kitti"), dataset="semantic_kitti", labels="1%")
     finetune(kitti)
@@ -187,6 +265,32 @@ def test_a_scan_of_many_points_is_cut_around_one_of_them(simulated):
     assert all(len(labels) <= 500 for _, labels in scans)
     centres = np.stack([scan.features[:, 1:4].mean(axis=0) for scan, _ in scans])
     assert np.ptp(centres, axis=0).max() > 1  # each around another point
+
+
+def test_a_training_scan_is_a_random_point_of_each_voxel_with_its_label(simulated, monkeypatch):
+    """Another for each visit, frame and seed; of points near the lidar, so that none is cut off."""
+    dataset, config = open_dataset("nuscenes", simulated("nuscenes"), "train"), load_config()
+    augmentations = []
+
+    def unaugmented(xyz, rng, config):
+        augmentations.append(config)
+        return xyz
+
+    monkeypatch.setattr(labelled_scans, "augment", unaugmented)
+    raw, raw_labels = dataset.read_points(dataset.frames[0]), dataset.read_labels(dataset.frames[0])
+    label_at = dict(zip(map(bytes, raw[:, :3].copy()), raw_labels, strict=True))
+    draws = {}
+    for seed, visit in ((0, 0), (0, 1), (1, 0)):
+        scan, labels = AugmentedScans(dataset, config, seed)[visit, 0]
+        xyz = np.ascontiguousarray(scan.features[:, 1:4])
+        assert labels.tolist() == [label_at[bytes(point)] for point in xyz]
+        assert (np.abs(xyz) < config.fov_max_m).all()
+        draws[seed, visit] = {bytes(point) for point in xyz}
+    assert draws[0, 0] != draws[0, 1] != draws[1, 0] != draws[0, 0]
+    np.testing.assert_array_equal(
+        AugmentedScans(dataset, config, 1)[0, 0][0].features, AugmentedScans(dataset, config, 1)[0, 0][0].features
+    )
+    assert set(augmentations) == {AugmentConfig()}
 
 
 def load_config():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from scalr.errors import DatasetError, StudentError
 from scalr.evaluate import probe as module
 from scalr.evaluate import supervision
 from scalr.evaluate.model import load_model, with_class_head
-from scalr.evaluate.probe import ProbeConfig, QuickProbe, probe
+from scalr.evaluate.probe import FeatureBatches, ProbeConfig, QuickProbe, probe
 from scalr.evaluate.scoring import score
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
@@ -112,6 +113,47 @@ def test_a_quick_probe_leaves_the_student_in_training_as_it_is(student_file, syn
     assert student.training
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_batches_of_features_are_shuffled_anew_and_go_on_where_they_stopped(monkeypatch):
+    monkeypatch.setattr(module, "FAST_BATCH_POINTS", 10)
+    batches = FeatureBatches(torch.arange(45.0)[:, None], torch.arange(45), seed=0)
+    assert batches.num_steps == 5
+    orders = {}
+    for epoch in range(2):
+        parts = list(batches(epoch))
+        assert [part.num_points for part in parts] == [9] * 5
+        assert all(torch.equal(part.tokens[:, 0].long(), part.labels) for part in parts)
+        orders[epoch] = torch.cat([part.labels for part in parts]).tolist()
+        assert sorted(orders[epoch]) == list(range(45))
+        assert torch.equal(torch.cat([part.labels for part in batches(epoch, 3)]), torch.tensor(orders[epoch][27:]))
+    assert orders[0] != orders[1]
+    other = FeatureBatches(torch.arange(45.0)[:, None], torch.arange(45), seed=1)
+    assert torch.cat([part.labels for part in other(0)]).tolist() != orders[0]
+
+
+def test_a_quick_probe_takes_frames_from_all_over_a_split(monkeypatch):
+    splits = []
+
+    def open_dataset(name, root, split, need):
+        splits.append((split, need))
+        return SimpleNamespace(frames=list(range(10)))
+
+    monkeypatch.setattr(module, "open_dataset", open_dataset)
+    quick_probe = QuickProbe("nuscenes", Path("world"), num_frames=4)
+    assert quick_probe.training_set.frames == quick_probe.validation_set.frames == [0, 2, 5, 7]
+    assert splits == [("train", "labels"), ("val", "labels")]
+    assert QuickProbe("nuscenes", Path("world"), num_frames=100).training_set.frames == list(range(10))
+
+
+def test_students_are_probed_as_far_as_pandaset_is_labelled(student_file):
+    student = load_student(student_file)
+    base = {"student": student_file, "root": student_file, "out": student_file}
+    reach = {
+        name: ProbeConfig(**base, dataset=name).new_model(student, 4).input_config.fov_max_m[0]
+        for name in ("nuscenes", "semantic_kitti", "pandaset_64", "pandaset_gt")
+    }
+    assert reach == {"nuscenes": 64, "semantic_kitti": 64, "pandaset_64": 128, "pandaset_gt": 128}
 
 
 def test_a_quick_probe_needs_labels(tmp_path, synthetic_world):

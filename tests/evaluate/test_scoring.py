@@ -57,8 +57,13 @@ def test_the_interval_holds_95_percent_of_scenes_drawn_anew():
     intervals = [bootstrap_interval(np.array([right, wrong] * 50), "present", seed) for seed in range(30)]
     expected = np.divide(scipy.stats.binom(100, 0.5).interval(0.95), 100)
     np.testing.assert_allclose(np.mean(intervals, axis=0), expected, atol=0.005)
-    assert np.std(intervals, axis=0).max() < 0.008
+    spread = np.std(intervals, axis=0)
+    assert 0 < spread.min() < spread.max() < 0.008
     assert bootstrap_interval(np.array([right, wrong] * 50), "present") == intervals[0]
+    few = [bootstrap_interval(np.array([right, wrong] * 4), "present", seed) for seed in range(30)]
+    assert np.median(few, axis=0).tolist() == [1 / 8, 7 / 8]  # one of eight or less is right in 3.5 % of draws
+    _, high = bootstrap_interval(np.array([right, wrong] * 50))  # the class that is only predicted counts
+    assert high == pytest.approx(intervals[0][1] / 2)
 
 
 def test_the_interval_is_that_of_scenes_drawn_anew():
@@ -80,6 +85,7 @@ def test_a_class_that_is_predicted_but_absent_counts_or_not():
     confusion = np.array([[6, 0, 2], [0, 2, 0], [0, 0, 0]])
     assert mean_iou(confusion) == pytest.approx((6 / 8 + 1 + 0) / 3)
     assert mean_iou(confusion, "present") == pytest.approx((6 / 8 + 1) / 2)
+    assert mean_iou(np.array([[0, 1], [0, 5]]), "present") == pytest.approx((0 + 5 / 6) / 2)  # a single point is one
 
 
 def test_nothing_to_score_is_not_a_number():

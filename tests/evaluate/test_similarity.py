@@ -175,7 +175,9 @@ def test_the_perspective_view_looks_at_its_target_upright():
 
 
 def test_the_query_of_a_class_is_the_mean_of_its_points():
-    scan = a_scan()
+    """A voxel counts as often as it has points of the class."""
+    scan = replace_labels(a_scan(), np.random.default_rng(1).integers(0, 3, 60).astype(np.uint8))
+    assert len(set(np.bincount(scan.nearest[scan.labels == 1]))) > 2
     query, vector = chosen_query(scan, CLASSES, None, "car")
     units = scan.tokens.numpy() / np.linalg.norm(scan.tokens.numpy(), axis=1, keepdims=True)
     mean = np.mean([units[scan.nearest[point]] for point in range(60) if scan.labels[point] == 1], axis=0)
@@ -201,6 +203,11 @@ def test_by_default_it_is_the_car_with_most_points():
     query, _ = chosen_query(scan, CLASSES, None, None)
     assert query.point in crowd
     assert query.text == f"point {query.point} (car)"
+    scan.points[[45, 57], :3] = [[-5, -5, 0], [-5, -3.8, 0]]  # with the next, three in a row that are 1.2 m apart
+    scan.points[[1, 4], :3] = [-5, -5, 0]  # neither kept nor counted
+    assert chosen_query(scan, CLASSES, None, None)[0] == query
+    scan.points[crowd, :3] = [[5, 5, 0], [5.9, 5, 0], [4.1, 5, 0]]  # within a metre of the first alone
+    assert chosen_query(scan, CLASSES, None, None)[0].point == 9
 
 
 @pytest.mark.parametrize("labels", [None, np.zeros(60, np.uint8)], ids=["no labels", "no car"])
