@@ -12,10 +12,11 @@ import torch
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import StudentError
 from scalr.evaluate import robustness as module
+from scalr.evaluate.corrupt import NOT_COMPARABLE
 from scalr.evaluate.model import save_model, with_class_head
 from scalr.evaluate.robo3d import BASELINE, corruption_errors, mean_over, resilience_rates
 from scalr.evaluate.robustness import RobustnessConfig, robustness
-from scalr.extract.datasets.corruptions import CORRUPTIONS, SEVERITIES
+from scalr.extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
 from scalr.extract.datasets.semantic_kitti import LABELS
 
 # Robo3D's README: mIoU by corruption, clean mIoU, mCE, mRR.
@@ -88,6 +89,18 @@ def test_all_copies_are_scored_and_put_together(config):
     assert written["figures"]["mCE"] == pytest.approx(result.mce / 100)
     assert written["departures"] == []
     assert "fog/heavy" in (config.out / "result.md").read_text()
+    means = dict.fromkeys(CORRUPTIONS, result.clean) | {"fog": fog}
+    errors = {name: 100 * (100 - mean) / (100 - BASELINE[config.dataset][name]) for name, mean in means.items()}
+    assert written["corruption_error"] == pytest.approx(errors)
+    assert written["resilience_rate"] == pytest.approx(
+        dict.fromkeys(CORRUPTIONS, 100) | {"fog": 100 * fog / result.clean}
+    )
+    assert written["figures"]["mIoU clean"] == pytest.approx(result.clean / 100)
+    assert result.mce == pytest.approx(np.mean(list(errors.values())))
+    (config.root / MANIFEST).write_text("{}")
+    again = robustness(config)  # from the cards of all copies
+    assert (again.clean, again.miou, again.mce, again.mrr) == (result.clean, result.miou, result.mce, result.mrr)
+    assert json.loads((config.out / "result.json").read_text())["departures"] == [NOT_COMPARABLE]
 
 
 def test_a_killed_run_goes_on(config, monkeypatch):
