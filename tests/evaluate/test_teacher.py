@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from scalr.errors import StoreError
+from scalr.evaluate import teacher as module
 from scalr.evaluate.teacher import LabelledTargets, TeacherProbeConfig, probe_teacher
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
@@ -88,16 +90,26 @@ def test_pairs_are_drawn_once_each_with_their_labels(stores, simulated, monkeypa
     assert torch.equal(some_labels, labels[kept])
 
 
-def test_the_probe_counts_every_labelled_pair(stores, simulated, tmp_path):
+def test_the_probe_counts_every_labelled_pair(stores, simulated, tmp_path, monkeypatch):
     config = TeacherProbeConfig(
         cache=stores["visible"],
+        val_cache=stores["all"],
         root=simulated("nuscenes"),
         out=tmp_path / "out",
         epochs=12,
         learning_rate=0.05,
         batch_size=1,
     )
+    scored = []
+
+    def score_targets(head, targets, device):
+        scored.append((targets.store.path, targets.dataset.split, head.training))
+        return real(head, targets, device)
+
+    real = module.score_targets
+    monkeypatch.setattr(module, "score_targets", score_targets)
     scores = probe_teacher(config)
+    assert scored == [(stores["all"], "val", False)]
     dataset = open_dataset("nuscenes", simulated("nuscenes"), "val")
     targets = LabelledTargets(open_store(stores["all"]), TEACHER, dataset, seed=0)
     labels = np.concatenate([targets.read(number)[1].numpy() for number in range(len(targets))])
@@ -134,6 +146,10 @@ def test_a_store_of_another_dataset_is_noticed(stores, simulated, tmp_path):
     shutil.copytree(simulated("nuscenes"), root)
     dataset = open_dataset("nuscenes", root, "val")
     targets = LabelledTargets(open_store(stores["visible"]), TEACHER, dataset, seed=0)
+    stranger = copy.copy(dataset)
+    stranger.name = "my_rig"
+    with pytest.raises(StoreError, match=f"no targets of {TEACHER} for split val of my_rig"):
+        LabelledTargets(targets.store, TEACHER, stranger, seed=0)
     scan = root / dataset.frames[0].scan
     points = np.fromfile(scan, dtype=np.float32)
     (points + 1).tofile(scan)
