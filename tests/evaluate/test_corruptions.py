@@ -20,7 +20,7 @@ from scalr.evaluate.corruptions.fog import nearest_peak, soft_response
 from scalr.evaluate.corruptions.ground import Line, cosine_of_incidence, weakest_returns
 from scalr.evaluate.corruptions.scan import rings_by_turns
 from scalr.evaluate.corruptions.snow import flakes_per_m2, size_slope_per_m
-from scalr.evaluate.corruptions.strengths import Crosstalk, MotionBlur
+from scalr.evaluate.corruptions.strengths import Crosstalk, MotionBlur, WetGround
 from scalr.evaluate.corruptions.wet_ground import film_gain, fresnel_reflectance
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
@@ -450,6 +450,16 @@ def test_wet_ground_is_lost_below_its_share_of_the_weakest_dry_return(name, leve
     np.testing.assert_array_equal(wet.ring[wet.ring < 2000], kept)
     np.testing.assert_array_equal(wet.ring[-3:], [3000, 3001, 3002])
     assert (len(kept) < 2000) == (level == HEAVY)
+
+
+@names
+def test_water_that_stands_above_the_texture_covers_no_more_than_everything(name):
+    ground = flat_ground(name, np.linspace(3, 30, 1000), np.full(1000, 0.5))
+    covered, deep = (
+        CORRUPT["wet_ground"](ground, WetGround(water_height_m=height, noise_floor=0.1), BENCHMARKS[name], None)
+        for height in (0.0012, 0.005)
+    )
+    assert_same(deep, covered)
 
 
 @names

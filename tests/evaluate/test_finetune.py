@@ -302,6 +302,7 @@ def load_config():
     [
         ({"schedule": "scalar"}, "--schedule: 'scalar' is unknown. Use scalr, scalr_plus"),
         ({"labels": "2%"}, "--labels: '2%' is unknown. Use 100%, 10%, 1%"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0"),
         ({"layer_decay": 99.0}, "layer_decay is 99.0. Use a factor above 0, up to 1"),
     ],
 )

@@ -50,6 +50,10 @@ def test_the_definition_over_severities_is_the_same():
     assert found["fog"] == pytest.approx(by_definition)
 
 
+def test_a_model_that_finds_nothing_has_no_resilience():
+    assert np.isnan(resilience_rates({"fog": 0.0}, clean=0.0)["fog"])
+
+
 @pytest.fixture
 def config(simulated, tmp_path) -> RobustnessConfig:
     """Copies of which all are clean but fog, whose points are moved."""
