@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scalr.errors import StudentError
+from scalr.evaluate import result as result_module
 from scalr.evaluate.comparison import compare
 from scalr.evaluate.finetune import FinetuneConfig
 from scalr.evaluate.probe import ProbeConfig
@@ -65,6 +66,13 @@ def test_the_figures_of_nothing_are_dashes(tmp_path):
     write_result(card_of_scores(scores, title="t", protocol={}, provenance={}), tmp_path)
     assert read_result(tmp_path)["figures"] == {"mIoU": None, "accuracy": None}
     assert "| mIoU | – |" in (tmp_path / "result.md").read_text()
+
+
+def test_the_file_that_says_that_a_run_is_finished_is_written_last(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(result_module, "write_bytes", lambda path, content: written.append(path.name))
+    write(tmp_path)
+    assert written == ["result.md", "result.json"]
 
 
 def test_an_absent_class_is_a_dash(tmp_path):

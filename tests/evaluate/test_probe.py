@@ -15,7 +15,7 @@ from scalr.errors import DatasetError, StudentError
 from scalr.evaluate import probe as module
 from scalr.evaluate import supervision
 from scalr.evaluate.model import load_model, with_class_head
-from scalr.evaluate.probe import FeatureBatches, ProbeConfig, QuickProbe, probe
+from scalr.evaluate.probe import FeatureBatch, FeatureBatches, HeadObjective, ProbeConfig, QuickProbe, probe
 from scalr.evaluate.scoring import score
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
@@ -59,6 +59,8 @@ def test_every_labelled_point_is_scored_and_the_student_stays(
     assert any("fast" in departure for departure in written["departures"]) is fast
     model = load_model(tmp_path / "model.safetensors")
     assert model.class_names == dataset.class_names
+    backbone = {name: value for name, value in model.student.state_dict().items() if not name.startswith("classif.")}
+    assert all(torch.equal(before[name], value) for name, value in backbone.items())  # running means among them
     again = score(model.student, dataset, torch.device("cpu"))
     np.testing.assert_array_equal(again.confusion, result.scores.confusion)
 
@@ -84,6 +86,13 @@ def test_predictions_go_to_every_raw_point_by_the_nearest_kept_one(student_file,
 
 def test_the_head_starts_at_zero():
     assert not probe_head(8, 16)(torch.randn(20, 8)).any()
+
+
+def test_a_head_learns_the_statistics_of_its_features():
+    torch.manual_seed(0)
+    head, tokens = probe_head(8, 4), 3 + torch.randn(500, 8)
+    HeadObjective(head.eval())(FeatureBatch(tokens, torch.randint(0, 4, (500,))))
+    torch.testing.assert_close(head[0].running_mean, 0.1 * tokens.mean(dim=0))
 
 
 def test_labels_of_another_length_are_said(student_file, synthetic_world, tmp_path):

@@ -118,6 +118,14 @@ def test_workers_prepare_the_same_scans(simulated):
     )
 
 
+def test_scans_come_in_the_order_that_is_asked_for(simulated):
+    dataset = open_dataset("nuscenes", simulated("nuscenes"), "val")
+    scans = EvaluationScans(dataset, random_model(16).input_config).read([1, 0])
+    for scan, number in zip(scans, (1, 0), strict=True):
+        assert scan.frame == number
+        np.testing.assert_array_equal(scan.labels, dataset.read_labels(dataset.frames[number]))
+
+
 def test_a_broken_frame_is_named_from_a_worker(simulated, tmp_path):
     dataset = copy.copy(open_dataset("nuscenes", simulated("nuscenes"), "val"))
     dataset.root = tmp_path  # nothing is there
