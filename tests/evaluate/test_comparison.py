@@ -153,6 +153,9 @@ def test_settings_of_the_verbs_are_published():
     assert ProbeConfig(**base, dataset="semantic_kitti").setting in PUBLISHED
     assert FinetuneConfig(**base, dataset="pandaset_gt").setting in PUBLISHED
     assert FinetuneConfig(**base, from_scratch=True).setting in PUBLISHED
+    assert FinetuneConfig(**base, labels="1%", dataset="semantic_kitti").setting == "finetune semantic_kitti 1%"
+    assert FinetuneConfig(**base, from_scratch=True).setting == "scratch nuscenes 100%"
+    assert ProbeConfig(**base).setting == "probe nuscenes"
 
 
 def test_a_folder_without_a_result_is_said(tmp_path):

@@ -10,12 +10,21 @@ import pytest
 import torch
 
 from scalr.distill.checkpoint import load_student, save_student
+from scalr.distill.inputs import evaluation_input
 from scalr.distill.waffleiron import Student, WaffleIronConfig, probe_head
 from scalr.errors import DatasetError, StudentError
 from scalr.evaluate import probe as module
 from scalr.evaluate import supervision
 from scalr.evaluate.model import load_model, with_class_head
-from scalr.evaluate.probe import FeatureBatch, FeatureBatches, HeadObjective, ProbeConfig, QuickProbe, probe
+from scalr.evaluate.probe import (
+    FeatureBatch,
+    FeatureBatches,
+    HeadObjective,
+    ProbeConfig,
+    QuickProbe,
+    frozen_features,
+    probe,
+)
 from scalr.evaluate.scoring import score
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
@@ -122,6 +131,22 @@ def test_a_quick_probe_leaves_the_student_in_training_as_it_is(student_file, syn
     assert student.training
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_features_that_are_computed_once_have_the_labels_of_their_points(student_file, synthetic_world):
+    student, dataset = load_student(student_file), open_dataset("nuscenes", synthetic_world, "val")
+    tokens, labels = frozen_features(
+        with_class_head(student, 4, student.input_config).eval(), dataset, torch.device("cpu")
+    )
+    first = 0
+    for frame in dataset.frames:
+        points = dataset.read_points(frame)
+        _, kept, _ = evaluation_input(points, dataset.intensity, student.input_config)
+        rows = slice(first, first + len(kept))
+        assert labels[rows].tolist() == dataset.read_labels(frame)[kept].tolist()
+        torch.testing.assert_close(tokens[rows], student.extract(points)[kept])
+        first += len(kept)
+    assert len(tokens) == len(labels) == first
 
 
 def test_batches_of_features_are_shuffled_anew_and_go_on_where_they_stopped(monkeypatch):

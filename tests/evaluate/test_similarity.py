@@ -245,6 +245,9 @@ def test_features_are_those_of_the_student(student_file, synthetic_world):
     expected = student.extract(dataset.read_points(dataset.frames[1]), "nuscenes")
     torch.testing.assert_close(scan.tokens[torch.from_numpy(scan.nearest)], expected)
     np.testing.assert_array_equal(scan.labels, dataset.read_labels(dataset.frames[1]))
+    wider = scan_features(student, dataset, dataset.frames[1], "pandaset_64")  # which is read up to 128 m
+    reach_m = [np.abs(each.points[each.kept, :2]).max() for each in (scan, wider)]
+    assert reach_m[0] < 64 < reach_m[1]
 
 
 def assert_picture(path: Path, least_px: int = 800) -> None:
