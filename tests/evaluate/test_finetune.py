@@ -170,6 +170,22 @@ def test_every_option_reaches_the_training(config, monkeypatch):
     assert given["scale"]("model.embed.conv1.weight") == 0.99 ** (DEPTH + 1)  # nuScenes, all labels
 
 
+def test_scans_are_drawn_with_the_seed_of_the_training(config, monkeypatch):
+    loaders = []
+
+    def loader(datasets, collate, **options):
+        loaders.append((datasets, options))
+        raise StoppedError("enough is known", where="here", fix="Go on")
+
+    monkeypatch.setattr(supervision, "AugmentedScans", lambda dataset, inputs, seed: seed)
+    monkeypatch.setattr(supervision, "EpochLoader", loader)
+    model = config.new_model(load_student(config.student), 4)
+    training, cpu = TrainingConfig(epochs=1, batch_size=3, workers=2, seed=7), torch.device("cpu")
+    with pytest.raises(StoppedError):
+        supervision.train_on_scans(SupervisedObjective(model, frozen=True), None, training, cpu, None)
+    assert loaders == [([7], {"batch_size": 3, "seed": 7, "workers": 2, "device": cpu})]
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_frozen_backbone_is_neither_trained_nor_in_training_mode(config, frozen):
     student = load_student(config.student)
@@ -194,6 +210,8 @@ def test_what_is_not_as_published_is_told(config):
         "scored on split train",
     ]
     assert replace(official, labels="1%").labelled_split == "train-1%"
+    assert official.choices == {"labels": "100%", "starts_from": "the student"}
+    assert replace(official, from_scratch=True).choices["starts_from"] == "new weights"
     assert (official.schedule, official.labels, official.seed, official.precision) == ("scalr", "100%", 0, "float32")
 
 

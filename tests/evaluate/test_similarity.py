@@ -18,7 +18,9 @@ from scalr.evaluate import pictures, similarity
 from scalr.evaluate.similarity import (
     ScanFeatures,
     SimilarityConfig,
+    StoredFeatures,
     chosen_query,
+    in_space_of,
     pca_colours,
     scan_features,
     similarity_maps,
@@ -351,6 +353,21 @@ def test_a_student_of_this_teacher_has_the_teachers_colours(synthetic_world, sto
     targets = unit(np.concatenate([open_store(stores["all"]).read_view(row, TEACHER).targets for row in range(6)]))
     np.testing.assert_allclose(of_student[0], pca_colours(targets[:1], like=targets)[0], atol=1e-3)
     assert not np.isnan(of_teacher).all()
+
+
+def test_only_a_head_for_this_teacher_is_in_its_space(student_file):
+    student, scan = load_student(student_file), a_scan()
+    stored = StoredFeatures("mine", np.zeros(0, int), np.zeros((0, 3)), "front", np.zeros((0, 2), np.uint16))
+
+    def projected(**dims: int) -> np.ndarray | None:
+        return in_space_of(stored, student, scan, {"teachers": {name: {"dim": dim} for name, dim in dims.items()}})
+
+    assert projected() is None
+    assert projected(another=4) is None
+    assert projected(mine=3) is None  # the head has four channels
+    with torch.inference_mode():
+        expected = unit(student.project(scan.tokens).numpy()[:, 1:])
+    np.testing.assert_allclose(projected(another=1, mine=3), expected, atol=1e-6)
 
 
 def test_pictures_of_an_earlier_call_do_not_stay(student_file, synthetic_world, stores, tmp_path):

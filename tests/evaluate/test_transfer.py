@@ -107,8 +107,9 @@ def test_a_model_of_one_lidar_is_scored_on_another(target, simulated, tmp_path):
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert scores.mean_over == result["protocol"]["mean_over"] == "present"
     assert result["departures"] == []
-    trained_on = json.loads((tmp_path / "source/result.json").read_text())["protocol"]["training_frames_sha256"]
-    assert result["protocol"]["trained_on"] == trained_on
+    of_source = json.loads((tmp_path / "source/result.json").read_text())
+    assert of_source["setting"] is None  # nothing is published for a source's shared classes
+    assert result["protocol"]["trained_on"] == of_source["protocol"]["training_frames_sha256"]
     scored = "every labelled raw point" if max_range_m is None else "labelled raw points nearer than 50 m"
     assert result["protocol"]["scored_points"].startswith(scored)
     assert "intensity" in result["protocol"]
