@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from scalr.distill.checkpoint import load_student, save_student
+from scalr.distill.inputs import AugmentConfig
 from scalr.distill.interruption import StoppedError
 from scalr.distill.training import Observer, TrainingConfig, train
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import DatasetError, StudentError
-from scalr.evaluate import supervision
+from scalr.evaluate import finetune as finetune_module
+from scalr.evaluate import labelled_scans, supervision
 from scalr.evaluate.finetune import FinetuneConfig, finetune, layer_scale
 from scalr.evaluate.labelled_scans import AugmentedScans
 from scalr.evaluate.model import load_model, with_class_head
-from scalr.evaluate.schedules import finetuning, probing
+from scalr.evaluate.probe import FAST, ProbeConfig
 from scalr.evaluate.supervision import SupervisedObjective
 from scalr.extract.datasets import open_dataset
 
@@ -120,6 +122,99 @@ def _raising_after(samples: int):
     return Raising
 
 
+def test_the_model_is_made_as_the_official_code_makes_it(config):
+    """Stochastic depth of 0.2, planes of finetuning, a head of zeros, and what the options say."""
+    student = load_student(config.student)
+    model = config.new_model(student, 16)
+    assert (model.config.stochastic_depth, model.config.head, model.config.out_channels) == (0.2, "probe", 16)
+    assert not model.classif[1].weight.any()
+    assert not model.waffleiron.activation_checkpointing
+    assert replace(config, activation_checkpointing=True).new_model(student, 16).waffleiron.activation_checkpointing
+    reach = {name: replace(config, dataset=name).new_model(student, 16).input_config.fov_max_m[0] for name in REACH_M}
+    assert reach == REACH_M
+
+
+REACH_M = {"nuscenes": 64, "semantic_kitti": 64, "pandaset_64": 128, "pandaset_gt": 96}  # of configs/downstream
+
+
+def test_new_weights_are_of_the_seed_alone(config):
+    student = load_student(config.student)
+    scratch = replace(config, from_scratch=True)
+
+    def weights(seed: int) -> torch.Tensor:
+        return replace(scratch, seed=seed).new_model(student, 4).embed.conv1.weight
+
+    torch.manual_seed(5)
+    first, then = weights(0), torch.rand(3)
+    torch.manual_seed(6)
+    assert torch.equal(weights(0), first)
+    assert not torch.equal(torch.rand(3), then)  # for all others, the seed of before goes on
+    assert not torch.equal(weights(1), first)
+
+
+def test_every_option_reaches_the_training(config, monkeypatch):
+    given = {}
+
+    def train_on_scans(objective, dataset, training, device, checkpoints, scale):
+        given.update(objective=objective, training=training, scale=scale)
+        return []
+
+    monkeypatch.setattr(finetune_module, "train_on_scans", train_on_scans)
+    model = config.new_model(load_student(config.student), 16)
+    cpu, training = torch.device("cpu"), TrainingConfig(epochs=1)
+    replace(config, precision="bfloat16", layer_decay=0.5).fit(model, None, training, cpu, None)
+    assert given["training"] == replace(training, precision="bfloat16")
+    assert not given["objective"].frozen
+    assert given["scale"]("model.waffleiron.channel_mix.0.norm.weight") == 0.5**DEPTH
+    config.fit(model, None, training, cpu, None)
+    assert given["scale"]("model.embed.conv1.weight") == 0.99 ** (DEPTH + 1)  # nuScenes, all labels
+
+
+def test_scans_are_drawn_with_the_seed_of_the_training(config, monkeypatch):
+    loaders = []
+
+    def loader(datasets, collate, **options):
+        loaders.append((datasets, options))
+        raise StoppedError("enough is known", where="here", fix="Go on")
+
+    monkeypatch.setattr(supervision, "AugmentedScans", lambda dataset, inputs, seed: seed)
+    monkeypatch.setattr(supervision, "EpochLoader", loader)
+    model = config.new_model(load_student(config.student), 4)
+    training, cpu = TrainingConfig(epochs=1, batch_size=3, workers=2, seed=7), torch.device("cpu")
+    with pytest.raises(StoppedError):
+        supervision.train_on_scans(SupervisedObjective(model, frozen=True), None, training, cpu, None)
+    assert loaders == [([7], {"batch_size": 3, "seed": 7, "workers": 2, "device": cpu})]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_backbone_is_neither_trained_nor_in_training_mode(config, frozen):
+    student = load_student(config.student)
+    model = with_class_head(student, 4, student.input_config)
+    objective = SupervisedObjective(model, frozen=frozen)
+    trained = {name.split(".")[1] for name, each in objective.named_parameters() if each.requires_grad}
+    assert trained == ({"classif"} if frozen else {"embed", "waffleiron", "classif"})
+    assert model.classif.training
+    assert all(part.training is not frozen for part in (model.embed, model.waffleiron, *model.waffleiron.modules()))
+
+
+def test_what_is_not_as_published_is_told(config):
+    official = replace(config, epochs=None, warmup_epochs=None, batch_size=None)
+    probing = ProbeConfig(student=config.student, root=config.root, out=config.out)
+    assert official.departures() == probing.departures() == []
+    assert replace(probing, fast=True).departures() == [FAST]
+    other = replace(official, train_split="mini_train", val_split="train", layer_decay=0.9, learning_rate=1e-3)
+    assert other.departures() == [
+        "learning_rate 0.001 instead of 0.002",
+        "layer_decay 0.9 instead of 0.99",
+        "trained on split mini_train",
+        "scored on split train",
+    ]
+    assert replace(official, labels="1%").labelled_split == "train-1%"
+    assert official.choices == {"labels": "100%", "starts_from": "the student"}
+    assert replace(official, from_scratch=True).choices["starts_from"] == "new weights"
+    assert (official.schedule, official.labels, official.seed, official.precision) == ("scalr", "100%", 0, "float32")
+
+
 def test_few_labels_are_the_official_subset(config, simulated, tmp_path):
     kitti = replace(config, root=simulated("semantic_kitti"), dataset="semantic_kitti", labels="1%")
     finetune(kitti)
@@ -142,8 +237,9 @@ def test_scales_of_layers_are_those_of_beit():
     assert found == {"embed": {0.5**4}, "0": {0.5**3}, "1": {0.5**2}, "2": {0.5}, "classif": {1.0}}
 
 
-def test_a_scaled_parameter_moves_by_its_share():
-    """The first step of Adam moves every parameter by its learning rate."""
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_a_scaled_parameter_moves_and_decays_by_its_share(weight_decay):
+    """The first step of AdamW moves every parameter by its learning rate, and shrinks it by that times the decay."""
 
     class Two(torch.nn.Module):
         def __init__(self):
@@ -163,7 +259,9 @@ def test_a_scaled_parameter_moves_by_its_share():
             return self
 
     objective = Two()
-    config = TrainingConfig(epochs=1, learning_rate=0.1, min_learning_rate=0.1, weight_decay=0.0, warmup_steps=0)
+    config = TrainingConfig(
+        epochs=1, learning_rate=0.1, min_learning_rate=0.1, weight_decay=weight_decay, warmup_steps=0
+    )
     train(
         objective,
         lambda epoch, first: [One()],
@@ -174,34 +272,8 @@ def test_a_scaled_parameter_moves_by_its_share():
         observer=Observer(),
         learning_rate_scale=lambda name: 0.25 if name == "slow" else 1.0,
     )
-    assert 1 - objective.fast.item() == pytest.approx(0.1, rel=1e-4)
-    assert 1 - objective.slow.item() == pytest.approx(0.025, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("published", "dataset", "labels", "epochs", "learning_rate", "layer_decay", "warmup"),
-    [  # configs/downstream of both branches
-        ("scalr", "nuscenes", "100%", 25, 2e-3, 0.99, 2),
-        ("scalr", "nuscenes", "10%", 45, 2e-3, 0.95, 4),
-        ("scalr", "nuscenes", "1%", 45, 2e-3, 0.95, 4),
-        ("scalr", "semantic_kitti", "100%", 10, 2e-3, 0.99, 1),
-        ("scalr", "semantic_kitti", "1%", 45, 2e-3, 0.95, 4),
-        ("scalr", "pandaset_gt", "100%", 25, 2e-3, 0.99, 2),
-        ("scalr_plus", "nuscenes", "100%", 25, 1e-4, 0.99, 2),
-        ("scalr_plus", "nuscenes", "1%", 45, 1e-4, 0.99, 4),
-        ("scalr_plus", "semantic_kitti", "100%", 25, 1e-4, 0.99, 2),
-        ("scalr_plus", "semantic_kitti", "1%", 45, 1e-4, 0.99, 4),
-    ],
-)
-def test_published_schedules(published, dataset, labels, epochs, learning_rate, layer_decay, warmup):
-    schedule = finetuning(published, dataset, labels)
-    assert (schedule.epochs, schedule.learning_rate, schedule.layer_decay) == (epochs, learning_rate, layer_decay)
-    assert (schedule.warmup_epochs, schedule.weight_decay, schedule.min_learning_rate) == (warmup, 0, 0)
-
-
-def test_pandaset_is_probed_for_longer():
-    assert [probing("scalr", name).epochs for name in ("nuscenes", "pandaset_64", "pandaset_gt")] == [20, 50, 50]
-    assert [probing(published, "nuscenes").min_learning_rate for published in ("scalr", "scalr_plus")] == [1e-5, 0]
+    assert 1 - objective.fast.item() == pytest.approx(0.1 * (1 + weight_decay), rel=1e-4)
+    assert 1 - objective.slow.item() == pytest.approx(0.025 * (1 + weight_decay), rel=1e-4)
 
 
 def test_a_scan_of_many_points_is_cut_around_one_of_them(simulated):
@@ -213,6 +285,32 @@ def test_a_scan_of_many_points_is_cut_around_one_of_them(simulated):
     assert np.ptp(centres, axis=0).max() > 1  # each around another point
 
 
+def test_a_training_scan_is_a_random_point_of_each_voxel_with_its_label(simulated, monkeypatch):
+    """Another for each visit, frame and seed; of points near the lidar, so that none is cut off."""
+    dataset, config = open_dataset("nuscenes", simulated("nuscenes"), "train"), load_config()
+    augmentations = []
+
+    def unaugmented(xyz, rng, config):
+        augmentations.append(config)
+        return xyz
+
+    monkeypatch.setattr(labelled_scans, "augment", unaugmented)
+    raw, raw_labels = dataset.read_points(dataset.frames[0]), dataset.read_labels(dataset.frames[0])
+    label_at = dict(zip(map(bytes, raw[:, :3].copy()), raw_labels, strict=True))
+    draws = {}
+    for seed, visit in ((0, 0), (0, 1), (1, 0)):
+        scan, labels = AugmentedScans(dataset, config, seed)[visit, 0]
+        xyz = np.ascontiguousarray(scan.features[:, 1:4])
+        assert labels.tolist() == [label_at[bytes(point)] for point in xyz]
+        assert (np.abs(xyz) < config.fov_max_m).all()
+        draws[seed, visit] = {bytes(point) for point in xyz}
+    assert draws[0, 0] != draws[0, 1] != draws[1, 0] != draws[0, 0]
+    np.testing.assert_array_equal(
+        AugmentedScans(dataset, config, 1)[0, 0][0].features, AugmentedScans(dataset, config, 1)[0, 0][0].features
+    )
+    assert set(augmentations) == {AugmentConfig()}
+
+
 def load_config():
     return Student(WaffleIronConfig(width=8, depth=1)).input_config
 
@@ -222,6 +320,7 @@ def load_config():
     [
         ({"schedule": "scalar"}, "--schedule: 'scalar' is unknown. Use scalr, scalr_plus"),
         ({"labels": "2%"}, "--labels: '2%' is unknown. Use 100%, 10%, 1%"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0"),
         ({"layer_decay": 99.0}, "layer_decay is 99.0. Use a factor above 0, up to 1"),
     ],
 )

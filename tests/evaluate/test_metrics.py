@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalr.evaluate.metrics import confusion_matrix, intersection_over_union, mean_iou
+from scalr.evaluate.metrics import accuracy, confusion_matrix, intersection_over_union, mean_iou
 from scalr.evaluate.segmentation_losses import lovasz_softmax, segmentation_loss
 from scalr.extract.datasets.labels import IGNORE_LABEL
 
@@ -33,6 +33,16 @@ def test_confusion_and_iou_against_scikit_learn(points):
         else:
             assert np.isnan(iou[name])
     assert mean_iou(confusion) == pytest.approx(np.nanmean(iou))
+    assert accuracy(confusion) == pytest.approx(sklearn.metrics.accuracy_score(truth, guess))
+
+
+def test_figures_of_many_matrices_are_those_of_each():
+    confusions = np.random.default_rng(0).integers(0, 3, (20, 4, 4)) * np.tri(20, 4, dtype=int)[:, :, None]
+    for over in ("present or predicted", "present"):
+        np.testing.assert_array_equal(mean_iou(confusions, over), [mean_iou(each, over) for each in confusions])
+    np.testing.assert_array_equal(
+        intersection_over_union(confusions), [intersection_over_union(each) for each in confusions]
+    )
 
 
 def slow_lovasz(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -57,6 +67,15 @@ def test_lovasz_is_its_definition(seed, points):
     labels = rng.integers(0, 4, points)
     ours = lovasz_softmax(torch.from_numpy(probabilities), torch.from_numpy(labels)).item()
     assert ours == pytest.approx(slow_lovasz(probabilities, labels), abs=1e-9)
+
+
+def test_the_loss_of_a_head_is_cross_entropy_and_lovasz():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(50, 4)), rng.integers(0, 4, 50)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    cross_entropy = -np.log(probabilities[np.arange(50), labels]).mean()
+    ours = segmentation_loss(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+    assert ours == pytest.approx(cross_entropy + slow_lovasz(probabilities, labels))
 
 
 def test_segmentation_loss_leaves_unlabelled_points_out():

@@ -3,18 +3,28 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from scalr.distill.checkpoint import load_student, save_student
+from scalr.distill.inputs import evaluation_input
 from scalr.distill.waffleiron import Student, WaffleIronConfig, probe_head
 from scalr.errors import DatasetError, StudentError
 from scalr.evaluate import probe as module
 from scalr.evaluate import supervision
 from scalr.evaluate.model import load_model, with_class_head
-from scalr.evaluate.probe import ProbeConfig, QuickProbe, probe
+from scalr.evaluate.probe import (
+    FeatureBatch,
+    FeatureBatches,
+    HeadObjective,
+    ProbeConfig,
+    QuickProbe,
+    frozen_features,
+    probe,
+)
 from scalr.evaluate.scoring import score
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
@@ -58,6 +68,8 @@ def test_every_labelled_point_is_scored_and_the_student_stays(
     assert any("fast" in departure for departure in written["departures"]) is fast
     model = load_model(tmp_path / "model.safetensors")
     assert model.class_names == dataset.class_names
+    backbone = {name: value for name, value in model.student.state_dict().items() if not name.startswith("classif.")}
+    assert all(torch.equal(before[name], value) for name, value in backbone.items())  # running means among them
     again = score(model.student, dataset, torch.device("cpu"))
     np.testing.assert_array_equal(again.confusion, result.scores.confusion)
 
@@ -83,6 +95,13 @@ def test_predictions_go_to_every_raw_point_by_the_nearest_kept_one(student_file,
 
 def test_the_head_starts_at_zero():
     assert not probe_head(8, 16)(torch.randn(20, 8)).any()
+
+
+def test_a_head_learns_the_statistics_of_its_features():
+    torch.manual_seed(0)
+    head, tokens = probe_head(8, 4), 3 + torch.randn(500, 8)
+    HeadObjective(head.eval())(FeatureBatch(tokens, torch.randint(0, 4, (500,))))
+    torch.testing.assert_close(head[0].running_mean, 0.1 * tokens.mean(dim=0))
 
 
 def test_labels_of_another_length_are_said(student_file, synthetic_world, tmp_path):
@@ -112,6 +131,63 @@ def test_a_quick_probe_leaves_the_student_in_training_as_it_is(student_file, syn
     assert student.training
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_features_that_are_computed_once_have_the_labels_of_their_points(student_file, synthetic_world):
+    student, dataset = load_student(student_file), open_dataset("nuscenes", synthetic_world, "val")
+    tokens, labels = frozen_features(
+        with_class_head(student, 4, student.input_config).eval(), dataset, torch.device("cpu")
+    )
+    first = 0
+    for frame in dataset.frames:
+        points = dataset.read_points(frame)
+        _, kept, _ = evaluation_input(points, dataset.intensity, student.input_config)
+        rows = slice(first, first + len(kept))
+        assert labels[rows].tolist() == dataset.read_labels(frame)[kept].tolist()
+        torch.testing.assert_close(tokens[rows], student.extract(points)[kept])
+        first += len(kept)
+    assert len(tokens) == len(labels) == first
+
+
+def test_batches_of_features_are_shuffled_anew_and_go_on_where_they_stopped(monkeypatch):
+    monkeypatch.setattr(module, "FAST_BATCH_POINTS", 10)
+    batches = FeatureBatches(torch.arange(45.0)[:, None], torch.arange(45), seed=0)
+    assert batches.num_steps == 5
+    orders = {}
+    for epoch in range(2):
+        parts = list(batches(epoch))
+        assert [part.num_points for part in parts] == [9] * 5
+        assert all(torch.equal(part.tokens[:, 0].long(), part.labels) for part in parts)
+        orders[epoch] = torch.cat([part.labels for part in parts]).tolist()
+        assert sorted(orders[epoch]) == list(range(45))
+        assert torch.equal(torch.cat([part.labels for part in batches(epoch, 3)]), torch.tensor(orders[epoch][27:]))
+    assert orders[0] != orders[1]
+    other = FeatureBatches(torch.arange(45.0)[:, None], torch.arange(45), seed=1)
+    assert torch.cat([part.labels for part in other(0)]).tolist() != orders[0]
+
+
+def test_a_quick_probe_takes_frames_from_all_over_a_split(monkeypatch):
+    splits = []
+
+    def open_dataset(name, root, split, need):
+        splits.append((split, need))
+        return SimpleNamespace(frames=list(range(10)))
+
+    monkeypatch.setattr(module, "open_dataset", open_dataset)
+    quick_probe = QuickProbe("nuscenes", Path("world"), num_frames=4)
+    assert quick_probe.training_set.frames == quick_probe.validation_set.frames == [0, 2, 5, 7]
+    assert splits == [("train", "labels"), ("val", "labels")]
+    assert QuickProbe("nuscenes", Path("world"), num_frames=100).training_set.frames == list(range(10))
+
+
+def test_students_are_probed_as_far_as_pandaset_is_labelled(student_file):
+    student = load_student(student_file)
+    base = {"student": student_file, "root": student_file, "out": student_file}
+    reach = {
+        name: ProbeConfig(**base, dataset=name).new_model(student, 4).input_config.fov_max_m[0]
+        for name in ("nuscenes", "semantic_kitti", "pandaset_64", "pandaset_gt")
+    }
+    assert reach == {"nuscenes": 64, "semantic_kitti": 64, "pandaset_64": 128, "pandaset_gt": 128}
 
 
 def test_a_quick_probe_needs_labels(tmp_path, synthetic_world):

@@ -12,10 +12,11 @@ import torch
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import StudentError
 from scalr.evaluate import robustness as module
+from scalr.evaluate.corrupt import NOT_COMPARABLE
 from scalr.evaluate.model import save_model, with_class_head
 from scalr.evaluate.robo3d import BASELINE, corruption_errors, mean_over, resilience_rates
 from scalr.evaluate.robustness import RobustnessConfig, robustness
-from scalr.extract.datasets.corruptions import CORRUPTIONS, SEVERITIES
+from scalr.extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
 from scalr.extract.datasets.semantic_kitti import LABELS
 
 # Robo3D's README: mIoU by corruption, clean mIoU, mCE, mRR.
@@ -49,6 +50,10 @@ def test_the_definition_over_severities_is_the_same():
     assert found["fog"] == pytest.approx(by_definition)
 
 
+def test_a_model_that_finds_nothing_has_no_resilience():
+    assert np.isnan(resilience_rates({"fog": 0.0}, clean=0.0)["fog"])
+
+
 @pytest.fixture
 def config(simulated, tmp_path) -> RobustnessConfig:
     """Copies of which all are clean but fog, whose points are moved."""
@@ -58,9 +63,9 @@ def config(simulated, tmp_path) -> RobustnessConfig:
         for severity in SEVERITIES:
             for name in ("velodyne", "labels"):
                 shutil.copytree(sequence / name, root / corruption / severity / name)
-    for scan in root.glob("fog/*/velodyne/*.bin"):
+    for number, scan in enumerate(sorted(root.glob("fog/*/velodyne/*.bin"))):
         points = np.fromfile(scan, dtype=np.float32).reshape(-1, 4)
-        points[:, :3] = np.random.default_rng(0).permutation(points[:, :3])
+        points[:, :3] = np.random.default_rng(number).permutation(points[:, :3])
         points.tofile(scan)
     torch.manual_seed(0)
     student = Student(WaffleIronConfig(width=8, depth=3))
@@ -81,13 +86,27 @@ def test_all_copies_are_scored_and_put_together(config):
     assert len(result.miou) == 24
     assert not result.missing
     assert all(value == result.clean for copy, value in result.miou.items() if not copy.startswith("fog/"))
-    fog = np.mean([result.miou[f"fog/{severity}"] for severity in SEVERITIES])
+    of_severities = [result.miou[f"fog/{severity}"] for severity in SEVERITIES]
+    fog = np.mean(of_severities)
+    assert fog != np.median(of_severities)
     assert fog != result.clean
     assert result.mrr == pytest.approx((700 + 100 * fog / result.clean) / 8)
     written = json.loads((config.out / "result.json").read_text())
     assert written["figures"]["mCE"] == pytest.approx(result.mce / 100)
     assert written["departures"] == []
     assert "fog/heavy" in (config.out / "result.md").read_text()
+    means = dict.fromkeys(CORRUPTIONS, result.clean) | {"fog": fog}
+    errors = {name: 100 * (100 - mean) / (100 - BASELINE[config.dataset][name]) for name, mean in means.items()}
+    assert written["corruption_error"] == pytest.approx(errors)
+    assert written["resilience_rate"] == pytest.approx(
+        dict.fromkeys(CORRUPTIONS, 100) | {"fog": 100 * fog / result.clean}
+    )
+    assert written["figures"]["mIoU clean"] == pytest.approx(result.clean / 100)
+    assert result.mce == pytest.approx(np.mean(list(errors.values())))
+    (config.root / MANIFEST).write_text("{}")
+    again = robustness(config)  # from the cards of all copies
+    assert (again.clean, again.miou, again.mce, again.mrr) == (result.clean, result.miou, result.mce, result.mrr)
+    assert json.loads((config.out / "result.json").read_text())["departures"] == [NOT_COMPARABLE]
 
 
 def test_a_killed_run_goes_on(config, monkeypatch):

@@ -18,7 +18,9 @@ from scalr.evaluate import pictures, similarity
 from scalr.evaluate.similarity import (
     ScanFeatures,
     SimilarityConfig,
+    StoredFeatures,
     chosen_query,
+    in_space_of,
     pca_colours,
     scan_features,
     similarity_maps,
@@ -145,6 +147,7 @@ def test_equal_features_have_equal_colours():
 @pytest.mark.parametrize(("channels", "varying"), [(1, 1), (2, 2), (5, 2), (5, 0)])
 def test_components_that_are_not_there_are_grey(channels, varying):
     features = np.full((100, channels), 0.3, np.float32)
+    features *= 1 + 1e-7 * np.random.default_rng(0).normal(size=features.shape).astype(np.float32)  # of rounding
     features[:, :varying] += skewed_features(100, max(varying, 1))[:, :varying]
     colours = pca_colours(features)
     assert (colours[:, varying:] == 0.5).all()
@@ -175,7 +178,9 @@ def test_the_perspective_view_looks_at_its_target_upright():
 
 
 def test_the_query_of_a_class_is_the_mean_of_its_points():
-    scan = a_scan()
+    """A voxel counts as often as it has points of the class."""
+    scan = replace_labels(a_scan(), np.random.default_rng(1).integers(0, 3, 60).astype(np.uint8))
+    assert len(set(np.bincount(scan.nearest[scan.labels == 1]))) > 2
     query, vector = chosen_query(scan, CLASSES, None, "car")
     units = scan.tokens.numpy() / np.linalg.norm(scan.tokens.numpy(), axis=1, keepdims=True)
     mean = np.mean([units[scan.nearest[point]] for point in range(60) if scan.labels[point] == 1], axis=0)
@@ -201,6 +206,10 @@ def test_by_default_it_is_the_car_with_most_points():
     query, _ = chosen_query(scan, CLASSES, None, None)
     assert query.point in crowd
     assert query.text == f"point {query.point} (car)"
+    scan.points[[1, 5, 13, 17], :3] = [-5, -5, 0]  # cars, but others stand for them
+    assert chosen_query(scan, CLASSES, None, None)[0] == query
+    scan.points[crowd, :3] = [[5.9, 5, 0], [4.1, 5, 0], [5, 5, 0]]  # within a metre of the last alone
+    assert chosen_query(scan, CLASSES, None, None)[0].point == 33
 
 
 @pytest.mark.parametrize("labels", [None, np.zeros(60, np.uint8)], ids=["no labels", "no car"])
@@ -238,6 +247,9 @@ def test_features_are_those_of_the_student(student_file, synthetic_world):
     expected = student.extract(dataset.read_points(dataset.frames[1]), "nuscenes")
     torch.testing.assert_close(scan.tokens[torch.from_numpy(scan.nearest)], expected)
     np.testing.assert_array_equal(scan.labels, dataset.read_labels(dataset.frames[1]))
+    wider = scan_features(student, dataset, dataset.frames[1], "pandaset_64")  # which is read up to 128 m
+    reach_m = [np.abs(each.points[each.kept, :2]).max() for each in (scan, wider)]
+    assert reach_m[0] < 64 < reach_m[1]
 
 
 def assert_picture(path: Path, least_px: int = 800) -> None:
@@ -341,6 +353,21 @@ def test_a_student_of_this_teacher_has_the_teachers_colours(synthetic_world, sto
     targets = unit(np.concatenate([open_store(stores["all"]).read_view(row, TEACHER).targets for row in range(6)]))
     np.testing.assert_allclose(of_student[0], pca_colours(targets[:1], like=targets)[0], atol=1e-3)
     assert not np.isnan(of_teacher).all()
+
+
+def test_only_a_head_for_this_teacher_is_in_its_space(student_file):
+    student, scan = load_student(student_file), a_scan()
+    stored = StoredFeatures("mine", np.zeros(0, int), np.zeros((0, 3)), "front", np.zeros((0, 2), np.uint16))
+
+    def projected(**dims: int) -> np.ndarray | None:
+        return in_space_of(stored, student, scan, {"teachers": {name: {"dim": dim} for name, dim in dims.items()}})
+
+    assert projected() is None
+    assert projected(another=4) is None
+    assert projected(mine=3) is None  # the head has four channels
+    with torch.inference_mode():
+        expected = unit(student.project(scan.tokens).numpy()[:, 1:])
+    np.testing.assert_allclose(projected(another=1, mine=3), expected, atol=1e-6)
 
 
 def test_pictures_of_an_earlier_call_do_not_stay(student_file, synthetic_world, stores, tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from scalr.errors import StoreError
+from scalr.evaluate import teacher as module
 from scalr.evaluate.teacher import LabelledTargets, TeacherProbeConfig, probe_teacher
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
@@ -62,18 +64,52 @@ def test_training_draws_other_pairs_each_epoch(stores, simulated, monkeypatch):
     assert len(first[0]) == len(first[1]) == 120
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], second[0])
+    other = LabelledTargets(targets.store, TEACHER, dataset, seed=1)
+    assert not torch.equal(first[0], other[0, 0][0])
+    assert not torch.equal(first[0], targets[0, 1][0])
 
 
-def test_the_probe_counts_every_labelled_pair(stores, simulated, tmp_path):
+def test_pairs_are_drawn_once_each_with_their_labels(stores, simulated, monkeypatch):
+    class Last:
+        """A generator that draws the last of all, and no value twice."""
+
+        def choice(self, values, count, replace):
+            assert not replace
+            return values[::-1][:count]
+
+    monkeypatch.setattr("scalr.evaluate.teacher.PAIRS_OF_A_VIEW", 20)
+    dataset = open_dataset("nuscenes", simulated("nuscenes"), "train")
+    store = open_store(stores["all"])
+    targets = LabelledTargets(store, TEACHER, dataset, seed=0)
+    pairs = [len(store.read_view(row, TEACHER).point_index) for row in targets.frames[0].rows]
+    ends = np.cumsum(pairs)
+    kept = np.concatenate([np.arange(end - min(20, count), end) for end, count in zip(ends, pairs, strict=True)])
+    features, labels = targets.read(0)
+    some_features, some_labels = targets.read(0, Last())
+    torch.testing.assert_close(some_features, features[kept])
+    assert torch.equal(some_labels, labels[kept])
+
+
+def test_the_probe_counts_every_labelled_pair(stores, simulated, tmp_path, monkeypatch):
     config = TeacherProbeConfig(
         cache=stores["visible"],
+        val_cache=stores["all"],
         root=simulated("nuscenes"),
         out=tmp_path / "out",
         epochs=12,
         learning_rate=0.05,
         batch_size=1,
     )
+    scored = []
+
+    def score_targets(head, targets, device):
+        scored.append((targets.store.path, targets.dataset.split, head.training))
+        return real(head, targets, device)
+
+    real = module.score_targets
+    monkeypatch.setattr(module, "score_targets", score_targets)
     scores = probe_teacher(config)
+    assert scored == [(stores["all"], "val", False)]
     dataset = open_dataset("nuscenes", simulated("nuscenes"), "val")
     targets = LabelledTargets(open_store(stores["all"]), TEACHER, dataset, seed=0)
     labels = np.concatenate([targets.read(number)[1].numpy() for number in range(len(targets))])
@@ -83,6 +119,11 @@ def test_the_probe_counts_every_labelled_pair(stores, simulated, tmp_path):
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["provenance"]["teachers"][TEACHER]["image_size"] == [28, 56]
     assert result["protocol"]["scored_points"].startswith("every pair")
+    schedule = result["protocol"]["schedule"]
+    assert (schedule["warmup_epochs"], schedule["min_learning_rate"], schedule["weight_decay"]) == (2, 1e-5, 3e-3)
+    assert result["departures"] == [
+        "epochs 12 instead of 20", "batch_size 1 instead of 8", "learning_rate 0.05 instead of 0.001"
+    ]  # fmt: skip
 
 
 def test_what_is_missing_is_said(stores, simulated, tmp_path):
@@ -105,6 +146,10 @@ def test_a_store_of_another_dataset_is_noticed(stores, simulated, tmp_path):
     shutil.copytree(simulated("nuscenes"), root)
     dataset = open_dataset("nuscenes", root, "val")
     targets = LabelledTargets(open_store(stores["visible"]), TEACHER, dataset, seed=0)
+    stranger = copy.copy(dataset)
+    stranger.name = "my_rig"
+    with pytest.raises(StoreError, match=f"no targets of {TEACHER} for split val of my_rig"):
+        LabelledTargets(targets.store, TEACHER, stranger, seed=0)
     scan = root / dataset.frames[0].scan
     points = np.fromfile(scan, dtype=np.float32)
     (points + 1).tofile(scan)

@@ -15,6 +15,37 @@ from scalr.evaluate.transfer import TARGETS, TransferConfig, transfer
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
 
+CLASSES = {
+    "semantic_kitti_10": (
+        "car", "bicycle", "motorcycle", "truck", "other_vehicle", "pedestrian", "driveable_surface", "sidewalk",
+        "terrain", "vegetation",
+    ),
+    "semantic_poss_6": ("person", "bike", "car", "ground", "vegetation", "manmade"),
+}  # fmt: skip
+# datasets/*.py of SALUDA: raw id -> class, counted from 1, 0 for none.
+SALUDA = {
+    ("semantic_kitti_10", "nuscenes"): dict(
+        enumerate([
+            0, 0, 6, 6, 6, 6, 6, 0, 0, 0,  0, 0, 0, 0, 2, 5, 5, 1, 5, 5,
+            5, 3, 5, 4, 7, 0, 8, 9, 0, 0,  10, 0,
+        ])
+    ),
+    ("semantic_kitti_10", "semantic_kitti"): {
+        0: 0, 1: 0, 10: 1, 11: 2, 13: 5, 15: 3, 16: 0, 18: 4, 20: 5, 30: 6, 31: 0, 32: 0, 40: 7, 44: 7, 48: 8, 49: 0,
+        50: 0, 51: 0, 52: 0, 60: 7, 70: 10, 71: 10, 72: 9, 80: 0, 81: 0, 99: 0, 252: 1, 253: 0, 254: 6, 255: 0, 256: 0,
+        257: 5, 258: 4, 259: 5,
+    },
+    ("semantic_poss_6", "nuscenes"): dict(
+        enumerate([
+            0, 0, 1, 1, 1, 0, 1, 0, 0, 6,  0, 0, 6, 0, 2, 3, 3, 3, 3, 0,
+            0, 2, 3, 3, 4, 4, 4, 4, 6, 0,  5, 0,
+        ])
+    ),
+    ("semantic_poss_6", "semantic_poss"): dict(
+        enumerate([0, 0, 0, 0, 1, 1, 2, 3, 0, 5,  6, 6, 6, 6, 6, 6, 6, 6, 0, 0,  0, 2, 4])
+    ),
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("classes", RAW_IDS)
 def test_both_sides_have_the_same_classes_in_the_same_order(classes):
@@ -26,28 +57,19 @@ def test_both_sides_have_the_same_classes_in_the_same_order(classes):
         assert len(ids) == len(set(ids))
 
 
-@pytest.mark.parametrize(
-    ("classes", "dataset", "raw", "expected"),
-    [  # SALUDA's tables, the rows that surprise
-        ("semantic_kitti_10", "nuscenes", 5, "pedestrian"),  # personal mobility
-        ("semantic_kitti_10", "nuscenes", 19, "other_vehicle"),  # ambulance
-        ("semantic_kitti_10", "nuscenes", 28, None),  # manmade
-        ("semantic_kitti_10", "semantic_kitti", 31, None),  # bicyclist
-        ("semantic_kitti_10", "semantic_kitti", 16, None),  # on rails
-        ("semantic_kitti_10", "semantic_kitti", 44, "driveable_surface"),  # parking
-        ("semantic_kitti_10", "semantic_kitti", 71, "vegetation"),  # trunk
-        ("semantic_poss_6", "nuscenes", 5, None),
-        ("semantic_poss_6", "nuscenes", 19, None),
-        ("semantic_poss_6", "nuscenes", 25, "ground"),  # other flat
-        ("semantic_poss_6", "nuscenes", 9, "manmade"),  # barrier
-        ("semantic_poss_6", "semantic_poss", 6, "bike"),  # rider
-        ("semantic_poss_6", "semantic_poss", 8, None),  # trunk
-    ],
-)
-def test_the_mappings_are_those_of_saluda(classes, dataset, raw, expected):
+@pytest.mark.parametrize(("classes", "dataset"), SALUDA)
+def test_the_mappings_are_those_of_saluda(classes, dataset):
+    """Every raw id, among them those that surprise: in both sets other_flat, riders and trunks differ."""
+    raw, expected = zip(*SALUDA[classes, dataset].items(), strict=True)
     label_map = class_map(classes, dataset)
-    train_id = label_map.train_ids(np.array([raw]), "labels")[0]
-    assert (None if train_id == IGNORE_LABEL else label_map.class_names[train_id]) == expected
+    train_ids = label_map.train_ids(np.array(raw), "labels")
+    assert label_map.class_names == CLASSES[classes]
+    np.testing.assert_array_equal(train_ids, [IGNORE_LABEL if each == 0 else each - 1 for each in expected])
+
+
+def test_targets_are_those_of_saluda():
+    """SemanticKITTI is annotated up to 50 m."""
+    assert TARGETS == {"semantic_kitti": ("semantic_kitti_10", 50), "semantic_poss": ("semantic_poss_6", None)}
 
 
 def test_every_raw_id_of_a_dataset_is_known(simulated):
@@ -83,6 +105,13 @@ def test_a_model_of_one_lidar_is_scored_on_another(target, simulated, tmp_path):
         expected += np.bincount(labels[near & (labels != IGNORE_LABEL)], minlength=len(expected))
     np.testing.assert_array_equal(scores.confusion.sum(axis=1), expected)
     result = json.loads((tmp_path / "out/result.json").read_text())
+    assert scores.mean_over == result["protocol"]["mean_over"] == "present"
+    assert result["departures"] == []
+    of_source = json.loads((tmp_path / "source/result.json").read_text())
+    assert of_source["setting"] is None  # nothing is published for a source's shared classes
+    assert result["protocol"]["trained_on"] == of_source["protocol"]["training_frames_sha256"]
+    scored = "every labelled raw point" if max_range_m is None else "labelled raw points nearer than 50 m"
+    assert result["protocol"]["scored_points"].startswith(scored)
     assert "intensity" in result["protocol"]
     assert result["protocol"]["classes_of"] == classes
 
