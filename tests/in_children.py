@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 
+from moments import Meeting
 from scalr.cli import main
 from scalr.distill.processes import BatchNorm, num_processes, on_its_own, process_index, summed
 from scalr.errors import StoreError
@@ -44,6 +46,20 @@ def command_of_two(rank: int, port: int, words: list[str], log: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with Path(f"{log}{rank}").open("w") as file, redirect_stdout(file), redirect_stderr(file):
         main(words)
+
+
+def command_in_shell(words: list[str], log: Path, watched: Path, largest_file: int | None, meeting: Meeting) -> None:
+    """`scalr` as a shell starts it, in a group of its own; what it prints goes to `log` with .out and .err behind.
+
+    Each change below `watched` is a moment. `largest_file` [bytes] is the limit on the size of files.
+    """
+    os.setsid()
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    meeting.at_changes_below(watched)
+    main(words)
 
 
 class Numbered(Dataset):

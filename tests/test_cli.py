@@ -7,9 +7,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +18,8 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
+from in_children import command_in_shell
+from moments import Child
 from scalr.cli import main
 from scalr.distill.checkpoint import save_student
 from scalr.distill.training_log import read_log
@@ -253,18 +252,19 @@ def test_a_much_smaller_encoding_is_pointed_out(synthetic_world, tmp_path, caplo
     assert "--encoding" not in caplog.text
 
 
-def test_a_file_that_may_not_grow_is_one_error_and_the_run_goes_on(synthetic_world, tmp_path):
+def test_a_file_that_may_not_grow_is_one_error_and_the_run_goes_on(synthetic_world, tmp_path, children):
     """A limit on the size of files, as a stand-in for a full disk: the second block's points do not fit."""
-    out, executable = tmp_path / "s.zarr", Path(sys.executable).with_name("scalr")
+    out, log = tmp_path / "s.zarr", tmp_path / "log"
     options = ("--root", synthetic_world, "--out", out, "--frames-per-block", "1", "--encoding", "patch")
-    words = [str(word) for word in (executable, "extract", *TINY_TEACHER, *options)]
-    limited = subprocess.run(["bash", "-c", 'ulimit -f 120; "$@"', "-", *words], capture_output=True, text=True)
-    errors = [line for line in limited.stderr.splitlines() if line.startswith("Error: ")]
-    assert limited.returncode == 1, limited.stderr
+    words = [str(word) for word in ("extract", *TINY_TEACHER, *options)]
+    limited = Child(children, command_in_shell, words, log, out, 120 * 1024).end()
+    stderr = Path(f"{log}.err").read_text()
+    errors = [line for line in stderr.splitlines() if line.startswith("Error: ")]
+    assert limited == 1, stderr
     assert len(errors) == 1
     assert "File too large" in errors[0]
     assert "run the same command again" in errors[0]
-    assert "Traceback" not in limited.stderr
+    assert "Traceback" not in stderr
     assert json.loads(scalr("verify", out, "--json").stdout)["whole"]
     assert scalr("extract", *TINY_TEACHER, *options).exit_code == 0
     report = json.loads(scalr("inspect", out, "--json").stdout)
@@ -418,19 +418,19 @@ def test_a_shell_completes(typed, expected):
     assert [item.value for item in complete.get_completions(words, incomplete)] == expected
 
 
-def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path):
-    """In the terminal's way: to all processes of the command at once, in the middle of its blocks."""
-    whole, out = tmp_path / "whole.zarr", tmp_path / "s.zarr"
+def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path, children):
+    """In the terminal's way, to all processes of the command at once, while its first block is being committed."""
+    whole, out, log = tmp_path / "whole.zarr", tmp_path / "s.zarr", tmp_path / "log"
     options = (*TINY_TEACHER, "--root", synthetic_world, "--frames-per-block", 1, "--batch-size", 6)
     assert scalr("extract", *options, "--out", whole).exit_code == 0
-    words = [str(word) for word in (Path(sys.executable).with_name("scalr"), "extract", *options, "--out", out)]
-    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not ((out / "zarr.json").exists() and list(out.glob("tmp/*/*"))):  # the first block is being written
-        assert running.poll() is None
-        time.sleep(0.01)
+    words = [str(word) for word in ("extract", *options, "--out", out)]
+    running = Child(children, command_in_shell, words, log, out / "blocks/000000", None, stops=(0,))
+    assert running.wait_for_a_moment()
     os.killpg(running.pid, signal.SIGINT)
-    stdout, stderr = running.communicate()
-    assert (running.returncode, stdout) == (130, "")
+    running.go_on()
+    assert running.end() == 130
+    assert Path(f"{log}.out").read_text() == ""
+    stderr = Path(f"{log}.err").read_text()
     assert stderr.endswith("Error: interrupted; committed blocks stay. Run the same command again to go on.\n")
     assert "Traceback" not in stderr
     assert json.loads(scalr("verify", out, "--json").stdout)["whole"]
