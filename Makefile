@@ -1,4 +1,4 @@
-# make demo | test | test-slow | bench | picture | study | lint | install: each makes .venv first, with the versions of constraints.txt.
+# make demo | test | test-slow | mutants | bench | picture | study | lint | install: each makes .venv first, with the versions of constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Modules are compiled once, not by each of the many processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-slow bench picture study lint format clean
+.PHONY: install demo test test-slow mutants bench picture study lint format clean
 
 install: .venv/installed
 
@@ -27,11 +27,17 @@ test: install
 test-slow: install
 	$(BIN)/pytest -m slow
 
+# Do the tests notice? An hour or two on two cores.
+SEED ?= 0
+mutants: install
+	$(BIN)/python tests/mutants.py --number 200 --seed $(SEED)
+
 # Figures of docs/. Real frames, where they are, come from DATA.
 DATA ?= ../shared/data
 # A checkout of valeoai/WaffleIron to compare the student with, where there is one.
 PEER ?=
 bench: install
+	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/store_layout.py
 	$(BIN)/python tests/benchmarks/store_index.py
 	$(BIN)/python tests/benchmarks/extract_speed.py
