@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import sys
@@ -10,6 +11,10 @@ import tempfile
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+
+# Before torch is imported. Tests run in several processes already; an operation on several threads waits for the
+# slowest of them, on busy cores for long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
@@ -76,6 +81,15 @@ def one_server_of_children():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ForkServerContext, "set_forkserver_preload", start)
         yield
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """The command line sets up the package's logger for the whole process."""
+    logger = logging.getLogger("scalr")
+    before = logger.handlers, logger.level
+    yield
+    logger.handlers, logger.level = before
 
 
 @pytest.fixture(scope="session")

@@ -225,7 +225,7 @@ def test_the_command(checkpoint, tmp_path):
     run = CliRunner().invoke
     result = run(main, ["convert", str(source), str(student), "--set", "inputs.voxel_size_m=0.05"])
     assert result.exit_code == 0, result.output
-    assert result.output == f"{student}: WI-2-8, layer norm, relu, linear head with 6 outputs\n"
+    assert result.stdout == f"{student}: WI-2-8, layer norm, relu, linear head with 6 outputs\n"
     assert load_student(student).input_config.voxel_size_m == 0.05
     assert student_provenance(student)["converted_from"]["file"] == source.name
     again = run(main, ["convert", str(source), str(student)])
