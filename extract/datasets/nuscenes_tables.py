@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from ...errors import DatasetError
 from ..projection import Calibration, inverse_rigid, rigid_transform
+from .devkit_splits import devkit_splits
 from .files import missing_file, read_json
 from .frame import Frame, View
 from .frame_table import SCHEMA, frames_as_table, write_table
@@ -83,10 +84,8 @@ def keyframe_table(tables: Path) -> tuple[pa.Table, dict[str, list[str]]]:
 
 def named_splits() -> dict[str, list[str]]:
     """The scenes of the devkit's splits, and of SLidR's."""
-    from nuscenes.utils import splits  # here: with it comes the whole devkit, some seconds to import
-
     verifying = {f"scene-{number}" for number in SLIDR_VAL.split()}
-    named = {name: list(getattr(splits, name)) for name in ("train", "val", "test", "mini_train", "mini_val")}
+    named = {name: devkit_splits()[name] for name in ("train", "val", "test", "mini_train", "mini_val")}
     parametrizing = [scene for scene in named["train"] if scene not in verifying]
     return named | {"slidr_train": parametrizing, "slidr_val": sorted(verifying)}
 

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/startup.py [path of a scalr, to compare another checkout's]
 
-Prints for each command the shortest of five runs.
+Prints for each command the shortest of three runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-RUNS = 5
+RUNS = 3
 HEAVY = ("torch", "timm", "zarr", "numba", "scipy", "pyarrow", "pandas", "matplotlib", "distributed")
 TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
 

@@ -13,6 +13,7 @@ from PIL import Image as PilImage
 
 from ....errors import DatasetError
 from ....progress import progress
+from ..devkit_splits import devkit_splits
 from .rigs import Rig
 from .sensors import MAX_KEYFRAMES, Scene, simulate_scene
 
@@ -70,11 +71,10 @@ def scene_names(
     Raises:
         DatasetError: fewer than one and none, or more than a layout has room for.
     """
-    from nuscenes.utils import splits  # here: with it comes the whole devkit, some seconds to import
-
-    _check_range("train_scenes", train_scenes, 1, most_train or len(splits.train))
-    _check_range("val_scenes", val_scenes, 0, len(splits.val) if most_val is None else most_val)
-    return splits.train[:train_scenes], splits.val[:val_scenes]
+    train, val = devkit_splits()["train"], devkit_splits()["val"]
+    _check_range("train_scenes", train_scenes, 1, most_train or len(train))
+    _check_range("val_scenes", val_scenes, 0, len(val) if most_val is None else most_val)
+    return train[:train_scenes], val[:val_scenes]
 
 
 def with_images(rig: Rig, image_shape: tuple[int, int] | None) -> Rig:

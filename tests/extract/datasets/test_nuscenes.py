@@ -10,6 +10,7 @@ import pytest
 
 from scalr.errors import DatasetError
 from scalr.extract.datasets import nuscenes, nuscenes_tables, open_dataset
+from scalr.extract.datasets.devkit_splits import devkit_splits
 from scalr.extract.datasets.files import read_image
 from scalr.extract.datasets.frame_table import SCHEMA
 from scalr.extract.datasets.nuscenes_tables import read_keyframes
@@ -259,6 +260,13 @@ def test_label_subsets_follow_the_scene_rule(trainval, percent, ratio, count):
     expected = [scene for counter, scene in enumerate(trainval.train, start=1) if counter % ratio == 0]
     assert len(expected) == count
     assert trainval(f"train-{percent}%") == expected
+
+
+def test_splits_are_those_that_the_devkit_gives():
+    from nuscenes.utils.splits import create_splits_scenes
+
+    ours, expected = devkit_splits(), create_splits_scenes()
+    assert {name: ours[name] for name in expected} == expected
 
 
 def test_slidr_splits_train_into_600_and_100(trainval):
