@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import logging
 import os
@@ -123,12 +124,19 @@ def simulated(tmp_path_factory):
     be written to.
     """
 
+    worlds = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        worlds = worlds.parent  # which all processes of this run have
+
     @functools.cache
     def call(layout: str) -> Path:
         if layout == "pandaset":
             pytest.importorskip("pandas", reason="PandaSet's files are pandas tables")
-        root = tmp_path_factory.mktemp(layout) / "world"
-        write_world(root, layout=layout, train_scenes=1, val_scenes=1, keyframes=2, seed=0)
+        root = worlds / f"{layout}-world"
+        with (worlds / f"{layout}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not root.exists():
+                write_world(root, layout=layout, train_scenes=1, val_scenes=1, keyframes=2, seed=0)
         return root
 
     return call
