@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import math
 import os
 import random
@@ -186,21 +187,22 @@ def tests_of(module: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the tests said of a change; None stands for the source as it is."""
+    """What the tests said of a change."""
 
-    change: Change | None
-    passed: bool
+    change: Change
+    noticed: bool
     seconds: float
     said: str
 
 
-def judge(folder: Path, number: int, change: Change | None, tests: Sequence[str]) -> Verdict:
-    """Make a change in this process's own copy of the tree, run the tests, and take the change back."""
+def judge(folder: Path, number: int, change: Change, tests: Sequence[str]) -> Verdict:
+    """Make a change in this process's own copy of the tree, run the tests, and take the change back.
+
+    Raises:
+        ValueError: the test that fails does so on the source as it is.
+    """
     copy = _copy_of_this_process(folder)
     began = time.perf_counter()
-    if change is None:
-        passed, said = _run(copy, tests)
-        return Verdict(None, passed, time.perf_counter() - began, said)
     file = copy / change.module
     original, stat = file.read_bytes(), file.stat()
     file.write_bytes(original[: change.start] + change.new.encode() + original[change.stop :])
@@ -210,7 +212,16 @@ def judge(folder: Path, number: int, change: Change | None, tests: Sequence[str]
     finally:
         file.write_bytes(original)
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    return Verdict(change, passed, time.perf_counter() - began, said)
+    if found := re.match(r"(?:FAILED|ERROR) (\S+\.py(?:::.*?(?= - |$))?)", said):
+        _check_as_it_is(copy, found[1])
+    return Verdict(change, not passed, time.perf_counter() - began, said)
+
+
+@functools.cache
+def _check_as_it_is(copy: Path, test: str) -> None:
+    passed, said = _run(copy, [test])
+    if not passed:
+        raise ValueError(f"{test} fails on the source as it is: {said}")
 
 
 def _copy_of_this_process(folder: Path) -> Path:
@@ -280,25 +291,16 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="scalr-mutants-") as folder,
         ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool,
     ):
-        tests = {change.module: tests_of(change.module) for change in drawn}
-        files = sorted({file for of_module in tests.values() for file in of_module})
-        print(f"{len(drawn)} of {len(found)} changes; first {len(files)} test files on the source as it is", flush=True)
-        asis = {pool.submit(judge, Path(folder), 0, None, [file]): file for file in files}
-        for future in as_completed(asis):
-            if not future.result().passed:
-                sys.exit(f"{asis[future]} fails on the source as it is: {future.result().said}")
-        seconds = {file: future.result().seconds for future, file in asis.items()}
-        jobs = []
-        for number, change in enumerate(drawn):
-            first, *others = tests[change.module]
-            quickest_first = [first, *sorted(others, key=seconds.__getitem__)]
-            jobs.append(pool.submit(judge, Path(folder), number, change, quickest_first))
+        print(f"{len(drawn)} of {len(found)} changes", flush=True)
+        jobs = [
+            pool.submit(judge, Path(folder), number, change, tests_of(change.module))
+            for number, change in enumerate(drawn)
+        ]
         survivors = []
         for done, future in enumerate(as_completed(jobs), start=1):
             verdict = future.result()
-            survivors += [verdict.change] * verdict.passed
-            word = "NOT NOTICED" if verdict.passed else "noticed"
-            said = "" if verdict.passed else f"   {_short(verdict.said)}"
+            survivors += [] if verdict.noticed else [verdict.change]
+            word, said = ("noticed", f"   {_short(verdict.said)}") if verdict.noticed else ("NOT NOTICED", "")
             print(f"{done:>4}  {verdict.seconds:5.0f} s  {word:<12}{verdict.change}{said}", flush=True)
     noticed = len(drawn) - len(survivors)
     print(f"\nseed {options.seed}: {noticed} of {len(drawn)} noticed ({noticed / len(drawn):.1%}); not noticed:")
