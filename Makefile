@@ -22,7 +22,7 @@ demo: install
 
 # By file, so that what a module's tests share is made once.
 test: install
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -48,6 +48,11 @@ for ignored in (signal.SIGTERM, signal.SIGUSR1):
 REAL_DATA = Path(os.environ.get("SCALR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first: the last ones are short then, and no process waits long for another."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """Call with nuscenes, semantickitti or pandaset for a folder of real frames; tests are skipped where it is not."""
@@ -66,7 +71,8 @@ def real_nuscenes(real_data) -> Path:
     return real_data("nuscenes")
 
 
-PRELOADED = ("tiny", "distillation_in_child", "in_children", "zarr")
+# What tests run there, and what torch would import at the first step of a training.
+PRELOADED = ("tiny", "distillation_in_child", "in_children", "zarr", "torch._dynamo", "torch.utils.tensorboard")
 
 
 @pytest.fixture(scope="session", autouse=True)

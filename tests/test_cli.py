@@ -29,7 +29,8 @@ from scalr.extract.store.inspect import readable_bytes
 from scalr.extract.teachers.teacher import load_teacher
 from store_comparison import assert_same_store
 
-TINY_TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
+MEASURED_TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
+TINY_TEACHER = (*MEASURED_TEACHER, "--batch-size", 6)
 SMALL = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2", "training.warmup_steps=1")
 
 
@@ -52,7 +53,7 @@ def world(synthetic_world, tmp_path) -> Path:
 
 
 def test_from_images_to_a_probe(synthetic_world, tmp_path):
-    extracted = scalr("extract", *TINY_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr")
+    extracted = scalr("extract", *MEASURED_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr")
     assert extracted.exit_code == 0, extracted.output
     assert "2 frames, 12 views" in extracted.output
     assert "RANDOM" in extracted.stdout
@@ -155,7 +156,18 @@ def test_two_teachers_with_features_of_their_choice(synthetic_world, tmp_path):
     weights = tmp_path / "w.safetensors"
     save_file(teacher.model.state_dict(), weights)
     out = tmp_path / "s.zarr"
-    common = ("--root", synthetic_world, "--out", out, "--image-size", "32x64", "--encoding", "patch")
+    common = (
+        "--root",
+        synthetic_world,
+        "--out",
+        out,
+        "--image-size",
+        "32x64",
+        "--encoding",
+        "patch",
+        "--batch-size",
+        6,
+    )
     own = ("--weights", f"timm:test_vit.r160_in1k={weights}", "--weights", "random")
     asked = ("--teacher", "timm:test_vit.r160_in1k", "--feature", "x_norm:-1,2", *own)
     assert scalr("extract", *asked, *common).exit_code == 0
@@ -421,7 +433,7 @@ def test_a_shell_completes(typed, expected):
 def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path, children):
     """In the terminal's way, to all processes of the command at once, while its first block is being committed."""
     whole, out, log = tmp_path / "whole.zarr", tmp_path / "s.zarr", tmp_path / "log"
-    options = (*TINY_TEACHER, "--root", synthetic_world, "--frames-per-block", 1, "--batch-size", 6)
+    options = (*TINY_TEACHER, "--root", synthetic_world, "--frames-per-block", 1)
     assert scalr("extract", *options, "--out", whole).exit_code == 0
     words = [str(word) for word in ("extract", *options, "--out", out)]
     running = Child(children, command_in_shell, words, log, out / "blocks/000000", None, stops=(0,))
@@ -441,7 +453,7 @@ def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path, children)
 
 def test_results_as_json(synthetic_world, tmp_path):
     """Standard output is JSON and nothing else; the same figures as the files and the text have."""
-    command = ("extract", *TINY_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr", "--json")
+    command = ("extract", *MEASURED_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr", "--json")
     dry = json.loads(scalr(*command, "--dry-run").stdout)
     assert [(each["encoding"]["layout"], each["encoding"]["dtype"]) for each in dry["encodings"]] == [
         *[("point", "float16"), ("point", "int8"), ("patch", "float16"), ("patch", "int8")]

@@ -17,7 +17,7 @@ from scalr.distill.run import DistillConfig, distill
 from scalr.distill.sampling import Draw, EpochBatches
 from scalr.errors import StoreError
 
-TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
+TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56", "--batch-size", 6)
 SMALL = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2", "training.warmup_steps=1")
 
 

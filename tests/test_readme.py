@@ -23,14 +23,14 @@ SHORT = "--set training.epochs=1 --set training.warmup_steps=0"
 # What makes commands small enough for every run of the tests; an option that is given twice counts as the last one.
 SMALLER = {
     "scalr synth": "--train-scenes 1 --keyframes 1",
-    "scalr extract": "--image-size 28x56",
+    "scalr extract": "--image-size 28x56 --batch-size 6",
     "scalr distill": f"{SHORT} --set student.depth=3 --set training.workers=0",
     "scalr evaluate probe": "--epochs 2",
 }
 # Teachers' weights cannot be fetched in a test, and random ones of a ViT-L take a minute to draw; a student for a GPU
 # takes hours without one.
 STAND_IN = {
-    "scalr extract": "--weights random --image-size 28x56 --encoding patch",
+    "scalr extract": "--weights random --image-size 28x56 --encoding patch --batch-size 6",
     "scalr distill": f"{SHORT} --set student.depth=3 --set student.width=8",
 }
 

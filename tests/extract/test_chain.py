@@ -28,6 +28,7 @@ def pairs_of_a_world(folder: Path, **size: int) -> np.ndarray:
             teachers=("dinov2_vits14",),
             weights=("random",),
             image_size=(28, 56),
+            batch_size=6,
         )
     )
     store, dataset = open_store(folder / "s.zarr"), open_dataset("nuscenes", folder / "world", "train")

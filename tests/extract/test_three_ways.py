@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+import dask
 import distributed
 import pytest
 
@@ -48,13 +49,20 @@ def tiny_config(world: Path, out: Path, **options) -> ExtractConfig:
     return ExtractConfig(root=world, out=out, teachers=("dinov2_vits14",), **options)
 
 
-def test_worker_processes_give_the_same_store(synthetic_world, tmp_path):
+@pytest.fixture
+def forked_workers(children):
+    """Dask's workers are forked, too, from the server of the tests' own children; `test_two_workers` spawns them."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        yield
+
+
+def test_worker_processes_give_the_same_store(synthetic_world, tmp_path, forked_workers):
     extract(tiny_config(synthetic_world, tmp_path / "one.zarr", frames_per_block=1))
     extract(tiny_config(synthetic_world, tmp_path / "two.zarr", frames_per_block=1, workers=2))
     assert_same_store(open_store(tmp_path / "two.zarr"), open_store(tmp_path / "one.zarr"))
 
 
-def test_a_mistake_in_a_worker_reaches_the_user(synthetic_world, tmp_path):
+def test_a_mistake_in_a_worker_reaches_the_user(synthetic_world, tmp_path, forked_workers):
     """One error with its three parts, as without workers."""
     root = tmp_path / "world"
     root.mkdir()

@@ -397,7 +397,7 @@ def own_reader(tmp_path) -> Path:
 def test_a_reader_of_ones_own(own_reader, monkeypatch):
     """From the folder it lies in, as the docs say, in a process of its own: none else has it imported already."""
     executable = Path(sys.executable).with_name("scalr")
-    teacher = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
+    teacher = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56", "--batch-size", "6")
     words = [executable, "extract", *teacher, "--dataset", "my_rig:MyRig", "--root", "data"]
     done = subprocess.run([str(word) for word in words], cwd=own_reader, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
