@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -29,6 +30,9 @@ def test_splits_follow_each_scene_s_own_gps(simulated, tmp_path):
     assert len(open_dataset("pandaset_64", root, "001,101").frames) == 4
     shutil.copy(root / "001/meta/gps.json", root / "101/meta/gps.json")
     assert {frame.scene for frame in open_dataset("pandaset_64", root, "train").frames} == {"001", "101"}
+    entries = json.loads((root / "101/meta/gps.json").read_text())
+    (root / "101/meta/gps.json").write_text(json.dumps([entries[0], *({**each, "lat": 0} for each in entries)]))
+    assert len(open_dataset("pandaset_64", root, "train").frames) == 4  # where the scene begins is what counts
     shutil.rmtree(root / "101/annotations/semseg")  # as most scenes of the real set: not used
     assert {frame.scene for frame in open_dataset("pandaset_64", root, "train").frames} == {"001"}
 
