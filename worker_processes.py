@@ -5,15 +5,11 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.context import BaseContext
 
+# Each imports what it needs anew. One that is forked from this process could deadlock once zarr has run in it; one that
+# is forked from a server outlives a process that is killed, and is lost with the server at a signal to the whole group.
+START_METHOD = "spawn"
 
-def worker_context(*modules: str) -> BaseContext:
-    """How worker processes start: forked from a server that has imported `modules` and has done nothing else.
 
-    They start at once and share the server's memory, where spawned ones would each import torch. Forked from this
-    process itself they could deadlock, once zarr has run in it. The server imports what the first caller names.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(modules))
-    return context
+def worker_context() -> BaseContext:
+    """How worker processes start."""
+    return multiprocessing.get_context(START_METHOD)

@@ -125,7 +125,7 @@ class EpochLoader:
             batch_sampler=self._batches,
             collate_fn=_ErrorsAside(collate),
             num_workers=workers,
-            multiprocessing_context=worker_context(*{type(part).__module__ for part in parts}) if workers else None,
+            multiprocessing_context=worker_context() if workers else None,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             worker_init_fn=leave_signals_to_the_trainer,

@@ -152,7 +152,7 @@ def _results(config: CorruptConfig, jobs: Sequence[_Job]) -> Iterator[int]:
         return
     # A terminal's Ctrl-C reaches all processes: this one speaks for all.
     ignore_interrupts = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(config.workers, mp_context=worker_context(__name__), **ignore_interrupts) as pool:
+    with ProcessPoolExecutor(config.workers, mp_context=worker_context(), **ignore_interrupts) as pool:
         try:
             yield from pool.map(make, jobs)
         except BrokenProcessPool:

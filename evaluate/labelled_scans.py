@@ -147,7 +147,7 @@ class EvaluationScans(TorchDataset):
             batch_size=None,
             sampler=list(numbers),
             num_workers=workers,
-            multiprocessing_context=worker_context(__name__) if workers else None,
+            multiprocessing_context=worker_context() if workers else None,
         )
         for scan in loader:
             if isinstance(scan, ScalrError):

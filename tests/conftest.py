@@ -10,7 +10,6 @@ import signal
 import sys
 import tempfile
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 # Before torch is imported. Tests run in several processes already; an operation on several threads waits for the
@@ -27,9 +26,9 @@ from error_record import (  # noqa: F401  # hooks of pytest
     pytest_terminal_summary,
     pytest_testnodedown,
 )
+from scalr import worker_processes
 from scalr.extract.datasets.synthetic import write_world
 from scalr.extract.store import FeatureStore
-from scalr.worker_processes import worker_context
 from tiny import TinyDataset, extract_with, tiny_teachers
 
 settings.register_profile("scalr", deadline=None)  # machines are noisy
@@ -77,16 +76,21 @@ PRELOADED = ("tiny", "distillation_in_child", "in_children", "zarr", "torch._dyn
 
 @pytest.fixture(scope="session", autouse=True)
 def one_server_of_children():
-    """Whoever asks for children first, a test or the package itself, starts a server that has imported everything."""
+    """Tests' own children are forked from a server that has imported everything and done nothing.
 
-    def start(context: ForkServerContext, modules: list[str]) -> None:
+    So are the package's workers, which are spawned elsewhere, and import torch for seconds.
+    """
+    ensure_running = forkserver.ForkServer.ensure_running
+
+    def with_our_path(server: forkserver.ForkServer) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not get ours otherwise
-            forkserver.set_forkserver_preload([*PRELOADED, *(name for name in modules if name != "__main__")])
-            forkserver.ensure_running()
+            ensure_running(server)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ForkServerContext, "set_forkserver_preload", start)
+        patch.setattr(worker_processes, "START_METHOD", "forkserver")
+        patch.setattr(forkserver.ForkServer, "ensure_running", with_our_path)
+        forkserver.set_forkserver_preload([*PRELOADED])
         yield
 
 
@@ -101,8 +105,9 @@ def logging_as_it_was():
 
 @pytest.fixture(scope="session")
 def children(one_server_of_children):
-    """Starts children at once: they are forked from a process that has imported everything and done nothing."""
-    return worker_context()
+    """Starts children at once."""
+    forkserver.ensure_running()
+    return worker_processes.worker_context()
 
 
 @pytest.fixture

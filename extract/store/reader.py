@@ -285,7 +285,7 @@ class FeatureStore:
         return zarr.open_array(fmt.group_path(self.path, kind, block) / name, mode="r")
 
     def _read_target_ranges(self, teacher: str, block: int) -> np.ndarray:
-        table = fmt.read_index(fmt.index_path(self.path, teacher, block), teacher)
+        table = self._read_indexes(teacher, [block], ("start", "stop"))
         return np.stack([table["start"].to_numpy(), table["stop"].to_numpy()], axis=1)
 
     def _teacher(self, name: str) -> dict:
@@ -342,10 +342,10 @@ class FeatureStore:
         if not paths:
             return schema.empty_table().select(columns or schema.names)
         try:
-            with ThreadPoolExecutor() as pool:  # pyarrow.dataset would do the same, after importing pandas
+            with ThreadPoolExecutor() as pool:  # pyarrow.dataset would do the same, and takes a second to import
                 tables = pool.map(lambda path: fmt.read_index(path, kind, columns), paths)
                 return pa.concat_tables(tables).combine_chunks()
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise StoreError(
                 f"an index cannot be read ({error})",
                 where=self.path / "index" / kind,

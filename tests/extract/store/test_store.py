@@ -8,6 +8,7 @@ import pickle
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import zarr
 
@@ -250,6 +251,16 @@ def test_arrays_are_compressed_as_the_page_says(tmp_path, dtype, shuffle):
     settings = {name: blosc["configuration"][name] for name in ("cname", "clevel", "shuffle", "typesize")}
     expected = {"cname": "zstd", "clevel": 3, "shuffle": shuffle, "typesize": np.dtype(dtype).itemsize}
     assert (blosc["name"], settings, checksum["name"]) == ("blosc", expected, "crc32c")
+
+
+@pytest.mark.parametrize(("kind", "column"), [("scans", "pairs_stop"), ("scans", "token"), ("t", "start")])
+def test_an_index_that_lacks_a_column_is_said(tmp_path, kind, column):
+    store = filled_store(tmp_path / "s.zarr")
+    path = store.path / f"index/{kind}/000000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns([column]), path)
+    again = open_store(store.path)
+    with pytest.raises(StoreError, match=rf"an index cannot be read .*{column}"):
+        again.read_view(0, "t") if column != "token" else again.views
 
 
 def test_a_damaged_index_is_said(tmp_path):
