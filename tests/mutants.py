@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -131,13 +131,13 @@ def changes_of(module: str) -> list[Change]:
                 found.append(replaced(node, stop - len(name), stop, FUNCTIONS[name]))
         if isinstance(node, ast.Call):
             for keyword in node.keywords:
-                if keyword.arg:
+                if keyword.arg and keyword.arg != "strict":  # as good as an assertion
                     kept = [each for each in node.keywords if each is not keyword]
                     found.append(whole(node, ast.unparse(ast.Call(node.func, node.args, kept))))
     return sorted(set(found), key=lambda change: (change.start, change.stop, change.new))
 
 
-def _span(node: ast.AST, offset: callable) -> tuple[int, int]:
+def _span(node: ast.AST, offset: Callable) -> tuple[int, int]:
     return offset(node.lineno, node.col_offset), offset(node.end_lineno, node.end_col_offset)
 
 
