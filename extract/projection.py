@@ -13,6 +13,8 @@ import numpy as np
 
 from ..errors import DatasetError
 
+WORST_CONDITION = 1e9  # of a projection: a camera's is about its focal length in pixels, a singular one's 1e16
+
 
 @dataclass(frozen=True, kw_only=True)
 class Visibility:
@@ -59,9 +61,9 @@ class Calibration:
         from scipy.linalg import rq  # a quarter of a second, and only here
 
         left = matrix[:, :3]
-        scale = np.cbrt(np.linalg.det(left))  # of either sign: rotation and intrinsics have positive determinants
-        if not np.isfinite(scale) or abs(scale) <= 1e-12 * np.linalg.norm(left):
+        if not np.isfinite(left).all() or np.linalg.cond(left) > WORST_CONDITION:
             raise ValueError("it is not a projection: its left 3x3 part cannot be inverted")
+        scale = np.cbrt(np.linalg.det(left))  # of either sign: rotation and intrinsics have positive determinants
         intrinsics, rotation = rq(left / scale)
         signs = np.diag(np.sign(np.diag(intrinsics)))
         intrinsics, rotation = intrinsics @ signs, signs @ rotation

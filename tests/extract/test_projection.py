@@ -111,6 +111,24 @@ def test_a_projection_is_taken_apart_and_put_together(seed, scale):
     np.testing.assert_allclose(found.intrinsics, intrinsics, atol=1e-6)
 
 
+@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-6, 1.0, 1e6]))
+def test_a_matrix_that_flattens_space_is_no_projection(seed, scale):
+    """Rows that depend on each other have a determinant of zero but for rounding."""
+    rng = np.random.default_rng(seed)
+    matrix = scale * rng.normal(size=(3, 4))
+    matrix[2] = rng.normal() * matrix[0] + rng.normal() * matrix[1]
+    with pytest.raises(ValueError, match="cannot be inverted"):
+        Calibration.from_projection(matrix)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_matrix_that_is_not_finite_is_no_projection(value):
+    matrix = np.eye(3, 4)
+    matrix[1, 1] = value
+    with pytest.raises(ValueError, match="cannot be inverted"):
+        Calibration.from_projection(matrix)
+
+
 def test_inverse_rigid_undoes_the_transform():
     rng = np.random.default_rng(0)
     matrix = rigid_transform(random_rotation(rng), rng.normal(size=3))
