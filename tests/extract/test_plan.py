@@ -32,3 +32,8 @@ def test_what_is_no_part_is_said(text):
 
 def test_digest_tells_other_frames_and_other_orders_apart():
     assert len({frames_digest(tokens) for tokens in (["a", "b"], ["b", "a"], ["a"], ["a", "c"], ["ab"])}) == 5
+
+
+def test_a_part_is_written_as_it_is_read():
+    assert str(Part.parse("2/8")) == "2/8"
+    assert Part(2, 8).folder_name == "part-2-of-8"
