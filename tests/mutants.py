@@ -131,7 +131,7 @@ def changes_of(module: str) -> list[Change]:
                 found.append(replaced(node, stop - len(name), stop, FUNCTIONS[name]))
         if isinstance(node, ast.Call):
             for keyword in node.keywords:
-                if keyword.arg and keyword.arg != "strict":  # as good as an assertion
+                if keyword.arg and keyword.arg != "strict":
                     kept = [each for each in node.keywords if each is not keyword]
                     found.append(whole(node, ast.unparse(ast.Call(node.func, node.args, kept))))
     return sorted(set(found), key=lambda change: (change.start, change.stop, change.new))
@@ -146,7 +146,7 @@ def _computing(node: ast.AST) -> Iterator[ast.AST]:
     match node:
         case ast.Raise() | ast.Assert() | ast.JoinedStr() | ast.Import() | ast.ImportFrom():
             return
-        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")) | ast.keyword(arg="strict"):  # strict: as good as an assertion
             return
         case ast.Call(func=ast.Attribute(value=ast.Name(id="logger"))) | ast.Expr(value=ast.Constant()):
             return
