@@ -12,6 +12,7 @@ from scalr.errors import DatasetError
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
 from scalr.extract.datasets.scans import intensity_of, read_labelled_scan
+from scalr.extract.datasets.semantic_poss import SemanticPoss
 
 
 def test_poss_splits(simulated, tmp_path):
@@ -22,6 +23,18 @@ def test_poss_splits(simulated, tmp_path):
     assert val.frames[0].views == ()
     shutil.copytree(root / "sequences", tmp_path / "poss/dataset/sequences")
     assert len(open_dataset("semantic_poss", tmp_path / "poss", "00,03").frames) == 4
+
+
+def test_poss_ids_are_those_of_its_api():
+    """SemanticPOSS' raw ids 0 to 22: no class for unlabelled points, for 1 to 3 and for 18 to 20."""
+    none = IGNORE_LABEL
+    expected = [none] * 4 + [0, 0, 1, 2, 3, 4, 5, 5, 5, 6, 7, 8, 9, 10, none, none, none, 11, 12]
+    found = SemanticPoss.label_map.train_ids(np.arange(23), Path("000000.label"))
+    np.testing.assert_array_equal(found, expected)
+    assert SemanticPoss.class_names == (
+        *("person", "rider", "car", "trunk", "plants", "traffic-sign", "pole", "trashcan", "building", "cone-stone"),
+        *("fence", "bike", "ground"),
+    )
 
 
 def test_poss_intensities_are_measured(simulated):
