@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..errors import StoreError, StudentError
-from ..extract.store import FeatureStore, StoredView
+from ..extract.store import FeatureStore, Source, StoredView
 from ..extract.targets import EncodedTargets
 from .inputs import (
     AugmentConfig,
@@ -118,7 +118,7 @@ class DistillDataset(Dataset):
         sampling: cameras and points of a sample.
         augmentation: rotation, flips, scale.
         seed: of all random choices.
-        split: only its frames; None takes all.
+        sources: only their frames; None takes all.
         number: of the store, for the samples' ids.
 
     Raises:
@@ -133,12 +133,12 @@ class DistillDataset(Dataset):
         sampling: SamplingConfig,
         augmentation: AugmentConfig,
         seed: int,
-        split: str | None = None,
+        sources: Sequence[Source] | None = None,
         number: int = 0,
     ) -> None:
         self.store, self.teachers, self.seed, self.number = store, tuple(teachers), seed, number
         self.inputs, self.sampling, self.augmentation = inputs, sampling, augmentation
-        self.frames = _views_by_frame(store, self.teachers, split)
+        self.frames = _views_by_frame(store, self.teachers, sources)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -235,13 +235,13 @@ def _pairs_of(view: StoredView, kept: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return point, pair[point]
 
 
-def _views_by_frame(store: FeatureStore, teachers: Sequence[str], split: str | None) -> list[np.ndarray]:
-    """Rows of the views of each frame that see a point and have targets of all teachers."""
+def _views_by_frame(store: FeatureStore, teachers: Sequence[str], sources: Sequence[Source] | None) -> list[np.ndarray]:
+    """Rows of the views of each frame of `sources` that see a point and have targets of all teachers."""
     used = store.column("pairs_stop") > store.column("pairs_start")
     for teacher in teachers:
         used &= np.isin(np.arange(len(used)), store.rows_with_targets(teacher))
-    if split is not None:
-        used &= store.column("split") == split
+    if sources is not None:
+        used &= np.isin(store.column("block"), [block for source in sources for block in source.blocks])
     rows = np.flatnonzero(used)
     if not len(rows):
         raise StoreError(

@@ -13,7 +13,7 @@ import yaml
 
 from ..checkpoint_files import written_aside
 from ..errors import StoreError, StudentError
-from ..extract.store import FeatureStore, open_store
+from ..extract.store import FeatureStore, Source, open_store
 from .checkpoint import save_student
 from .dataset import DistillCollate, DistillDataset, SampleId
 from .interruption import Checkpoints
@@ -119,7 +119,7 @@ class Chosen(NamedTuple):
 
     store: FeatureStore
     teachers: dict[str, float]  # and their weights
-    split: str
+    sources: tuple[Source, ...]
 
     @property
     def provenance(self) -> dict[str, dict]:
@@ -222,9 +222,9 @@ def _observer(config: DistillConfig, chosen: Sequence[Chosen], student: Student)
 def _choose(store: FeatureStore, config: DistillConfig) -> Chosen:
     names = config.teachers or tuple(config.recipe.objective.teachers) or (store.only_teacher(),)
     weights = {name: float(config.recipe.objective.teachers.get(name, 1.0)) for name in names}
-    chosen = Chosen(store, weights, _choose_split(store, config.split))
+    chosen = Chosen(store, weights, _sources_of(store, config.split))
     for name in weights:
-        _require_complete(store, name, chosen.split)
+        _require_complete(store, name, chosen.sources)
     return chosen
 
 
@@ -244,22 +244,24 @@ def _samples(chosen: Chosen, recipe: Recipe, number: int) -> DistillDataset:
         recipe.sampling,
         recipe.augmentation,
         recipe.training.seed + number * SEEDS_APART,
-        chosen.split,
+        chosen.sources,
         number,
     )
 
 
-def _choose_split(store: FeatureStore, name: str | None) -> str:
+def _sources_of(store: FeatureStore, name: str | None) -> tuple[Source, ...]:
     splits = sorted({source.split for source in store.sources})
-    if name in splits or (name is None and len(splits) == 1):
-        return name or splits[0]
+    if name is None and len(splits) == 1:
+        (name,) = splits
+    if name in splits:
+        return tuple(source for source in store.sources if source.split == name)
     found = ", ".join(splits) or "none"
     problem = "which split" if name is None else f"no split '{name}'"
     raise StoreError(f"{problem}? The store has: {found}", where=store.path, fix="Pass --split with one of them.")
 
 
-def _require_complete(store: FeatureStore, teacher: str, split: str) -> None:
-    blocks = {block for source in store.sources if source.split == split for block in source.blocks}
+def _require_complete(store: FeatureStore, teacher: str, sources: Sequence[Source]) -> None:
+    blocks = {block for source in sources for block in source.blocks}
     missing = sorted(blocks - store.committed_blocks(teacher))
     if missing:
         raise StoreError(
@@ -270,9 +272,8 @@ def _require_complete(store: FeatureStore, teacher: str, split: str) -> None:
 
 
 def _provenance(chosen: Sequence[Chosen], recipe: Recipe) -> dict:
-    sources = [source.attributes for each in chosen for source in each.store.sources if source.split == each.split]
     return {
-        "store": {"sources": sources},
+        "stores": [{"sources": [source.attributes for source in each.sources]} for each in chosen],
         "teachers": chosen[0].provenance,
         "recipe": recipe_values(recipe),
         "torch": str(torch.__version__),
@@ -284,7 +285,8 @@ def _identity(provenance: dict) -> dict:
     recipe = provenance["recipe"]
     training = {key: value for key, value in recipe["training"].items() if key not in OF_THE_MACHINE}
     return {
-        "store": provenance["store"],
+        # Not by store, as in checkpoints of runs that are under way.
+        "store": {"sources": [source for store in provenance["stores"] for source in store["sources"]]},
         "teachers": provenance["teachers"],
         "recipe": {**recipe, "training": training},
     }

@@ -36,7 +36,8 @@ def test_distilled_from_two_stores_and_probed_on_each(simulated, tmp_path):
     output = scalr("distill", *caches, *overrides, "--out", tmp_path / "run")
     assert "4 steps" in output
     recorded = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert [source["dataset"] for source in recorded["store"]["sources"]] == list(stores)
+    sources = [[source["dataset"] for source in store["sources"]] for store in recorded["stores"]]
+    assert sources == [[name] for name in stores]
     for name in stores:
         student = tmp_path / "run/student.safetensors"
         scalr("evaluate", "probe", "--student", student, "--dataset", name, "--root", simulated(name), "--fast",

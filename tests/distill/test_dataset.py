@@ -141,18 +141,26 @@ def test_a_frame_is_drawn_again_where_nothing_is_left_of_it(extract_tiny):
     assert all((sample.scan.features[:, 1] > 3).all() and len(sample.scan.features) for sample in samples)
 
 
-def test_a_split_is_its_frames_alone(extract_tiny, tiny_dataset):
+def test_a_source_is_its_frames_alone(extract_tiny, tiny_dataset):
+    """One split of one dataset: neither the dataset's other split, nor the same split of another dataset."""
     extract_tiny()
     tiny_dataset.split, tiny_dataset.frames = "val", tiny_dataset.frames[:1]
-    store = extract_tiny(split="val")
-    options = (INPUTS, SAMPLING, STILL, 0)
-    rows = {split: DistillDataset(store, ("coordinates",), *options, split).frames for split in ("train", "val", None)}
-    assert {split: np.concatenate(frames).tolist() for split, frames in rows.items()} == {
-        "train": [0, 1, 2, 3, 4, 5], "val": [6, 7], None: [0, 1, 2, 3, 4, 5, 6, 7]
-    }  # fmt: skip
-    assert {split: len(frames) for split, frames in rows.items()} == {"train": 3, "val": 1, None: 4}
+    extract_tiny()
+    tiny_dataset.name, tiny_dataset.split = "other", "train"
+    store = extract_tiny()
+    first, val, other = store.sources
+
+    def frames(*sources) -> list[list[int]]:
+        dataset = DistillDataset(store, ("coordinates",), INPUTS, SAMPLING, STILL, 0, sources)
+        return [rows.tolist() for rows in dataset.frames]
+
+    assert frames(first) == [[0, 1], [2, 3], [4, 5]]
+    assert frames(val) == [[6, 7]]
+    assert frames(other) == [[8, 9]]
+    assert frames(first, other) == [[0, 1], [2, 3], [4, 5], [8, 9]]
+    assert len(tiny(store)) == 5
     with pytest.raises(StoreError, match="no view with targets of coordinates"):
-        DistillDataset(store, ("coordinates",), *options, "test")
+        frames()
 
 
 def test_a_batch_is_its_samples_one_after_the_other(extract_tiny):

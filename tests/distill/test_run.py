@@ -54,7 +54,7 @@ def test_a_student_comes_out_and_comes_back(distilled, tiny_dataset, tmp_path):
     assert student.project(features).shape == (len(points), 3)
     provenance = student_provenance(summary.student)
     assert provenance["teachers"]["coordinates"]["teacher"] == "coordinates"
-    assert provenance["store"]["sources"][0]["split"] == "train"
+    assert [source["split"] for store in provenance["stores"] for source in store["sources"]] == ["train"]
     assert provenance["recipe"]["student"]["out_channels"] == 3
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text()) == provenance
 
