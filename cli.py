@@ -255,10 +255,14 @@ def verify(store: Path, as_json: bool, **options: Any) -> None:
     click.option(
         *("--teacher", "teachers"),
         multiple=True,
-        help="Whose targets; repeatable.  [default: the recipe's, else the only one in each store]",
+        help="Teacher whose targets are learnt; repeatable.  [default: the recipe's, else the only one in each store; "
+        "with --resume, those that the run was started with]",
         **completed(teacher_names),
     ),
-    split_option(None, "Whose frames.  [default: the only one in each store]"),
+    split_option(
+        None,
+        "Split to train on.  [default: the only one in each store; with --resume, what the run was started with]",
+    ),
 )
 @under("Training", recipe_option, set_option)
 @under(

@@ -6,15 +6,13 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-import yaml
 
-from ..checkpoint_files import written_aside
-from ..errors import StoreError, StudentError
-from ..extract.store import FeatureStore, Source, open_store
+from ..errors import StudentError
+from ..extract.store import open_store
 from .checkpoint import save_student
+from .choice import Chosen, Wanted, choose, read_started, write_config
 from .dataset import DistillCollate, DistillDataset, SampleId
 from .interruption import Checkpoints
 from .objective import DistillObjective
@@ -28,6 +26,7 @@ from .waffleiron import Student
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+CONFIG = "config.yaml"
 SEEDS_APART = 1_000_003  # of two stores in one run
 # How the machine is used: a run may go on with others.
 OF_THE_MACHINE = ("workers", "accumulate", "compile", "activation_checkpointing")
@@ -41,8 +40,10 @@ class DistillConfig:
 
     caches: tuple[Path, ...]
     out: Path
-    teachers: tuple[str, ...] = ()  # else the recipe's, else the only one of each store
-    split: str | None = None  # may be left out where each store has one
+    # Left out, teachers are the recipe's, else the only one of each store, and the split is the only one of each store;
+    # a run that resumes keeps those that it was started with.
+    teachers: tuple[str, ...] = ()
+    split: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     device: str = "auto"
     resume: bool = False  # go on with what is in `out`, or begin where nothing is there
@@ -114,26 +115,9 @@ def new_student(recipe: Recipe) -> Student:
         return Student(recipe.student, recipe.inputs)
 
 
-class Chosen(NamedTuple):
-    """What is learnt from one store."""
-
-    store: FeatureStore
-    teachers: dict[str, float]  # and their weights
-    sources: tuple[Source, ...]
-
-    @property
-    def provenance(self) -> dict[str, dict]:
-        return {name: self.store.teachers[name] for name in self.teachers}
-
-    @property
-    def target_dim(self) -> int:
-        return sum(self.store.target_dim(name) for name in self.teachers)
-
-
 def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
     """Train, write the student to `path`, and return the share of time without data."""
-    chosen = [_choose(open_store(path), config) for path in config.caches]
-    _require_same_targets(chosen)
+    chosen = _choose(config, device)
     first = chosen[0]
     objective_config = replace(config.recipe.objective, teachers=first.teachers)
     recipe = with_head_for(replace(config.recipe, objective=objective_config), first.target_dim)
@@ -155,8 +139,8 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
         part_weights=recipe.sampling.store_weights,
         accumulate=training.accumulate,
     )
-    if process_index() == 0:
-        _write_config(config.out, provenance)
+    if process_index() == 0 and not resume:  # the checkpoint may yet turn out to be another run's
+        write_config(config.out / CONFIG, provenance)
     student = new_student(recipe)
     student.waffleiron.activation_checkpointing = training.activation_checkpointing
     if training.compile:
@@ -179,9 +163,17 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
             resume=resume,
         )
     if process_index() == 0:
+        write_config(config.out / CONFIG, provenance)  # a resumed run may have used another machine or release
         save_student(student, path, provenance)
         checkpoints.remove()
     return result.data_wait
+
+
+def _choose(config: DistillConfig, device: torch.device) -> list[Chosen]:
+    stores = [open_store(path) for path in config.caches]
+    weights, record = config.recipe.objective.teachers, config.out / CONFIG
+    started = read_started(record) if config.resume and _seen_by_all(record, device) else None
+    return choose(stores, Wanted(config.teachers or tuple(weights), config.split), weights, started)
 
 
 def _seen_by_all(path: Path, device: torch.device) -> bool:
@@ -219,22 +211,6 @@ def _observer(config: DistillConfig, chosen: Sequence[Chosen], student: Student)
     )
 
 
-def _choose(store: FeatureStore, config: DistillConfig) -> Chosen:
-    names = config.teachers or tuple(config.recipe.objective.teachers) or (store.only_teacher(),)
-    weights = {name: float(config.recipe.objective.teachers.get(name, 1.0)) for name in names}
-    chosen = Chosen(store, weights, _sources_of(store, config.split))
-    for name in weights:
-        _require_complete(store, name, chosen.sources)
-    return chosen
-
-
-def _require_same_targets(chosen: Sequence[Chosen]) -> None:
-    first, *others = chosen
-    for other in others:
-        for teacher in first.teachers:
-            first.store.require_same_targets(other.store, teacher)
-
-
 def _samples(chosen: Chosen, recipe: Recipe, number: int) -> DistillDataset:
     """The samples of the store that was named as `number`, each with random choices of its own."""
     return DistillDataset(
@@ -249,29 +225,8 @@ def _samples(chosen: Chosen, recipe: Recipe, number: int) -> DistillDataset:
     )
 
 
-def _sources_of(store: FeatureStore, name: str | None) -> tuple[Source, ...]:
-    splits = sorted({source.split for source in store.sources})
-    if name is None and len(splits) == 1:
-        (name,) = splits
-    if name in splits:
-        return tuple(source for source in store.sources if source.split == name)
-    found = ", ".join(splits) or "none"
-    problem = "which split" if name is None else f"no split '{name}'"
-    raise StoreError(f"{problem}? The store has: {found}", where=store.path, fix="Pass --split with one of them.")
-
-
-def _require_complete(store: FeatureStore, teacher: str, sources: Sequence[Source]) -> None:
-    blocks = {block for source in sources for block in source.blocks}
-    missing = sorted(blocks - store.committed_blocks(teacher))
-    if missing:
-        raise StoreError(
-            f"{len(missing)} of {len(blocks)} blocks have no targets of {teacher} (first: {missing[:5]})",
-            where=store.path,
-            fix="Run the same 'scalr extract' again: it goes on where it stopped.",
-        )
-
-
 def _provenance(chosen: Sequence[Chosen], recipe: Recipe) -> dict:
+    """What a student is made from; CONFIG_KEYS of `choice`."""
     return {
         "stores": [{"sources": [source.attributes for source in each.sources]} for each in chosen],
         "teachers": chosen[0].provenance,
@@ -290,11 +245,6 @@ def _identity(provenance: dict) -> dict:
         "teachers": provenance["teachers"],
         "recipe": {**recipe, "training": training},
     }
-
-
-def _write_config(folder: Path, provenance: dict) -> None:
-    with written_aside(folder / "config.yaml", StudentError) as temporary:
-        temporary.write_text(yaml.safe_dump(provenance, sort_keys=False))
 
 
 def _losses(folder: Path) -> list[float]:

@@ -1,0 +1,190 @@
+"""What a run learns from: the teachers and sources of its stores.
+
+They are chosen when the run begins, and written to its `config.yaml`. When the run resumes, they are read from there:
+others may have added teachers, splits and datasets to the stores meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from ..checkpoint_files import shortened, written_aside
+from ..errors import StoreError, StudentError
+from ..extract.store import FeatureStore, Source
+
+CONFIG_KEYS = ("stores", "teachers", "recipe", "torch")  # of config.yaml, in the order in which they are written
+CHOOSE_ANEW = "Remove it to choose teachers and split as a first run does, or choose another --out."
+
+
+class Chosen(NamedTuple):
+    """What is learnt from one store."""
+
+    store: FeatureStore
+    teachers: dict[str, float]  # and their weights
+    sources: tuple[Source, ...]
+
+    @property
+    def provenance(self) -> dict[str, dict]:
+        return {name: self.store.teachers[name] for name in self.teachers}
+
+    @property
+    def target_dim(self) -> int:
+        return sum(self.store.target_dim(name) for name in self.teachers)
+
+
+class Wanted(NamedTuple):
+    """What the user asks for; empty and None leave the choice to the run or the stores."""
+
+    teachers: tuple[str, ...]
+    split: str | None
+
+
+class Started(NamedTuple):
+    """What a run was started with, as its `config.yaml` says."""
+
+    path: Path
+    teachers: tuple[str, ...]  # in the order in which their targets follow each other
+    sources: tuple[tuple[tuple[str, str], ...], ...]  # (dataset, split) of each source, for each store
+
+    @property
+    def splits(self) -> set[str]:
+        return {split for sources in self.sources for _, split in sources}
+
+
+def choose(
+    stores: Sequence[FeatureStore], wanted: Wanted, weights: Mapping[str, float], started: Started | None
+) -> list[Chosen]:
+    """Choose teachers and sources of each store.
+
+    Args:
+        stores: in the order in which they were named.
+        wanted: by the user.
+        weights: of teachers, by name; 1 where a name is missing.
+        started: what the run was started with, where it resumes; None chooses as a first run does.
+
+    Raises:
+        StudentError: `wanted` or the number of stores contradicts `started`.
+        StoreError: the choice is not clear, or a store lacks what was chosen.
+    """
+    if started is None:
+        found = [(wanted.teachers or (store.only_teacher(),), _sources_of(store, wanted.split)) for store in stores]
+    else:
+        _require_as_started(started, wanted, len(stores))
+        pairs = zip(stores, started.sources, strict=True)
+        found = [(started.teachers, _recorded_sources(store, keys)) for store, keys in pairs]
+    chosen = [
+        Chosen(store, {name: float(weights.get(name, 1.0)) for name in teachers}, sources)
+        for store, (teachers, sources) in zip(stores, found, strict=True)
+    ]
+    for each in chosen:
+        _require_complete(each)
+    _require_same_targets(chosen)
+    return chosen
+
+
+def write_config(path: Path, provenance: dict) -> None:
+    """Write CONFIG_KEYS of a run.
+
+    Raises:
+        StudentError: the file cannot be written.
+    """
+    with written_aside(path, StudentError) as temporary:
+        temporary.write_text(yaml.safe_dump(provenance, sort_keys=False))
+
+
+def read_started(path: Path) -> Started:
+    """Read what a run was started with from its `config.yaml`.
+
+    Raises:
+        StudentError: the file cannot be read, or is not what `write_config` writes.
+    """
+    try:
+        values = yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
+        raise StudentError(
+            f"the run's configuration cannot be read ({shortened(error)})", where=path, fix=CHOOSE_ANEW
+        ) from None
+    try:
+        # A file that was cut off may still be YAML, with fewer teachers: it lacks the last key.
+        values = {key: values[key] for key in CONFIG_KEYS}
+        teachers = tuple(str(name) for name in values["teachers"])
+        sources = tuple(
+            tuple((str(source["dataset"]), str(source["split"])) for source in store["sources"])
+            for store in values["stores"]
+        )
+    except (KeyError, TypeError, IndexError):
+        teachers, sources = (), ()
+    if not (teachers and sources and all(sources)):
+        raise StudentError(
+            "it does not say which teachers and sources the run was started with", where=path, fix=CHOOSE_ANEW
+        )
+    return Started(path, teachers, sources)
+
+
+def _require_as_started(started: Started, wanted: Wanted, num_stores: int) -> None:
+    # The order of teachers may differ: the one that the run was started with is used.
+    pairs = {
+        "teacher": (set(started.teachers), set(wanted.teachers) or set(started.teachers)),
+        "split": (started.splits, started.splits if wanted.split is None else {wanted.split}),
+        "number of stores": ({len(started.sources)}, {num_stores}),
+    }
+    differing = "; ".join(
+        f"{name} was {_names(was)} and is {_names(now)}" for name, (was, now) in pairs.items() if was != now
+    )
+    if differing:
+        raise StudentError(
+            f"the run was started otherwise: {differing}",
+            where=started.path,
+            fix="Resume it with its own command, or choose another --out.",
+        )
+
+
+def _names(values: set) -> str:
+    return ", ".join(sorted(map(str, values)))
+
+
+def _recorded_sources(store: FeatureStore, keys: Sequence[tuple[str, str]]) -> tuple[Source, ...]:
+    found = {(source.dataset, source.split): source for source in store.sources}
+    for dataset, split in keys:
+        if (dataset, split) not in found:
+            listed = ", ".join(f"{split} of {dataset}" for dataset, split in found) or "none"
+            raise StoreError(
+                f"the run was started with split {split} of {dataset}, and the store has: {listed}",
+                where=store.path,
+                fix="Pass each --cache that the run was started with, in the same order, or choose another --out.",
+            )
+    return tuple(found[key] for key in keys)
+
+
+def _sources_of(store: FeatureStore, name: str | None) -> tuple[Source, ...]:
+    splits = sorted({source.split for source in store.sources})
+    if name is None and len(splits) == 1:
+        (name,) = splits
+    if name in splits:
+        return tuple(source for source in store.sources if source.split == name)
+    found = ", ".join(splits) or "none"
+    problem = "which split" if name is None else f"no split '{name}'"
+    raise StoreError(f"{problem}? The store has: {found}", where=store.path, fix="Pass --split with one of them.")
+
+
+def _require_complete(chosen: Chosen) -> None:
+    blocks = {block for source in chosen.sources for block in source.blocks}
+    for teacher in chosen.teachers:
+        missing = sorted(blocks - chosen.store.committed_blocks(teacher))
+        if missing:
+            raise StoreError(
+                f"{len(missing)} of {len(blocks)} blocks have no targets of {teacher} (first: {missing[:5]})",
+                where=chosen.store.path,
+                fix="Run the same 'scalr extract' again: it goes on where it stopped.",
+            )
+
+
+def _require_same_targets(chosen: Sequence[Chosen]) -> None:
+    first, *others = chosen
+    for other in others:
+        for teacher in first.teachers:
+            first.store.require_same_targets(other.store, teacher)
