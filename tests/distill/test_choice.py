@@ -163,6 +163,33 @@ def test_without_resume_a_run_begins_anew(grown, copied):
     assert grown.recorded(out)["sources"] == [[("nuscenes", "val")]]
 
 
+def test_an_incomplete_store_is_refused(extract_tiny, tmp_path):
+    store = extract_tiny(frames_per_block=1)
+    (store.path / "index/coordinates/000001.parquet").unlink()
+    with pytest.raises(StoreError, match=r"1 of 3 blocks have no targets of coordinates \(first: \[1\]\)"):
+        distill(DistillConfig(caches=(store.path,), out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "message"), [("val", "no split 'val'? The store has: train. Pass --split"), (None, "which split? The")]
+)
+def test_a_split_that_is_not_clear_is_said(extract_tiny, tiny_dataset, tmp_path, split, message):
+    store = extract_tiny()
+    if split is None:
+        tiny_dataset.split = "test"
+        store = extract_tiny()
+    with pytest.raises(StoreError) as caught:
+        distill(DistillConfig(caches=(store.path,), out=tmp_path / "run", split=split, device="cpu"))
+    assert message in str(caught.value)
+
+
+def test_two_teachers_want_a_choice(extract_tiny, tmp_path):
+    store = extract_tiny("coordinates", "doubled")
+    with pytest.raises(StoreError, match="which teacher"):
+        distill(DistillConfig(caches=(store.path,), out=tmp_path / "run"))
+
+
 def test_each_of_several_stores_keeps_its_sources(place):
     """Even where a store gets what is learnt from another one."""
     place.extract("a.zarr")

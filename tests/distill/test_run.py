@@ -83,27 +83,6 @@ print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
     assert not {"timm", "torchvision", "nuscenes", "cv2"} & imported
 
 
-def test_an_incomplete_store_is_refused(extract_tiny, tmp_path):
-    store = extract_tiny(frames_per_block=1)
-    (store.path / "index/coordinates/000001.parquet").unlink()
-    with pytest.raises(StoreError, match=r"1 of 3 blocks have no targets of coordinates \(first: \[1\]\)"):
-        distill(DistillConfig(caches=(store.path,), out=tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("split", "message"), [("val", "no split 'val'? The store has: train. Pass --split"), (None, "which split? The")]
-)
-def test_a_split_that_is_not_clear_is_said(extract_tiny, tiny_dataset, tmp_path, split, message):
-    store = extract_tiny()
-    if split is None:
-        tiny_dataset.split = "test"
-        store = extract_tiny()
-    with pytest.raises(StoreError) as caught:
-        distill(DistillConfig(caches=(store.path,), out=tmp_path / "run", split=split, device="cpu"))
-    assert message in str(caught.value)
-
-
 def test_processes_that_do_not_share_a_folder_are_said(extract_tiny, tmp_path, monkeypatch):
     """The checkpoint is on the disk of one of two nodes."""
     monkeypatch.setattr(run, "num_processes", lambda: 2)
@@ -234,12 +213,6 @@ def test_a_compiled_student_is_the_same(extract_tiny, tmp_path):
         overrides = ("training.epochs=2", f"training.compile={compiled}", "training.learning_rate=1e-2")
         losses.append(distill_small(store, tmp_path / compiled, *overrides).losses)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-def test_two_teachers_want_a_choice(extract_tiny, tmp_path):
-    store = extract_tiny("coordinates", "doubled")
-    with pytest.raises(StoreError, match="which teacher"):
-        distill(DistillConfig(caches=(store.path,), out=tmp_path / "run"))
 
 
 def test_a_killed_save_leaves_no_student(distilled, monkeypatch, tmp_path):
