@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from .errors import ScalrError
 
-LISTED_KEYS = 12  # of each kind, in an error
+LISTED_KEYS = 12  # in an error, of all kinds together
 
 
 @contextmanager
@@ -93,10 +93,11 @@ def shortened(error: Exception) -> str:
 
 def listed(kinds: Mapping[str, Sequence[str]]) -> str:
     """How many keys are of each kind, and the first of them: "2 missing: embed.norm.weight, embed.norm.bias"."""
+    there = {kind: keys for kind, keys in kinds.items() if keys}
+    most = LISTED_KEYS // max(1, len(there))
     return "; ".join(
-        f"{len(keys)} {kind}: {', '.join(keys[:LISTED_KEYS])}{' …' if len(keys) > LISTED_KEYS else ''}"
-        for kind, keys in kinds.items()
-        if keys
+        f"{len(keys)} {kind}: {', '.join(keys[:most])}{' …' if len(keys) > most else ''}"
+        for kind, keys in there.items()
     )
 
 
