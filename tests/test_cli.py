@@ -175,7 +175,8 @@ def test_two_teachers_with_features_of_their_choice(synthetic_world, tmp_path):
     store = open_store(out)
     recorded = store.teachers["timm:test_vit.r160_in1k"]
     assert [recorded[name] for name in ("feature", "dim", "weights")] == ["x_norm:2,5", 128, "file"]
-    assert recorded["weights_sha256"] == teacher.provenance.weights_sha256
+    of_file = load_teacher("timm:test_vit.r160_in1k", image_size=(32, 64), weights=str(weights))
+    assert recorded["weights_sha256"] == of_file.provenance.weights_sha256
     recorded = store.teachers["maskclip_vitb16"]
     assert [recorded[name] for name in ("feature", "dim", "pos_embed")] == ["maskclip", 512, "official"]
     assert "timm:test_vit.r160_in1k" in scalr("inspect", out).output

@@ -6,11 +6,14 @@ timm resizes all of them alike: bicubic to the size, antialiased. Sources of the
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+Grid = tuple[int, int]  # (h, w) in patches
 OFFSET = 0.1  # patches; DINO's guard against a size that rounds down, which shifts where the embeddings are read
 
 
@@ -39,3 +42,29 @@ def resize_officially(
         resized = F.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
     assert resized.shape[-2:] == grid
     return torch.cat([pos_embed[:, :prefix], resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+def grid_of_positions(count: int, others: Iterable[int], guesses: Sequence[Grid]) -> Grid | None:
+    """Which grid of patches position embeddings are of; like timm, take what they are likely to be, then a square.
+
+    Args:
+        count: of the embeddings.
+        others: how many of them may be of tokens that are no patches, the likeliest first.
+        guesses: grids, the likeliest first.
+
+    >>> grid_of_positions(197, [1], [(14, 28)])
+    (14, 14)
+    """
+    for patches in (count - each for each in others):
+        side = math.isqrt(max(patches, 0))
+        for grid in (*guesses, (side, side)):
+            if math.prod(grid) == patches > 0:
+                return grid
+    return None
+
+
+def grid_of_offsets(count: int, others: int, guesses: Sequence[Grid]) -> Grid | None:
+    """The same of a table with an entry for each offset between two patches, (2h - 1)(2w - 1) of them."""
+    spans = [(2 * height - 1, 2 * width - 1) for height, width in guesses]
+    found = grid_of_positions(count, [others], spans)
+    return found and ((found[0] + 1) // 2, (found[1] + 1) // 2)

@@ -16,7 +16,7 @@ from .choices import PosEmbed, Precision
 from .features import Feature, FeatureReader
 from .find import find_teacher
 from .registry import TeacherSpec
-from .weights import build_model, weights_sha256
+from .weights import build_model
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class TeacherProvenance:
     teacher: str
     model: str
     weights: str  # "hub", "random" or "file"
-    weights_sha256: str  # over the tensors as loaded, so that a file and the hub agree
+    weights_sha256: str  # over the tensors before they are resized: the same for all image sizes, hub and file
     feature: str
     image_size: tuple[int, int]
     patch_size: int
@@ -131,13 +131,13 @@ def load_teacher(
     _check_pos_embed(name, spec, pos_embed)
     if spec.for_research_only and weights != "random":
         logger.warning("the weights of %s are not for commercial use (%s)", name, spec.licence)
-    model = build_model(spec, image_size, weights, pos_embed)
+    model, sha256 = build_model(spec, image_size, weights, pos_embed, needs_head=wanted.kind == "maskclip")
     reader, block = FeatureReader(wanted.resolved(len(model.blocks)), model), model.blocks[-1]
     provenance = TeacherProvenance(
         teacher=name,
         model=spec.timm_name,
         weights=weights if weights in ("hub", "random") else "file",
-        weights_sha256=weights_sha256(model),
+        weights_sha256=sha256,
         feature=str(reader.feature),
         image_size=image_size,
         patch_size=spec.patch_size,

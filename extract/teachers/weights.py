@@ -5,115 +5,125 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 
-from ...checkpoint_files import explained, first_line, listed
+from ...checkpoint_files import first_line
 from ...errors import TeacherError
+from .checkpoint import Checkpoint, model_in, read_checkpoint
 from .choices import PosEmbed
+from .conversion import Fit, Skeleton
+from .misfits import check_fit, check_patches, check_size, does_not_fit
 from .pos_embed import resize_officially
 from .registry import TeacherSpec
 from .timm_import import import_timm
-from .torchscript import is_torchscript, read_torchscript
 
 logger = logging.getLogger(__name__)
 
 RANDOM_SEED = 0  # of `--weights random`
-WRAPPERS = ("model", "state_dict")  # under which official files keep the tensors
+ImageSize = tuple[int, int]  # (h, w) [px]
 
 
-def build_model(spec: TeacherSpec, image_size: tuple[int, int], weights: str, pos_embed: PosEmbed) -> torch.nn.Module:
-    """The teacher's model with its weights, its position embeddings resized to the image size.
+def build_model(
+    spec: TeacherSpec, image_size: ImageSize, weights: str, pos_embed: PosEmbed, *, needs_head: bool
+) -> tuple[torch.nn.Module, str]:
+    """The teacher's model with its weights, its position embeddings resized to the image size; and their SHA-256.
+
+    The SHA-256 is over the tensors before any is resized: the same for all image sizes, for the hub and its file, and
+    for one model in the layouts of its makers and of timm.
 
     Args:
         spec: of the teacher.
-        image_size: (h, w), multiples of the patch size [px].
+        image_size: multiples of the patch size.
         weights: "hub", "random" (seeded) or the path of a checkpoint: a timm file, or an official one of DINO, DINOv2,
             DINOv3, MAE or CLIP, which timm's own conversion reads.
         pos_embed: how they are resized.
+        needs_head: whether the feature is made with the head, as MaskCLIP's is with CLIP's projection.
 
     Raises:
         TeacherError: weights that are missing, unreadable, or of another model.
     """
     officially = pos_embed == "official" and spec.official_pos_embed != "timm"
-    model = _with_weights(spec, {**spec.options, **({} if officially else {"img_size": image_size})}, weights)
-    if officially:
-        before, old_grid = model.pos_embed.detach(), model.patch_embed.grid_size
-        model.set_input_size(img_size=image_size)
-        resized = resize_officially(before, old_grid, model.patch_embed.grid_size, spec.official_pos_embed)
-        model.pos_embed = torch.nn.Parameter(resized)
-    return model
+    if weights == "random":
+        return _random(spec, image_size, officially)
+    checkpoint = _from_hub(spec) if weights == "hub" else read_checkpoint(Path(weights))
+    return _loaded(spec, checkpoint, image_size, officially, needs_head)
 
 
-def weights_sha256(model: torch.nn.Module) -> str:
-    """SHA-256 over the tensors as loaded, so that a file and the hub agree."""
+def weights_sha256(tensors: Mapping[str, torch.Tensor], model: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and values, each in the dtype that it has in the model."""
     digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].to(model[name].dtype)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors`, `.pth` or TorchScript file by name; nothing that it holds is run.
-
-    Raises:
-        TeacherError: a file that is missing, damaged, or holds anything else than tensors.
-    """
-    with explained(path, TeacherError, missing="Pass --weights with a checkpoint file or 'random'."):
-        checkpoint = _read(path)
-    for wrapper in WRAPPERS:
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(wrapper), dict):
-            checkpoint = checkpoint[wrapper]
-    tensors = checkpoint if isinstance(checkpoint, dict) else {}
-    tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise TeacherError("there are no tensors with names in it", where=path, fix="Pass a model's checkpoint.")
-    return tensors
-
-
-def _read(path: Path) -> object:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    if is_torchscript(path):
-        return read_torchscript(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _loaded(
+    spec: TeacherSpec, checkpoint: Checkpoint, image_size: ImageSize, officially: bool, needs_head: bool
+) -> tuple[torch.nn.Module, str]:
+    skeleton, resized = _fit(spec, checkpoint, image_size)
+    own_size = _own_image_size(spec, checkpoint, skeleton, resized, image_size)
+    own = resized if own_size == image_size else _fit(spec, checkpoint, own_size)[1]
+    optional = [] if needs_head else [name for name in skeleton.tensors if skeleton.is_classifier(name)]
+    check_fit(spec, checkpoint.origin, own, optional)
+    check_size(spec, checkpoint.origin, resized, own_size, optional)
+    _log_what_is_left(spec, checkpoint, own)
+    model = _new_model(spec, own_size if officially else image_size)
+    left = model.load_state_dict((own if officially else resized).taken, strict=False).missing_keys
+    assert set(left) <= {*own.missing, *own.misshapen}, left
+    if officially:
+        _resize_officially(model, image_size, spec)
+    return model, weights_sha256(own.taken, skeleton.tensors)
 
 
-def _with_weights(spec: TeacherSpec, options: dict, weights: str) -> torch.nn.Module:
-    timm = import_timm()
-    if weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(RANDOM_SEED)
-            return timm.create_model(spec.timm_name, pretrained=False, **options)
-    if weights == "hub":
-        return _from_hub(spec, options)
-    tensors = read_checkpoint(Path(weights))
-    # Through the overlay, timm converts official files as it does those of the hub; `checkpoint_path=` would not.
+def _fit(spec: TeacherSpec, checkpoint: Checkpoint, image_size: ImageSize) -> tuple[Skeleton, Fit]:
+    skeleton = Skeleton.of(spec.timm_name, _options(spec, image_size))
+    check_patches(spec, checkpoint.origin, skeleton, checkpoint.tensors)
     try:
-        model = timm.create_model(
-            spec.timm_name, pretrained=True, pretrained_cfg_overlay={"state_dict": tensors}, **options
-        )
-    except RuntimeError as error:
-        raise _mismatch(spec, weights, str(error)) from None
+        return skeleton, skeleton.fit(checkpoint.tensors)
     except Exception as error:  # timm's conversions presume much
-        raise _does_not_fit(spec, weights, first_line(error)) from None
-    model.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
-    _check_patch_size(spec, model, tensors, weights)
-    return model
+        raise does_not_fit(spec, checkpoint.origin, first_line(error)) from None
 
 
-def _from_hub(spec: TeacherSpec, options: dict) -> torch.nn.Module:
+def _own_image_size(
+    spec: TeacherSpec, checkpoint: Checkpoint, skeleton: Skeleton, fit: Fit, image_size: ImageSize
+) -> ImageSize:
+    """That of the position embeddings in a checkpoint; where it has none, any size is."""
+    patch = spec.patch_size
+    usual = skeleton.model.pretrained_cfg["input_size"][-2:]
+    grids = [(height // patch, width // patch) for height, width in (image_size, usual)]
+    grid = skeleton.own_grid(fit, checkpoint.tensors, *grids)
+    return (grid[0] * patch, grid[1] * patch) if grid else image_size
+
+
+def _log_what_is_left(spec: TeacherSpec, checkpoint: Checkpoint, fit: Fit) -> None:
+    kinds = {"ignored": [*fit.ignored, *checkpoint.left_out], "missing, and not needed": fit.missing}
+    for kind, names in kinds.items():
+        if names:
+            told = ", ".join(_one_of_each_kind(names))
+            logger.info("%s for %s: %d tensors %s: %s", checkpoint.origin, spec.timm_name, len(names), kind, told)
+
+
+def _one_of_each_kind(names: Iterable[str]) -> Iterator[str]:
+    """Names that differ in numbers only, as those of the blocks do, are one kind."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"\d+", "0", name), []).append(name)
+    return (f"{first} and {len(others)} like it" if others else first for first, *others in kinds.values())
+
+
+def _from_hub(spec: TeacherSpec) -> Checkpoint:
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.utils import logging as hub_logging
 
     hub_logging.set_verbosity_error()  # twelve lines of retries; the failure itself is reported
     logger.info("weights of %s: from %s, else from the hub", spec.timm_name, HF_HUB_CACHE)
     try:
-        return import_timm().create_model(spec.timm_name, pretrained=True, **options)
+        content = Skeleton.of(spec.timm_name, spec.options).fetch()
     except Exception as error:  # timm, torch, safetensors and the hub each raise their own
         raise TeacherError(
             f"its weights cannot be had from the hub ({first_line(error)})",
@@ -121,37 +131,48 @@ def _from_hub(spec: TeacherSpec, options: dict) -> torch.nn.Module:
             fix="Fetch them where there is a network, then pass --weights FILE, or copy the cache in which timm looks"
             f" first, {HF_HUB_CACHE} ($HF_HOME moves it); --weights random makes a trial.",
         ) from error
+    return model_in(content, spec.timm_name)
 
 
-def _check_patch_size(
-    spec: TeacherSpec, model: torch.nn.Module, tensors: dict[str, torch.Tensor], weights: str
-) -> None:
-    """timm resamples the patch embedding of another model without a word."""
-    expected = model.patch_embed.proj.weight.shape[-1] if hasattr(model.patch_embed, "proj") else None
-    for name, tensor in tensors.items():
-        if name.endswith(("patch_embed.proj.weight", "visual.conv1.weight")) and tensor.shape[-1] != expected:
-            raise _does_not_fit(spec, weights, f"its patches have {tensor.shape[-1]} pixels, not {expected}")
+def _random(spec: TeacherSpec, image_size: ImageSize, officially: bool) -> tuple[torch.nn.Module, str]:
+    """Position embeddings are drawn for one size, whatever the image size is, and resized as those of a file are."""
+    own_size = None if officially else spec.image_size
+    model = _random_model(spec, own_size)
+    sha256 = weights_sha256(model.state_dict(), model.state_dict())
+    if officially:
+        _resize_officially(model, image_size, spec)
+    elif image_size != own_size:
+        model = _resized(model, image_size, spec)
+    return model, sha256
 
 
-def _mismatch(spec: TeacherSpec, weights: str, message: str) -> TeacherError:
-    """From what `Module.load_state_dict` says: one line that names the first keys of each kind."""
-    shapes = re.findall(r"size mismatch for (\S+): .*?Size\(\[(.*?)\]\).*?Size\(\[(.*?)\]\)", message)
-    kinds = {
-        "missing": _quoted(r"Missing key\(s\) in state_dict: (.*)", message),
-        "unexpected": _quoted(r"Unexpected key\(s\) in state_dict: (.*)", message),
-        "of another shape": [f"{name} ({found}), not ({expected})" for name, found, expected in shapes],
-    }
-    return _does_not_fit(spec, weights, listed(kinds) or message.splitlines()[0])
+def _random_model(spec: TeacherSpec, image_size: ImageSize | None) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        return _new_model(spec, image_size)
 
 
-def _quoted(pattern: str, message: str) -> list[str]:
-    found = re.search(pattern, message)
-    return re.findall(r'"(.*?)"', found[1]) if found else []
+def _resized(model: torch.nn.Module, image_size: ImageSize, spec: TeacherSpec) -> torch.nn.Module:
+    """For another image size; where timm cannot resize a model, what depends on the size is drawn anew."""
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=image_size)
+        return model
+    other, tensors = _random_model(spec, image_size), model.state_dict()
+    same = {name: tensors[name] for name, own in other.state_dict().items() if own.shape == tensors[name].shape}
+    other.load_state_dict(same, strict=False)
+    return other
 
 
-def _does_not_fit(spec: TeacherSpec, weights: str, reason: str) -> TeacherError:
-    return TeacherError(
-        f"the weights do not fit {spec.timm_name} ({reason})",
-        where=weights,
-        fix="Pass the official or timm checkpoint of this very teacher.",
-    )
+def _resize_officially(model: torch.nn.Module, image_size: ImageSize, spec: TeacherSpec) -> None:
+    before, old_grid = model.pos_embed.detach(), model.patch_embed.grid_size
+    model.set_input_size(img_size=image_size)
+    resized = resize_officially(before, old_grid, model.patch_embed.grid_size, spec.official_pos_embed)
+    model.pos_embed = torch.nn.Parameter(resized)
+
+
+def _new_model(spec: TeacherSpec, image_size: ImageSize | None) -> torch.nn.Module:
+    return import_timm().create_model(spec.timm_name, pretrained=False, **_options(spec, image_size))
+
+
+def _options(spec: TeacherSpec, image_size: ImageSize | None) -> dict:
+    return {**spec.options, **({"img_size": image_size} if image_size else {})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import warnings
@@ -16,9 +17,11 @@ from torch import nn
 from scalr.errors import TeacherError
 from scalr.extract.teachers import registry
 from scalr.extract.teachers.choices import choose_weights
+from scalr.extract.teachers.conversion import Skeleton
+from scalr.extract.teachers.registry import TeacherSpec
 from scalr.extract.teachers.teacher import Teacher, load_teacher
 from scalr.extract.teachers.timm_import import import_timm
-from small_teachers import a_view, small_spec, small_teacher, targets_of
+from small_teachers import SMALL, a_view, small_spec, small_teacher, targets_of
 
 State = dict[str, torch.Tensor]
 
@@ -117,6 +120,126 @@ def test_an_unknown_official_way_is_said():
         load_teacher("timm:test_vit", weights="random", pos_embed="official")
 
 
+RESIZED = {  # models whose positions each have a form of their own, with what they have beside class and patch tokens
+    "class token": ("vit_small_patch16_224.dino", {}),
+    "registers, no position of the class token": ("vit_small_patch14_reg4_dinov2.lvd142m", {}),
+    "two class tokens": ("deit_small_distilled_patch16_224.fb_in1k", {}),
+    "clip": ("vit_base_patch16_clip_224.openai", {}),
+    "rope": ("vit_small_patch16_dinov3.lvd1689m", {}),
+    "rope and positions": ("eva02_tiny_patch14_224.mim_in22k", {"num_heads": 2}),
+    "relative positions": ("beit_base_patch16_224.in22k_ft_in22k", {}),
+    "positions resized bilinearly": ("flexivit_small.1200ep_in1k", {}),
+}
+
+
+@pytest.fixture
+def small_of_timm(monkeypatch):
+    """Call with an entry of RESIZED for a model of timm with random weights; "small" becomes the teacher's name."""
+
+    def call(kind: str) -> tuple[nn.Module, TeacherSpec]:
+        timm_name, options = RESIZED[kind]
+        options = SMALL | options
+        model = import_timm().create_model(timm_name, **options)
+        for number, tensor in enumerate(model.state_dict().values()):
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number)))
+        spec = TeacherSpec(timm_name, model.patch_embed.patch_size[0], 32, 1, "MIT", options=options)
+        monkeypatch.setitem(registry.TEACHERS, "small", spec)
+        return model, spec
+
+    return call
+
+
+def sha256_of(state: State) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}".encode() + state[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("kind", RESIZED)
+def test_positions_are_resized_as_timm_does_and_the_digest_is_of_the_file(small_of_timm, tmp_path, kind):
+    """No arithmetic is in the digest, so it is that of all image sizes, machines and numbers of threads."""
+    model, spec = small_of_timm(kind)
+    state = model.state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    for patches in ((3, 5), (2, 8), (7, 28)):  # the last of as many patches as 14 x 14
+        size = tuple(side * spec.patch_size for side in patches)
+        teacher = load_teacher("small", image_size=size, weights=str(tmp_path / "w.pth"))
+        assert teacher.provenance.weights_sha256 == sha256_of(state)
+        targets = targets_of(teacher)
+        teacher._read.model = (
+            import_timm()
+            .create_model(
+                spec.timm_name,
+                pretrained=True,
+                pretrained_cfg_overlay={"state_dict": dict(state)},
+                img_size=size,
+                **spec.options,
+            )
+            .eval()
+        )
+        assert torch.equal(targets_of(teacher), targets)
+
+
+@pytest.mark.parametrize("pos_embed", ["timm", "official"])
+@pytest.mark.parametrize("grid", [(37, 37), (6, 6), (3, 5)])
+def test_positions_of_another_grid_than_usual_are_in_the_digest_as_they_are(monkeypatch, tmp_path, grid, pos_embed):
+    """Of a training at another resolution: a square, or the very grid that is asked for."""
+    monkeypatch.setitem(registry.TEACHERS, "dinov2_vits14", small_spec("dinov2_vits14"))
+    state = small_teacher("dinov2_vits14", grid).model.state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    sizes = [(42, 70)] if grid == (3, 5) else [(42, 70), (84, 84), (28, 126)]
+    for size in sizes:
+        teacher = load_teacher("dinov2_vits14", image_size=size, weights=str(tmp_path / "w.pth"), pos_embed=pos_embed)
+        assert teacher.provenance.weights_sha256 == sha256_of(state)
+        if size == tuple(14 * side for side in grid):
+            assert torch.equal(teacher.model.pos_embed, state["pos_embed"])
+
+
+def test_relative_positions_of_another_grid_than_usual_are_in_the_digest_as_they_are(small_of_timm, tmp_path):
+    _, spec = small_of_timm("relative positions")
+    state = import_timm().create_model(spec.timm_name, img_size=(96, 96), **spec.options).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    for size in ((48, 80), (96, 96), (96, 192)):
+        teacher = load_teacher("small", image_size=size, weights=str(tmp_path / "w.pth"))
+        assert teacher.provenance.weights_sha256 == sha256_of(state)
+
+
+def test_timms_builder_is_as_it_was_after_a_model_that_it_does_not_have():
+    from timm.models import _builder
+
+    before = _builder.load_pretrained
+    with pytest.raises(RuntimeError, match="Unknown model"):
+        Skeleton.of("vit_of_nobody", {})
+    assert _builder.load_pretrained is before
+
+
+@pytest.mark.parametrize("kind", [*RESIZED, "cait"])
+def test_random_weights_are_those_of_timm_at_the_usual_size_and_have_one_digest(monkeypatch, small_of_timm, kind):
+    if kind == "cait":  # which timm cannot resize
+        spec = TeacherSpec("cait_xxs24_224", 16, 32, 1, "MIT", options=SMALL)
+        monkeypatch.setitem(registry.TEACHERS, "small", spec)
+    else:
+        _, spec = small_of_timm(kind)
+    torch.manual_seed(0)
+    expected = import_timm().create_model(spec.timm_name, img_size=spec.image_size, **spec.options).state_dict()
+    usual = load_teacher("small", weights="random")
+    assert usual.provenance.weights_sha256 == sha256_of(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in usual.model.state_dict().items())
+    other = load_teacher("small", image_size=(2 * spec.patch_size, 3 * spec.patch_size), weights="random")
+    assert other.provenance.weights_sha256 == usual.provenance.weights_sha256
+    unsized = [name for name, tensor in other.model.state_dict().items() if tensor.shape == expected[name].shape]
+    assert len(unsized) >= len(expected) - 3
+    assert all(torch.equal(other.model.state_dict()[name], expected[name]) for name in unsized)
+    assert other.patch_maps(torch.zeros(1, 3, *other.image_size)).isfinite().all()
+
+
+def test_random_weights_have_one_digest_where_positions_are_resized_officially(monkeypatch):
+    monkeypatch.setitem(registry.TEACHERS, "maskclip_vitb16", small_spec("maskclip_vitb16"))
+    teachers = [small_teacher("maskclip_vitb16", patches) for patches in ((3, 5), (14, 28))]
+    assert len({teacher.provenance.weights_sha256 for teacher in teachers}) == 1
+
+
 def registers(state: State) -> State:
     """DINOv2 with registers: the class token's position is apart, and a mask token is there."""
     state["register_tokens"] = state.pop("reg_token")
@@ -212,6 +335,8 @@ def test_files_as_their_makers_publish_them(monkeypatch, tmp_path, layout):
     loaded = load_teacher(name, image_size=teacher.image_size, weights=str(path))
     torch.testing.assert_close(targets_of(loaded), targets_of(teacher), atol=1e-4, rtol=1e-4)
     assert loaded.provenance.weights == "file"
+    other = load_teacher(name, image_size=(4 * teacher.patch_size, 2 * teacher.patch_size), weights=str(path))
+    assert other.provenance.weights_sha256 == loaded.provenance.weights_sha256
     if "registers" not in layout:  # whose class token is the sum of two
         assert loaded.provenance.weights_sha256 == load_again(teacher, path.with_suffix(".safetensors"))
 
@@ -317,22 +442,42 @@ def test_a_hub_out_of_reach_explains_the_way_out(monkeypatch):
         load_teacher("dinov2_vits14")
 
 
-def test_weights_of_the_hub_are_those_of_its_file(monkeypatch, tmp_path):
-    """From the hub's own cache, without a network."""
+@pytest.fixture
+def in_hub(monkeypatch, tmp_path):
+    """Call with a teacher and tensors to have them in the cache of a hub without a network; gives their file."""
     from huggingface_hub import constants
 
-    name, commit = "dino_vits8", "0" * 40
+    def call(name: str, state: State) -> Path:
+        monkeypatch.setitem(registry.TEACHERS, name, small_spec(name))
+        repository, commit = tmp_path / f"models--timm--{small_spec(name).timm_name}", "0" * 40
+        file = repository / "snapshots" / commit / "model.safetensors"
+        for path in (file, repository / "refs" / "main"):
+            path.parent.mkdir(parents=True)
+        (repository / "refs" / "main").write_text(commit)
+        save_file(state, file)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        return file
+
+    return call
+
+
+def test_weights_of_the_hub_are_those_of_its_file(monkeypatch, in_hub):
+    """From the hub's own cache, without a network."""
+    name = "dino_vits8"
     monkeypatch.setitem(registry.TEACHERS, name, small_spec(name))
-    repository = tmp_path / f"models--timm--{small_spec(name).timm_name}"
-    file = repository / "snapshots" / commit / "model.safetensors"
-    for path in (file, repository / "refs" / "main"):
-        path.parent.mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    save_file(small_teacher(name, (28, 28)).model.state_dict(), file)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    file = in_hub(name, small_teacher(name, (28, 28)).model.state_dict())
     hub, own = (load_teacher(name, image_size=(40, 64), weights=each).provenance for each in ("hub", str(file)))
     assert hub == replace(own, weights="hub")
+
+
+def test_weights_of_the_hub_are_loaded_strictly_too(monkeypatch, in_hub):
+    name = "dino_vits8"
+    monkeypatch.setitem(registry.TEACHERS, name, small_spec(name))
+    state = small_teacher(name, (28, 28)).model.state_dict()
+    in_hub(name, changed(state, **{"blocks.1.norm1.weight": None}))
+    with pytest.raises(TeacherError, match=r"do not fit vit_small_patch8_224.dino \(1 missing: blocks.1.norm1.weight"):
+        load_teacher(name, image_size=(40, 64))
 
 
 @pytest.mark.parametrize(

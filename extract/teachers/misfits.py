@@ -1,0 +1,93 @@
+"""What is wrong with weights that do not fit their teacher, said in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+
+from ...checkpoint_files import listed
+from ...errors import TeacherError
+from .conversion import Fit, Skeleton
+from .registry import TeacherSpec
+from .timm_import import import_timm
+
+# Behind the blocks, or of the pretraining alone: a file may have these where the model has not.
+BESIDE_THE_FEATURE = re.compile(r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|mask_token|lm_head)(\.|$)|decoder_")
+PATCHES = ("patch_embed.proj.weight", "visual.conv1.weight")
+BIASES = (".attn.qkv.bias", ".attn.q_bias", ".attn.v_bias")  # which most DINOv3 have in two variants in timm
+
+
+def check_patches(spec: TeacherSpec, origin: str, skeleton: Skeleton, tensors: Mapping[str, torch.Tensor]) -> None:
+    """timm resamples the patch embedding of another model without a word.
+
+    Raises:
+        TeacherError: patches of another size.
+    """
+    expected = skeleton.tensors.get(PATCHES[0])
+    for name, tensor in tensors.items():
+        if expected is not None and name.endswith(PATCHES) and tensor.ndim == 4:
+            found, side = tensor.shape[-1], expected.shape[-1]
+            if found != side:
+                raise does_not_fit(spec, origin, f"its patches have {found} pixels, not {side}")
+
+
+def check_fit(spec: TeacherSpec, origin: str, fit: Fit, optional: Collection[str]) -> None:
+    """
+    Args:
+        optional: the model's tensors that the feature is not made with.
+
+    Raises:
+        TeacherError: the model would keep tensors as they were initialised, or leave out what changes its features.
+    """
+    kinds = {
+        "missing": [name for name in fit.missing if name not in optional],
+        "unexpected": [name for name in fit.unexpected if not BESIDE_THE_FEATURE.match(name)],
+        "of another shape": [
+            f"{name} {found}, not {expected}"
+            for name, (found, expected) in fit.misshapen.items()
+            if name not in optional
+        ],
+    }
+    if any(kinds.values()):
+        raise does_not_fit(spec, origin, listed(kinds), kinds["unexpected"])
+    if fit.lost:
+        lost = listed({"tensors that are not zero": fit.lost})
+        raise does_not_fit(spec, origin, f"the model has no place for {lost}", fit.lost)
+
+
+def check_size(
+    spec: TeacherSpec, origin: str, resized: Fit, own_size: tuple[int, int], optional: Collection[str]
+) -> None:
+    """
+    Args:
+        resized: what timm makes of weights that fit images of their own size.
+        own_size: (h, w) of those [px].
+
+    Raises:
+        TeacherError: timm does not resize what is of that size.
+    """
+    if resized.misshapen.keys() - optional:
+        height, width = own_size
+        raise TeacherError(
+            f"timm does not resize the position embeddings of {spec.timm_name}",
+            where=origin,
+            fix=f"Pass --image-size {height}x{width}, that of the weights.",
+        )
+
+
+def does_not_fit(spec: TeacherSpec, origin: str, reason: str, unplaced: Sequence[str] = ()) -> TeacherError:
+    """
+    Args:
+        unplaced: tensors that the model has no place for; another model may have.
+    """
+    other = f"{spec.timm_name.partition('.')[0]}_qkvb"
+    only_biases = unplaced and all(name.endswith(BIASES) for name in unplaced)
+    return TeacherError(
+        f"the weights do not fit {spec.timm_name} ({reason})",
+        where=origin,
+        fix=f"Pass --teacher timm:{other}, which has these biases."
+        if only_biases and import_timm().is_model(other)
+        else "Pass the official or timm checkpoint of this very teacher.",
+    )

@@ -1,0 +1,120 @@
+"""Which tensors of a file are the teacher's: files as trainings write them."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from scalr.errors import TeacherError
+from scalr.extract.teachers import registry
+from scalr.extract.teachers.checkpoint import read_checkpoint
+from scalr.extract.teachers.teacher import TeacherProvenance, load_teacher
+from small_teachers import small_spec, small_teacher
+
+State = dict[str, torch.Tensor]
+NAME = "dino_vits16"
+HEAD = {"mlp.0.weight": torch.zeros(8, 32), "last_layer.weight_v": torch.zeros(4, 8)}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setitem(registry.TEACHERS, NAME, small_spec(NAME))
+
+
+@pytest.fixture
+def state() -> State:
+    return small_teacher(NAME, (14, 14)).model.state_dict()
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    """Call with the content of a file for the provenance of a teacher with these weights."""
+
+    def call(content: object) -> TeacherProvenance:
+        torch.save(content, tmp_path / "w.pth")
+        return load_teacher(NAME, image_size=(32, 48), weights=str(tmp_path / "w.pth")).provenance
+
+    return call
+
+
+def named(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def chunked(state: State) -> State:
+    """As DINOv2 trains: two chunks of blocks, each block under its own number."""
+    return {
+        name.replace("blocks.", f"blocks.{int(name.split('.')[1]) // 2}.")
+        if name.startswith("blocks.")
+        else name: tensor
+        for name, tensor in state.items()
+    }
+
+
+TRAININGS = {
+    "dino": lambda state: {
+        "student": {**named("module.backbone.", scaled(state)), **named("module.head.", HEAD)},
+        "teacher": {**named("backbone.", state), **named("head.", HEAD)},
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]},
+        "dino_loss": {"center": torch.zeros(1, 4)},
+        "epoch": 100,
+    },
+    "dinov2": lambda state: {"teacher": {**named("backbone.", chunked(state)), **named("dino_head.", HEAD)}},
+    "without a teacher": lambda state: {"student": named("module.", state), "teacher": {}},
+    "lightning": lambda state: {
+        "state_dict": {**named("teacher.", state), **named("student.", scaled(state))},
+        "hyper_parameters": {"width": 32},
+    },
+    "mae": lambda state: {"model": state, "optimizer": {"x": torch.zeros(2)}, "scaler": {"_scale": torch.tensor(1.0)}},
+    "distributed, compiled": lambda state: named("module._orig_mod.", state),
+    "nested": lambda state: {"model": {"module": {"backbone": state}}},
+    "parameters": lambda state: {"state_dict": {name: torch.nn.Parameter(tensor) for name, tensor in state.items()}},
+    "patches by a linear layer": lambda state: {
+        name: tensor.flatten(1) if name == "patch_embed.proj.weight" else tensor for name, tensor in state.items()
+    },
+    "double precision": lambda state: {name: tensor.double() for name, tensor in state.items()},
+}
+
+
+def scaled(state: State) -> State:
+    return {name: 2 * tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_a_checkpoint_of_a_training_is_read_as_the_tensors_that_it_holds(loaded, state, training):
+    assert loaded(TRAININGS[training](state)) == loaded(state)
+
+
+def test_what_is_beside_the_teacher_in_its_file_is_named_in_the_log(loaded, state, caplog):
+    caplog.set_level(logging.INFO, "scalr")
+    loaded({"teacher": {**named("backbone.", state), **named("head.", HEAD)}, "center": torch.zeros(1)})
+    assert "w.pth: the teacher is what begins with teacher.backbone." in caplog.text
+    line = next(line for line in caplog.messages if "ignored" in line)
+    assert line.endswith(": 3 tensors ignored: teacher.head.mlp.0.weight, teacher.head.last_layer.weight_v, center")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda state: {"model": state, "model_ema": scaled(state)}, "models .model.cls_token, model_ema.cls_token"),
+        (lambda state: {"model": state, "state_dict": state}, "models .model.cls_token, state_dict.cls_token"),
+        (lambda _: {"epoch": torch.tensor(3), "model": {name: torch.zeros(1) for name in "ab"}}, "2 unexpected: a, b"),
+        (lambda state: named("net.", state), r"missing: cls_token, .*unexpected: net\.cls_token, .*net\.blocks\.0"),
+        (lambda state: {"a": {"b": {"c": {"d": {"e": state}}}}}, "no tensors with names in it"),
+        (lambda state: {name: tensor.to("meta") for name, tensor in state.items()}, "no tensors with names in it"),
+        (lambda state: {3: state["cls_token"]}, "no tensors with names in it"),
+    ],
+)  # fmt: skip
+def test_a_file_in_which_no_teacher_or_several_are_is_refused_with_what_is_there(loaded, state, content, message):
+    with pytest.raises(TeacherError, match=rf"w\.pth: .*{message}"):
+        loaded(content(state))
+
+
+def test_a_dictionary_that_holds_itself_is_read_to_no_end(tmp_path):
+    endless = {}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "w.pth")
+    with pytest.raises(TeacherError, match="no tensors with names in it"):
+        read_checkpoint(tmp_path / "w.pth")
