@@ -16,6 +16,7 @@ from .choices import PosEmbed, Precision
 from .features import Feature, FeatureReader
 from .find import find_teacher
 from .registry import TeacherSpec
+from .timm_import import quietly
 from .weights import build_model
 
 logger = logging.getLogger(__name__)
@@ -124,14 +125,16 @@ def load_teacher(
     Raises:
         TeacherError: unknown name or feature, an image size that does not fit, weights missing or not fitting.
     """
-    spec = find_teacher(name)
+    with quietly():
+        spec = find_teacher(name)
     image_size, pos_embed = image_size or spec.image_size, pos_embed or spec.pos_embed
     wanted = Feature.parse(feature or spec.feature)
     _check_image_size(name, spec, image_size)
     _check_pos_embed(name, spec, pos_embed)
     if spec.for_research_only and weights != "random":
         logger.warning("the weights of %s are not for commercial use (%s)", name, spec.licence)
-    model, sha256 = build_model(spec, image_size, weights, pos_embed, needs_head=wanted.kind == "maskclip")
+    with quietly():
+        model, sha256 = build_model(spec, image_size, weights, pos_embed, needs_head=wanted.kind == "maskclip")
     reader, block = FeatureReader(wanted.resolved(len(model.blocks)), model), model.blocks[-1]
     provenance = TeacherProvenance(
         teacher=name,

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from types import ModuleType
 
 import torch
+
+logger = logging.getLogger(__name__)
+
+_alone = threading.RLock()
 
 
 def import_timm() -> ModuleType:
@@ -23,3 +32,17 @@ def import_timm() -> ModuleType:
     import timm
 
     return timm
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Work with timm, in one thread at a time: what it prints goes to the log, each line once.
+
+    Standard output is for results alone, which may be JSON that a program reads.
+    """
+    with _alone, redirect_stdout(io.StringIO()) as printed:
+        try:
+            yield
+        finally:
+            for line in dict.fromkeys(printed.getvalue().splitlines()):
+                logger.info("timm says: %s", line)

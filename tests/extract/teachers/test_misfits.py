@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from plain_vit import Plain, targets
+from scalr.cli import main
 from scalr.errors import TeacherError
 from scalr.extract.teachers import registry
 from scalr.extract.teachers.registry import TeacherSpec
@@ -126,13 +129,16 @@ def test_maskclip_needs_its_projection(load):
         load("vit_base_patch16_clip_224", without(state, "head"), feature="maskclip")
 
 
-def test_biases_of_zero_in_a_dinov3_file_change_nothing(load, caplog):
+def test_biases_of_zero_in_a_dinov3_file_change_nothing_and_nothing_is_printed(load, capsys, caplog):
     caplog.set_level(logging.INFO, "scalr")
     teacher = load(DINOV3, official_dinov3(None))
     assert teacher.provenance == load(DINOV3, state_of(DINOV3)).provenance
+    assert capsys.readouterr().out == ""
     (line,) = [line for line in caplog.messages if "ignored" in line]
     biases = "blocks.0.attn.qkv.bias and 2 like it, blocks.0.attn.qkv.bias_mask and 2 like it"
     assert line.endswith(f": 8 tensors ignored: mask_token, rope_embed.periods, {biases}")
+    said = [line for line in caplog.messages if "timm says" in line]  # three blocks, at one image size
+    assert said == ["timm says: `q_bias` is not an nn.Parameter"]
 
 
 @pytest.mark.parametrize("parts", ["qkv", "q", "v"])
@@ -159,6 +165,23 @@ def test_the_model_with_biases_reads_them(load):
 def test_a_bias_for_keys_is_refused_by_all_since_timm_has_none(load):
     with pytest.raises(TeacherError, match=rf"do not fit {DINOV3}_qkvb \(.* zero: {QKV}\). Pass the official or timm"):
         load(f"{DINOV3}_qkvb", official_dinov3(bias_of("q", "k", "v")))
+
+
+def test_only_json_is_on_standard_output_whatever_timm_prints(monkeypatch, synthetic_world, tmp_path):
+    spec = TeacherSpec(DINOV3, 16, SMALL["embed_dim"], 1, "MIT", options=SMALL)
+    monkeypatch.setitem(registry.TEACHERS, "dinov3_vits16", spec)
+    weights, out = tmp_path / "w.pth", tmp_path / "s.zarr"
+    torch.save(official_dinov3(None), weights)
+    settings = ("--teacher", "dinov3_vits16", "--image-size", "32x64", "--batch-size", "2", "--encoding", "patch")
+    commands = (
+        ("extract", *settings, "--root", synthetic_world, "--out", out),
+        ("verify", out, "--sample", "1"),
+    )
+    for command in commands:
+        result = CliRunner().invoke(main, [*map(str, command), "--weights", str(weights), "--json"])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)
+        assert "timm says: `q_bias` is not an nn.Parameter" in result.stderr
 
 
 def test_biases_in_timms_layout_name_the_model_that_has_them(load):
