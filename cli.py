@@ -47,7 +47,7 @@ SHELLS = ("bash", "zsh", "fish")
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     stages={
-        "Stage one, from images to a store": ("check", "extract", "inspect", "verify"),
+        "Stage one, from images to a store": ("check", "extract", "inspect", "verify", "remove"),
         "Stage two, from stores to students": ("distill", "convert"),
         "Stage three, what students are worth": ("evaluate", "corrupt"),
         "Without any data": ("demo", "synth"),
@@ -217,10 +217,10 @@ def inspect(store: Path, as_json: bool) -> None:
 
 @main.command(epilog="scalr verify store.zarr --repair")
 @click.argument("store", type=path)
-@click.option("--repair", is_flag=True, help="Take damaged blocks out; 'scalr extract' then makes them anew.")
+@click.option("--repair", is_flag=True, help="Move damaged blocks to the store's folder 'aside'.")
 @under(
     "Recomputing views from their images",
-    click.option("--sample", default=0, show_default=True, help="How many views."),
+    click.option("--sample", type=click.IntRange(min=0), default=0, show_default=True, help="How many views."),
     click.option("--root", type=path, help="Dataset folder.  [default: as recorded]"),
     click.option("--weights", multiple=True, help="Of the teacher, or TEACHER=FILE.  [default: as recorded]"),
     device_option,
@@ -229,7 +229,8 @@ def inspect(store: Path, as_json: bool) -> None:
 def verify(store: Path, as_json: bool, **options: Any) -> None:
     """Check every file, chunk and count of a store.
 
-    Exit code 1 where something is wrong.
+    Exit code 1 where something is damaged, missing, or cannot be read now. After --repair, the same 'scalr extract'
+    makes what was damaged anew.
     """
     loading_torch()
     from .extract.verification import VerifyConfig
@@ -239,6 +240,35 @@ def verify(store: Path, as_json: bool, **options: Any) -> None:
     show(result, as_json)
     if not result.whole:
         raise click.exceptions.Exit(1)
+
+
+@main.command(epilog="scalr remove store.zarr --teacher dinov2_vits14")
+@click.argument("store", type=path)
+@click.option("--teacher", help="Delete this teacher's targets; scans and other teachers' targets stay.")
+@click.option(
+    "--split",
+    metavar="DATASET/SPLIT",
+    help="Delete this split, such as nuscenes/val: its scans and all targets of them.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(store: Path, teacher: str | None, split: str | None, yes: bool) -> None:
+    """Delete a teacher or a split from a store.
+
+    Interrupted, the deletion continues when the same command runs again. Do not run it while jobs write to the store.
+    """
+    if (teacher is None) == (split is None):
+        raise click.UsageError("Pass either --teacher or --split.")
+    from .extract.store import open_store
+    from .extract.store.inspect import readable_bytes
+    from .extract.store.remove import removal_of_split, removal_of_teacher
+
+    opened = open_store(store)
+    removal = removal_of_split(opened, split) if teacher is None else removal_of_teacher(opened, teacher)
+    size = readable_bytes(removal.num_bytes)
+    if not yes:
+        click.confirm(f"Delete {removal.what} ({len(removal.groups)} blocks, {size}) from {store}?", abort=True)
+    removal.run()
+    click.echo(f"{store}: {removal.what} is deleted, {size}")
 
 
 @main.command(epilog="scalr distill --cache store.zarr --recipe scalr_wi256 --out runs/wi256 --resume")

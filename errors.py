@@ -42,6 +42,17 @@ class StoreError(ScalrError):
     """A feature store that is missing, incomplete, damaged or made with other settings."""
 
 
+class DamagedError(StoreError):
+    """Something of a store that was read and is wrong, or a file that is missing where its folder was looked into."""
+
+
+class UnreadableError(StoreError):
+    """A file or folder of a store that cannot be read now: permissions, a mount that is gone, an input/output error.
+
+    Nothing is known about its content, so it is not damage, and nothing may be repaired because of it.
+    """
+
+
 class TeacherError(ScalrError):
     """An unknown teacher, or weights that cannot be found or do not fit."""
 

@@ -14,7 +14,7 @@ import yaml
 
 from ..checkpoint_files import shortened, written_aside
 from ..errors import StoreError, StudentError
-from ..extract.store import FeatureStore, Source
+from ..extract.store import SCANS, FeatureStore, Source
 
 CONFIG_KEYS = ("stores", "teachers", "recipe", "torch")  # of config.yaml, in the order in which they are written
 CHOOSE_ANEW = "Remove it to choose teachers and split as a first run does, or choose another --out."
@@ -68,8 +68,10 @@ def choose(
 
     Raises:
         StudentError: `wanted` or the number of stores contradicts `started`.
-        StoreError: the choice is not clear, or a store lacks what was chosen.
+        StoreError: the choice is not clear, or a store lacks what was chosen, or files of it.
     """
+    for store in stores:
+        store.require_records()
     if started is None:
         found = [(wanted.teachers or (store.only_teacher(),), _sources_of(store, wanted.split)) for store in stores]
     else:
@@ -82,6 +84,7 @@ def choose(
     ]
     for each in chosen:
         _require_complete(each)
+        each.store.require_files(each.teachers, each.sources)
     _require_same_targets(chosen)
     return chosen
 
@@ -173,12 +176,13 @@ def _sources_of(store: FeatureStore, name: str | None) -> tuple[Source, ...]:
 
 def _require_complete(chosen: Chosen) -> None:
     blocks = {block for source in chosen.sources for block in source.blocks}
-    for teacher in chosen.teachers:
-        missing = sorted(blocks - chosen.store.committed_blocks(teacher))
+    for kind in (SCANS, *chosen.teachers):
+        missing = sorted(blocks - chosen.store.committed_blocks(kind))
         if missing:
+            what = "scans" if kind == SCANS else f"targets of {kind}"
             raise StoreError(
-                f"{len(missing)} of {len(blocks)} blocks have no targets of {teacher} (first: {missing[:5]})",
-                where=chosen.store.path,
+                f"{len(missing)} of {len(blocks)} blocks have no {what}: this file of the first one is missing",
+                where=chosen.store.path / "index" / kind / f"{missing[0]:06d}.parquet",
                 fix="Run the same 'scalr extract' again: it goes on where it stopped.",
             )
 

@@ -18,18 +18,23 @@ from ..progress import progress
 from .datasets.frame import Dataset
 from .encoding import ENCODINGS, Encoding
 from .intensity import IntensityStatistics
-from .pipeline import encode_view, recorded_provenance, scan_block, target_block, teacher_footprint
-from .plan import FRAMES_PER_BLOCK, plan_blocks
-from .preparation import OnError, PreparedFrame, Selection, prepare_or_skip
+from .pipeline import encode_view, new_views, recorded_provenance, teacher_footprint
+from .plan import BLOCK_BYTES, FRAMES_PER_BLOCK, plan_blocks
+from .preparation import OnError, PreparedFrame, PreparedView, Selection, prepare_or_skip
 from .store import create_store
-from .store.format import SHARD_BYTES
+from .store.arrays import SHARD_BYTES
 from .store.inspect import StoreReport, inspect_store, readable_bytes
+from .teachers.batch_size import bytes_per_image
 from .teachers.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
 SAMPLED_FRAMES = 4
 MUCH_SMALLER = 3  # times
+# Of the memory of a process, as tests/benchmarks/extract_memory.py measures it:
+LIBRARIES_BYTES = 600_000_000
+SHARDS_HELD = 6  # of an array: rows that wait, the shard as it is encoded, and as it is read back
+FRAMES_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Estimate:
     encodings: list[EncodingEstimate]
     chosen: Encoding
     free_bytes: int
+    memory_bytes: int  # of one process at its peak, beside what a GPU holds
     seconds: float  # on this machine, in one process
     sampled_frames: int
 
@@ -81,6 +87,7 @@ class Estimate:
         lines += ["", f"free space at the target: {readable_bytes(self.free_bytes)}"]
         if self.bytes > self.free_bytes:
             lines.append(f"NOT ENOUGH: {readable_bytes(self.bytes)} are needed")
+        lines.append(f"memory of a process: about {readable_bytes(self.memory_bytes)} at its peak")
         lines.append(f"time on this machine, in one process: about {readable_seconds(self.seconds)}")
         return "\n".join(lines)
 
@@ -119,7 +126,7 @@ def estimate(
 
     Args:
         out: where the store would be, for the free space there.
-        frames_per_block: None takes what suits each encoding.
+        frames_per_block: None takes what suits each encoding and the size of the frames.
 
     Raises:
         ScalrError: input that cannot be used.
@@ -142,22 +149,20 @@ def estimate(
             measured[encoding] = (report, shared_seconds + time.perf_counter() - start)
     report, seconds = measured[chosen]
     scale = len(dataset.frames) / len(frames)
-    num_blocks = {
-        layout: len(plan_blocks(len(dataset.frames), frames_per_block or usual))
-        for layout, usual in FRAMES_PER_BLOCK.items()
-    }
+    in_a_block = {each: frames_per_block or frames_of_a_block(frames[0], teachers, each) for each in ENCODINGS}
+    num_blocks = {each: len(plan_blocks(len(dataset.frames), number)) for each, number in in_a_block.items()}
     return Estimate(
         frames=len(dataset.frames),
         views=sum(len(frame.views) for frame in dataset.frames),
         pairs=round(sum(report.pairs.values()) * scale),
         scan_bytes=round(report.scans.bytes * scale),
-        scan_files=report.scans.files * num_blocks[chosen.layout],
+        scan_files=report.scans.files * num_blocks[chosen],
         encodings=[
-            _encoding_estimate(encoding, measured[encoding][0], scale, num_blocks[encoding.layout])
-            for encoding in ENCODINGS
+            _encoding_estimate(encoding, measured[encoding][0], scale, num_blocks[encoding]) for encoding in ENCODINGS
         ],
         chosen=chosen,
         free_bytes=shutil.disk_usage(_nearest_folder(out)).free,
+        memory_bytes=peak_memory(frames[0], teachers, chosen, batch_sizes, in_a_block[chosen]),
         seconds=seconds * scale,
         sampled_frames=len(frames),
     )
@@ -179,13 +184,52 @@ def _sampled_frames(
     return frames
 
 
+def bytes_of_frame(frame: PreparedFrame, teachers: Sequence[Teacher], encoding: Encoding) -> int:
+    """Of its scan and pairs, and of the targets of that teacher which has the largest, before compression."""
+    arrays = [frame.points, *(array for view in frame.views for array in (view.point_index, view.pixel))]
+    targets = [
+        sum(encoding.bytes_per_view(*_counts(teacher, view), teacher.dim) for view in frame.views)
+        for teacher in teachers
+    ]
+    return sum(array.nbytes for array in arrays) + max(targets, default=0)
+
+
+def frames_of_a_block(frame: PreparedFrame, teachers: Sequence[Teacher], encoding: Encoding) -> int:
+    """What suits the encoding, or fewer where a block of frames like this one would exceed BLOCK_BYTES."""
+    return max(
+        1, min(FRAMES_PER_BLOCK[encoding.layout], BLOCK_BYTES // max(1, bytes_of_frame(frame, teachers, encoding)))
+    )
+
+
+def peak_memory(
+    frame: PreparedFrame,
+    teachers: Sequence[Teacher],
+    encoding: Encoding,
+    batch_sizes: Mapping[str, int],
+    frames_per_block: int,
+) -> int:
+    """Bytes that a process holds at most: libraries, frames read ahead, what is being written, teachers on the CPU.
+
+    A block is written as it comes, so that what is written takes a few shards, however long the block is.
+    """
+    block = frames_per_block * bytes_of_frame(frame, teachers, encoding)
+    written = len(teachers) * SHARDS_HELD * min(block, SHARD_BYTES)
+    pixels = sum(3 * height * width for height, width in (view.image_shape for view in frame.views))
+    ahead = FRAMES_AHEAD * (frame.points.nbytes + pixels * (1 + torch.float32.itemsize))
+    on_cpu = [teacher for teacher in teachers if teacher.device.type == "cpu"]
+    weights = sum(parameter.nbytes for teacher in on_cpu for parameter in teacher.model.parameters())
+    activations = max((batch_sizes[teacher.name] * bytes_per_image(teacher) for teacher in on_cpu), default=0)
+    return LIBRARIES_BYTES + written + ahead + weights + activations
+
+
+def _counts(teacher: Teacher, view: PreparedView) -> tuple[int, int]:
+    """Pairs of a view, and patches that they read."""
+    return len(view.pixel), len(teacher_footprint(teacher, view.pixel, view.image_shape).touched)
+
+
 def warn_of_size(frame: PreparedFrame, num_frames: int, teachers: Sequence[Teacher], chosen: Encoding) -> None:
     """Warn where another encoding of `num_frames` frames like this one is much smaller."""
-    views = [
-        (len(view.pixel), len(teacher_footprint(teacher, view.pixel, view.image_shape).touched), teacher.dim)
-        for teacher in teachers
-        for view in frame.views
-    ]
+    views = [(*_counts(teacher, view), teacher.dim) for teacher in teachers for view in frame.views]
     sizes = {encoding: num_frames * sum(encoding.bytes_per_view(*view) for view in views) for encoding in ENCODINGS}
     smallest = min(sizes, key=sizes.__getitem__)
     if sizes[chosen] > MUCH_SMALLER * sizes[smallest]:
@@ -223,15 +267,14 @@ def write_sample(
     settings["intensity"] = asdict(IntensityStatistics(0.0, 1.0))  # a store has some; nobody trains on this one
     recorded = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
     writer.add_inputs(settings, record={}, teachers=recorded)
-    scans = scan_block(0, split, frames)
-    writer.write_scans(0, scans)
+    draft = writer.draft(0, recorded)
+    for frame in frames:
+        draft.add_frame(frame.points, new_views(frame, split))
     views = [view for frame in frames for view in frame.views]
     for teacher, maps in zip(teachers, patch_maps, strict=True):
-        stored = [
-            encode_view(teacher, encoding, patch_map, view.pixel, view.image_shape)
-            for patch_map, view in zip(maps, views, strict=True)
-        ]
-        writer.write_targets(0, teacher.name, target_block(scans.views, stored, teacher.dim, encoding))
+        for patch_map, view in zip(maps, views, strict=True):
+            draft.add_targets(teacher.name, encode_view(teacher, encoding, patch_map, view.pixel, view.image_shape))
+    writer.commit(draft)
     return inspect_store(writer.store)
 
 

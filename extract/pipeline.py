@@ -8,39 +8,43 @@ work gives the same store, bit by bit.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 
+from ..errors import DatasetError
 from .datasets.frame import Dataset
 from .encoding import Encoding
 from .plan import Block
 from .preparation import OnError, PreparedFrame, Selection, SkippedFrame, prepare_or_skip
-from .store import SCANS, ScanBlock, StoreWriter, TargetBlock
-from .store.format import SCANS_SCHEMA, TARGETS_SCHEMA
-from .targets import Footprint, StoredVectors, encode, footprint
+from .store import SCANS, NewTargets, NewView, ScanBlock, StoreWriter
+from .store.commit import ATTEMPTS, ScratchTakenError, taken_away_again
+from .targets import Footprint, encode, footprint
 from .teachers.teacher import Teacher, provenance_attributes
 
+logger = logging.getLogger(__name__)
+
 MAX_READERS = 8  # threads that read scans and images
+MAX_WAITING = 8  # frames and targets of views that wait to be written
 
 T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True)
 class BlockDone:
-    """A block that is committed now, unless a frame that it should have can no longer be used."""
+    """A block that is committed now, unless a frame that it should have cannot be used."""
 
     block: int
     num_frames: int
-    num_bytes: int  # on disk
+    num_bytes: int  # on disk; 0 where it is not committed
     skipped: list[SkippedFrame]
 
 
@@ -50,7 +54,10 @@ class BlockTask:
 
     block: Block
     teachers: list[Teacher]
-    scans: ScanBlock | None  # already committed
+    scans: ScanBlock | None  # already committed; None where they are made, too
+
+
+PreparedItem = tuple[BlockTask, PreparedFrame | SkippedFrame]
 
 
 class Pipeline:
@@ -83,23 +90,71 @@ class Pipeline:
     def run(self, blocks: Sequence[Block]) -> Iterator[BlockDone]:
         """Extract blocks one after the other and yield each once it is committed.
 
+        A block of which another job has meanwhile committed other scans is made anew, with those.
+
         Raises:
             ScalrError: input that cannot be used, or a file system that refuses; committed blocks stay.
         """
+        for _ in range(ATTEMPTS):
+            lost: list[Block] = []
+            yield from self._run_once(blocks, lost)
+            blocks = lost
+            if not blocks:
+                return
+        raise taken_away_again(self.writer.path)
+
+    def _run_once(self, blocks: Sequence[Block], lost: list[Block]) -> Iterator[BlockDone]:
         num_readers = min(MAX_READERS, os.cpu_count() or 1)
         with _pool(num_readers) as readers, ThreadPoolExecutor(1) as writers:
             depth = max(num_readers, self._frames_of_a_batch(blocks))
             prepared = _ahead(readers, self._prepare, self._frames_of(blocks), depth)
-            writing = None
+            before: BlockWriting | None = None
             for block in blocks:
-                task, first = next(prepared)
-                others = (frame for _, frame in itertools.islice(prepared, block.num_frames - 1))
-                computed = self._compute(task, itertools.chain([first], others))
-                if writing is not None:
-                    yield writing.result()
-                writing = writers.submit(self._write, task, *computed)
-            if writing is not None:
-                yield writing.result()
+                try:
+                    writing = self._write(block, prepared, writers)
+                except DatasetError:
+                    writers.submit(self._put_back, block)
+                    raise
+                if before is not None:
+                    yield from self._done(before, lost)
+                before = writing
+            if before is not None:
+                yield from self._done(before, lost)
+
+    def _write(
+        self,
+        block: Block,
+        prepared: Iterator[tuple[BlockTask, PreparedFrame | SkippedFrame]],
+        thread: ThreadPoolExecutor,
+    ) -> BlockWriting:
+        """Compute a block, while a thread writes it; it is committed once that thread has come so far."""
+        task, first = next(prepared)
+        others = (frame for _, frame in itertools.islice(prepared, block.num_frames - 1))
+        writing = BlockWriting(self.writer, task, thread)
+        try:
+            writing.commit(self._compute(task, itertools.chain([first], others), writing))
+        except BaseException:
+            writing.give_up()
+            raise
+        return writing
+
+    def _done(self, writing: BlockWriting, lost: list[Block]) -> Iterator[BlockDone]:
+        """What was committed; nothing where the block has to be made anew, which then is in `lost`."""
+        done = writing.result()
+        if done is None:
+            lost.append(writing.task.block)
+            return
+        self._put_back(writing.task.block)
+        yield done
+
+    def _put_back(self, block: Block) -> None:
+        """What was set aside of a block that cannot be made comes back as it was."""
+        for kind in (SCANS, *(teacher.name for teacher in self.teachers)):
+            if not self.writer.store.is_committed(kind, block.index) and self.writer.put_back(kind, block.index):
+                logger.warning(
+                    "block %d cannot be made anew now: what was set aside of it (%s) is back in its place",
+                    *(block.index, kind),
+                )
 
     def _frames_of_a_batch(self, blocks: Sequence[Block]) -> int:
         """So many are read while a teacher sees the batch before."""
@@ -109,12 +164,14 @@ class Pipeline:
     def _frames_of(self, blocks: Iterable[Block]) -> Iterator[tuple[BlockTask, int]]:
         store = self.writer.store
         for block in blocks:
-            missing = [teacher for teacher in self.teachers if not store.is_committed(teacher.name, block.index)]
-            scans = store.read_scans(block.index) if store.is_committed(SCANS, block.index) else None
-            task = BlockTask(block, missing, scans)
+            if store.is_committed(SCANS, block.index) and not block.anew:
+                missing = [teacher for teacher in self.teachers if not store.is_committed(teacher.name, block.index)]
+                task = BlockTask(block, missing, store.read_scans(block.index))
+            else:
+                task = BlockTask(block, list(self.teachers), None)
             yield from ((task, number) for number in range(block.num_frames))
 
-    def _prepare(self, item: tuple[BlockTask, int]) -> tuple[BlockTask, PreparedFrame | SkippedFrame]:
+    def _prepare(self, item: tuple[BlockTask, int]) -> PreparedItem:
         task, number = item
         frame = self.dataset.frames[task.block.start + number]
         if task.scans is not None and frame.token in task.scans.skipped:
@@ -123,66 +180,132 @@ class Pipeline:
         return task, prepare_or_skip(*arguments)
 
     def _compute(
-        self, task: BlockTask, frames: Iterable[PreparedFrame | SkippedFrame]
-    ) -> tuple[ScanBlock, list[list[StoredVectors]], list[SkippedFrame]]:
-        encoders = [TargetEncoder(teacher, self.encoding, self.batch_sizes[teacher.name]) for teacher in task.teachers]
-        seen, skipped = [], []
+        self, task: BlockTask, frames: Iterable[PreparedFrame | SkippedFrame], writing: BlockWriting
+    ) -> list[SkippedFrame]:
+        encoders = [
+            TargetEncoder(teacher, self.encoding, self.batch_sizes[teacher.name], writing.add_targets)
+            for teacher in task.teachers
+        ]
+        skipped = []
         for prepared in frames:
             if isinstance(prepared, SkippedFrame):
                 skipped.append(prepared)
                 continue
+            if task.scans is None:
+                writing.add_frame(prepared.points, new_views(prepared, self.dataset.split))
             for view in prepared.views:
                 for encoder, image in zip(encoders, view.images, strict=True):
                     encoder.add(image, view.pixel, view.image_shape)
-            seen.append(prepared.without_images())
-        scans = task.scans or scan_block(task.block.index, self.dataset.split, seen, skipped)
-        return scans, [encoder.finish() for encoder in encoders], skipped
+        for encoder in encoders:
+            encoder.finish()
+        return skipped
 
-    def _write(
-        self, task: BlockTask, scans: ScanBlock, stored: list[list[StoredVectors]], skipped: list[SkippedFrame]
-    ) -> BlockDone:
-        block, num_bytes = task.block.index, 0
-        if len(skipped) == len(scans.skipped):  # else a frame of the committed scans cannot be used any more
-            num_bytes += self.writer.write_scans(block, scans)
-            for teacher, vectors in zip(task.teachers, stored, strict=True):
-                targets = target_block(scans.views, vectors, teacher.dim, self.encoding)
-                num_bytes += self.writer.write_targets(block, teacher.name, targets)
-        return BlockDone(block, task.block.num_frames, num_bytes, skipped)
+
+class BlockWriting:
+    """A block that a thread writes while the next views are computed.
+
+    Where another run takes its scratch folder away, the rest is not written, and the block is to be made anew.
+
+    Args:
+        writer: of the store.
+        task: which block.
+        thread: does all writing of a pipeline, in order.
+    """
+
+    def __init__(self, writer: StoreWriter, task: BlockTask, thread: ThreadPoolExecutor) -> None:
+        self.writer, self.task, self._thread = writer, task, thread
+        self._draft = writer.draft(task.block.index, [teacher.name for teacher in task.teachers], task.scans)
+        self._waiting: deque[Future] = deque()
+        self._is_lost = False
+
+    def add_frame(self, points: np.ndarray, views: list[NewView]) -> None:
+        self._later(self._draft.add_frame, points, views)
+
+    def add_targets(self, teacher: str, targets: NewTargets) -> None:
+        self._later(self._draft.add_targets, teacher, targets)
+
+    def commit(self, skipped: list[SkippedFrame]) -> None:
+        """After all views; `result` tells how it went."""
+        self._later(self._commit, skipped)
+
+    def result(self) -> BlockDone | None:
+        """Once all is written; None where the block has to be made anew."""
+        while self._waiting:
+            done = self._waiting.popleft().result()
+        return None if self._is_lost else done
+
+    def give_up(self) -> None:
+        """Nothing of the block is committed."""
+        self._thread.submit(self._draft.scratch.remove)
+
+    def _later(self, function: Callable, *arguments: object) -> None:
+        self._waiting.append(self._thread.submit(self._unless_lost, function, *arguments))
+        while len(self._waiting) > MAX_WAITING:
+            self._waiting.popleft().result()
+
+    def _unless_lost(self, function: Callable, *arguments: object) -> object:
+        if self._is_lost:
+            return None
+        try:
+            return function(*arguments)
+        except ScratchTakenError:
+            self._is_lost = True
+            return None
+
+    def _commit(self, skipped: list[SkippedFrame]) -> BlockDone:
+        block, draft = self.task.block, self._draft
+        before = {} if self.task.scans is None else self.task.scans.skipped
+        # Targets of committed scans need all of their frames, and what replaces a block has to be whole.
+        as_it_should_be = len(skipped) == len(before) if self.task.scans else not (block.anew and skipped)
+        num_bytes = 0
+        try:
+            if as_it_should_be:
+                draft.skipped = {frame.token: frame.reason for frame in skipped}
+                self._is_lost = not self.writer.commit(draft, replacing=block.anew)
+                num_bytes = draft.num_bytes
+        finally:
+            draft.scratch.remove()
+        return BlockDone(block.index, block.num_frames, num_bytes, skipped)
 
 
 class TargetEncoder:
-    """Encodes one teacher's targets as views come in; the teacher sees full batches, whatever frames they are of."""
+    """Encodes one teacher's targets as views come in; the teacher sees full batches, whatever frames they are of.
 
-    def __init__(self, teacher: Teacher, encoding: Encoding, batch_size: int) -> None:
-        self.teacher, self.encoding, self.batch_size = teacher, encoding, batch_size
+    Args:
+        teacher: whose.
+        encoding: of the targets.
+        batch_size: images at once.
+        put: takes the teacher's name and the targets of each view, in the order they came.
+    """
+
+    def __init__(
+        self, teacher: Teacher, encoding: Encoding, batch_size: int, put: Callable[[str, NewTargets], None]
+    ) -> None:
+        self.teacher, self.encoding, self.batch_size, self._put = teacher, encoding, batch_size, put
         self._waiting: list[tuple[torch.Tensor, np.ndarray, tuple[int, int]]] = []
-        self._stored: list[StoredVectors] = []
 
     def add(self, image: torch.Tensor, pixel: np.ndarray, image_shape: tuple[int, int]) -> None:
         """Take a view: its prepared image (3, h, w), pixel (R, 2), and (H, W) of the original image."""
         self._waiting.append((image, pixel, image_shape))
         if len(self._waiting) == self.batch_size:
-            self._encode_waiting()
+            self.finish()
 
-    def finish(self) -> list[StoredVectors]:
-        """The targets of every view, in the order they came."""
-        if self._waiting:
-            self._encode_waiting()
-        return self._stored
-
-    def _encode_waiting(self) -> None:
+    def finish(self) -> None:
+        """Encode the views that wait."""
+        if not self._waiting:
+            return
         patch_maps = self.teacher.patch_maps(torch.stack([image for image, _, _ in self._waiting]))
         for patch_map, (_, pixel, image_shape) in zip(patch_maps, self._waiting, strict=True):
-            self._stored.append(encode_view(self.teacher, self.encoding, patch_map, pixel, image_shape))
+            self._put(self.teacher.name, encode_view(self.teacher, self.encoding, patch_map, pixel, image_shape))
         self._waiting.clear()
 
 
 def encode_view(
     teacher: Teacher, encoding: Encoding, patch_map: torch.Tensor, pixel: np.ndarray, image_shape: tuple[int, int]
-) -> StoredVectors:
+) -> NewTargets:
     """Encode where the patch map is, and bring the result to the CPU."""
     encoded = encode(patch_map, teacher_footprint(teacher, pixel, image_shape), encoding)
-    return StoredVectors(*(None if part is None else part.cpu() for part in encoded))
+    return NewTargets(*(None if part is None else part.cpu().numpy() for part in encoded))
 
 
 def teacher_footprint(teacher: Teacher, pixel: np.ndarray, image_shape: tuple[int, int]) -> Footprint:
@@ -198,62 +321,28 @@ def recorded_provenance(teacher: Teacher, encoding: Encoding) -> dict:
     return provenance_attributes(teacher.provenance) | kept
 
 
-def scan_block(
-    block: int, split: str, frames: Sequence[PreparedFrame], skipped: Sequence[SkippedFrame] = ()
-) -> ScanBlock:
-    """The scans and pairs of a block's frames, one after the other; none where all are skipped."""
-    views = [view for prepared in frames for view in prepared.views]
-    return ScanBlock(
-        points=np.concatenate([np.empty((0, 4), np.float32), *(prepared.points for prepared in frames)]),
-        point_index=np.concatenate([np.empty(0, np.uint32), *(view.point_index for view in views)]),
-        pixel=np.concatenate([np.empty((0, 2), np.uint16), *(view.pixel for view in views)]),
-        views=_view_table(block, split, frames),
-        skipped={frame.token: frame.reason for frame in skipped},
-    )
-
-
-def target_block(scan_views: pa.Table, stored: Sequence[StoredVectors], dim: int, encoding: Encoding) -> TargetBlock:
-    """One teacher's targets of a block's views, one after the other."""
-    stop = np.cumsum([len(view.vectors) for view in stored], dtype=np.int64)
-    table = {name: scan_views[name] for name in ("block", "token", "camera")}
-    table |= {"start": stop - [len(view.vectors) for view in stored], "stop": stop}
-    cosines = [view.cosine if len(view.cosine) else torch.ones(1) for view in stored]
-    table |= {"mean_cosine": [cosine.mean().item() for cosine in cosines]}
-    table |= {"worst_cosine": [cosine.min().item() for cosine in cosines]}
-    scales = [np.empty(0, np.float32), *(view.scale.numpy() for view in stored if view.scale is not None)]
-    return TargetBlock(
-        vectors=np.concatenate([np.empty((0, dim), encoding.dtype), *(view.vectors.numpy() for view in stored)]),
-        scale=np.concatenate(scales) if encoding.dtype == "int8" else None,
-        views=pa.table(table, schema=TARGETS_SCHEMA),
-    )
-
-
-def _view_table(block: int, split: str, frames: Sequence[PreparedFrame]) -> pa.Table:
-    rows, points_stop, pairs_stop = [], 0, 0
-    for prepared in frames:
-        points_start, points_stop = points_stop, points_stop + len(prepared.points)
-        for record, view in zip(prepared.frame.views, prepared.views, strict=True):
-            pairs_start, pairs_stop = pairs_stop, pairs_stop + len(view.pixel)
-            rows.append(
-                {
-                    "block": block,
-                    "dataset": prepared.frame.dataset,
-                    "split": split,
-                    "scene": prepared.frame.scene,
-                    "token": prepared.frame.token,
-                    "timestamp": prepared.frame.timestamp,
-                    "camera": record.camera,
-                    "image": record.image,
-                    "image_height": view.image_shape[0],
-                    "image_width": view.image_shape[1],
-                    "points_start": points_start,
-                    "points_stop": points_stop,
-                    "pairs_start": pairs_start,
-                    "pairs_stop": pairs_stop,
-                    "pairs_hidden": view.hidden,
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=SCANS_SCHEMA)
+def new_views(prepared: PreparedFrame, split: str) -> list[NewView]:
+    """A frame's views as the store takes them."""
+    frame = prepared.frame
+    of_frame = {name: getattr(frame, name) for name in ("dataset", "scene", "token", "timestamp")}
+    return [
+        NewView(
+            {
+                **of_frame,
+                "split": split,
+                "camera": view.record.camera,
+                "image": view.record.image,
+                "image_height": view.image_shape[0],
+                "image_width": view.image_shape[1],
+                "pairs_hidden": view.hidden,
+                "image_sha256": view.image_sha256,
+                "scan_sha256": prepared.scan_sha256,
+            },
+            view.point_index,
+            view.pixel,
+        )
+        for view in prepared.views
+    ]
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:

@@ -12,6 +12,7 @@ from .encoding import Layout
 
 # Of six cameras with 1,024 dimensions, a block is then about 700 MB of raw float16 targets in memory and on disk, or
 # some 130 MB of int8 patches: few files on shared storage, and little to do again where a job is killed.
+BLOCK_BYTES = 1 << 30  # of raw scans and targets of one teacher, at most; larger frames make shorter blocks
 FRAMES_PER_BLOCK: dict[Layout, int] = {"point": 16, "patch": 64}
 
 
@@ -22,6 +23,7 @@ class Block:
     index: int  # in the store
     start: int
     stop: int
+    anew: bool = False  # in place of a committed one that lacks frames
 
     @property
     def num_frames(self) -> int:
@@ -70,7 +72,7 @@ def plan_blocks(num_frames: int, frames_per_block: int, first_block: int = 0) ->
     """Cut `num_frames` frames into consecutive blocks; only the last may be shorter.
 
     >>> plan_blocks(num_frames=5, frames_per_block=2)[-1]
-    Block(index=2, start=4, stop=5)
+    Block(index=2, start=4, stop=5, anew=False)
     """
     starts = range(0, num_frames, frames_per_block)
     return [
@@ -80,5 +82,5 @@ def plan_blocks(num_frames: int, frames_per_block: int, first_block: int = 0) ->
 
 
 def frames_digest(tokens: Sequence[str]) -> str:
-    """SHA-256 over the frames' tokens in order: two runs with the same digest have the same plan."""
+    """SHA-256 over frames' tokens in their order: which frames were learnt from or scored."""
     return hashlib.sha256("\n".join(tokens).encode()).hexdigest()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..errors import DatasetError
-from .datasets.files import read_image, read_image_shape
+from ..errors import DatasetError, StoreError
+from .datasets.files import read_image_file, read_image_shape
 from .datasets.frame import Dataset, Frame, View
 from .datasets.scans import read_points
 from .occlusion import hidden_pairs
@@ -38,11 +39,13 @@ class Selection:
 class PreparedView:
     """One view, ready for the teachers."""
 
+    record: View
     image_shape: tuple[int, int]  # (H, W) of the original image [px]
     point_index: np.ndarray  # (R,) uint32
     pixel: np.ndarray  # (R, 2) uint16
     hidden: int  # pairs found behind a nearer surface, whether kept or dropped
     images: list[torch.Tensor] = field(default_factory=list)  # (3, h, w) float32 for each teacher
+    image_sha256: bytes = b""  # of the image's file; empty where none was read
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,7 @@ class PreparedFrame:
     frame: Frame
     points: np.ndarray  # (N, 4) float32
     views: list[PreparedView]
+    scan_sha256: bytes  # of the bytes of all points as they were read, whether they are kept or not
 
     def without_images(self) -> PreparedFrame:
         """All that is needed of it once the teachers have seen it."""
@@ -94,6 +98,7 @@ def prepare_frame(
 
     Raises:
         DatasetError: a frame without views, or with files that cannot be used.
+        StoreError: what is committed is of other cameras or images.
     """
     if frame.error is not None:
         raise frame.error
@@ -103,32 +108,46 @@ def prepare_frame(
             where=dataset.root / frame.scan,
             fix="Leave it out, or give it one.",
         )
-    points, views = _committed_views(committed, frame) if committed else _new_views(dataset, frame, selection)
+    prepared = _committed_frame(committed, frame) if committed else _new_frame(dataset, frame, selection)
     if teachers:
-        views = [
-            _with_images(dataset, replace(record, image_shape=view.image_shape), view, teachers)
-            for record, view in zip(frame.views, views, strict=True)
-        ]
-    return PreparedFrame(frame, points, views)
+        prepared = replace(prepared, views=[_with_images(dataset, view, teachers) for view in prepared.views])
+    if committed:
+        _refuse_other_images(committed, prepared, dataset)
+    return prepared
 
 
-def _with_images(dataset: Dataset, record: View, view: PreparedView, teachers: Sequence[Teacher]) -> PreparedView:
-    image = read_image(dataset.root, record)
+def _with_images(dataset: Dataset, view: PreparedView, teachers: Sequence[Teacher]) -> PreparedView:
+    image, digest = read_image_file(dataset.root, replace(view.record, image_shape=view.image_shape))
     prepared = {each: each.apply(image) for each in {teacher.preprocessing for teacher in teachers}}
-    return replace(view, images=[prepared[teacher.preprocessing] for teacher in teachers])
+    return replace(view, images=[prepared[teacher.preprocessing] for teacher in teachers], image_sha256=digest)
 
 
-def _new_views(dataset: Dataset, frame: Frame, selection: Selection) -> tuple[np.ndarray, list[PreparedView]]:
+def _refuse_other_images(committed: ScanBlock, prepared: PreparedFrame, dataset: Dataset) -> None:
+    """The images of a later teacher have to be those that the first one saw."""
+    rows = _rows_of(committed, prepared.frame)
+    for row, view in zip(rows, prepared.views, strict=True):
+        if view.image_sha256 not in (b"", row["image_sha256"]):
+            raise StoreError(
+                f"the image has changed since frame {prepared.frame.token}, camera {view.record.camera}, was stored"
+                f" (SHA-256 {row['image_sha256'].hex()[:12]} then, {view.image_sha256.hex()[:12]} now)",
+                where=dataset.root / view.record.image,
+                fix="Put the image back as it was, or extract into another --out.",
+            )
+
+
+def _new_frame(dataset: Dataset, frame: Frame, selection: Selection) -> PreparedFrame:
     """The points to keep of a scan, and the pairs of each view."""
     scan = read_points(dataset, frame)
+    digest = hashlib.sha256(np.ascontiguousarray(scan)).digest()
     views = [_new_view(dataset, view, scan, selection.occlusion) for view in frame.views]
     if selection.points == "all":
-        return scan, views
+        return PreparedFrame(frame, scan, views, digest)
     seen = np.zeros(len(scan), dtype=bool)
     for view in views:
         seen[view.point_index] = True
     row_among_seen = (np.cumsum(seen) - 1).astype(np.uint32)
-    return scan[seen], [replace(view, point_index=row_among_seen[view.point_index]) for view in views]
+    views = [replace(view, point_index=row_among_seen[view.point_index]) for view in views]
+    return PreparedFrame(frame, scan[seen], views, digest)
 
 
 def _new_view(dataset: Dataset, view: View, scan: np.ndarray, occlusion: Occlusion) -> PreparedView:
@@ -136,15 +155,40 @@ def _new_view(dataset: Dataset, view: View, scan: np.ndarray, occlusion: Occlusi
     pairs = project(scan, view.calibration, shape, dataset.visibility)
     hidden = hidden_pairs(pairs.pixel, pairs.depth_m, shape)
     kept = ~hidden if occlusion == "drop" else slice(None)
-    return PreparedView(shape, pairs.point_index[kept], pairs.pixel[kept], int(hidden.sum()))
+    return PreparedView(view, shape, pairs.point_index[kept], pairs.pixel[kept], int(hidden.sum()))
 
 
-def _committed_views(scans: ScanBlock, frame: Frame) -> tuple[np.ndarray, list[PreparedView]]:
-    """A frame's points and the pairs of each view, as they were committed."""
-    rows = [row for row in scans.views.to_pylist() if row["token"] == frame.token]
+def _committed_frame(scans: ScanBlock, frame: Frame) -> PreparedFrame:
+    """A frame's points and the pairs of each view, as they were committed; cameras are told by their names."""
+    rows, records = _rows_of(scans, frame), {view.camera: view for view in frame.views}
     views = []
     for row in rows:
+        if row["camera"] not in records:
+            raise StoreError(
+                f"camera {row['camera']} of frame {frame.token} is in the store, but not in the dataset",
+                where=frame.scan,
+                fix="Use the dataset that the store was made from, or another --out.",
+            )
         pairs = slice(row["pairs_start"], row["pairs_stop"])
-        shape = (row["image_height"], row["image_width"])
-        views.append(PreparedView(shape, scans.point_index[pairs], scans.pixel[pairs], row["pairs_hidden"]))
-    return scans.points[rows[0]["points_start"] : rows[0]["points_stop"]], views
+        views.append(
+            PreparedView(
+                records[row["camera"]],
+                (row["image_height"], row["image_width"]),
+                scans.point_index[pairs],
+                scans.pixel[pairs],
+                row["pairs_hidden"],
+            )
+        )
+    points = scans.points[rows[0]["points_start"] : rows[0]["points_stop"]]
+    return PreparedFrame(frame, points, views, rows[0]["scan_sha256"])
+
+
+def _rows_of(scans: ScanBlock, frame: Frame) -> list[dict]:
+    rows = scans.rows_by_token.get(frame.token)
+    if not rows:
+        raise StoreError(
+            f"frame {frame.token} is not among those of its block",
+            where=frame.scan,
+            fix="Use the dataset that the store was made from, or another --out.",
+        )
+    return rows

@@ -23,6 +23,10 @@ from .teachers.choices import choose_weights
 from .teachers.teacher import Teacher, load_teacher
 
 SEED = 0  # of the choice of views
+# By how much the mean cosine of two forward passes of one teacher may fall short of 1 on two machines.
+APART = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+# A pair's target is a mean of patch vectors, and may keep less of its direction than each of them.
+ALLOWANCE = 4
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,35 @@ class Recomputed:
     """One view of the store against its recomputation in float32."""
 
     row: int  # of `store.views`
+    of: str  # frame and camera
     teacher: str
     pairs: int
+    same_image: bool  # the image's file is the one that the store was made from
     same_pairs: bool  # points and pixels; without it there is nothing to compare
+    least_cosine: float  # that the mean has to reach: it follows from the encoding and the teacher's precision
     mean_cosine: float
     worst_cosine: float
     # Mean distance of the unit vectors. The similarity loss is a mean of such distances, so that for no student
     # its values on stored and on exact targets are further apart.
     loss_difference: float
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether the store holds what the dataset and the teacher give now."""
+        return self.same_image and self.same_pairs and self.mean_cosine >= self.least_cosine
+
+    def __str__(self) -> str:
+        name = f"view {self.row} ({self.of}), {self.teacher}: {self.pairs} pairs, "
+        if not self.same_pairs:
+            return f"{name}OTHER POINTS OR PIXELS than the dataset gives"
+        cosine = (
+            f"cosine {self.mean_cosine:.6f} (worst {self.worst_cosine:.6f}), loss within {self.loss_difference:.2g}"
+        )
+        if not self.same_image:
+            return f"{name}ANOTHER IMAGE than the store was made from, {cosine}"
+        if not self.as_stored:
+            return f"{name}OTHER TARGETS than the teacher gives, {cosine}; expected: {self.least_cosine:.6f} or more"
+        return name + cosine
 
 
 def recompute_targets(
@@ -74,37 +99,48 @@ def recompute_targets(
                         where=dataset.root,
                         fix="Pass --root with the dataset that the store was made from.",
                     )
-                yield _recompute(store, row, view["camera"], teacher, dataset, source, frames[view["token"]])
+                yield _recompute(store, row, teacher, dataset, source, frames[view["token"]])
                 bar.update()
 
 
 def _recompute(
-    store: FeatureStore, row: int, camera: str, teacher: Teacher, dataset: Dataset, source: Source, frame: Frame
+    store: FeatureStore, row: int, teacher: Teacher, dataset: Dataset, source: Source, frame: Frame
 ) -> Recomputed:
+    record = store.views.slice(row, 1).to_pylist()[0]
     selection = Selection(*(source.attributes[name] for name in ("points", "occlusion")))
-    prepared = prepare_frame(dataset, frame, [teacher], selection)
-    (number,) = [number for number, view in enumerate(frame.views) if view.camera == camera]
-    view, stored = prepared.views[number], store.read_view(row, teacher.name)
-    same_pairs = (
-        np.array_equal(view.pixel, stored.pixel)
+    prepared, stored = prepare_frame(dataset, frame, [teacher], selection), store.read_view(row, teacher.name)
+    view = next((view for view in prepared.views if view.record.camera == record["camera"]), None)
+    found = {
+        "row": row,
+        "of": f"frame {record['token']}, camera {record['camera']}",
+        "teacher": teacher.name,
+        "pairs": len(stored.pixel),
+        "same_image": view is not None and view.image_sha256 == record["image_sha256"],
+        "same_pairs": view is not None
+        and np.array_equal(view.pixel, stored.pixel)
         and np.array_equal(view.point_index, stored.point_index)
         and np.array_equal(prepared.points, stored.points)
-    )
-    if not same_pairs:
-        return Recomputed(row, teacher.name, len(stored.pixel), False, *[float("nan")] * 3)
+        and prepared.scan_sha256 == record["scan_sha256"],
+        "least_cosine": _least_cosine(store, row, teacher),
+    }
+    if not found["same_pairs"]:
+        return Recomputed(**found, **dict.fromkeys(("mean_cosine", "worst_cosine", "loss_difference"), float("nan")))
     patch_map = teacher.patch_maps(view.images[0][None])[0]
     exact = sample_targets(patch_map, teacher_footprint(teacher, view.pixel, view.image_shape)).cpu()
     exact, kept = F.normalize(exact, dim=1), F.normalize(torch.from_numpy(stored.targets), dim=1)
     cosine = (exact.double() * kept.double()).sum(dim=1)
     return Recomputed(
-        row=row,
-        teacher=teacher.name,
-        pairs=len(cosine),
-        same_pairs=True,
+        **found,
         mean_cosine=cosine.mean().item(),
         worst_cosine=cosine.min().item(),
         loss_difference=torch.linalg.vector_norm(exact - kept, dim=1).mean().item(),
     )
+
+
+def _least_cosine(store: FeatureStore, row: int, teacher: Teacher) -> float:
+    """From what rounding to the encoding cost when the view was stored, and what the precision leaves open."""
+    kept = store.stored_cosine(row, teacher.name)
+    return 1 - ALLOWANCE * (1 - kept) - APART[teacher.provenance.precision]
 
 
 def _recorded_teacher(store: FeatureStore, name: str, weights: str | None, device: torch.device) -> Teacher:

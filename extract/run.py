@@ -6,8 +6,11 @@ import importlib.metadata
 import logging
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+
+import pyarrow as pa
 
 from ..device import resolve_device
 from ..errors import DatasetError, StoreError
@@ -18,18 +21,21 @@ from .datasets.files import read_image
 from .datasets.frame import Dataset, Frame
 from .datasets.scans import intensity_of
 from .encoding import Encoding
-from .estimate import Estimate, estimate, warn_of_size
+from .estimate import Estimate, estimate, frames_of_a_block, warn_of_size
 from .executors import Extractor, device_of_worker, existing_cluster, local_cluster, run_on_cluster
+from .frame_identity import first_difference, frames_sha256, frames_table
 from .pipeline import BlockDone, Pipeline, recorded_provenance
-from .plan import FRAMES_PER_BLOCK, Block, frames_digest, plan_blocks
+from .plan import FRAMES_PER_BLOCK, Block, plan_blocks
 from .preparation import PreparedFrame, Selection, SkippedFrame, prepare_frame, prepare_or_skip
 from .store import SCANS, FeatureStore, Source, StoreWriter, create_store, open_store
 from .store.inspect import StoreReport, inspect_store
-from .teachers.batch_size import fitting_batch_size
+from .teachers.batch_size import fitting_batch_size, kind_of_device
 from .teachers.choices import choose_weights
 from .teachers.teacher import Teacher, load_teacher
 
 logger = logging.getLogger(__name__)
+
+TRIED_FRAMES = 8  # for one whose size tells that of a block
 
 
 @dataclass(frozen=True)
@@ -70,25 +76,26 @@ def extract(config: ExtractConfig) -> ExtractSummary:
             logger.warning("%s has RANDOM weights: its targets are for tests and demos only", teacher.name)
     source = _add_to_store(config, writer, dataset, teachers)
     blocks = config.part.select(_blocks(dataset, source))
-    _take_out_mended(config, dataset, writer, blocks)
-    todo = [block for block in blocks if _is_missing(writer, config.teachers, block)]
+    mended = _mended(config, dataset, writer, blocks)
+    todo = [replace(block, anew=block in mended) for block in blocks]
+    todo = [block for block in todo if block.anew or _is_missing(writer, config.teachers, block)]
     logger.info("%d of %d blocks to extract into %s", len(todo), len(blocks), config.out)
     if todo:
         first = _first_frame(config, dataset, writer.store, todo[0])
         if isinstance(first, PreparedFrame):
             warn_of_size(first, len(dataset.frames), teachers, Encoding(config.encoding, config.dtype))
-    skipped = {}
+    written, skipped = 0, {}
     if todo and in_this_process:
-        skipped = _follow(_pipeline(config, dataset, teachers, writer).run(todo), todo)
+        written, skipped = _follow(_pipeline(config, dataset, teachers, writer).run(todo), todo)
     elif todo:
         del teachers  # the workers have their own
         with existing_cluster(config.scheduler) if config.scheduler else local_cluster(config.workers) as client:
-            skipped = _follow(run_on_cluster(client, extractor, config, todo), todo)
+            written, skipped = _follow(run_on_cluster(client, extractor, config, todo), todo)
     writer.clear_leftovers()
     for block in blocks:
         skipped |= _skipped_before(writer.store, block)
     left_out = [SkippedFrame(token, reason) for token, reason in skipped.items()]
-    return ExtractSummary(len(todo), left_out, inspect_store(open_store(config.out)))
+    return ExtractSummary(written, left_out, inspect_store(open_store(config.out)))
 
 
 def estimate_extraction(config: ExtractConfig) -> Estimate:
@@ -133,7 +140,8 @@ def _open_inputs(config: ExtractConfig, device: str) -> tuple[Dataset, list[Teac
 def _pipeline(config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], writer: StoreWriter) -> Pipeline:
     encoding = Encoding(config.encoding, config.dtype)
     batch_sizes = {
-        each.name: config.batch_size or writer.batch_size(each.name, partial(fitting_batch_size, each))
+        each.name: config.batch_size
+        or writer.batch_size(each.name, kind_of_device(each.device), partial(fitting_batch_size, each))
         for each in teachers
     }
     options = {"selection": config.selection, "on_error": config.on_error}
@@ -141,9 +149,10 @@ def _pipeline(config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], 
 
 
 def _add_to_store(config: ExtractConfig, writer: StoreWriter, dataset: Dataset, teachers: list[Teacher]) -> Source:
-    encoding = Encoding(config.encoding, config.dtype)
+    encoding, frames = Encoding(config.encoding, config.dtype), frames_table(dataset.frames)
     provenances = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
-    return writer.add_inputs(_settings(config, dataset, writer.store), _record(config), provenances)
+    settings = _settings(config, dataset, teachers, writer.store, frames)
+    return writer.add_inputs(settings, _record(config), provenances, frames)
 
 
 def _blocks(dataset: Dataset, source: Source) -> list[Block]:
@@ -169,20 +178,40 @@ def _skipped_before(store: FeatureStore, block: Block) -> dict[str, str]:
     return store.skipped_frames(block.index) if store.is_committed(SCANS, block.index) else {}
 
 
-def _take_out_mended(config: ExtractConfig, dataset: Dataset, writer: StoreWriter, blocks: list[Block]) -> None:
-    """Remove committed blocks that were made without a frame that can be used now."""
+def _mended(config: ExtractConfig, dataset: Dataset, writer: StoreWriter, blocks: list[Block]) -> set[Block]:
+    """The committed blocks that lack frames which can be used now, all of them, so that a whole block can replace them.
+
+    A block stays as it is where another of its frames still cannot be used, or where it has targets of a teacher that
+    this run does not make.
+    """
+    mended = set()
     for block in blocks:
         skipped = _skipped_before(writer.store, block)
         frames = [dataset.frames[number] for number in range(block.start, block.stop)] if skipped else []
-        mended = [
-            frame for frame in frames if frame.token in skipped and _can_be_used(dataset, frame, config.selection)
-        ]
-        if mended:
+        frames = [frame for frame in frames if frame.token in skipped]
+        usable = [frame.token for frame in frames if _can_be_used(dataset, frame, config.selection)]
+        others = [name for name in writer.store.teachers if writer.store.is_committed(name, block.index)]
+        others = [name for name in others if name not in config.teachers]
+        if usable and others:
             logger.warning(
-                "block %d is made anew, for all teachers: %d frames that were skipped can be used now, %s …",
-                *(block.index, len(mended), mended[0].token),
+                "block %d stays as it is: %s can be used now, but the block has targets of %s, too; to make it anew,"
+                " name all its teachers with --teacher",
+                *(block.index, _some(usable), " and ".join(others)),
             )
-            writer.remove(SCANS, block.index)
+        elif usable and len(usable) < len(skipped):
+            still = [token for token in skipped if token not in usable]
+            logger.warning(
+                "block %d stays as it is: %s can be used now, but %s still cannot",
+                *(block.index, _some(usable), _some(still)),
+            )
+        elif usable:
+            logger.warning("block %d is made anew: %s can be used now", block.index, _some(usable))
+            mended.add(block)
+    return mended
+
+
+def _some(tokens: list[str]) -> str:
+    return f"frame {tokens[0]}" if len(tokens) == 1 else f"{len(tokens)} frames, {tokens[0]} …"
 
 
 def _can_be_used(dataset: Dataset, frame: Frame, selection: Selection) -> bool:
@@ -194,25 +223,39 @@ def _can_be_used(dataset: Dataset, frame: Frame, selection: Selection) -> bool:
     return True
 
 
-def _follow(reports: Iterator[BlockDone], todo: list[Block]) -> dict[str, str]:
-    """Run to the end, showing frames and bytes per second and the time left; gives the frames left out, and why."""
-    num_bytes, skipped = 0, {}
+def _follow(reports: Iterator[BlockDone], todo: list[Block]) -> tuple[int, dict[str, str]]:
+    """Run to the end, showing frames and bytes per second and the time left.
+
+    Returns:
+        How many blocks were committed, and the frames left out: token -> why.
+    """
+    num_bytes, written, skipped = 0, 0, {}
     with progress(sum(block.num_frames for block in todo), "extract", "frame") as bar:
         for done in reports:
             num_bytes += done.num_bytes
+            written += done.num_bytes > 0
             skipped |= {frame.token: frame.reason for frame in done.skipped}
             seconds = max(bar.format_dict["elapsed"], 1e-3)
             bar.set_postfix_str(f"{num_bytes / seconds / 1e6:.1f} MB/s", refresh=False)
             bar.update(done.num_frames)
-    return skipped
+    return written, skipped
 
 
-def _settings(config: ExtractConfig, dataset: Dataset, store: FeatureStore) -> dict:
+def _settings(
+    config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], store: FeatureStore, frames: pa.Table
+) -> dict:
     """What the scans and pairs depend on, for every teacher alike."""
-    keys = (dataset.name, dataset.split)
-    recorded = next((source for source in store.sources if (source.dataset, source.split) == keys), None)
-    usual = recorded.frames_per_block if recorded else FRAMES_PER_BLOCK[config.encoding]
-    frames_per_block = config.frames_per_block or usual
+    digest = frames_sha256(frames)
+    recorded = _recorded_source(dataset, store)
+    if recorded is not None and recorded.attributes["frames_sha256"] != digest:
+        if store.committed_blocks().isdisjoint(recorded.blocks):
+            recorded = None  # a false start does not bind
+        else:
+            _refuse_other_frames(store, recorded, frames)
+            digest = recorded.attributes["frames_sha256"]  # the same but for rounding, or a row that was mended
+    frames_per_block = config.frames_per_block
+    if frames_per_block is None:
+        frames_per_block = recorded.frames_per_block if recorded else _frames_per_block(config, dataset, teachers)
     # What was measured stays: another scan may be readable now.
     measured_before = recorded is not None and getattr(dataset, "intensity", None) is None
     intensity = recorded.intensity if measured_before else intensity_of(dataset)
@@ -222,12 +265,41 @@ def _settings(config: ExtractConfig, dataset: Dataset, store: FeatureStore) -> d
         "num_frames": len(dataset.frames),
         "frames_per_block": frames_per_block,
         "num_blocks": len(plan_blocks(len(dataset.frames), frames_per_block)),
-        "frames_sha256": frames_digest([frame.token for frame in dataset.frames]),
+        "frames_sha256": digest,
         "points": config.points,
         "occlusion": config.occlusion,
         "visibility": {name: value for name, value in asdict(dataset.visibility).items() if value is not None},
         "intensity": asdict(intensity),
     }
+
+
+def _recorded_source(dataset: Dataset, store: FeatureStore) -> Source | None:
+    keys = (dataset.name, dataset.split)
+    return next((source for source in store.sources if (source.dataset, source.split) == keys), None)
+
+
+def _refuse_other_frames(store: FeatureStore, source: Source, frames: pa.Table) -> None:
+    try:
+        difference = first_difference(store.read_frames(source), frames)
+    except FileNotFoundError:
+        difference = "its table of frames, which would tell where, is lost"
+    if difference is not None:
+        raise StoreError(
+            f"the dataset's tables say something else of {source.dataset} {source.split} than when the store was begun:"
+            f" {difference}",
+            where=store.path,
+            fix="Use the dataset as it was, or another --out.",
+        )
+
+
+def _frames_per_block(config: ExtractConfig, dataset: Dataset, teachers: list[Teacher]) -> int:
+    """What suits the encoding, or fewer where a block of the first frame that can be used would become too large."""
+    encoding = Encoding(config.encoding, config.dtype)
+    for frame in dataset.frames[:TRIED_FRAMES]:
+        with suppress(DatasetError):
+            prepared = prepare_frame(dataset, frame, [], config.selection)
+            return frames_of_a_block(prepared, teachers, encoding)
+    return FRAMES_PER_BLOCK[config.encoding]
 
 
 def _record(config: ExtractConfig) -> dict:

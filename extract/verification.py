@@ -7,8 +7,12 @@ from pathlib import Path
 
 from ..device import resolve_device
 from .recompute import Recomputed, recompute_targets
-from .store import open_store
-from .store.verify import Damage, repair_store, verify_store
+from .store.format import ASIDE, SCANS
+from .store.inspect import ranges
+from .store.repair import repair_store
+from .store.verify import Damage, Findings, open_to_verify, verify_store
+
+MOST_STRAYS = 8  # that are listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,37 +29,60 @@ class VerifyConfig:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found."""
+    """What was found, and what was taken out because of it."""
 
     store: Path
-    blocks: int
-    damage: list[Damage]
+    found: Findings
     repaired: bool
+    kept: list[Path] = field(default_factory=list)  # folders that hold what was taken out
     sample: list[Recomputed] = field(default_factory=list)
 
     @property
+    def damage(self) -> list[Damage]:
+        return self.found.damage
+
+    @property
     def whole(self) -> bool:
-        return not self.damage and all(view.same_pairs for view in self.sample)
+        """Whether the store is complete, nothing is wrong with it, and all of it could be looked at."""
+        return self.found.whole and all(view.as_stored for view in self.sample)
 
     def as_json(self) -> dict:
         """Plain JSON values."""
-        return asdict(self) | {"store": str(self.store), "whole": self.whole}
+        lists = {name: getattr(self.found, name) for name in ("blocks", "unreadable", "stray", "missing")}
+        return {
+            "store": str(self.store),
+            "whole": self.whole,
+            **lists,
+            "damage": [asdict(each) for each in self.damage],
+            "repaired": self.repaired,
+            "kept": [str(path) for path in self.kept],
+            "sample": [asdict(view) | {"as_stored": view.as_stored} for view in self.sample],
+        }
 
     def as_text(self) -> str:
         """A table for people."""
-        lines = [f"{self.store}: {self.blocks} blocks read, {len(self.damage)} damaged", *map(str, self.damage)]
+        found = self.found
+        lines = [f"{self.store}: {found.blocks} blocks read, {len(self.damage)} damaged", *map(str, self.damage)]
         if self.repaired and self.damage:
-            lines.append("The damaged blocks are taken out; run the same 'scalr extract' again.")
+            if self.kept:
+                lines.append(f"What was damaged is out of the way, in {self.store / ASIDE}:")
+                lines += [f"  {path}" for path in self.kept]
+                lines.append(f"When all is well, 'rm -r {self.store / ASIDE}' throws it away.")
+            lines.append("Run the same 'scalr extract' again: it makes what is still missing.")
         elif self.damage:
             lines.append(f"Run 'scalr verify {self.store} --repair', then the same 'scalr extract' again.")
-        for view in self.sample:
-            found = (
-                f"cosine {view.mean_cosine:.6f} (worst {view.worst_cosine:.6f}), loss within {view.loss_difference:.2g}"
-                if view.same_pairs
-                else "OTHER POINTS OR PIXELS than the dataset gives"
-            )
-            lines.append(f"view {view.row}, {view.teacher}: {view.pairs} pairs, {found}")
-        return "\n".join(lines)
+        lines += [f"cannot be read now: {each}" for each in found.unreadable]
+        if found.unreadable:
+            lines.append("Nothing is known of these files. Look at their permissions and the storage they are on.")
+        for kind, blocks in found.missing.items():
+            whose = "scans" if kind == SCANS else f"targets of {kind}"
+            lines.append(f"incomplete: {len(blocks)} blocks of {whose} are missing ({ranges(blocks)})")
+        if found.missing and not self.damage:
+            lines.append("Run the same 'scalr extract' again: it makes what is missing.")
+        lines += [f"stray, no file of the store: {each}" for each in found.stray[:MOST_STRAYS]]
+        if len(found.stray) > MOST_STRAYS:
+            lines.append(f"and {len(found.stray) - MOST_STRAYS} more stray files, which change nothing")
+        return "\n".join([*lines, *map(str, self.sample)])
 
 
 def verify(config: VerifyConfig) -> Verification:
@@ -64,13 +91,11 @@ def verify(config: VerifyConfig) -> Verification:
     Raises:
         ScalrError: the store cannot be opened, or the sample's dataset or weights are not there.
     """
-    store = open_store(config.store)
-    blocks = len(store.committed_blocks())
-    damage = verify_store(store)
-    if config.repair:
-        repair_store(store, damage)
+    store = open_to_verify(config.store)
+    found = verify_store(store)
+    kept = repair_store(store, found) if config.repair else []
     sample = []
-    if config.sample and not damage:
+    if config.sample and not found.damage:
         device = resolve_device(config.device)
         sample = list(recompute_targets(store, config.sample, root=config.root, weights=config.weights, device=device))
-    return Verification(store.path, blocks, damage, config.repair, sample)
+    return Verification(store.path, found, config.repair, kept, sample)

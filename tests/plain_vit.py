@@ -143,3 +143,15 @@ def _rotated(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     first, second = patches.chunk(2, dim=-1)
     turned = patches * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()
     return torch.cat([prefix, turned], dim=1)
+
+
+def cubic(length: int, new: int, scale: float) -> torch.Tensor:
+    """(new, length), bicubic: output i is around (i + 0.5) / scale - 0.5 with Keys' kernel, edges repeated."""
+    matrix = torch.zeros(new, length, dtype=torch.float64)
+    for row in range(new):
+        centre = (row + 0.5) / scale - 0.5
+        for column in range(int(centre // 1) - 1, int(centre // 1) + 3):
+            x, a = abs(centre - column), -0.75
+            weight = (a + 2) * x**3 - (a + 3) * x**2 + 1 if x <= 1 else a * (x**3 - 5 * x**2 + 8 * x - 4)
+            matrix[row, min(max(column, 0), length - 1)] += weight
+    return matrix

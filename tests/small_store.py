@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from scalr.extract.store import ScanBlock, TargetBlock, create_store, open_store
+from scalr.extract.store import (
+    Draft,
+    NewTargets,
+    NewView,
+    ScanBlock,
+    StoreWriter,
+    TargetBlock,
+    create_store,
+    open_store,
+)
+from scalr.extract.store.commit import ATTEMPTS, ScratchTakenError, taken_away_again
 
 SETTINGS = {
     "dataset": "nuscenes", "split": "train", "frames_per_block": 3, "num_blocks": 2,
@@ -29,7 +39,7 @@ def a_block(block: int, views: int = 3) -> tuple[ScanBlock, TargetBlock]:
             **same, "token": f"{block}-{view}", "timestamp": view, "image_height": 48, "image_width": 64,
             "points_start": int(points_stop[view] - num_points[view]), "points_stop": int(points_stop[view]),
             "pairs_start": int(pairs_stop[view] - num_pairs[view]), "pairs_stop": int(pairs_stop[view]),
-            "pairs_hidden": 0,
+            "pairs_hidden": 0, "image_sha256": bytes(32), "scan_sha256": bytes(32),
         }
         for view in range(views)
     ]  # fmt: skip
@@ -46,11 +56,53 @@ def a_block(block: int, views: int = 3) -> tuple[ScanBlock, TargetBlock]:
     return scans, TargetBlock(rng.normal(size=(pairs_stop[-1], 3)).astype(np.float16), None, pa.table(ranges))
 
 
+def write_scans(writer: StoreWriter, block: int, scans: ScanBlock) -> bool:
+    """Commit scans without targets."""
+    return write_block(writer, block, scans)
+
+
+def write_targets(writer: StoreWriter, block: int, teacher: str, targets: TargetBlock) -> bool:
+    """Commit a teacher's targets of scans that are there."""
+    return write_block(writer, block, None, **{teacher: targets})
+
+
+def write_block(writer: StoreWriter, block: int, scans: ScanBlock | None, **targets: TargetBlock) -> bool:
+    """Commit targets together with scans, or (without) of those that are there; again where the scratch is taken."""
+    for _ in range(ATTEMPTS):
+        draft = writer.draft(block, targets, writer.store.read_scans(block) if scans is None else None)
+        try:
+            if scans is not None:
+                add_scans(draft, scans)
+            for teacher, each in targets.items():
+                add_targets(draft, teacher, each)
+            return writer.commit(draft)
+        except ScratchTakenError:
+            continue
+        finally:
+            draft.scratch.remove()
+    raise taken_away_again(writer.path)
+
+
+def add_scans(draft: Draft, scans: ScanBlock) -> None:
+    draft.skipped = scans.skipped
+    for row in scans.views.to_pylist():
+        pairs = slice(row["pairs_start"], row["pairs_stop"])
+        view = NewView(row, scans.point_index[pairs], scans.pixel[pairs])
+        draft.add_frame(scans.points[row["points_start"] : row["points_stop"]], [view])
+
+
+def add_targets(draft: Draft, teacher: str, targets: TargetBlock) -> None:
+    for row in targets.views.to_pylist():
+        part = slice(row["start"], row["stop"])
+        cosine = np.array([row["worst_cosine"], 2 * row["mean_cosine"] - row["worst_cosine"]], np.float32)
+        scale = None if targets.scale is None else targets.scale[part]
+        draft.add_targets(teacher, NewTargets(targets.vectors[part], scale, cosine))
+
+
 def filled_store(path: Path, blocks=(0, 1), owner: str = "part-0-of-1"):
     writer = create_store(path, owner)
     writer.add_inputs(SETTINGS, record={}, teachers={"t": PROVENANCE})
     for block in blocks:
         scans, targets = a_block(block)
-        writer.write_scans(block, scans)
-        writer.write_targets(block, "t", targets)
+        write_block(writer, block, scans, t=targets)
     return open_store(path)

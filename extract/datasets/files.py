@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,9 +66,20 @@ def read_image(root: Path, view: View) -> np.ndarray:
     Raises:
         DatasetError: a missing or unreadable file, or another size than the calibration was made for.
     """
-    with _opened_image(root / view.image) as image:
+    return read_image_file(root, view)[0]
+
+
+def read_image_file(root: Path, view: View) -> tuple[np.ndarray, bytes]:
+    """A view's image as `read_image` decodes it, and the SHA-256 of its file.
+
+    Raises:
+        DatasetError: as in `read_image`.
+    """
+    path = root / view.image
+    content = read_bytes(path)
+    with _opened_image(path, io.BytesIO(content)) as image:
         _check_size(image, root, view)
-        return np.array(image.convert("RGB"))
+        return np.array(image.convert("RGB")), hashlib.sha256(content).digest()
 
 
 def read_image_shape(root: Path, view: View) -> tuple[int, int]:
@@ -131,14 +144,15 @@ def _read_values(path: Path, dtype: np.dtype, columns: int, noun: str) -> np.nda
 
 
 @contextmanager
-def _opened_image(path: Path) -> Iterator[Image.Image]:
+def _opened_image(path: Path, content: io.BytesIO | None = None) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
+        with Image.open(content or path) as image:
             yield image
     except FileNotFoundError:
         raise missing_file(path) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"the image cannot be decoded ({error})", where=path, fix=COPY_AGAIN) from None
+        reason = str(error).split(" <_io.")[0]  # not where in memory it was
+        raise DatasetError(f"the image cannot be decoded ({reason})", where=path, fix=COPY_AGAIN) from None
 
 
 def _check_size(image: Image.Image, root: Path, view: View) -> None:

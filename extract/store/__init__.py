@@ -1,12 +1,16 @@
 """The feature store: everything that knows the format on disk; others see these names and plain arrays."""
 
+from .draft import Draft, NewTargets, NewView
 from .format import SCANS
 from .reader import FeatureStore, ScanBlock, Source, StoredView, TargetBlock, open_store
 from .writer import StoreWriter, create_store
 
 __all__ = [
     "SCANS",
+    "Draft",
     "FeatureStore",
+    "NewTargets",
+    "NewView",
     "ScanBlock",
     "Source",
     "StoreWriter",

@@ -22,6 +22,7 @@ from ...errors import StoreError
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5  # to write something while another run of the same part clears the scratch folder away
+MOVING = ".moving-"  # begins the name of a copy that is to be renamed
 MARKER = "in-use"  # the first file of a scratch folder: where it is gone, so is everything written before
 
 T = TypeVar("T")
@@ -53,13 +54,10 @@ class Scratch:
         trash = self.folder / f"trash-{uuid.uuid4().hex}"
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            os.rename(path, trash)
+            move(path, trash)
         except FileNotFoundError:
             return
-        if trash.is_dir():
-            shutil.rmtree(trash, ignore_errors=True)
-        else:
-            trash.unlink(missing_ok=True)
+        remove(trash)
 
     def attempt(self, write: Callable[[Path], T]) -> T:
         """Call `write` with a new scratch folder, and again if another run took the folder away meanwhile.
@@ -68,46 +66,77 @@ class Scratch:
             StoreError: the file system refuses (full, quota, read-only).
         """
         for _ in range(ATTEMPTS):
+            scratch = self.new_folder()
             try:
-                with self._new_folder() as folder:
+                with scratch.writing() as folder:
                     return write(folder)
             except ScratchTakenError:
-                logger.warning("%s was cleared by another run: is the same part running twice?", self.folder)
-        raise StoreError(
-            f"its scratch folder was taken away {ATTEMPTS} times",
-            where=self.folder,
-            fix="Run each part once at a time.",
-        )
+                continue
+            finally:
+                scratch.remove()
+        raise taken_away_again(self.folder)
+
+    def new_folder(self) -> ScratchFolder:
+        """Not made before it is written to; to be removed in the end."""
+        return ScratchFolder(self.folder / uuid.uuid4().hex)
+
+
+class ScratchFolder:
+    """What is written before it is committed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._made = path, False
 
     @contextmanager
-    def _new_folder(self) -> Iterator[Path]:
-        folder = self.folder / uuid.uuid4().hex
-        made = False
+    def writing(self) -> Iterator[Path]:
+        """Yield the folder to write in.
+
+        Raises:
+            ScratchTakenError: another run took it away meanwhile.
+            StoreError: the file system refuses (full, quota, read-only).
+        """
         try:
-            folder.mkdir(parents=True)
-            (folder / MARKER).touch()
-            made = True
-            yield folder
+            if not self._made:
+                self.path.mkdir(parents=True)
+                (self.path / MARKER).touch()
+                self._made = True
+            yield self.path
         except Exception as error:
-            if not (folder / MARKER).exists() and (made or isinstance(error, FileNotFoundError)):
+            if not (self.path / MARKER).exists() and (self._made or isinstance(error, FileNotFoundError)):
+                logger.warning("%s was cleared by another run: is the same part running twice?", self.path.parent)
                 raise ScratchTakenError from error
             if isinstance(error, OSError):
                 raise StoreError(
                     f"the file system refuses to write ({error.strerror or error})",
-                    where=self.folder.parent.parent,
-                    fix="Make room, then run the same command again: what is committed stays.",
+                    where=self.path.parent.parent.parent,
+                    fix=f"{_remedy(error)}, then run the same command again: what is committed stays.",
                 ) from error
             raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
-def move_folder(source: Path, target: Path) -> bool:
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "Check the permissions of the folder"
+    return "Make room"
+
+
+def taken_away_again(folder: Path) -> StoreError:
+    """For those who gave up."""
+    return StoreError(
+        f"its scratch folder was taken away {ATTEMPTS} times", where=folder, fix="Run each part once at a time."
+    )
+
+
+def move_folder(source: Path, target: Path, scratch: Path) -> bool:
     """Make a folder durable and move it into place, unless one stands there already; says whether it did.
 
     Args:
-        source: directly inside a scratch folder.
-        target: where it belongs, on the same file system.
+        source: inside a scratch folder.
+        target: where it belongs.
+        scratch: that scratch folder.
 
     Raises:
         FileNotFoundError: the scratch folder was taken away.
@@ -115,15 +144,45 @@ def move_folder(source: Path, target: Path) -> bool:
     fsync_tree(source)
     # zarr makes folders that are missing, so a folder that was taken away can be back with half of its files.
     # Where the first file still stands, all that were written after it do; and nothing is written from here on.
-    (source.parent / MARKER).stat()
+    (scratch / MARKER).stat()
     try:
-        os.rename(source, target)  # onto a folder that is not empty this fails
+        move(source, target)  # onto a folder that is not empty this fails
     except OSError:
         if target.is_dir() and source.is_dir():
             return False
         raise
     fsync(target.parent)
     return True
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename; where source and target are on different devices, copy, rename the copy, and remove the source.
+
+    In a container, a folder of a lower layer is on another device than all that is new (EXDEV), though it looks like
+    one file system.
+    """
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy = target.with_name(f"{MOVING}{uuid.uuid4().hex}")
+        try:
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, copy)
+            fsync_tree(copy)
+            os.rename(copy, target)
+        except BaseException:
+            remove(copy)
+            raise
+        remove(source)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def move_file(source: Path, target: Path) -> None:

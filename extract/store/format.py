@@ -1,22 +1,27 @@
-"""The format on disk: names, schemas, arrays and indexes. docs/store.md is its description for people.
+"""The format on disk: names, schemas, records and indexes. docs/store.md is its description for people.
 
     store.zarr/
       zarr.json                     format and version
       sources/000/zarr.json         a split of a dataset: its settings and its range of blocks
+      sources/000/frames.parquet    what the dataset's tables say of its frames
       teachers/NAME/zarr.json       what one teacher's targets depend on
       blocks/000017/                points, pairs/point_index, pairs/pixel, index.parquet
       blocks/000017/targets/NAME/   vectors, scale (int8 only), index.parquet
       index/scans/000017.parquet    the copy of a group's index.parquet that makes the group count: one row per view
       index/NAME/000017.parquet
+      aside/                        what was taken out, and may be looked at or thrown away
       tmp/OWNER/                    what running jobs have not committed yet; readers never look there
 
-A group's index lists, besides the views, every file of the group with its SHA-256.
+A group's index lists, besides the views, every file of the group with its size and SHA-256, and repeats the record of
+the source or teacher that it was made with.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +29,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...checkpoint_files import sha256_of_file
-from ...errors import StoreError
+from ...errors import DamagedError, StoreError
+from .files import files_below, read_bytes, readable
 
-FORMAT, FORMAT_VERSION = "scalr-store", 1
-
-# Chosen with tests/benchmarks/store_layout.py; docs/store.md has the figures.
-CHUNK_BYTES = 1 << 20  # of raw values: a view of nuScenes is a few chunks
-SHARD_BYTES = 1 << 28  # of raw values: above 64 MB when compressed, one file for a block of ordinary size
-COMPRESSION_LEVEL = 3
+FORMAT, FORMAT_VERSION = "scalr-store", 2
+ROOT = {"format": FORMAT, "format_version": FORMAT_VERSION}  # the attributes at the top
+SKELETON = ("teachers", "sources", "blocks")  # zarr groups of their own, without attributes
 
 SCANS = "scans"  # the kind of index that is no teacher's name
 GROUP_INDEX = "index.parquet"
-# Of an index's metadata:
-FILES_KEY = b"scalr.files"  # path in the group -> SHA-256
+FRAMES_TABLE = "frames.parquet"
+ASIDE, TMP = "aside", "tmp"
+DIGEST = "sha256"  # of a record: the attribute that tells whether the others were altered
+ALTERED = "altered since it was written"
+MAKE_ONE = "Pass the folder of a store; 'scalr extract' makes one."
+# Of an index's metadata, JSON each:
+GROUP_KEY = b"scalr.group"  # the group's path in the store
+FILES_KEY = b"scalr.files"  # path in the group -> bytes and SHA-256
+RECORD_KEY = b"scalr.record"  # the attributes of its source or teacher
 SKIPPED_KEY = b"scalr.skipped"  # scans only: token of a frame that could not be used -> why
+SIGNED_KEYS = (GROUP_KEY, FILES_KEY, RECORD_KEY, SKIPPED_KEY)
+SIGNATURE_KEY = b"scalr.sha256"  # of the others: pages of the file have checksums, its metadata have none
 
 SCANS_SCHEMA = pa.schema(
     [
@@ -48,6 +60,8 @@ SCANS_SCHEMA = pa.schema(
         *((name, pa.int32()) for name in ("image_height", "image_width")),
         *((name, pa.int64()) for name in ("points_start", "points_stop", "pairs_start", "pairs_stop")),
         ("pairs_hidden", pa.int64()),
+        *((name, pa.binary(32)) for name in ("image_sha256", "scan_sha256")),
+        ("crc32c", pa.uint32()),  # of the view's points, point_index and pixel
     ]
 )
 TARGETS_SCHEMA = pa.schema(
@@ -56,6 +70,7 @@ TARGETS_SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("token", "camera")),
         *((name, pa.int64()) for name in ("start", "stop")),
         *((name, pa.float32()) for name in ("mean_cosine", "worst_cosine")),  # of stored and exact vectors
+        ("crc32c", pa.uint32()),  # of the view's crc32c, vectors and scale
     ]
 )
 
@@ -68,14 +83,35 @@ def block_name(block: int) -> str:
     return f"{block:06d}"
 
 
+def group_name(kind: str, block: int) -> str:
+    """Where a block's scans, or one teacher's targets in it, are in the store."""
+    path = f"blocks/{block_name(block)}"
+    return path if kind == SCANS else f"{path}/targets/{kind}"
+
+
 def group_path(store: Path, kind: str, block: int) -> Path:
-    """The folder of a block's scans, or of one teacher's targets in it."""
-    path = store / "blocks" / block_name(block)
-    return path if kind == SCANS else path / "targets" / kind
+    return store / group_name(kind, block)
 
 
 def index_path(store: Path, kind: str, block: int) -> Path:
     return store / "index" / kind / f"{block_name(block)}.parquet"
+
+
+def crc32c(start: int, *arrays: np.ndarray) -> int:
+    """CRC32C over the bytes of arrays, one after the other, going on from `start`."""
+    import google_crc32c  # what only looks at a store needs none
+
+    for array in arrays:
+        start = google_crc32c.extend(start, np.ascontiguousarray(array))
+    return start
+
+
+# --- records: what describes the store -----------------------------------------------------------------------------
+
+
+def write_record(path: Path, attributes: Mapping) -> None:
+    """Write a zarr group whose attributes cannot be altered unnoticed."""
+    write_group(path, {**attributes, DIGEST: _digest(attributes)})
 
 
 def write_group(path: Path, attributes: dict) -> None:
@@ -85,101 +121,214 @@ def write_group(path: Path, attributes: dict) -> None:
     zarr.create_group(path, attributes=attributes, overwrite=False)
 
 
-def read_attributes(path: Path, required: Iterable[str] = ()) -> dict:
-    """The attributes in a zarr.json.
+def read_record(path: Path, required: Iterable[str] = ()) -> dict:
+    """The attributes in a record's zarr.json, without their digest.
 
     Raises:
-        StoreError: it cannot be read, or lacks one that is required.
+        FileNotFoundError: it is not there.
+        UnreadableError: it cannot be read now.
+        DamagedError: it was altered, or lacks what is required.
     """
+    attributes, signature = _parse_record(read_bytes(path), path)
+    if signature != _digest(attributes):
+        raise _damaged(path, ALTERED)
+    for name in required:
+        if name not in attributes:
+            raise _damaged(path, f"no '{name}'")
+    return attributes
+
+
+def read_group(path: Path) -> dict:
+    """The attributes in the zarr.json of a group that is no record.
+
+    Raises:
+        FileNotFoundError, UnreadableError, DamagedError: as `read_record`.
+    """
+    return _parse_record(read_bytes(path), path)[0]
+
+
+def _parse_record(content: bytes, path: Path) -> tuple[dict, str | None]:
+    """Attributes and their digest."""
     try:
-        attributes = json.loads(path.read_text())["attributes"]
-        for name in required:
-            attributes[name]
-        return attributes
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        attributes = dict(json.loads(content)["attributes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+    return attributes, attributes.pop(DIGEST, None)
+
+
+def check_root(path: Path) -> None:
+    """Whether the zarr.json at the top of a folder is that of a store which this release reads.
+
+    Raises:
+        FileNotFoundError, UnreadableError: as `read_bytes`.
+        DamagedError: it was altered.
+        StoreError: it is of something else, or of another version.
+    """
+    attributes, signature = _parse_record(read_bytes(path), path)
+    version = attributes.get("format_version")
+    if signature is None and attributes.get("format") != FORMAT:
+        raise StoreError("a zarr group, but not a feature store", where=path.parent, fix=MAKE_ONE)
+    if signature != _digest(attributes) and (signature is not None or version == FORMAT_VERSION):
+        raise _damaged(path, ALTERED)
+    if version != FORMAT_VERSION:
         raise StoreError(
-            f"its metadata cannot be read ({type(error).__name__}: {error})",
-            where=path,
-            fix="Restore the file, or extract into a new store.",
-        ) from None
-
-
-def write_array(path: Path, values: np.ndarray) -> None:
-    """Write an array and read it back: what is about to be committed is what was meant."""
-    import zarr
-    from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
-
-    chunk, shard = chunking(values.shape, values.itemsize)
-    array = zarr.create_array(
-        path,
-        shape=values.shape,
-        dtype=values.dtype,
-        chunks=chunk,
-        shards=shard,
-        compressors=[
-            BloscCodec(
-                cname="zstd",
-                clevel=COMPRESSION_LEVEL,
-                shuffle=BloscShuffle.noshuffle if values.itemsize == 1 else BloscShuffle.bitshuffle,
-                typesize=values.itemsize,
-            ),
-            Crc32cCodec(),
-        ],
-    )
-    array[...] = values
-    read = zarr.open_array(path, mode="r")[...]
-    if read.tobytes() != np.ascontiguousarray(values).tobytes():  # bytes: NaN equals itself, and float16 is fast
-        raise StoreError(
-            "the values read back are not the ones written", where=path, fix="Check the disk, then run again."
+            f"format version {version}, this release reads {FORMAT_VERSION}",
+            where=path.parent,
+            fix="Use the release that wrote it, or extract again into a new store.",
         )
 
 
-def chunking(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape of a chunk and of a shard; all columns together, since a view reads whole rows."""
-    row_bytes = itemsize * int(np.prod(shape[1:]))
-    chunk_rows = max(1, CHUNK_BYTES // row_bytes)
-    chunks_per_shard = max(1, SHARD_BYTES // CHUNK_BYTES)
-    chunks_needed = max(1, -(-shape[0] // chunk_rows))
-    shard_rows = chunk_rows * min(chunks_per_shard, chunks_needed)
-    return (chunk_rows, *shape[1:]), (shard_rows, *shape[1:])
+def _digest(attributes: Mapping) -> str:
+    return hashlib.sha256(json.dumps(attributes, sort_keys=True).encode()).hexdigest()
 
 
-def write_index(views: pa.Table, kind: str, group: Path, skipped: dict[str, str] | None = None) -> None:
+def _damaged(path: Path, reason: str) -> DamagedError:
+    return DamagedError(
+        f"its metadata cannot be used ({reason})",
+        where=path,
+        fix="Run 'scalr verify' with --repair: it restores the file from the blocks.",
+    )
+
+
+def write_frames(frames: pa.Table, source: Path) -> Path:
+    """Keep what the dataset's tables say beside the record of a source; gives the file."""
+    pq.write_table(frames, source / FRAMES_TABLE, compression="zstd", write_page_checksum=True)
+    return source / FRAMES_TABLE
+
+
+def read_frames(source: Path) -> pa.Table:
+    """
+    Raises:
+        FileNotFoundError, UnreadableError, DamagedError: as `open_index`.
+    """
+    path = source / FRAMES_TABLE
+    file = open_index(path)
+    try:
+        return file.read(use_threads=False)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _damaged_index(path, error) from None
+
+
+# --- indexes: what is in a group -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """What an index says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class IndexMetadata:
+    """What an index says besides its rows."""
+
+    group: str  # path in the store
+    files: dict[str, ListedFile]  # by path in the group; the index itself is left out
+    record: dict  # of the source or teacher
+    skipped: dict[str, str]  # scans only: token of a frame that could not be used -> why
+
+
+def write_index(
+    views: pa.Table, kind: str, block: int, group: Path, record: Mapping, skipped: Mapping[str, str] | None = None
+) -> None:
     """Write a group's own index, last of its files; it lists the others."""
-    metadata = {FILES_KEY: json.dumps(file_digests(group, kind))}
+    listed = {name: vars(file) for name, file in list_files(group, kind).items()}
+    metadata = {GROUP_KEY: group_name(kind, block), FILES_KEY: listed, RECORD_KEY: dict(record)}
     if skipped:
-        metadata[SKIPPED_KEY] = json.dumps(skipped)
+        metadata[SKIPPED_KEY] = dict(skipped)
+    metadata[SIGNATURE_KEY] = _signature(metadata)
     schema = schema_of(kind)
-    table = views.select(schema.names).cast(schema).replace_schema_metadata(metadata)
-    pq.write_table(table, group / GROUP_INDEX)
+    table = views.select(schema.names).cast(schema)
+    table = table.replace_schema_metadata({key: json.dumps(value) for key, value in metadata.items()})
+    pq.write_table(table, group / GROUP_INDEX, compression="zstd", write_page_checksum=True)
+
+
+def open_index(path: Path) -> pq.ParquetFile:
+    """An index, to read; its pages are compared with their checksums.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        UnreadableError: it cannot be read now.
+        DamagedError: it is no such file any more.
+    """
+    content = read_bytes(path)
+    try:
+        return pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _damaged_index(path, error) from None
 
 
 def read_index(path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """All columns of a kind of index, or some; those that a later release may add stay unread."""
+    """All columns of an index, or some; those that a later release may add stay unread.
+
+    Raises:
+        FileNotFoundError, UnreadableError, DamagedError: as `open_index`.
+    """
     schema = schema_of(kind)
     wanted = pa.schema([schema.field(name) for name in columns or schema.names])
-    return pq.ParquetFile(path).read(wanted.names).select(wanted.names).cast(wanted)
+    file = open_index(path)
+    try:
+        # Without threads of arrow's own: those that still live when Python ends have ended it with an abort.
+        return file.read(wanted.names, use_threads=False).select(wanted.names).cast(wanted)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise _damaged_index(path, error) from None
 
 
-def listed_files(index: Path) -> dict[str, str]:
-    """The files that an index lists, with their SHA-256."""
-    return json.loads(pq.read_schema(index).metadata[FILES_KEY])
+def read_metadata(path: Path) -> IndexMetadata:
+    """
+    Raises:
+        FileNotFoundError, UnreadableError, DamagedError: as `open_index`.
+    """
+    found = open_index(path).schema_arrow.metadata or {}
+    try:
+        metadata = {
+            key: json.loads(found[key]) for key in (GROUP_KEY, FILES_KEY, RECORD_KEY, SKIPPED_KEY) if key in found
+        }
+        if json.loads(found[SIGNATURE_KEY]) != _signature(metadata):
+            raise ValueError("its metadata have been altered")
+        files = {name: ListedFile(**listed) for name, listed in metadata[FILES_KEY].items()}
+        return IndexMetadata(metadata[GROUP_KEY], files, metadata[RECORD_KEY], metadata.get(SKIPPED_KEY, {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged_index(path, error) from None
 
 
-def skipped_frames(index: Path) -> dict[str, str]:
-    """The frames that a block of scans was committed without: token -> why."""
-    return json.loads(pq.read_schema(index).metadata.get(SKIPPED_KEY, b"{}"))
+def _signature(metadata: Mapping[bytes, object]) -> str:
+    return _digest({key.decode(): value for key, value in metadata.items()})
 
 
-def file_digests(group: Path, kind: str) -> dict[str, str]:
-    """SHA-256 of each file of a group, its index left out."""
-    return {str(path.relative_to(group)): sha256_of_file(path) for path in sorted(files_of_group(group, kind))}
+def _damaged_index(path: Path, error: object) -> DamagedError:
+    reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return DamagedError(
+        f"an index cannot be read ({reason})",
+        where=path,
+        fix="Run 'scalr verify' with --repair, then the same 'scalr extract' again.",
+    )
+
+
+def list_files(group: Path, kind: str) -> dict[str, ListedFile]:
+    """Size and SHA-256 of each file of a group, its index left out.
+
+    Raises:
+        UnreadableError: a file cannot be read now.
+    """
+    return {path.relative_to(group).as_posix(): describe_file(path) for path in files_of_group(group, kind)}
+
+
+def describe_file(path: Path) -> ListedFile:
+    """
+    Raises:
+        FileNotFoundError, UnreadableError: as `read_bytes`.
+    """
+    with readable(path):
+        return ListedFile(path.stat().st_size, sha256_of_file(path))
 
 
 def files_of_group(group: Path, kind: str) -> Iterator[Path]:
     """The files of a block's scans without its targets, or those of one teacher's targets; the index left out."""
-    for path in group.rglob("*"):
+    for path in files_below(group):
         inside = path.relative_to(group).parts
         belongs_to_targets = kind == SCANS and inside[0] == "targets" and len(inside) > 2
-        if path.is_file() and inside != (GROUP_INDEX,) and not belongs_to_targets:
+        if inside != (GROUP_INDEX,) and not belongs_to_targets:
             yield path

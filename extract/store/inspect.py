@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .format import SCANS
+from .files import readable, size_of
+from .format import ASIDE, SCANS
 from .reader import FeatureStore
 
 
@@ -49,6 +51,7 @@ class StoreReport:
     scans: KindReport
     teachers: dict[str, TargetsReport]
     leftovers: dict[str, int]  # bytes in scratch folders, by the part that left them or is writing them
+    aside: int  # bytes of what was taken out and is kept
     files: int
     bytes: int
 
@@ -74,12 +77,14 @@ class StoreReport:
         lines += ["", *(f"{camera:<{width}}{count:>13,} pairs" for camera, count in self.pairs.items())]
         for name, kind in {"scans": self.scans, **self.teachers}.items():
             if kind.missing_blocks:
-                lines.append(f"missing {name}: {len(kind.missing_blocks)} blocks, {_ranges(kind.missing_blocks)}")
+                lines.append(f"missing {name}: {len(kind.missing_blocks)} blocks, {ranges(kind.missing_blocks)}")
         if self.pairs_hidden:
             lines.append(f"found hidden by something nearer: {self.pairs_hidden:,} pairs")
         lines += [f"skipped {token}: {reason}" for token, reason in self.skipped.items()]
         for owner, num_bytes in self.leftovers.items():
             lines.append(f"unfinished: {readable_bytes(num_bytes)} of {owner}, running or killed")
+        if self.aside:
+            lines.append(f"set aside: {readable_bytes(self.aside)} in {self.path / ASIDE}, which may be deleted")
         return "\n".join(lines)
 
 
@@ -98,7 +103,7 @@ def inspect_store(store: FeatureStore) -> StoreReport:
     return StoreReport(
         path=store.path,
         sources=[source.attributes for source in store.sources],
-        num_blocks=store.num_blocks,
+        num_blocks=len(store.blocks),
         frames=len(set(zip(views["dataset"].to_pylist(), views["token"].to_pylist(), strict=True))),
         views=views.num_rows,
         points=int((scan_rows[:, 2] - scan_rows[:, 1]).sum()),
@@ -108,6 +113,7 @@ def inspect_store(store: FeatureStore) -> StoreReport:
         scans=KindReport(**_completeness(store, SCANS), files=sizes.files[SCANS], bytes=sizes.bytes[SCANS]),
         teachers={name: _targets_report(store, name, sizes) for name in store.teachers},
         leftovers=sizes.leftovers,
+        aside=sizes.aside,
         files=sizes.all_files,
         bytes=sizes.all_bytes,
     )
@@ -120,7 +126,7 @@ def _skipped(store: FeatureStore) -> dict[str, str]:
 
 def _completeness(store: FeatureStore, kind: str) -> dict:
     committed = store.committed_blocks(kind)
-    missing = sorted(set(range(store.num_blocks)) - committed)
+    missing = sorted(set(store.blocks) - committed)
     return {"committed_blocks": len(committed), "missing_blocks": missing}
 
 
@@ -176,9 +182,9 @@ def _kept_as(targets: TargetsReport) -> str:
     )
 
 
-def _ranges(numbers: list[int], most: int = 8) -> str:
+def ranges(numbers: list[int], most: int = 8) -> str:
     """
-    >>> _ranges([0, 1, 2, 5])
+    >>> ranges([0, 1, 2, 5])
     '0-2, 5'
     """
     there = set(numbers)
@@ -196,26 +202,28 @@ class _Sizes:
         self.bytes = dict(self.files)
         self.leftovers: dict[str, int] = {}
         self.all_files = self.all_bytes = 0
-        for folder, _, names in os.walk(store.path):
+        self.aside = 0
+        for folder, _, names in os.walk(store.path, onerror=_refuse):
             inside = Path(folder).relative_to(store.path).parts
-            self._add(inside, len(names), sum(_size(os.path.join(folder, name)) for name in names))
+            self._add(inside, len(names), sum(size_of(Path(folder, name)) or 0 for name in names))
 
     def _add(self, inside: tuple[str, ...], files: int, num_bytes: int) -> None:
         self.all_files += files
         self.all_bytes += num_bytes
         if inside[:1] == ("tmp",) and len(inside) > 1 and files:
             self.leftovers[inside[1]] = self.leftovers.get(inside[1], 0) + num_bytes
+        if inside[:1] == (ASIDE,):
+            self.aside += num_bytes
         kind = _kind_of(inside)
         if kind in self.files:
             self.files[kind] += files
             self.bytes[kind] += num_bytes
 
 
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:  # a job that is running has moved or removed it
-        return 0
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed; one that a running job has just moved is none."""
+    with suppress(FileNotFoundError), readable(Path(error.filename)):
+        raise error
 
 
 def _kind_of(inside: tuple[str, ...]) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from ...errors import StoreError
+from ...checkpoint_files import first_line
+from ...errors import DamagedError, StoreError, UnreadableError
 from ..encoding import Encoding
 from ..intensity import IntensityStatistics
 from . import format as fmt
+from .arrays import open_array
+from .files import indexed_blocks, is_folder, is_there, names_in, readable, size_of
 from .format import SCANS
 
 if TYPE_CHECKING:  # torch and zarr are loaded where targets and arrays are read: views are told without them
@@ -23,13 +27,17 @@ if TYPE_CHECKING:  # torch and zarr are loaded where targets and arrays are read
 
     from ..targets import EncodedTargets, Footprint
 
-MAKE_ONE = "Pass the folder of a store; 'scalr extract' makes one."
 OPEN_ARRAYS = 512  # handles that a reader keeps
+LOOKING_THREADS = 4  # each look is a request to a server of shared storage; on a local disk, more would only contend
+OTHER_VALUES = "its values are not those that were written (CRC32C)"
+SCAN_ARRAYS = ("points", "pairs/point_index", "pairs/pixel")
+NEEDED_OF_SOURCE = ("dataset", "split", "frames_per_block", "first_block", "num_blocks", "intensity")
 NEEDED_OF_TEACHER = ("dim", "image_size", "patch_size", "encoding", "dtype")
 COLUMNS = (
-    *("block", "dataset", "split", "image_height", "image_width"),
-    *("points_start", "points_stop", "pairs_start", "pairs_stop"),
+    *("block", "image_height", "image_width"),
+    *("points_start", "points_stop", "pairs_start", "pairs_stop", "crc32c"),
 )
+Rows = Iterator[tuple[tuple[np.ndarray, ...], dict]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,21 @@ class ScanBlock:
     views: pa.Table
     skipped: dict[str, str] = field(default_factory=dict)  # frames that could not be used: token -> why
 
+    @functools.cached_property
+    def rows_by_token(self) -> dict[str, list[dict]]:
+        """The rows of each frame's views."""
+        rows: dict[str, list[dict]] = {}
+        for row in self.views.to_pylist():
+            rows.setdefault(row["token"], []).append(row)
+        return rows
+
+    def by_view(self) -> Rows:
+        """Points, point_index and pixel of each view, and its row."""
+        for row in self.views.to_pylist():
+            pairs = slice(row["pairs_start"], row["pairs_stop"])
+            points = self.points[row["points_start"] : row["points_stop"]]
+            yield (points, self.point_index[pairs], self.pixel[pairs]), row
+
 
 @dataclass(frozen=True, eq=False)
 class TargetBlock:
@@ -70,6 +93,12 @@ class TargetBlock:
     vectors: np.ndarray  # (T, D) float16 or int8
     scale: np.ndarray | None  # (T,) float32 with int8
     views: pa.Table
+
+    def by_view(self) -> Rows:
+        """Vectors (and scale, with int8) of each view, and its row."""
+        arrays = [self.vectors] if self.scale is None else [self.vectors, self.scale]
+        for row in self.views.to_pylist():
+            yield tuple(array[row["start"] : row["stop"]] for array in arrays), row
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,33 +124,40 @@ class StoredView:
 class FeatureStore:
     """A store on disk, to read; `open_store` gives one.
 
-    It shows what was committed when its `views` were first asked for.
+    It shows what was committed when its `views` were first asked for. What is read is compared with the checksums of
+    the index, so that a file that is missing, cut, altered or another block's is an error, never other values.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._known_records: set[tuple[str, int]] = set()  # (kind, block) whose index is of that record
         self._array = functools.lru_cache(OPEN_ARRAYS)(self._open_array)
-        self._target_ranges = functools.lru_cache(OPEN_ARRAYS)(self._read_target_ranges)
+        self._target_rows = functools.lru_cache(OPEN_ARRAYS)(self._read_target_rows)
 
     def __reduce__(self) -> tuple:
         # Open handles and tables stay behind: a DataLoader worker opens its own.
         return open_store, (self.path,)
 
-    @functools.cached_property
+    @property
     def sources(self) -> list[Source]:
-        """The splits of datasets that are, or will be, in the store."""
-        return [_read_source(path) for path in sorted((self.path / "sources").glob("*/zarr.json"))]
+        """The splits of datasets that are, or will be, in the store, in the order of their blocks."""
+        return sorted(self.named_sources.values(), key=lambda source: source.first_block)
+
+    @functools.cached_property
+    def named_sources(self) -> dict[str, Source]:
+        """The same by the names of their folders, from one look at the store."""
+        return {name: source_of(found) for name, found in self.records("sources", NEEDED_OF_SOURCE).items()}
 
     @functools.cached_property
     def teachers(self) -> dict[str, dict]:
         """The provenance of each teacher in the store."""
-        paths = sorted((self.path / "teachers").glob("*/zarr.json"))
-        return {path.parent.name: fmt.read_attributes(path, NEEDED_OF_TEACHER) for path in paths}
+        return self.records("teachers", NEEDED_OF_TEACHER)
 
     def forget_inputs(self) -> None:
         """Look again which sources and teachers there are, when they are next asked for."""
-        for name in ("sources", "teachers"):
+        for name in ("named_sources", "teachers"):
             self.__dict__.pop(name, None)
+        self._known_records.clear()
 
     @functools.cached_property
     def views(self) -> pa.Table:
@@ -136,9 +172,9 @@ class FeatureStore:
         return self._columns[name]
 
     @property
-    def num_blocks(self) -> int:
-        """Blocks of the finished store."""
-        return sum(source.num_blocks for source in self.sources)
+    def blocks(self) -> list[int]:
+        """The blocks of the finished store."""
+        return [block for source in self.sources for block in source.blocks]
 
     def read_target_views(self, teacher: str) -> pa.Table:
         """One row per view that has this teacher's targets, in block order: format.TARGETS_SCHEMA."""
@@ -146,11 +182,62 @@ class FeatureStore:
         return self._read_indexes(teacher, sorted(self.committed_blocks(teacher)))
 
     def committed_blocks(self, kind: str = SCANS) -> set[int]:
-        """The blocks whose scans (or, with a teacher's name, whose targets) are there."""
-        return {int(path.stem) for path in (self.path / "index" / kind).glob("*.parquet")}
+        """The blocks whose scans (or, with a teacher's name, whose targets) are there.
+
+        Raises:
+            UnreadableError: the folder of their indexes cannot be listed now.
+        """
+        return indexed_blocks(self.path / "index" / kind)
 
     def is_committed(self, kind: str, block: int) -> bool:
-        return fmt.index_path(self.path, kind, block).exists()
+        return is_there(fmt.index_path(self.path, kind, block))
+
+    def read_frames(self, source: Source) -> pa.Table:
+        """What the dataset's tables said of a source's frames when it was recorded: frame_identity.SCHEMA.
+
+        Raises:
+            FileNotFoundError: the table is lost.
+            StoreError, UnreadableError: it is damaged, or cannot be read now.
+        """
+        return fmt.read_frames(self.folder_of(source))
+
+    def folder_of(self, source: Source) -> Path:
+        """Where a source is recorded."""
+        return self.path / "sources" / next(name for name, each in self.named_sources.items() if each == source)
+
+    def teachers_without_record(self) -> list[str]:
+        """Names of teachers whose targets are there, but not the record that says how they are to be read."""
+        names = [name for name in names_in(self.path / "index") if name not in (SCANS, *self.teachers)]
+        return [name for name in names if is_folder(self.path / "index" / name) and self.committed_blocks(name)]
+
+    def blocks_without_source(self) -> list[int]:
+        """Committed blocks that belong to no recorded source."""
+        return sorted(self.committed_blocks() - set(self.blocks))
+
+    def require_records(self) -> None:
+        """What is committed is described: no record of a source or teacher is lost.
+
+        Raises:
+            DamagedError: one is; it is named.
+            UnreadableError: something cannot be looked at now.
+        """
+        if lost := self.teachers_without_record():
+            raise self._lost_record(self.path / "teachers" / lost[0] / "zarr.json", f"the targets of {lost[0]}")
+        if lost := self.blocks_without_source():
+            raise self._lost_record(self.path / "sources", f"block {lost[0]}")
+
+    def require_files(self, teachers: Iterable[str], sources: Iterable[Source]) -> None:
+        """Compare number and size of the files of some blocks with their indexes; nothing is read but those.
+
+        Raises:
+            DamagedError: a file is missing, or has another size; it is named.
+            UnreadableError: something cannot be looked at now.
+        """
+        groups = [(kind, block) for source in sources for block in source.blocks for kind in (SCANS, *teachers)]
+        with ThreadPoolExecutor(LOOKING_THREADS) as pool:
+            for wrong in pool.map(self._first_wrong_file, (groups[n::LOOKING_THREADS] for n in range(LOOKING_THREADS))):
+                if wrong is not None:
+                    raise self._wrong(*wrong)
 
     def target_dim(self, teacher: str) -> int:
         """The dimension D of a teacher's targets."""
@@ -180,13 +267,17 @@ class FeatureStore:
         if not 0 <= row < num_views:
             raise StoreError(f"no view {row}, it has {num_views}", where=self.path, fix="Use a row of .views.")
         block = int(self.column("block")[row])
-        points, pairs = self._rows("points", row), self._rows("pairs", row)
-        pixel = self._read(SCANS, block, "pairs/pixel", pairs)
+        rows = self._rows("points", row), self._rows("pairs", row), self._rows("pairs", row)
+        arrays = [self._read(SCANS, block, name, part) for name, part in zip(SCAN_ARRAYS, rows, strict=True)]
+        if fmt.crc32c(0, *arrays) != self.column("crc32c")[row]:
+            raise self._damaged(SCANS, block, OTHER_VALUES)
+        points, point_index, pixel = arrays
+        source = self._source_of(block)
         return StoredView(
-            dataset=str(self.column("dataset")[row]),
-            intensity=self._source_of(block).intensity,
-            points=self._read(SCANS, block, "points", points),
-            point_index=self._read(SCANS, block, "pairs/point_index", pairs).astype(np.int64),
+            dataset=source.dataset,
+            intensity=source.intensity,
+            points=points,
+            point_index=point_index.astype(np.int64),
             pixel=pixel,
             encoded=None if teacher is None else self.read_targets_of(row, teacher, pixel),
         )
@@ -198,17 +289,16 @@ class FeatureStore:
             StoreError: damaged data.
         """
         everything = slice(None)
-        return ScanBlock(
-            points=self._read(SCANS, block, "points", everything),
-            point_index=self._read(SCANS, block, "pairs/point_index", everything),
-            pixel=self._read(SCANS, block, "pairs/pixel", everything),
-            views=fmt.read_index(fmt.index_path(self.path, SCANS, block), SCANS),
-            skipped=self.skipped_frames(block),
-        )
+        points, point_index, pixel = (self._read(SCANS, block, name, everything) for name in SCAN_ARRAYS)
+        views = self._read_index(fmt.index_path(self.path, SCANS, block), SCANS)
+        scans = ScanBlock(points, point_index, pixel, views, self.skipped_frames(block))
+        if any(fmt.crc32c(0, *arrays) != row["crc32c"] for arrays, row in scans.by_view()):
+            raise self._damaged(SCANS, block, OTHER_VALUES)
+        return scans
 
     def skipped_frames(self, block: int) -> dict[str, str]:
         """The frames that a block was committed without, since they could not be used: token -> why."""
-        return fmt.skipped_frames(fmt.index_path(self.path, SCANS, block))
+        return fmt.read_metadata(fmt.index_path(self.path, SCANS, block)).skipped
 
     def read_targets(self, block: int, teacher: str) -> TargetBlock:
         """One teacher's targets of a committed block, as they are kept.
@@ -218,11 +308,18 @@ class FeatureStore:
         """
         everything = slice(None)
         has_scale = self.encoding(teacher).dtype == "int8"
-        return TargetBlock(
+        targets = TargetBlock(
             vectors=self._read(teacher, block, "vectors", everything),
             scale=self._read(teacher, block, "scale", everything) if has_scale else None,
-            views=fmt.read_index(fmt.index_path(self.path, teacher, block), teacher),
+            views=self._read_index(fmt.index_path(self.path, teacher, block), teacher),
         )
+        scans = fmt.read_index(fmt.index_path(self.path, SCANS, block), SCANS, ("crc32c",))
+        if len(scans) != len(targets.views):
+            raise self._damaged(teacher, block, "it has targets of other views than its scans have")
+        for seed, (arrays, row) in zip(scans["crc32c"].to_pylist(), targets.by_view(), strict=True):
+            if fmt.crc32c(seed, *arrays) != row["crc32c"]:
+                raise self._damaged(teacher, block, OTHER_VALUES)
+        return targets
 
     def footprint(self, teacher: str, pixel: np.ndarray, image_shape: tuple[int, int]) -> Footprint:
         """What the pairs at `pixel` (R, 2) of an (H, W) image read of a teacher's patch map."""
@@ -252,50 +349,126 @@ class FeatureStore:
                 where=self.path,
                 fix=f"Run 'scalr extract --teacher {teacher}' on this store again.",
             )
-        first_row = int(np.searchsorted(self.column("block"), block))
-        vectors = slice(*self._target_ranges(teacher, block)[row - first_row].tolist())
-        scale = self._read(teacher, block, "scale", vectors) if encoding.dtype == "int8" else None
+        start, stop, checksum = self._target_row(row, teacher, block)
+        vectors = self._read(teacher, block, "vectors", slice(start, stop))
+        scale = self._read(teacher, block, "scale", slice(start, stop)) if encoding.dtype == "int8" else None
+        arrays = (vectors,) if scale is None else (vectors, scale)
+        if fmt.crc32c(int(self.column("crc32c")[row]), *arrays) != checksum:
+            raise self._damaged(teacher, block, OTHER_VALUES)
         image_shape = (int(self.column("image_height")[row]), int(self.column("image_width")[row]))
         return encoded_targets(
-            torch.from_numpy(self._read(teacher, block, "vectors", vectors)),
+            torch.from_numpy(vectors),
             None if scale is None else torch.from_numpy(scale),
             self.footprint(teacher, pixel, image_shape),
             encoding,
         )
 
+    def stored_cosine(self, row: int, teacher: str) -> float:
+        """Mean cosine of the stored and the exact vectors of row `row` of `views`."""
+        block = int(self.column("block")[row])
+        means = self._read_indexes(teacher, [block], ("mean_cosine",))["mean_cosine"]
+        return means[row - int(np.searchsorted(self.column("block"), block))].as_py()
+
     def _source_of(self, block: int) -> Source:
-        return next(source for source in self.sources if block in source.blocks)
+        for source in self.sources:
+            if block in source.blocks:
+                return source
+        raise self._lost_record(self.path / "sources", f"block {block}")
 
     def _rows(self, what: str, row: int) -> slice:
         return slice(int(self.column(f"{what}_start")[row]), int(self.column(f"{what}_stop")[row]))
 
     def _read(self, kind: str, block: int, name: str, rows: slice) -> np.ndarray:
+        group = fmt.group_path(self.path, kind, block)
         try:
-            return self._array(kind, block, name)[rows]
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:  # zarr's own and its codecs'
-            raise StoreError(
-                f"block {block}: array '{name}' cannot be read ({type(error).__name__}: {error})",
-                where=fmt.group_path(self.path, kind, block),
-                fix=f"Run 'scalr verify {self.path} --repair', then the same 'scalr extract' again.",
-            ) from error
+            with readable(group / name):
+                return self._array(kind, block, name)[rows]
+        except UnreadableError:
+            raise
+        except Exception as error:  # whatever zarr and its codecs make of damaged files
+            raise self._damaged(kind, block, f"array '{name}', {first_line(error)}") from error
 
     def _open_array(self, kind: str, block: int, name: str) -> zarr.Array:
-        import zarr
+        return open_array(fmt.group_path(self.path, kind, block) / name)
 
-        return zarr.open_array(fmt.group_path(self.path, kind, block) / name, mode="r")
+    def _damaged(self, kind: str, block: int, what: str) -> DamagedError:
+        """The error of a block that cannot be read; it names the file that is to blame, if one can be found."""
+        wrong = self._wrong_file(kind, block, read=True)
+        if wrong is not None:
+            return self._wrong(*wrong)
+        return DamagedError(
+            f"block {block} cannot be read: {what}", where=fmt.group_path(self.path, kind, block), fix=self._repair
+        )
 
-    def _read_target_ranges(self, teacher: str, block: int) -> np.ndarray:
-        table = self._read_indexes(teacher, [block], ("start", "stop"))
-        return np.stack([table["start"].to_numpy(), table["stop"].to_numpy()], axis=1)
+    def _wrong(self, path: Path, how: str) -> DamagedError:
+        return DamagedError(f"the file is {how}", where=path, fix=self._repair)
+
+    def _first_wrong_file(self, groups: Iterable[tuple[str, int]]) -> tuple[Path, str] | None:
+        found = (self._wrong_file(kind, block, read=False) for kind, block in groups)
+        return next((wrong for wrong in found if wrong is not None), None)
+
+    def _wrong_file(self, kind: str, block: int, *, read: bool) -> tuple[Path, str] | None:
+        """The first file of a group that is not as its index says, by size alone or `read` for its SHA-256; and how."""
+        group, index = fmt.group_path(self.path, kind, block), fmt.index_path(self.path, kind, block)
+        metadata = fmt.read_metadata(index)
+        if wrong := self._wrong_metadata(kind, block, metadata):
+            return index, wrong
+        for name, listed in metadata.files.items():
+            size = size_of(f"{group}/{name}")
+            if size != listed.bytes:
+                how = "missing" if size is None else "empty" if size == 0 else f"of {size} bytes, not {listed.bytes}"
+                return group / name, how
+            if read and fmt.describe_file(group / name) != listed:
+                return group / name, "not as it was written (SHA-256)"
+        return None
+
+    def _wrong_metadata(self, kind: str, block: int, metadata: fmt.IndexMetadata) -> str | None:
+        """How an index is not that of a group made as is recorded, if it is not."""
+        recorded = self.teachers.get(kind) if kind != SCANS else self._source_of(block).attributes
+        if metadata.group != fmt.group_name(kind, block):
+            return f"that of {metadata.group}"
+        if metadata.record != recorded:
+            return "of a block that was made with other settings than are recorded"
+        self._known_records.add((kind, block))
+        return None
+
+    def _target_row(self, row: int, teacher: str, block: int) -> list[int]:
+        """Start and stop in the vectors of a block, and checksum, of row `row` of `views`."""
+        rows = self._target_rows(teacher, block)
+        first_row, stop_row = np.searchsorted(self.column("block"), [block, block + 1])
+        if len(rows) != stop_row - first_row:
+            raise self._damaged(teacher, block, "it has targets of other views than its scans have")
+        return rows[row - first_row].tolist()
+
+    def _read_target_rows(self, teacher: str, block: int) -> np.ndarray:
+        table = self._read_indexes(teacher, [block], ("start", "stop", "crc32c"))
+        return np.stack([table[name].to_numpy().astype(np.int64) for name in ("start", "stop", "crc32c")], axis=1)
+
+    def records(self, folder: str, required: Sequence[str] = ()) -> dict[str, dict]:
+        """The attributes of all records in the folder `sources` or `teachers`, by their names there."""
+        found = {}
+        for name in names_in(self.path / folder):
+            with suppress(FileNotFoundError):  # a stray name, or one that another job has just replaced
+                found[name] = fmt.read_record(self.path / folder / name / "zarr.json", required)
+        return found
+
+    def _lost_record(self, where: Path, whose: str) -> DamagedError:
+        return DamagedError(f"what {whose} depends on is no longer recorded", where=where, fix=self._repair)
+
+    @property
+    def _repair(self) -> str:
+        return f"Run 'scalr verify {self.path} --repair', then the same 'scalr extract' again."
 
     def _teacher(self, name: str) -> dict:
-        if name not in self.teachers:
-            raise StoreError(
-                f"no targets of teacher '{name}' (it has: {', '.join(self.teachers) or 'none'})",
-                where=self.path,
-                fix=f"Run 'scalr extract --teacher {name}' on this store, or choose one it has.",
-            )
-        return self.teachers[name]
+        if name in self.teachers:
+            return self.teachers[name]
+        if name in self.teachers_without_record():
+            raise self._lost_record(self.path / "teachers" / name / "zarr.json", f"the targets of {name}")
+        raise StoreError(
+            f"no targets of teacher '{name}' (it has: {', '.join(self.teachers) or 'none'})",
+            where=self.path,
+            fix=f"Run 'scalr extract --teacher {name}' on this store, or choose one it has.",
+        )
 
     def only_teacher(self) -> str:
         """The name of the store's teacher.
@@ -334,7 +507,7 @@ class FeatureStore:
     @functools.cached_property
     def _columns(self) -> dict[str, np.ndarray]:
         table = self._read_indexes(SCANS, self._blocks, COLUMNS)
-        return {name: _as_numpy(table[name]) for name in COLUMNS}
+        return {name: table[name].to_numpy() for name in COLUMNS}
 
     def _read_indexes(self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         paths = [fmt.index_path(self.path, kind, block) for block in blocks]
@@ -343,14 +516,22 @@ class FeatureStore:
             return schema.empty_table().select(columns or schema.names)
         try:
             with ThreadPoolExecutor() as pool:  # pyarrow.dataset would do the same, and takes a second to import
-                tables = pool.map(lambda path: fmt.read_index(path, kind, columns), paths)
+                tables = pool.map(lambda path: self._read_index(path, kind, columns), paths)
                 return pa.concat_tables(tables).combine_chunks()
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except FileNotFoundError as error:
             raise StoreError(
-                f"an index cannot be read ({error})",
-                where=self.path / "index" / kind,
-                fix=f"Run 'scalr verify {self.path} --repair', then the same 'scalr extract' again.",
-            ) from error
+                "an index is gone since the store was opened",
+                where=error.filename,
+                fix="Run the command again: it opens the store anew.",
+            ) from None
+
+    def _read_index(self, path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
+        block = int(path.stem)
+        if (kind, block) not in self._known_records:  # a large store has thousands
+            wrong = self._wrong_metadata(kind, block, fmt.read_metadata(path))
+            if wrong is not None:
+                raise self._wrong(path, wrong)
+        return fmt.read_index(path, kind, columns)
 
 
 def open_store(path: str | Path) -> FeatureStore:
@@ -358,28 +539,23 @@ def open_store(path: str | Path) -> FeatureStore:
 
     Raises:
         StoreError: nothing there, not a store, or a format version this release does not know.
+        UnreadableError: something is there, but may not be looked at, or cannot be now.
     """
     path = Path(path)
-    if not (path / "zarr.json").is_file():
-        raise StoreError("no feature store here", where=path, fix=MAKE_ONE)
-    attributes = fmt.read_attributes(path / "zarr.json")
-    if attributes.get("format") != fmt.FORMAT:
-        raise StoreError("a zarr group, but not a feature store", where=path, fix=MAKE_ONE)
-    if attributes.get("format_version") != fmt.FORMAT_VERSION:
-        raise StoreError(
-            f"format version {attributes.get('format_version')}, this release reads {fmt.FORMAT_VERSION}",
-            where=path,
-            fix="Use the release that wrote it, or extract again.",
-        )
+    try:
+        fmt.check_root(path / "zarr.json")
+    except FileNotFoundError:
+        if any(name in names_in(path) for name in (*fmt.SKELETON, "index")):
+            raise StoreError(
+                "a store without its zarr.json",
+                where=path,
+                fix="Run 'scalr verify' with --repair: it restores the file.",
+            ) from None
+        raise StoreError("no feature store here", where=path, fix=fmt.MAKE_ONE) from None
     return FeatureStore(path)
 
 
-def _as_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """Equal strings become one object."""
-    return (column.dictionary_encode() if pa.types.is_string(column.type) else column).to_numpy(zero_copy_only=False)
-
-
-def _read_source(path: Path) -> Source:
+def source_of(attributes: dict) -> Source:
+    """A source from what is recorded of it."""
     names = [name for name in Source.__dataclass_fields__ if name != "attributes"]
-    attributes = fmt.read_attributes(path, [*names, "intensity"])
     return Source(**{name: attributes[name] for name in names}, attributes=attributes)

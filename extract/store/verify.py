@@ -1,101 +1,296 @@
-"""Finding damage: every file, every chunk, every count."""
+"""Finding what is wrong with a store: damage, what cannot be read now, strays, and what is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from ...errors import StoreError
+from ...errors import DamagedError, StoreError, UnreadableError
 from ...progress import progress
+from ..frame_identity import frames_sha256
 from ..targets import num_vectors
 from . import format as fmt
+from .files import NUMBERED_INDEX, indexed_blocks, is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
-from .reader import FeatureStore, ScanBlock
-from .writer import StoreWriter
+from .reader import NEEDED_OF_SOURCE, NEEDED_OF_TEACHER, FeatureStore, ScanBlock, open_store, source_of
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a block's scans, or with its targets of one teacher."""
+    """What was read and is wrong, or is missing: of a block's scans, of its targets of one teacher, or of a record."""
 
-    block: int
-    kind: str  # "scans" or a teacher's name
+    block: int | None  # None: a record
+    kind: str  # "scans", a teacher's name, or the record's path in the store
     what: str
 
     def __str__(self) -> str:
+        if self.block is None:
+            return f"{self.kind}: {self.what}"
         whose = "scans" if self.kind == SCANS else f"targets of {self.kind}"
         return f"block {self.block}, {whose}: {self.what}"
 
 
-def verify_store(store: FeatureStore) -> list[Damage]:
-    """Read everything that is committed and check it.
+@dataclass
+class Findings:
+    """What `verify_store` found."""
 
-    Checked are each file's SHA-256, each chunk's CRC32C, the counts against the index, the ranges of indices and
-    pixels, and that all values are finite.
+    blocks: int = 0  # that were looked at
+    damage: list[Damage] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)  # what cannot be read now, and why
+    stray: list[str] = field(default_factory=list)  # paths in the store of files that are not its own
+    missing: dict[str, list[int]] = field(default_factory=dict)  # blocks that are not there, by kind
+    records: dict[str, dict | None] = field(default_factory=dict)  # what damaged ones have to say, by path
+    closed: set[int] = field(default_factory=set)  # blocks of which something cannot be read now
+
+    @property
+    def whole(self) -> bool:
+        """Whether the store is complete and every file of it was read and is right."""
+        return not (self.damage or self.unreadable or self.missing)
+
+
+def open_to_verify(path: Path) -> FeatureStore:
+    """Open a store as `open_store` does, also where the zarr.json at its top is damaged or lost.
 
     Raises:
-        StoreError: the store's own metadata is damaged, so that its blocks cannot be told.
+        StoreError: nothing there, not a store, or a format version this release does not know.
+        UnreadableError: it may not be looked at, or cannot be now.
     """
-    found: list[Damage] = []
-    blocks = sorted(store.committed_blocks().union(*(store.committed_blocks(name) for name in store.teachers)))
+    try:
+        return open_store(path)
+    except UnreadableError:
+        raise
+    except StoreError as error:
+        damaged = isinstance(error, DamagedError) or not is_there(path / "zarr.json")
+        if damaged and all(name in names_in(path) for name in ("blocks", "index")):
+            return FeatureStore(path)
+        raise
+
+
+def verify_store(store: FeatureStore) -> Findings:
+    """Read everything that is committed and check it.
+
+    Checked are the records that describe the store, each file's size and SHA-256, each chunk's CRC32C, the checksum of
+    each view, the counts against the index, the ranges of indices and pixels, and that all values are finite.
+
+    Raises:
+        UnreadableError: the indexes cannot be listed now, so that nothing can be told.
+    """
+    found = Findings()
+    _check_records(store, found)
+    kinds = [SCANS, *store.teachers]
+    committed = {kind: store.committed_blocks(kind) for kind in kinds}
+    blocks = sorted(set().union(*committed.values()))
+    found.blocks = len(blocks)
     with progress(len(blocks), "verify", "block") as bar:
         for block in blocks:
-            found.extend(_verify_block(store, block))
+            teachers = [kind for kind in store.teachers if block in committed[kind]]
+            _check_block(store, block, teachers, found)
             bar.update()
+    for kind in kinds:
+        if missing := sorted(set(store.blocks) - committed[kind]):
+            found.missing[kind] = missing
+    found.stray += sorted(_strays_beside_blocks(store))
     return found
 
 
-def repair_store(store: FeatureStore, found: list[Damage]) -> None:
-    """Take damaged targets, and damaged scans with all their targets, out of the store; `extract` makes them anew."""
-    writer = StoreWriter(store, owner="repair")
-    writer.clear_leftovers()
-    for damage in found:
-        writer.remove(damage.kind, damage.block)
+# --- records -------------------------------------------------------------------------------------------------------
 
 
-def _verify_block(store: FeatureStore, block: int) -> Iterator[Damage]:
-    kinds = [SCANS, *(name for name in store.teachers if store.is_committed(name, block))]
+def _check_records(store: FeatureStore, found: Findings) -> None:
+    """Find damaged and lost records, and let `store` go on with what its blocks say in their place."""
+    described = {"zarr.json": fmt.ROOT, **{f"{name}/zarr.json": None for name in fmt.SKELETON}}
+    for name, attributes in described.items():
+        with _noted(found, None, name):
+            found.records[name] = attributes
+            _check_described(store.path / name, attributes)
+            del found.records[name]
+    said = _records_in_blocks(store)
+    teachers = _checked_records(store, "teachers", NEEDED_OF_TEACHER, said, found)
+    sources = _checked_records(store, "sources", NEEDED_OF_SOURCE, said, found)
+    store.__dict__["teachers"] = {name.split("/")[1]: record for name, record in teachers.items()}
+    store.__dict__["named_sources"] = {name.split("/")[1]: source_of(record) for name, record in sources.items()}
+    for name, record in sources.items():
+        path = f"{name}/{fmt.FRAMES_TABLE}"
+        with _noted(found, None, path):
+            digest = record.get("frames_sha256")  # a source of a test may have none
+            same = digest is None or frames_sha256(fmt.read_frames(store.path / name)) == digest
+            _require(same, "it is not the table that the source records")
+    for name in store.teachers:
+        for device in names_in(store.path / "teachers" / name / "batch"):
+            path = f"teachers/{name}/batch/{device}/zarr.json"
+            if is_there(store.path / path):
+                with _noted(found, None, path):
+                    fmt.read_record(store.path / path, ["batch_size"])
+
+
+def _check_described(path: Path, attributes: dict | None) -> None:
+    if attributes is not None:
+        fmt.check_root(path)
+    elif fmt.read_group(path):
+        raise _WrongError("it has attributes")
+
+
+def _records_in_blocks(store: FeatureStore) -> dict[str, list[dict]]:
+    """What committed blocks say that they were made with, by kind; what most of them say comes first."""
+    said: dict[str, list[dict]] = {}
+    for kind in names_in(store.path / "index"):
+        records = [_record_in_block(store, kind, block) for block in sorted(_committed(store, kind))]
+        records = [record for record in records if record is not None]
+        said[kind] = sorted(_unique(records), key=records.count, reverse=True)
+    return said
+
+
+def _unique(records: list[dict]) -> list[dict]:
+    """Each once, in their order."""
+    return [record for number, record in enumerate(records) if record not in records[:number]]
+
+
+def _record_in_block(store: FeatureStore, kind: str, block: int) -> dict | None:
+    """None where the index is damaged in any way, which is said where the block is checked."""
+    index, own = fmt.index_path(store.path, kind, block), fmt.group_path(store.path, kind, block) / fmt.GROUP_INDEX
+    try:
+        metadata = fmt.read_metadata(index)
+        is_sound = metadata.group == fmt.group_name(kind, block) and read_bytes(index) == read_bytes(own)
+    except (FileNotFoundError, DamagedError, UnreadableError):
+        return None
+    return metadata.record if is_sound else None
+
+
+def _committed(store: FeatureStore, kind: str) -> set[int]:
+    folder = store.path / "index" / kind
+    return indexed_blocks(folder) if is_folder(folder) else set()
+
+
+def _checked_records(
+    store: FeatureStore, folder: str, required: Iterable[str], said: dict[str, list[dict]], found: Findings
+) -> dict[str, dict]:
+    """The records of a folder, by path in the store, those that are damaged or lost as the blocks say."""
+    sound: dict[str, dict] = {}
+    damaged: list[str] = []
+    for name in names_in(store.path / folder):
+        path = f"{folder}/{name}"
+        if not is_folder(store.path / path) or (is_litter(name) and not is_there(store.path / path / "zarr.json")):
+            continue
+        with _noted(found, None, f"{path}/zarr.json"):
+            damaged.append(path)
+            sound[path] = fmt.read_record(store.path / path / "zarr.json", required)
+            damaged.pop()
+    if folder == "teachers":
+        of_path = {f"teachers/{kind}": records for kind, records in said.items() if kind != SCANS and records}
+        foreign = [path for path, record in sound.items() if record not in of_path.get(path, [record])]
+        wanted = {path: records[0] for path, records in of_path.items() if path not in sound or path in foreign}
+    else:
+        foreign = _foreign_sources(store, sound, said.get(SCANS, []))
+        kept = [record for path, record in sound.items() if path not in foreign]
+        wanted = _lost_sources([*foreign, *damaged], sound, kept, said.get(SCANS, []))
+    for path in {*wanted, *foreign} - set(damaged):
+        what = "not what its blocks were made with" if path in foreign else "missing, though blocks were made with it"
+        found.damage.append(Damage(None, f"{path}/zarr.json", f"it is {what}"))
+    found.records |= {f"{path}/zarr.json": record for path, record in wanted.items()}
+    return {path: record for path, record in sound.items() if path not in foreign} | wanted
+
+
+def _foreign_sources(store: FeatureStore, sound: dict[str, dict], said: list[dict]) -> list[str]:
+    """Records of sources, by path, of whose blocks all say something else; and second copies of a record."""
+    unknown = [record for record in said if record not in sound.values()]
+    foreign = [path for path, record in sound.items() if record not in said and _meets(record, unknown)]
+    for record in _unique(list(sound.values())):
+        copies = [path for path in sound if sound[path] == record]
+        genuine = next((path for path in copies if _has_table_of(store.path / path, record)), copies[-1])
+        foreign += [path for path in copies if path not in (genuine, *foreign)]
+    return foreign
+
+
+def _has_table_of(source: Path, record: dict) -> bool:
+    try:
+        return frames_sha256(fmt.read_frames(source)) == record.get("frames_sha256")
+    except (FileNotFoundError, DamagedError, UnreadableError):
+        return False
+
+
+def _lost_sources(paths: list[str], sound: dict[str, dict], kept: list[dict], said: list[dict]) -> dict[str, dict]:
+    """What blocks say that they were made with, where no record does: by the path where it is to be restored."""
+    lost: list[dict] = []
+    for (
+        record
+    ) in said:  # what most blocks say first: another record of the same blocks is that of blocks from elsewhere
+        if not _meets(record, [*kept, *lost]):
+            lost.append(record)
+    lost.sort(key=lambda record: record["first_block"])
+    free = (f"sources/{number:03d}" for number in range(1000) if f"sources/{number:03d}" not in {*sound, *paths})
+    return dict(zip([*sorted(paths), *itertools.islice(free, len(lost))], lost, strict=False))
+
+
+def _meets(record: dict, others: list[dict]) -> bool:
+    return any(_blocks_of(record) & _blocks_of(other) for other in others)
+
+
+def _blocks_of(record: dict) -> set[int]:
+    return set(source_of(record).blocks)
+
+
+# --- blocks --------------------------------------------------------------------------------------------------------
+
+
+def _check_block(store: FeatureStore, block: int, teachers: list[str], found: Findings) -> None:
     scans = None
-    for kind in kinds:
-        try:
-            _check_files(store, kind, block)
+    for kind in (SCANS, *teachers):
+        with _noted(found, block, kind):
+            _check_files(store, kind, block, found)
             if kind == SCANS:
                 scans = store.read_scans(block)
                 _check_scans(scans)
             elif scans is not None:
                 _check_targets(store, kind, block, scans)
-        except _FoundError as error:
-            yield Damage(block, kind, str(error))
-        except StoreError as error:
-            yield Damage(block, kind, error.what)
 
 
-class _FoundError(Exception):
+@contextmanager
+def _noted(found: Findings, block: int | None, kind: str) -> Iterator[None]:
+    """Note what goes wrong inside."""
+    try:
+        yield
+    except UnreadableError as error:
+        found.unreadable.append(f"{error.where}: {error.what}")
+        if block is not None:
+            found.closed.add(block)
+    except FileNotFoundError as error:
+        what = "it is missing" if block is None else f"{error.filename} is missing"
+        found.damage.append(Damage(block, kind, what))
+    except DamagedError as error:
+        found.damage.append(Damage(block, kind, error.what))
+    except _WrongError as error:
+        found.damage.append(Damage(block, kind, str(error)))
+
+
+class _WrongError(Exception):
     """One thing that is wrong."""
 
 
 def _require(condition: bool, what: str) -> None:
     if not condition:
-        raise _FoundError(what)
+        raise _WrongError(what)
 
 
-def _check_files(store: FeatureStore, kind: str, block: int) -> None:
+def _check_files(store: FeatureStore, kind: str, block: int, found: Findings) -> None:
     group, index = fmt.group_path(store.path, kind, block), fmt.index_path(store.path, kind, block)
-    try:
-        _require(index.is_file(), f"{index} is missing")
-        own = group / fmt.GROUP_INDEX
-        _require(own.is_file(), f"{own} is missing")
-        _require(index.read_bytes() == own.read_bytes(), f"{index} and {own} differ")
-        listed, there = fmt.listed_files(index), fmt.file_digests(group, kind)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise _FoundError(f"its files cannot be read ({type(error).__name__}: {error})") from None
-    for name in sorted(listed.keys() | there.keys()):
+    own = group / fmt.GROUP_INDEX
+    _require(read_bytes(index) == read_bytes(own), f"{index} and {own} differ")
+    metadata = fmt.read_metadata(index)
+    _require(metadata.group == fmt.group_name(kind, block), f"{index} is that of {metadata.group}")
+    recorded = [store.teachers.get(kind)] if kind != SCANS else [source.attributes for source in store.sources]
+    _require(metadata.record in recorded, f"{index} names other settings than are recorded")
+    there = {path.relative_to(group).as_posix() for path in fmt.files_of_group(group, kind)}
+    for name, listed in sorted(metadata.files.items()):
         _require(name in there, f"{group / name} is missing")
-        _require(name in listed, f"{group / name} does not belong here")
-        _require(listed[name] == there[name], f"{group / name} has changed since it was written (SHA-256)")
+        _require(
+            fmt.describe_file(group / name) == listed, f"{group / name} has changed since it was written (SHA-256)"
+        )
+    found.stray += sorted(f"{fmt.group_name(kind, block)}/{name}" for name in there - metadata.files.keys())
 
 
 def _check_scans(scans: ScanBlock) -> None:
@@ -139,3 +334,29 @@ def _expected_vectors(store: FeatureStore, teacher: str, scans: ScanBlock) -> li
         reads = store.footprint(teacher, pixel, (row["image_height"], row["image_width"]))
         numbers.append(num_vectors(reads, store.encoding(teacher)))
     return numbers
+
+
+# --- strays --------------------------------------------------------------------------------------------------------
+
+
+def _strays_beside_blocks(store: FeatureStore) -> Iterator[str]:
+    """Names beside those of the store in its folders, down to the blocks."""
+    sources = {name for name in names_in(store.path / "sources") if is_folder(store.path / "sources" / name)}
+    sources = {name for name in sources if not is_litter(name)}
+    expected = {
+        "": {"zarr.json", "index", fmt.TMP, fmt.ASIDE, *fmt.SKELETON},
+        "sources": {"zarr.json", *sources},
+        "teachers": {"zarr.json", *store.teachers},
+        "index": {SCANS, *store.teachers},
+        **{f"sources/{name}": {"zarr.json", fmt.FRAMES_TABLE} for name in sources},
+        **{f"teachers/{name}": {"zarr.json", "batch"} for name in store.teachers},
+    }
+    for folder, names in expected.items():
+        there = names_in(store.path / folder) if is_folder(store.path / folder) else []
+        yield from (f"{folder}/{name}".lstrip("/") for name in there if name not in names)
+    for kind in (SCANS, *store.teachers):
+        names = names_in(store.path / "index" / kind)
+        yield from (f"index/{kind}/{name}" for name in names if not NUMBERED_INDEX.fullmatch(name))
+    for name in names_in(store.path / "blocks"):
+        if name != "zarr.json" and not (name.isdigit() and len(name) >= 6):
+            yield f"blocks/{name}"

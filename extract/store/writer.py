@@ -1,19 +1,23 @@
-"""Writing a feature store: what a job adds is there whole or not at all, and nothing that stands is rewritten."""
+"""Writing a feature store: what a job adds is there whole or not at all, and nothing that stands is deleted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 
-from ...errors import StoreError
+from ...errors import DamagedError, StoreError
 from . import format as fmt
+from .aside import AsideFolder
 from .commit import Scratch, move_file, move_folder
+from .draft import Draft
+from .files import is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
-from .reader import FeatureStore, ScanBlock, Source, TargetBlock, open_store
+from .reader import FeatureStore, ScanBlock, Source, open_store
 
-FOLDERS = ("teachers", "sources", "blocks")  # zarr groups of their own
+logger = logging.getLogger(__name__)
 
 
 class StoreWriter:
@@ -26,140 +30,305 @@ class StoreWriter:
 
     def __init__(self, store: FeatureStore, owner: str) -> None:
         self.store, self.path = store, store.path
-        self._scratch = Scratch(store.path / "tmp", owner)
+        self.aside = AsideFolder(store.path)
+        self._scratch = Scratch(store.path / fmt.TMP, owner)
 
     def clear_leftovers(self) -> int:
         """Remove what killed runs of the same owner left; gives the number of leftovers."""
         return self._scratch.clear()
 
-    def add_inputs(self, settings: dict, record: dict, teachers: dict[str, dict]) -> Source:
+    # --- records -----------------------------------------------------------------------------------------------
+
+    def add_inputs(
+        self, settings: dict, record: dict, teachers: dict[str, dict], frames: pa.Table | None = None
+    ) -> Source:
         """Record a split of a dataset and the teachers that look at it, or find them recorded.
+
+        A source or teacher of which no block is committed yet binds nobody: other settings replace it.
 
         Args:
             settings: what the scans and pairs depend on, plain JSON values, `dataset`, `split`, `frames_per_block` and
                 `num_blocks` among them; compared with what is recorded.
             record: what is worth knowing besides (dataset folder, versions), not compared.
             teachers: what each teacher's targets depend on; compared likewise.
+            frames: what the dataset's tables say of the frames, kept beside the source.
 
         Raises:
-            StoreError: the split or a teacher is there with other settings; nothing is recorded then.
+            StoreError: the split or a teacher is there with other settings, or a record is damaged or lost; nothing is
+                recorded then.
         """
+        self.store.forget_inputs()
+        self.store.require_records()
         self._find_source(settings)
         for name, provenance in teachers.items():
-            self._refuse_other_teacher(name, provenance)
+            self._find_teacher(name, provenance)
         for name, provenance in teachers.items():
-            if not self._claim(f"teachers/{name}", provenance):
-                self._refuse_other_teacher(name, provenance)
+            while not self._find_teacher(name, provenance):
+                self._claim(f"teachers/{name}", provenance)
         while (source := self._find_source(settings)) is None:
-            # Number and first block come from one look at the store. Should another job claim this number first,
-            # the next round sees what it claimed it for.
-            attributes = {**settings, "first_block": self.store.num_blocks, "record": record}
-            self._claim(f"sources/{len(self.store.sources):03d}", attributes)
+            # Number and first block come from the look at the store that found no such source. Should another job
+            # claim this number first, the next round sees what it claimed it for.
+            attributes = {**settings, "first_block": self._next_block(), "record": record}
+            self._claim(f"sources/{self._next_source():03d}", attributes, frames)
+        self._keep_frames(source, frames)
         return source
 
-    def batch_size(self, teacher: str, measure: Callable[[], int]) -> int:
-        """How many images a teacher sees at once, as the first job measured it for all: results of other batches may
-        differ in their last bits.
+    def batch_size(self, teacher: str, device: str, measure: Callable[[], int]) -> int:
+        """How many images a teacher sees at once on one kind of device, as the first job there measured it for all:
+        results of other batches may differ in their last bits.
         """
-        name = f"teachers/{teacher}/batch"
-        if not (self.path / name).exists():
+        name = f"teachers/{teacher}/batch/{device}"
+        if not is_there(self.path / name):
             self._claim(name, {"batch_size": measure()})
-        return fmt.read_attributes(self.path / name / "zarr.json", ["batch_size"])["batch_size"]
+        return fmt.read_record(self.path / name / "zarr.json", ["batch_size"])["batch_size"]
 
-    def write_scans(self, block: int, scans: ScanBlock) -> int:
-        """Commit the scans and pairs of a block, unless they are there; gives the bytes written."""
+    # --- blocks ------------------------------------------------------------------------------------------------
 
-        def write(group: Path) -> None:
-            for name in (".", "pairs", "targets"):
-                fmt.write_group(group / name, {})
-            fmt.write_array(group / "points", scans.points)
-            fmt.write_array(group / "pairs/point_index", scans.point_index)
-            fmt.write_array(group / "pairs/pixel", scans.pixel)
+    def draft(self, block: int, teachers: Iterable[str], scans: ScanBlock | None = None) -> Draft:
+        """Begin a block: with `scans`, as they are committed, only targets of `teachers` are added; without, both.
 
-        return self._commit(SCANS, block, write, scans.views, scans.skipped)
+        The scratch folder is to be removed in the end: `draft.scratch.remove()`.
+        """
+        records = {name: self.store.teachers[name] for name in teachers}
+        source, views = self._record_of(SCANS, block), None if scans is None else scans.views
+        return Draft(block, self._scratch.new_folder(), source, records, views)
 
-    def write_targets(self, block: int, teacher: str, targets: TargetBlock) -> int:
-        """Commit one teacher's targets of a block whose scans are there, unless they are there too."""
+    def commit(self, draft: Draft, *, replacing: bool = False) -> bool:
+        """Make a draft count; False where other scans of the block stand, so that it has to be made anew.
 
-        def write(group: Path) -> None:
-            fmt.write_group(group, {})
-            fmt.write_array(group / "vectors", targets.vectors)
-            if targets.scale is not None:
-                fmt.write_array(group / "scale", targets.scale)
+        Scans come into place together with their targets, by one rename: where two jobs have made the same block, and
+        perhaps of other frames, the first rename decides for both kinds.
 
-        return self._commit(teacher, block, write, targets.views)
+        Args:
+            draft: of whole views, each teacher's targets of every one of them.
+            replacing: put the committed block aside first, which has fewer frames.
+
+        Raises:
+            ScratchTakenError: another run took the draft's scratch folder away.
+            StoreError: the file system refuses, or the settings have been replaced since the draft was begun.
+        """
+        folder = draft.finish()
+        self._require_recorded(draft)
+        with draft.scratch.writing():
+            if replacing:
+                self.set_aside(SCANS, draft.block)
+            stands = self._put(draft, folder)
+        if stands and draft.brings_scans:
+            self._take_back_targets(draft.block)
+        return stands
 
     def recover(self, kind: str, block: int) -> bool:
         """Whether the scans (or a teacher's targets) of a block are committed, or whole and now committed.
 
         A job killed between its two renames leaves a whole group without an index. If every file is what the group's
-        own index says, it counts from now on; otherwise it is removed.
+        own index says, it counts from now on; otherwise it is put aside.
         """
         if self.store.is_committed(kind, block):
             return True
         group = fmt.group_path(self.path, kind, block)
-        if not group.exists():
+        if not is_there(group):
             return False
-        if not is_sound(group, kind):
-            self.remove(kind, block)
+        if kind != SCANS and not is_there(group / fmt.GROUP_INDEX):
+            return False  # an empty folder or a stray file
+        if not self._is_sound(kind, block):
+            self.set_aside(kind, block)
             return False
         self._publish(kind, block)
         return True
 
-    def remove(self, kind: str, block: int) -> None:
-        """Take back a block's targets of one teacher, or its scans with the targets of every teacher."""
-        kinds = [*self.store.teachers, SCANS] if kind == SCANS else [kind]
+    def set_aside(self, kind: str, block: int) -> Path | None:
+        """Take a block's targets of one teacher, or its scans with the targets of every teacher, out of the store.
+
+        Nothing is deleted: what is taken out is kept in the folder `aside`, which is given.
+
+        Raises:
+            StoreError: the file system refuses.
+        """
+        kinds = [*self._indexed_kinds(), SCANS] if kind == SCANS else [kind]
+        indexes = [fmt.index_path(self.path, each, block) for each in kinds]
+        return self.aside.take(kind, block, indexes)
+
+    def put_back(self, kind: str, block: int) -> bool:
+        """Bring back what was last set aside of a block, where nothing has taken its place; says whether it did."""
+        return not is_there(fmt.group_path(self.path, kind, block)) and self.aside.give_back(kind, block)
+
+    def rewrite_record(self, name: str, attributes: Mapping | None) -> Path | None:
+        """Write a zarr.json that was damaged or lost anew; gives where the damaged one is kept.
+
+        Args:
+            name: path in the store.
+            attributes: of a record; None of a group without.
+        """
+        kept, target = self.aside.take_file(self.path / name), self.path / name
+
+        def attempt(scratch: Path) -> None:
+            write = fmt.write_group if attributes is None else fmt.write_record
+            write(scratch / "group", attributes or {})
+            target.parent.mkdir(parents=True, exist_ok=True)
+            move_file(scratch / "group" / target.name, target)
+
+        self._scratch.attempt(attempt)
+        return kept
+
+    def rewrite_index(self, kind: str, block: int, content: bytes) -> Path | None:
+        """Write that copy of a group's index anew which does not fit its files; gives where the other is kept."""
+        kept = None
+        copies = (fmt.group_path(self.path, kind, block) / fmt.GROUP_INDEX, fmt.index_path(self.path, kind, block))
+        for target in copies:
+            if not is_there(target) or read_bytes(target) != content:
+                kept = self.aside.take_file(target)
+                self._replace(target, content)
+        return kept
+
+    # --- how ---------------------------------------------------------------------------------------------------
+
+    def _put(self, draft: Draft, folder: Path) -> bool:
+        """Move a draft's groups into place and let them count; False where other scans stand there."""
+        if draft.brings_scans and self._put_group(SCANS, draft, folder):
+            for name in draft.teachers:  # came with the scans
+                self._publish(name, draft.block)
+            return True
+        if self._views_differ(draft):
+            return False
+        for name in draft.teachers:
+            self._put_group(name, draft, folder)
+        return True
+
+    def _put_group(self, kind: str, draft: Draft, folder: Path) -> bool:
+        """Whether it is the draft's own group that stands now, and counts.
+
+        Where another job has put the same group meanwhile, its copy is as good as ours; what a killed one left counts
+        if it is whole, and is put aside otherwise.
+        """
+        group, target = draft.group_in(folder, kind), fmt.group_path(self.path, kind, draft.block)
+        is_there(target)  # else a link to storage that is not mounted would be a riddle to whoever reads the error
+        ours = move_folder(group, target, folder)
+        if not ours and not self.recover(kind, draft.block):
+            ours = move_folder(group, target, folder)
+        if ours:
+            self._publish(kind, draft.block)
+        return ours
+
+    def _views_differ(self, draft: Draft) -> bool:
+        """Whether the scans that stand are others than the draft's targets belong to."""
+        index = fmt.group_path(self.path, SCANS, draft.block) / fmt.GROUP_INDEX
+        try:
+            return not fmt.read_index(index, SCANS).equals(draft.views)
+        except FileNotFoundError:
+            return True
+
+    def _is_sound(self, kind: str, block: int) -> bool:
+        """Whether a group's files are those that its own index lists, bit by bit, made as is recorded now."""
         group = fmt.group_path(self.path, kind, block)
         try:
-            for each in kinds:
-                fmt.index_path(self.path, each, block).unlink(missing_ok=True)
-            self._scratch.discard(group)
-        except OSError as error:
+            metadata = fmt.read_metadata(group / fmt.GROUP_INDEX)
+            return (
+                metadata.group == fmt.group_name(kind, block)
+                and metadata.record == self._record_of(kind, block)
+                and all(fmt.describe_file(group / name) == listed for name, listed in metadata.files.items())
+                and (kind == SCANS or self._same_views(kind, block))
+            )
+        except (FileNotFoundError, DamagedError):
+            return False
+
+    def _same_views(self, teacher: str, block: int) -> bool:
+        columns = ("token", "camera")
+        indexes = [
+            fmt.read_index(fmt.group_path(self.path, kind, block) / fmt.GROUP_INDEX, kind, columns)
+            for kind in (SCANS, teacher)
+        ]
+        return indexes[0].equals(indexes[1])
+
+    def _take_back_targets(self, block: int) -> None:
+        """Sound targets that were set aside with damaged scans belong to the scans that are made anew."""
+        for teacher in self.store.teachers:
+            if not self.store.is_committed(teacher, block) and self.aside.give_back_targets(teacher, block):
+                if self.recover(teacher, block) and self._targets_fit(teacher, block):
+                    logger.info("block %d: the targets of %s that were set aside are back", block, teacher)
+                elif self.store.is_committed(teacher, block):
+                    self.set_aside(teacher, block)
+
+    def _targets_fit(self, teacher: str, block: int) -> bool:
+        try:
+            self.store.read_targets(block, teacher)
+            return True
+        except DamagedError:
+            return False
+
+    def _record_of(self, kind: str, block: int) -> dict | None:
+        if kind != SCANS:
+            return self.store.teachers.get(kind)
+        return next((source.attributes for source in self.store.sources if block in source.blocks), None)
+
+    def _require_recorded(self, draft: Draft) -> None:
+        """Other settings replace those of a source or teacher without blocks, so this may have happened since."""
+        self.store.forget_inputs()
+        recorded = {name: self.store.teachers.get(name) for name in draft.teachers}
+        drafted = {name: draft.record_of(name) for name in draft.teachers}
+        if self._record_of(SCANS, draft.block) != draft.source or recorded != drafted:
             raise StoreError(
-                f"it cannot be taken out ({error.strerror})", where=group, fix="Check the store's permissions."
-            ) from None
+                "another run has replaced the settings of this one, or removed them, before a block was committed",
+                where=self.path,
+                fix="Run all jobs of one extraction with the same options.",
+            )
 
     def _find_source(self, settings: dict) -> Source | None:
         self.store.forget_inputs()
         for source in self.store.sources:
             if (source.dataset, source.split) == (settings["dataset"], settings["split"]):
-                _refuse_other_settings(self.path, source.attributes, settings)
-                return source
+                differing = _differing(source.attributes, settings)
+                if not differing:
+                    return source
+                if self.store.committed_blocks() & set(source.blocks):
+                    raise _other_settings(self.store.folder_of(source), source.attributes, settings, differing)
+                self._drop(self.store.folder_of(source), differing)
+                return self._find_source(settings)  # another job may have begun it meanwhile
         return None
 
-    def _refuse_other_teacher(self, name: str, provenance: dict) -> None:
+    def _find_teacher(self, name: str, provenance: dict) -> bool:
         self.store.forget_inputs()
-        if name in self.store.teachers:
-            _refuse_other_settings(self.path / "teachers" / name, self.store.teachers[name], provenance)
+        there = self.store.teachers.get(name)
+        if there is None:
+            return False
+        if differing := _differing(there, provenance):
+            folder = self.path / "teachers" / name
+            if self.store.committed_blocks(name):
+                raise _other_settings(folder, there, provenance, differing)
+            self._drop(folder, differing)
+            return False
+        return True
 
-    def _commit(
-        self,
-        kind: str,
-        block: int,
-        write: Callable[[Path], None],
-        views: pa.Table,
-        skipped: dict[str, str] | None = None,
-    ) -> int:
-        if self.recover(kind, block):
-            return 0
+    def _keep_frames(self, source: Source, frames: pa.Table | None) -> None:
+        """Write the table of frames again where it was lost."""
+        target = self.store.folder_of(source) / fmt.FRAMES_TABLE
+        if frames is not None and not is_there(target):
+            self._scratch.attempt(
+                lambda scratch: move_file(fmt.write_frames(frames, scratch), target)  # equal for all who write it
+            )
 
-        def attempt(scratch: Path) -> None:
-            group = scratch / kind
-            write(group)
-            fmt.write_index(views, kind, group, skipped)
-            # Where another job has put the same block meanwhile, its copy is as good as ours.
-            move_folder(group, fmt.group_path(self.path, kind, block))
+    def _drop(self, folder: Path, differing: list[str]) -> None:
+        """A false start does not bind."""
+        logger.warning(
+            "%s: %s of a run that committed nothing is replaced by this one's", folder, " and ".join(differing)
+        )
+        self._scratch.discard(folder)
 
-        self._scratch.attempt(attempt)
-        self._publish(kind, block)
-        group = fmt.group_path(self.path, kind, block)
-        return sum(path.stat().st_size for path in fmt.files_of_group(group, kind))
+    def _next_source(self) -> int:
+        return max((int(name) for name in self.store.named_sources if name.isdigit()), default=-1) + 1
+
+    def _next_block(self) -> int:
+        return max([*self.store.blocks, *self.store.committed_blocks()], default=-1) + 1
+
+    def _indexed_kinds(self) -> list[str]:
+        names = [name for name in names_in(self.path / "index") if name != SCANS]
+        return [name for name in names if is_folder(self.path / "index" / name)]
 
     def _publish(self, kind: str, block: int) -> None:
         """Put a copy of a group's own index where readers look for it."""
         content = (fmt.group_path(self.path, kind, block) / fmt.GROUP_INDEX).read_bytes()
-        target = fmt.index_path(self.path, kind, block)
+        self._replace(fmt.index_path(self.path, kind, block), content)
 
+    def _replace(self, target: Path, content: bytes) -> None:
         def attempt(scratch: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             (scratch / target.name).write_bytes(content)
@@ -167,14 +336,19 @@ class StoreWriter:
 
         self._scratch.attempt(attempt)
 
-    def _claim(self, name: str, attributes: dict) -> bool:
+    def _claim(self, name: str, attributes: dict, frames: pa.Table | None = None) -> bool:
         """Make a group that nobody else has made; says whether it did."""
-        if (self.path / name).exists():
-            return False
+        if is_there(self.path / name):  # folder and record come by one rename, so this order cannot see one alone
+            if is_there(self.path / name / "zarr.json"):
+                return False
+            self._scratch.discard(self.path / name)  # its record was lost before there was a block
 
         def attempt(scratch: Path) -> bool:
-            fmt.write_group(scratch / "group", attributes)
-            return move_folder(scratch / "group", self.path / name)
+            fmt.write_record(scratch / "group", attributes)
+            if frames is not None:
+                fmt.write_frames(frames, scratch / "group")
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            return move_folder(scratch / "group", self.path / name, scratch)
 
         return self._scratch.attempt(attempt)
 
@@ -188,39 +362,38 @@ def create_store(path: str | Path, owner: str) -> StoreWriter:
 
     Raises:
         StoreError: the path holds something else or cannot be written.
+        UnreadableError: something is there that may not be looked at.
     """
     path = Path(path)
     _refuse_other_content(path)
-    if not (path / "zarr.json").exists():
-        Scratch(path / "tmp", owner).attempt(lambda scratch: _write_skeleton(path, scratch))
+    if not is_there(path / "zarr.json"):
+        Scratch(path / fmt.TMP, owner).attempt(lambda scratch: _write_skeleton(path, scratch))
     return StoreWriter(open_store(path), owner)
 
 
-def is_sound(group: Path, kind: str) -> bool:
-    """Whether a group's files are those that its own index lists, bit by bit."""
-    try:
-        return fmt.listed_files(group / fmt.GROUP_INDEX) == fmt.file_digests(group, kind)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-        return False
-
-
 def _refuse_other_content(path: Path) -> None:
-    found = {child.name for child in path.iterdir()} if path.is_dir() else set()
-    if path.is_file() or ("zarr.json" not in found and not found <= {*FOLDERS, "index", "tmp"}):
+    is_file = is_there(path) and not is_folder(path)
+    found = set() if is_file else {name for name in names_in(path) if not is_litter(name)}
+    ours = {*fmt.SKELETON, "index", fmt.TMP, fmt.ASIDE}
+    if is_file or ("zarr.json" not in found and not found <= ours):
         raise StoreError("something else is there, not a feature store", where=path, fix="Choose another --out.")
 
 
 def _write_skeleton(path: Path, scratch: Path) -> None:
     """Every job writes the same files, so it does not matter which of several comes last."""
-    attributes = {"format": fmt.FORMAT, "format_version": fmt.FORMAT_VERSION}
-    for name in (*FOLDERS, "."):  # the root last: with it the store is there
-        fmt.write_group(scratch / name / "group", attributes if name == "." else {})
+    for name in (*fmt.SKELETON, "."):  # the root last: with it the store is there
+        if name == ".":
+            fmt.write_record(scratch / name / "group", fmt.ROOT)
+        else:
+            fmt.write_group(scratch / name / "group", {})
         (path / name).mkdir(exist_ok=True)
         move_file(scratch / name / "group" / "zarr.json", path / name / "zarr.json")
 
 
-def _refuse_other_settings(path: Path, there: dict, now: dict) -> None:
-    differing = [key for key in now if there.get(key) != now[key]]
-    if differing:
-        pairs = "; ".join(f"{key} is {there.get(key)!r} in the store and {now[key]!r} now" for key in differing)
-        raise StoreError(f"made with other settings: {pairs}", where=path, fix="Use these settings or another --out.")
+def _differing(there: dict, now: dict) -> list[str]:
+    return [key for key in now if there.get(key) != now[key]]
+
+
+def _other_settings(path: Path, there: dict, now: dict, differing: list[str]) -> StoreError:
+    pairs = "; ".join(f"{key} is {there.get(key)!r} in the store and {now[key]!r} now" for key in differing)
+    return StoreError(f"made with other settings: {pairs}", where=path, fix="Use these settings or another --out.")

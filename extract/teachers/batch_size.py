@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 
 import psutil
@@ -25,7 +26,7 @@ def fitting_batch_size(teacher: Teacher) -> int:
 
     No batch is tried whose activations would take more than a quarter of the memory that is free.
     """
-    limit = max(1, min(LARGEST, int(MEMORY_SHARE * free_memory(teacher.device) / _bytes_per_image(teacher))))
+    limit = max(1, min(LARGEST, int(MEMORY_SHARE * free_memory(teacher.device) / bytes_per_image(teacher))))
     _seconds(teacher, 1)  # the first forward pass of a process is slower than all others
     chosen, best_rate, size = 1, 0.0, 1
     while size <= limit:
@@ -42,6 +43,12 @@ def fitting_batch_size(teacher: Teacher) -> int:
     return chosen
 
 
+def kind_of_device(device: torch.device) -> str:
+    """Devices of one kind take one batch size: "cpu", or a GPU's model such as "nvidia-h100-80gb-hbm3"."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes of the device that nobody uses; of the CPU, no more than a batch system grants this process."""
     if device.type == "cuda":
@@ -51,7 +58,8 @@ def free_memory(device: torch.device) -> int:
     return min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss)
 
 
-def _bytes_per_image(teacher: Teacher) -> int:
+def bytes_per_image(teacher: Teacher) -> int:
+    """Of the activations of one image in a batch, about."""
     height, width = (side // teacher.patch_size for side in teacher.image_size)
     return LIVE_TENSORS * height * width * teacher.dim * torch.float32.itemsize
 

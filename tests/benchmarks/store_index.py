@@ -21,8 +21,7 @@ import pyarrow.parquet
 import torch
 
 from scalr.extract.encoding import Encoding
-from scalr.extract.pipeline import target_block
-from scalr.extract.store import SCANS, ScanBlock, create_store
+from scalr.extract.store import SCANS, NewTargets, NewView, create_store
 from scalr.extract.store import format as fmt
 from scalr.extract.targets import encode, footprint
 
@@ -44,12 +43,15 @@ before, start = resident(), time.perf_counter()
 store = open_store(sys.argv[1])
 dataset = DistillDataset(store, ("t",), InputConfig(), SamplingConfig(), AugmentConfig(), seed=0)
 opened = time.perf_counter() - start
+store.require_records()
+store.require_files(("t",), store.sources)
+checked = time.perf_counter() - start - opened
 collate, cpu = DistillCollate(InputConfig()), torch.device("cpu")
 loader = EpochLoader([dataset], collate, batch_size=8, seed=0, workers=0, device=cpu)
 batch = next(iter(loader(0)))
 first = time.perf_counter() - start
-print(f"{len(store.column('block'))} views in {store.num_blocks} blocks:"
-      f" open {opened:.2f} s, first batch {first:.2f} s;"
+print(f"{len(store.column('block'))} views in {len(store.blocks)} blocks:"
+      f" open {opened:.2f} s, files checked {checked:.2f} s, first batch {first:.2f} s;"
       f" {before:.0f} MB after imports, +{resident() - before:.0f} MB", end="")
 start = time.perf_counter()
 for row in np.random.default_rng(0).integers(0, len(store.column('block')), 1000):
@@ -59,20 +61,22 @@ print(f", +{resident() - before:.0f} MB after 1000 random views ({time.perf_coun
 
 
 def write_block(writer, block: int, frames: int) -> None:
-    rng = np.random.default_rng(block)
-    views = frames * VIEWS
-    pixel = np.stack([rng.integers(400, 900, views * PAIRS), rng.integers(0, 1600, views * PAIRS)], 1).astype(np.uint16)
-    points = rng.normal(size=(frames * POINTS, 4)).astype(np.float32) * [20, 20, 2, 30]
-    index = np.concatenate([np.sort(rng.choice(POINTS, PAIRS, replace=False)) for _ in range(views)])
-    scans = ScanBlock(points.astype(np.float32), index.astype(np.uint32), pixel, index_of(block, frames))
-    writer.write_scans(block, scans)
-    encoding, stored = Encoding("patch", "int8"), []
-    for view in range(views):
-        reads = footprint(
-            torch.from_numpy(pixel[view * PAIRS : (view + 1) * PAIRS].astype(np.int64)), (900, 1600), (16, 32), 14
-        )
-        stored.append(encode(torch.randn(16, 32, DIM), reads, encoding))
-    writer.write_targets(block, "t", target_block(scans.views, stored, DIM, encoding))
+    rng, rows = np.random.default_rng(block), index_of(block, frames).to_pylist()
+    draft, encoding = writer.draft(block, ["t"]), Encoding("patch", "int8")
+    for frame in range(frames):
+        points = (rng.normal(size=(POINTS, 4)) * [20, 20, 2, 30]).astype(np.float32)
+        views = []
+        for row in rows[frame * VIEWS : (frame + 1) * VIEWS]:
+            pixel = np.stack([rng.integers(400, 900, PAIRS), rng.integers(0, 1600, PAIRS)], 1).astype(np.uint16)
+            index = np.sort(rng.choice(POINTS, PAIRS, replace=False)).astype(np.uint32)
+            views.append(NewView(row, index, pixel))
+        draft.add_frame(points, views)
+        for view in views:
+            reads = footprint(torch.from_numpy(view.pixel.astype(np.int64)), (900, 1600), (16, 32), 14)
+            stored = encode(torch.randn(16, 32, DIM), reads, encoding)
+            draft.add_targets("t", NewTargets(*(part.numpy() for part in stored)))
+    writer.commit(draft)
+    draft.scratch.remove()
 
 
 def index_of(block: int, frames: int) -> pa.Table:
@@ -93,25 +97,27 @@ def index_of(block: int, frames: int) -> pa.Table:
             "image_height": np.full(len(number), 900),
             "image_width": np.full(len(number), 1600),
             "pairs_hidden": np.zeros(len(number), int),
-            "points_start": frame * POINTS,
-            "points_stop": (frame + 1) * POINTS,
-            "pairs_start": number * PAIRS,
-            "pairs_stop": (number + 1) * PAIRS,
+            "image_sha256": [os.urandom(32) for _ in number],
+            "scan_sha256": [os.urandom(32) for _ in number],
         }
     )
 
 
 def link_block(path: Path, block: int, frames: int) -> None:
+    """The files of block 0 under another number, with indexes that say so."""
     shutil.copytree(path / "blocks/000000", path / f"blocks/{block:06d}", copy_function=os.link)
     for kind in (SCANS, "t"):
-        table = fmt.read_index(fmt.index_path(path, kind, 0), kind)
-        target = fmt.index_path(path, kind, block)
+        first = fmt.index_path(path, kind, 0)
+        table, record = fmt.read_index(first, kind), fmt.read_metadata(first).record
+        others = {"block": np.full(len(table), block)}
         if kind == SCANS:
-            table = index_of(block, frames).select(table.schema.names).cast(table.schema)
-        else:
-            at = table.schema.get_field_index("block")
-            table = table.set_column(at, table.schema.field(at), pa.array([block] * table.num_rows, pa.int32()))
-        pa.parquet.write_table(table, target)
+            others |= {name: index_of(block, frames)[name] for name in ("scene", "token", "timestamp", "image")}
+        for name, values in others.items():
+            table = table.set_column(table.schema.get_field_index(name), name, pa.chunked_array([values]))
+        group = fmt.group_path(path, kind, block)
+        (group / fmt.GROUP_INDEX).unlink()
+        fmt.write_index(table, kind, block, group, record)
+        shutil.copy(group / fmt.GROUP_INDEX, fmt.index_path(path, kind, block))
 
 
 def main(frames_per_block: int) -> None:

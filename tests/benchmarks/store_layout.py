@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscShuffle
 
-from scalr.extract.store import format as fmt
+from scalr.extract.store import arrays as store_arrays
 
 FRAMES, VIEWS, DIM = 16, 6, 1024
 PATCHES, PAIRS, RINGS, AZIMUTHS = 350, 3700, 32, 1080
@@ -60,7 +59,9 @@ def measure(values: np.ndarray, rows: int, folder: Path) -> tuple[float, float, 
     """Bytes on disk per raw byte, MB/s of writing with its check, milliseconds to read one view."""
     path = folder / "array"
     start = time.perf_counter()
-    fmt.write_array(path, values)
+    writer = store_arrays.ArrayWriter(path, values.shape[1:], values.dtype)
+    writer.append(values)
+    writer.finish()
     write_seconds = time.perf_counter() - start
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     array, rng, seconds = zarr.open_array(path, mode="r"), np.random.default_rng(0), []
@@ -73,20 +74,19 @@ def measure(values: np.ndarray, rows: int, folder: Path) -> tuple[float, float, 
 
 
 def main() -> None:
-    default = {"CHUNK_BYTES": fmt.CHUNK_BYTES, "SHUFFLE": fmt.SHUFFLE, "COMPRESSION_LEVEL": fmt.COMPRESSION_LEVEL}
+    default = {name: getattr(store_arrays, name) for name in ("CHUNK_BYTES", "shuffle_of", "COMPRESSION_LEVEL")}
     variants = [{"CHUNK_BYTES": 1 << power} for power in (16, 17, 18, 20, 22)]
-    shuffles = (BloscShuffle.noshuffle, BloscShuffle.shuffle, BloscShuffle.bitshuffle)
-    variants += [{"SHUFFLE": dict.fromkeys((1, 2, 4), shuffle)} for shuffle in shuffles]
+    variants += [{"shuffle_of": lambda _, name=name: name} for name in ("noshuffle", "shuffle", "bitshuffle")]
     variants += [{"COMPRESSION_LEVEL": level} for level in (1, 6, 9)]
     print("| array | setting | size / raw | write MB/s | read one view, ms |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name, (values, rows) in arrays().items():
             for variant in variants:
                 for constant, value in (default | variant).items():
-                    setattr(fmt, constant, value)
+                    setattr(store_arrays, constant, value)
                 size, write, read = measure(values, rows, Path(folder))
                 ((constant, value),) = variant.items()
-                shown = f"{constant.lower()} {value[1].name if constant == 'SHUFFLE' else value}"
+                shown = f"{constant.lower()} {value(None) if constant == 'shuffle_of' else value}"
                 print(f"| {name} | {shown} | {size:.3f} | {write:.0f} | {read:.1f} |", flush=True)
 
 

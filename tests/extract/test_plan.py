@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalr.errors import ScalrError
-from scalr.extract.plan import Part, frames_digest, plan_blocks
+from scalr.extract.plan import BLOCK_BYTES, FRAMES_PER_BLOCK, Block, Part, frames_digest, plan_blocks
 
 
 @given(num_frames=st.integers(0, 500), frames_per_block=st.integers(1, 40), first=st.integers(0, 100))
@@ -37,3 +37,18 @@ def test_digest_tells_other_frames_and_other_orders_apart():
 def test_a_part_is_written_as_it_is_read():
     assert str(Part.parse("2/8")) == "2/8"
     assert Part(2, 8).folder_name == "part-2-of-8"
+
+
+def test_blocks_are_as_large_as_docs_say():
+    """16 frames of points, 64 of patches; at most a GiB of one teacher."""
+    assert (FRAMES_PER_BLOCK, BLOCK_BYTES) == ({"point": 16, "patch": 64}, 2**30)
+
+
+def test_a_run_that_is_not_shared_is_one_part():
+    assert Part() == Part.parse("0/1")
+    assert Part().select(plan_blocks(3, 1)) == plan_blocks(3, 1)
+
+
+def test_a_block_is_new_unless_it_replaces_one():
+    assert not Block(0, 0, 1).anew
+    assert Block(3, 32, 40).num_frames == 8

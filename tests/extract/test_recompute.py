@@ -94,3 +94,39 @@ def test_other_weights_are_said(recomputed, extract_tiny):
     teacher.provenance = replace(teacher.provenance, weights_sha256="1" * 64)
     with pytest.raises(StoreError, match=r"other weights \(SHA-256 000000000000, these have 111111111111\)\. Pass"):
         recomputed()
+
+
+@pytest.mark.parametrize(("precision", "apart"), [("float32", 1e-5), ("float16", 1e-3), ("bfloat16", 1e-2)])
+def test_the_cosine_that_is_expected_follows_from_encoding_and_precision(
+    extract_tiny, recompute_some, precision, apart
+):
+    """Four times what rounding cost when the view was stored, and what two machines may differ by."""
+    teacher = extract_tiny.teachers["coordinates"]
+    teacher.provenance = replace(teacher.provenance, precision=precision)
+    store = extract_tiny(dtype="int8")
+    kept = store.read_target_views("coordinates")["mean_cosine"].to_pylist()
+    for view in recompute_some(store, 10):
+        assert kept[view.row] < 1 - 1e-6
+        assert view.least_cosine == pytest.approx(1 - 4 * (1 - kept[view.row]) - apart, abs=1e-12)
+
+
+def test_targets_of_another_image_or_teacher_are_not_as_stored(extract_tiny, recompute_some, tiny_dataset, monkeypatch):
+    store, teacher = extract_tiny(), extract_tiny.teachers["coordinates"]
+    assert all(view.as_stored for view in recompute_some(store, 6))
+    image = tiny_dataset.root / "frame1_RIGHT.png"
+    image.write_bytes(image.read_bytes() + b"more")
+    found = {view.row: view for view in recompute_some(store, 6)}
+    assert [row for row, view in found.items() if not view.as_stored] == [3]
+    assert (found[3].same_image, found[3].same_pairs) == (False, True)
+    assert str(found[3]).startswith("view 3 (frame frame1, camera RIGHT), coordinates: ")
+    maps = teacher.patch_maps
+    monkeypatch.setattr(teacher, "patch_maps", lambda images: maps(images) + torch.tensor([0.0, 0.0, 3.0]))
+    assert not any(view.as_stored for view in recompute_some(store, 6))
+
+
+def test_a_scan_of_which_only_unseen_points_changed_is_noticed(extract_tiny, recompute_some, tiny_dataset):
+    """The store keeps what cameras see; the digest is of the whole scan."""
+    store = extract_tiny(points="visible")
+    behind = tiny_dataset.read_points(tiny_dataset.frames[0])
+    behind[behind[:, 0].argmin(), 0] -= 1
+    assert {view.row for view in recompute_some(store, 6) if not view.same_pairs} == {0, 1}

@@ -128,7 +128,7 @@ def whole(world, tmp_path_factory) -> FeatureStore:
     out = tmp_path_factory.mktemp("whole") / "s.zarr"
     assert command(world, out).wait() == 0
     store = open_store(out)
-    assert store.num_blocks == 16
+    assert len(store.blocks) == 16
     return store
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ from scalr.extract.recompute import Recomputed
 from scalr.extract.verification import VerifyConfig, verify
 from small_store import filled_store
 
-VIEW = Recomputed(row=3, teacher="t", pairs=7, same_pairs=True, mean_cosine=0.9, worst_cosine=0.8, loss_difference=0.01)
+VIEW = Recomputed(
+    row=3, of="frame 1-0, camera CAM", teacher="t", pairs=7, same_image=True, same_pairs=True, least_cosine=0.89,
+    mean_cosine=0.9, worst_cosine=0.8, loss_difference=0.01,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -34,10 +39,10 @@ def test_a_sample_is_recomputed_from_the_dataset_and_weights_that_are_given(tmp_
     result = verify(config)
     options = {"root": Path("data"), "weights": ("w.pth",), "device": torch.device("cpu")}
     assert sampled == [(store.path, 4, options)]
-    assert (result.whole, result.blocks, result.sample, result.damage) == (True, 2, [VIEW], [])
+    assert (result.whole, result.found.blocks, result.sample, result.damage) == (True, 2, [VIEW], [])
     assert result.as_text().splitlines() == [
         f"{store.path}: 2 blocks read, 0 damaged",
-        "view 3, t: 7 pairs, cosine 0.900000 (worst 0.800000), loss within 0.01",
+        "view 3 (frame 1-0, camera CAM), t: 7 pairs, cosine 0.900000 (worst 0.800000), loss within 0.01",
     ]
     assert result.as_json()["whole"] is True
 
@@ -54,15 +59,24 @@ def test_nothing_is_recomputed_without_a_sample_or_from_a_damaged_store(tmp_path
     assert f"Run 'scalr verify {store.path} --repair'" in result.as_text()
     assert store.committed_blocks("t") == {0, 1}
     repaired = verify(VerifyConfig(store=store.path, repair=True))
-    assert "The damaged blocks are taken out" in repaired.as_text()
+    assert f"What was damaged is out of the way, in {store.path / 'aside'}:" in repaired.as_text()
     assert store.committed_blocks("t") == {0}
-    assert verify(VerifyConfig(store=store.path)).whole
+    assert verify(VerifyConfig(store=store.path)).damage == []
 
 
-def test_a_view_of_other_points_is_not_whole(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"same_pairs": False}, "OTHER POINTS OR PIXELS than the dataset gives"),
+        ({"same_image": False}, "ANOTHER IMAGE than the store was made from, cosine 0.900000"),
+        ({"least_cosine": 0.91}, "OTHER TARGETS than the teacher gives, cosine 0.900000 .*expected: 0.910000 or more"),
+    ],
+)
+def test_a_view_that_is_not_as_stored_is_named_and_is_not_whole(tmp_path, monkeypatch, change, said):
     store = filled_store(tmp_path / "s.zarr")
-    other = Recomputed(**vars(VIEW) | {"same_pairs": False})
+    other = replace(VIEW, **change)
     monkeypatch.setattr(verification, "recompute_targets", lambda *_, **__: iter([VIEW, other]))
     result = verify(VerifyConfig(store=store.path, sample=2))
     assert not result.whole
-    assert "OTHER POINTS OR PIXELS" in result.as_text().splitlines()[-1]
+    assert re.search(rf"view 3 \(frame 1-0, camera CAM\), t: .*{said}", result.as_text().splitlines()[-1])
+    assert [view["as_stored"] for view in result.as_json()["sample"]] == [True, False]

@@ -12,7 +12,7 @@ import pytest
 from durable_moves import DurableMoves
 from scalr.errors import StoreError
 from scalr.extract.store import SCANS, commit, create_store, open_store
-from small_store import PROVENANCE, SETTINGS, a_block, filled_store
+from small_store import PROVENANCE, SETTINGS, a_block, filled_store, write_targets
 from store_comparison import assert_same_store
 
 
@@ -95,8 +95,9 @@ def test_what_counts_would_survive_a_power_failure(tmp_path, monkeypatch):
     for block in (0, 1):
         group, targets = path / f"blocks/{block:06d}", path / f"blocks/{block:06d}/targets/t"
         indexes = [path / f"index/{kind}/{block:06d}.parquet" for kind in (SCANS, "t")]
-        order = [moves.targets.index(each) for each in (group, indexes[0], targets, indexes[1])]
+        order = [moves.targets.index(each) for each in (group, *indexes)]
         assert order == sorted(order)
+        assert targets not in moves.targets  # it came with the scans
     assert moves.targets.index(path / "zarr.json") > moves.targets.index(path / "blocks/zarr.json")
 
 
@@ -137,7 +138,7 @@ def test_a_group_without_index_counts_if_it_is_whole(tmp_path, whole):
     assert [writer.recover(SCANS, 0), writer.recover("t", 0), writer.recover(SCANS, 1)] == [True] * 3
     assert not writer.recover("t", 1)
     assert not vectors.exists()
-    writer.write_targets(1, "t", a_block(1)[1])
+    write_targets(writer, 1, "t", a_block(1)[1])
     assert_same_store(open_store(path), whole)
 
 
@@ -232,9 +233,10 @@ def test_a_file_system_that_refuses_is_one_clear_error(tmp_path, whole, monkeypa
     def refuse(descriptor):
         raise OSError(code, os.strerror(code))
 
+    remedy = "Check the permissions of the folder" if code == errno.EROFS else "Make room"
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
-        with pytest.raises(StoreError, match=rf"s.zarr: .*{os.strerror(code)}.*Make room, then run the same command"):
+        with pytest.raises(StoreError, match=rf"s.zarr: .*{os.strerror(code)}.*{remedy}, then run the same command"):
             filled_store(path)
     assert open_store(path).committed_blocks("t") == {0}
     assert_same_store(filled_store(path), whole)

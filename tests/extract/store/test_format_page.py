@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,8 +17,10 @@ import pytest
 import torch
 import zarr
 
+from doc_examples import DOCS
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import open_store
+from scalr.extract.store.format import SCANS_SCHEMA, TARGETS_SCHEMA
 from scalr.extract.targets import footprint
 
 TEACHER = "dinov2_vits14"
@@ -24,7 +29,7 @@ TEACHER = "dinov2_vits14"
 def views_by_the_page(path: Path, teacher: str) -> Iterator[dict[str, np.ndarray]]:
     """Points, pairs and targets of each view that has this teacher's targets, in the order of the blocks."""
     root = zarr.open_group(path, mode="r")
-    assert (root.attrs["format"], root.attrs["format_version"]) == ("scalr-store", 1)
+    assert (root.attrs["format"], root.attrs["format_version"]) == ("scalr-store", 2)
     kept = root[f"teachers/{teacher}"].attrs
     for index in sorted((path / "index" / teacher).glob("*.parquet")):
         block = root[f"blocks/{index.stem}"]
@@ -87,6 +92,41 @@ def test_a_reader_written_from_the_page_reads_the_same(synthetic_world, tmp_path
         np.testing.assert_allclose(view["targets"], ours.targets, rtol=1e-4, atol=1e-5)
 
 
+def test_checksums_are_those_of_the_page(synthetic_world, tmp_path):
+    """CRC32C of a view's rows of each array, one after the other; a teacher's goes on from that of the scan."""
+    path = extracted(synthetic_world, tmp_path / "s.zarr", "patch", "int8")
+    for index in sorted((path / "index/scans").glob("*.parquet")):
+        block = zarr.open_group(path / "blocks" / index.stem, mode="r")
+        scans, targets = (pq.read_table(path / "index" / kind / index.name).to_pylist() for kind in ("scans", TEACHER))
+        for scan, target in zip(scans, targets, strict=True):
+            pairs, rows = slice(scan["pairs_start"], scan["pairs_stop"]), slice(target["start"], target["stop"])
+            parts = [block["points"][scan["points_start"] : scan["points_stop"]]]
+            parts += [block["pairs/point_index"][pairs], block["pairs/pixel"][pairs]]
+            assert scan["crc32c"] == checksum(0, parts)
+            parts = [block[f"targets/{TEACHER}/{name}"][rows] for name in ("vectors", "scale")]
+            assert target["crc32c"] == checksum(scan["crc32c"], parts)
+
+
+def checksum(start: int, parts: list[np.ndarray]) -> int:
+    for part in parts:
+        start = google_crc32c.extend(start, part.tobytes())
+    return start
+
+
+@pytest.mark.parametrize(
+    ("heading", "schema"), [("Index of scans", SCANS_SCHEMA), ("Index of targets", TARGETS_SCHEMA)]
+)
+def test_the_page_has_every_column_with_its_type(heading, schema):
+    table = (DOCS / "store.md").read_text().split(f"**{heading}**")[1].split("\n\n")[1]
+    found = {}
+    for line in table.splitlines()[2:]:
+        names, types = (cell.strip() for cell in line.split("|")[1:3])
+        names, types = re.findall(r"`(\w+)`", names), types.split(", ")
+        found |= dict(zip(names, types * len(names) if len(types) == 1 else types, strict=len(types) > 1))
+    spelled = {"fixed_size_binary[32]": "binary(32)", "float": "float32"}
+    assert found == {field.name: spelled.get(str(field.type), str(field.type)) for field in schema}
+
+
 @pytest.mark.parametrize("patches", [2, 8, 16, 64])
 def test_the_order_of_operations_decides_which_patches_are_read(patches):
     """Of 8 and of 64 patches of 14 px, the last pixel would read other ones if the product came before the quotient."""
@@ -105,11 +145,18 @@ def test_what_a_version_may_add_is_ignored(synthetic_world, tmp_path):
     for file in (tmp_path / "newer.zarr").glob("index/*/*.parquet"):
         table = pq.read_table(file)
         more = table.schema.metadata | {b"scalr.more": b"1"}
+        said = {key: json.loads(more[key]) for key in (b"scalr.group", b"scalr.files", b"scalr.record")}
+        said[b"scalr.record"]["more"] = 1
+        signed = json.dumps({key.decode(): value for key, value in said.items()}, sort_keys=True)
+        said[b"scalr.sha256"] = hashlib.sha256(signed.encode()).hexdigest()
+        more |= {key: json.dumps(value) for key, value in said.items()}
         pq.write_table(table.append_column("more", pa.array(range(len(table)))).replace_schema_metadata(more), file)
     for name in ("", f"teachers/{TEACHER}", "sources/000"):
         file = tmp_path / "newer.zarr" / name / "zarr.json"
         group = json.loads(file.read_text())
-        file.write_text(json.dumps(group | {"attributes": group["attributes"] | {"more": 1}}))
+        attributes = {key: value for key, value in group["attributes"].items() if key != "sha256"} | {"more": 1}
+        signed = attributes | {"sha256": hashlib.sha256(json.dumps(attributes, sort_keys=True).encode()).hexdigest()}
+        file.write_text(json.dumps(group | {"attributes": signed}))
     ours, theirs = open_store(path), open_store(tmp_path / "newer.zarr")
     for block in sorted(ours.committed_blocks()):
         assert theirs.read_scans(block).views.equals(ours.read_scans(block).views)

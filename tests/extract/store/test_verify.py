@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zarr
 
 from scalr.errors import StoreError
 from scalr.extract.store import SCANS, create_store, open_store
-from scalr.extract.store.format import write_index
-from scalr.extract.store.verify import repair_store, verify_store
-from small_store import PROVENANCE, SETTINGS, a_block, filled_store
+from scalr.extract.store.arrays import ArrayWriter
+from scalr.extract.store.format import crc32c, read_metadata, write_index
+from scalr.extract.store.repair import repair_store
+from scalr.extract.store.verify import verify_store
+from small_store import PROVENANCE, SETTINGS, a_block, filled_store, write_block, write_targets
 from store_comparison import assert_same_store
 
 
@@ -31,7 +35,7 @@ def files_of_blocks(path: Path) -> list[Path]:
 
 
 def test_a_whole_store_has_no_damage(tmp_path):
-    assert verify_store(filled_store(tmp_path / "s.zarr")) == []
+    assert verify_store(filled_store(tmp_path / "s.zarr")).whole
 
 
 @pytest.mark.parametrize("flips", [60, pytest.param(1000, marks=pytest.mark.slow)])
@@ -44,11 +48,11 @@ def test_flipped_bits_are_found_and_named(tmp_path, flips):
         before = file.read_bytes()
         flip_random_bit(file, rng)
         found = verify_store(open_store(path))
-        assert found, f"a flipped bit in {file} was not found"
+        assert found.damage, f"a flipped bit in {file} was not found"
         inside = file.relative_to(path).parts  # blocks/000001/… or index/scans/000001.parquet
-        assert {damage.block for damage in found} == {int(file.stem if inside[0] == "index" else inside[1])}
+        assert {damage.block for damage in found.damage} == {int(file.stem if inside[0] == "index" else inside[1])}
         file.write_bytes(before)
-    assert verify_store(open_store(path)) == []
+    assert verify_store(open_store(path)).whole
 
 
 def test_a_damaged_store_is_mended(tmp_path):
@@ -58,25 +62,27 @@ def test_a_damaged_store_is_mended(tmp_path):
     for file in files_of_blocks(path)[::3]:
         flip_random_bit(file, rng)
     found = verify_store(open_store(path))
-    assert {damage.block for damage in found} == {0, 1}
+    assert {damage.block for damage in found.damage} == {0, 1}
     repair_store(open_store(path), found)
-    assert verify_store(open_store(path)) == []
+    again = verify_store(open_store(path))
+    assert again.damage == []
+    assert not again.whole  # blocks are missing now
     assert_same_store(filled_store(path), filled_store(tmp_path / "whole.zarr"))
 
 
 def test_a_store_that_may_not_be_changed_is_said(tmp_path, monkeypatch):
     path = filled_store(tmp_path / "s.zarr").path
-    (path / "blocks/000001/index.parquet").unlink()
+    (path / "blocks/000001/points/zarr.json").unlink()
     found = verify_store(open_store(path))
 
-    def refuse(index, **_):
-        if index.parent.name == "scans":
+    def refuse(source, target):
+        if Path(source).parent.name == "scans":
             raise PermissionError(errno.EACCES, "Permission denied")
-        unlink(index)
+        rename(source, target)
 
-    unlink = Path.unlink
-    monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(StoreError, match=r"blocks/000001: it cannot be taken out \(Permission denied\)"):
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(StoreError, match=r"blocks/000001: it cannot be moved \(Permission denied\)"):
         repair_store(open_store(path), found)
     # Targets go before the scans that they are of, and files after the index that makes them count.
     assert [open_store(path).is_committed(kind, 1) for kind in (SCANS, "t")] == [True, False]
@@ -88,7 +94,6 @@ def test_a_store_that_may_not_be_changed_is_said(tmp_path, monkeypatch):
     [
         (lambda path: (path / "blocks/000001/pairs/pixel/c/0/0").unlink(), "is missing"),
         (lambda path: (path / "blocks/000001/index.parquet").unlink(), "is missing"),
-        (lambda path: (path / "blocks/000001/more").touch(), "does not belong here"),
         (lambda path: shutil.rmtree(path / "blocks/000001"), "is missing"),
         (lambda path: (path / "index/scans/000001.parquet").unlink(), "is missing"),
         (lambda path: (path / "index/scans/000001.parquet").write_bytes(b""), "differ"),
@@ -98,8 +103,8 @@ def test_missing_and_extra_files_are_found(tmp_path, damage, what):
     path = filled_store(tmp_path / "s.zarr").path
     damage(path)
     found = verify_store(open_store(path))
-    assert {item.block for item in found} == {1}
-    assert any(what in item.what for item in found), found
+    assert {item.block for item in found.damage} == {1}
+    assert any(what in item.what for item in found.damage), found
     repair_store(open_store(path), found)
     assert_same_store(filled_store(path), filled_store(tmp_path / "whole.zarr"))
 
@@ -123,21 +128,19 @@ def test_values_that_cannot_be_are_found(tmp_path, change, what):
     for name, value in change.items():
         array = getattr(targets if name == "vectors" else scans, name)
         array[-1] = value
-    writer.write_scans(1, scans)
-    writer.write_targets(1, "t", targets)
-    (found,) = verify_store(open_store(path))
+    write_block(writer, 1, scans, t=targets)
+    (found,) = verify_store(open_store(path)).damage
     assert found.block == 1
     assert what in found.what
 
 
 def test_the_outermost_points_and_pixels_are_no_damage(path):
     writer = create_store(path, "part-0-of-1")
-    writer.remove(SCANS, 1)
+    writer.set_aside(SCANS, 1)
     scans, targets = a_block(1)
     scans.point_index[-1], scans.pixel[-1] = 11, (47, 63)
-    writer.write_scans(1, scans)
-    writer.write_targets(1, "t", targets)
-    assert verify_store(open_store(path)) == []
+    write_block(writer, 1, scans, t=targets)
+    assert verify_store(open_store(path)).whole
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +162,27 @@ def rewrite_index(path: Path, kind: str, **columns) -> None:
     for name, values in columns.items():
         place = views.schema.get_field_index(name)
         views = views.set_column(place, name, pa.array(values, views.schema.field(name).type))
+    views = with_checksums(path, kind, views) if columns else views
+    record = read_metadata(published).record
     (group / "index.parquet").unlink()
-    write_index(views, kind, group)
+    write_index(views, kind, 0, group, record)
     shutil.copy(group / "index.parquet", published)
+
+
+def with_checksums(path: Path, kind: str, views: pa.Table) -> pa.Table:
+    """The rows of block 0, whatever ranges they name, with the checksums of what stands there."""
+    block = zarr.open_group(path / "blocks/000000", mode="r")
+    seeds = pq.read_table(path / "index/scans/000000.parquet")["crc32c"].to_pylist()
+    checksums = []
+    for row, seed in zip(views.to_pylist(), seeds, strict=True):
+        if kind == "scans":
+            pairs = slice(row["pairs_start"], row["pairs_stop"])
+            parts = [block["points"][row["points_start"] : row["points_stop"]]]
+            checksums.append(crc32c(0, *parts, block["pairs/point_index"][pairs], block["pairs/pixel"][pairs]))
+        else:
+            checksums.append(crc32c(seed, block[f"targets/{kind}/vectors"][row["start"] : row["stop"]]))
+    place = views.schema.get_field_index("crc32c")
+    return views.set_column(place, "crc32c", pa.array(checksums, pa.uint32()))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +204,7 @@ def rewrite_index(path: Path, kind: str, **columns) -> None:
 def test_counts_that_do_not_fit_are_found(path, kind, columns, what):
     """An index that says other ranges or views than the arrays have, its files all as listed."""
     rewrite_index(path, kind, **columns)
-    (found, *_) = verify_store(open_store(path))
+    (found, *_) = verify_store(open_store(path)).damage
     assert (found.block, found.kind) == (0, kind)
     assert what in found.what
 
@@ -195,28 +216,49 @@ def test_arrays_that_cannot_be_read_are_found(path, kind, array):
     (chunk,) = [file for file in (group / array).rglob("*") if file.is_file() and file.name != "zarr.json"]
     flip_random_bit(chunk, np.random.default_rng(0))
     rewrite_index(path, kind)
-    (found,) = verify_store(open_store(path))
+    (found,) = verify_store(open_store(path)).damage
     assert (found.block, found.kind) == (0, kind)
-    assert f"array '{array}' cannot be read" in found.what
+    assert f"block 0 cannot be read: array '{array}', " in found.what
 
 
-@pytest.mark.parametrize("last", [[0.0], [-1.0], [np.nan], [np.inf], [1.0, 1.0]])
-def test_scales_that_are_not_a_positive_number_for_each_vector_are_found(path, last):
+@pytest.mark.parametrize("last", [0.0, -1.0, np.nan, np.inf])
+def test_scales_that_are_no_positive_number_are_found(path, last):
+    add_int8_targets(path, last)
+    (found,) = verify_store(open_store(path)).damage
+    assert (found.block, found.kind, found.what) == (0, "u", "a scale is not finite and positive")
+
+
+def test_more_scales_than_vectors_are_found(path):
+    add_int8_targets(path, 0.5)
+    group = path / "blocks/000000/targets/u"
+    shutil.rmtree(group / "scale")
+    write_array(group / "scale", np.full(len(a_block(0)[1].vectors) + 1, 0.5, np.float32))
+    rewrite_index(path, "u")
+    (found,) = verify_store(open_store(path)).damage
+    assert (found.block, found.kind, found.what) == (0, "u", "scale and vectors differ in length")
+
+
+def add_int8_targets(path: Path, last_scale: float) -> None:
+    """Of a second teacher, in both blocks; block 0 ends with this scale."""
     writer = create_store(path, "part-0-of-1")
     writer.add_inputs(SETTINGS, record={}, teachers={"u": {**PROVENANCE, "dtype": "int8"}})
-    for block, end in ((0, last), (1, [1e-12])):
+    for block, last in ((0, last_scale), (1, 1e-12)):
         targets = a_block(block)[1]
-        scale = np.array([0.5] * (len(targets.vectors) - 1) + end, np.float32)
-        writer.write_targets(block, "u", replace(targets, vectors=targets.vectors.astype(np.int8), scale=scale))
-    (found,) = verify_store(open_store(path))
-    what = "a scale is not finite and positive" if len(last) == 1 else "scale and vectors differ in length"
-    assert (found.block, found.kind, found.what) == (0, "u", what)
+        scale = np.array([0.5] * (len(targets.vectors) - 1) + [last], np.float32)
+        write_targets(writer, block, "u", replace(targets, vectors=targets.vectors.astype(np.int8), scale=scale))
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    array = ArrayWriter(path, values.shape[1:], values.dtype)
+    array.append(values)
+    array.finish()
 
 
 def test_point_indices_without_a_pixel_are_found(path):
-    writer = create_store(path, "part-0-of-1")
-    writer.remove(SCANS, 0)
-    scans = a_block(0)[0]
-    writer.write_scans(0, replace(scans, point_index=np.append(scans.point_index, np.uint32(0))))
-    (found,) = verify_store(open_store(path))
+    group = path / "blocks/000000"
+    longer = np.append(open_store(path).read_scans(0).point_index, np.uint32(0))
+    shutil.rmtree(group / "pairs/point_index")
+    write_array(group / "pairs/point_index", longer)
+    rewrite_index(path, SCANS)
+    (found,) = verify_store(open_store(path)).damage
     assert (found.block, found.what) == (0, "point_index and pixel differ in length")

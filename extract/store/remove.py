@@ -1,0 +1,121 @@
+"""Taking a teacher, or a split of a dataset, out of a store for good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import StoreError
+from ...progress import progress
+from . import format as fmt
+from .commit import Scratch
+from .files import files_below, is_folder, is_there, names_in, size_of
+from .format import SCANS
+from .reader import FeatureStore, Source
+
+OWNER = "remove"  # of the scratch folder
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is to be deleted.
+
+    First go the files of the index, so that nothing counts whose data are on their way; last goes the record. A reader
+    therefore finds a block whole or not at all, and after a kill in between the same removal goes on.
+    """
+
+    store: Path
+    what: str
+    indexes: list[Path]  # a folder of them, or files: in this order
+    groups: list[Path]
+    record: Path
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all that is to be deleted.
+
+        Raises:
+            UnreadableError: a folder cannot be listed now.
+        """
+        return sum(size_of(file) or 0 for group in self.groups for file in files_below(group))
+
+    def run(self) -> None:
+        """Delete it.
+
+        Raises:
+            StoreError: the file system refuses; what is deleted already does not count any more.
+        """
+        scratch = Scratch(self.store / fmt.TMP, OWNER)
+        scratch.clear()
+        paths = [*self.indexes, *self.groups, self.record]
+        with progress(len(paths), f"remove {self.what}", "folder") as bar:
+            for path in paths:
+                try:
+                    scratch.discard(path)
+                except OSError as error:
+                    raise StoreError(
+                        f"it cannot be deleted ({error.strerror or error})",
+                        where=path,
+                        fix="Check the store's permissions, then run the same command again.",
+                    ) from None
+                bar.update()
+
+
+def removal_of_teacher(store: FeatureStore, teacher: str) -> Removal:
+    """All targets of a teacher, in every split; scans and other teachers' targets stay.
+
+    Raises:
+        StoreError: the store has no such teacher.
+    """
+    if teacher not in (*store.teachers, *store.teachers_without_record()):
+        raise StoreError(
+            f"no teacher '{teacher}' (it has: {', '.join(store.teachers) or 'none'})",
+            where=store.path,
+            fix="Name one that it has with --teacher.",
+        )
+    groups = [fmt.group_path(store.path, teacher, block) for block in _blocks_on_disk(store)]
+    return Removal(
+        store=store.path,
+        what=f"teacher {teacher}",
+        indexes=[store.path / "index" / teacher],
+        groups=[group for group in groups if is_there(group)],
+        record=store.path / "teachers" / teacher,
+    )
+
+
+def removal_of_split(store: FeatureStore, name: str) -> Removal:
+    """The scans of a split of a dataset, and all teachers' targets of them.
+
+    Args:
+        store: to take it from.
+        name: DATASET/SPLIT, such as "nuscenes/train".
+
+    Raises:
+        StoreError: the store has no such split.
+    """
+    source = _source_named(store, name)
+    blocks = [block for block in _blocks_on_disk(store) if block in source.blocks]
+    kinds = [kind for kind in names_in(store.path / "index") if is_folder(store.path / "index" / kind)]
+    kinds = sorted(kinds, key=lambda kind: kind == SCANS)  # last: without scans, targets are of nothing
+    return Removal(
+        store=store.path,
+        what=f"split {name}",
+        indexes=[fmt.index_path(store.path, kind, block) for kind in kinds for block in source.blocks],
+        groups=[fmt.group_path(store.path, SCANS, block) for block in blocks],
+        record=store.folder_of(source),
+    )
+
+
+def _source_named(store: FeatureStore, name: str) -> Source:
+    named = {f"{source.dataset}/{source.split}": source for source in store.sources}
+    if name not in named:
+        raise StoreError(
+            f"no split '{name}' (it has: {', '.join(named) or 'none'})",
+            where=store.path,
+            fix="Name one that it has with --split, as DATASET/SPLIT.",
+        )
+    return named[name]
+
+
+def _blocks_on_disk(store: FeatureStore) -> list[int]:
+    return [int(name) for name in names_in(store.path / "blocks") if name.isdigit()]

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from scalr.errors import ScalrError, StoreError, TeacherError
+from scalr.extract.config import ExtractConfig
+from scalr.extract.encoding import Encoding
+from scalr.extract.plan import Part
+from scalr.extract.preparation import Selection
+
+BASE = ExtractConfig(root=Path("r"), teachers=("a", "b"))
+
+
+def test_the_defaults_keep_every_target_as_it_is():
+    """As ScaLR distils from: all points, a float16 vector a pair, the whole split by this process."""
+    expected = {
+        "dataset": "nuscenes",
+        "split": "train",
+        "out": Path("store.zarr"),
+        "encoding": "point",
+        "dtype": "float16",
+        "points": "all",
+        "occlusion": "keep",
+        "on_error": "stop",
+        "weights": ("hub",),
+        "image_size": None,
+        "feature": None,
+        "pos_embed": None,
+        "precision": "float32",
+        "device": "auto",
+        "batch_size": None,
+        "frames_per_block": None,
+        "workers": 0,
+        "scheduler": None,
+        "root": Path("r"),
+        "teachers": ("a", "b"),
+        "part": {"index": 0, "count": 1},
+    }
+    assert asdict(BASE) == expected
+    assert BASE.selection == Selection("all", "keep")
+    assert replace(BASE, points="visible", occlusion="drop").selection == Selection("visible", "drop")
+    assert Encoding() == Encoding(BASE.encoding, BASE.dtype)
+
+
+def test_values_on_the_border_of_sense_are_taken():
+    replace(BASE, frames_per_block=1, batch_size=1, workers=1, part=Part(1, 2), pos_embed="official")
+    replace(BASE, scheduler="tcp://here:8786")
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"frames_per_block": 0}, ScalrError, "--frames-per-block: it is 0. Use 1 or more"),
+        ({"batch_size": 0}, ScalrError, "--batch-size: it is 0. Use 1 or more"),
+        ({"workers": -1}, ScalrError, "--workers: it is -1. Use 0 or more"),
+        ({"points": "some"}, ScalrError, "--points: it is 'some'. Use one of"),
+        ({"occlusion": "hide"}, ScalrError, "--occlusion: it is 'hide'"),
+        ({"on_error": "go on"}, ScalrError, "--on-error: it is 'go on'"),
+        ({"precision": "fp16"}, ScalrError, "--precision: it is 'fp16'"),
+        ({"pos_embed": "mine"}, ScalrError, "--pos-embed: it is 'mine'"),
+        (
+            {"workers": 1, "scheduler": "tcp://here:1"},
+            ScalrError,
+            "--workers: the cluster at --scheduler brings its own",
+        ),
+        ({"teachers": ("a", "b", "a")}, ScalrError, "--teacher: a is given twice"),
+        ({"weights": ("w.pth",)}, TeacherError, "--weights: w.pth cannot serve a and b alike"),
+        ({"encoding": "pixel"}, StoreError, "unknown encoding pixel float16"),
+        ({"dtype": "int4"}, StoreError, "unknown encoding point int4"),
+    ],
+)
+def test_values_that_make_no_sense_are_said(values, error, message):
+    with pytest.raises(error) as caught:
+        replace(BASE, **values)
+    assert message in str(caught.value)
