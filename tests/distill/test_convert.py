@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,10 @@ from click.testing import CliRunner
 from torch import nn
 
 from scalr.cli import main
+from scalr.distill import convert as convert_module
 from scalr.distill.checkpoint import load_student, save_student, student_provenance
 from scalr.distill.convert import convert, read_official, write_official
-from scalr.distill.export import exported_input
-from scalr.distill.inputs import InputConfig, Plane, pack, scan_input
+from scalr.distill.inputs import InputConfig, pack, scan_input
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import StudentError
 from scalr.extract.intensity import IntensityStatistics
@@ -187,27 +185,14 @@ def test_damaged_and_missing_files(tmp_path, checkpoint):
         read_official(path)
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_an_exported_student_gives_the_same_for_any_scan_without_scalr(tmp_path, norm):
-    torch.manual_seed(0)
-    config = InputConfig(planes=[Plane((0, 1), (32, 32)), Plane((1, 2), (32, 8))])
-    student = Student(WaffleIronConfig(width=WIDTH, depth=3, norm=norm, out_channels=OUT), config).eval()
-    save_student(student, tmp_path / "student.safetensors", {})
-    convert(tmp_path / "student.safetensors", tmp_path / "student.pt2", None)
-    code = (
-        "import sys, torch; program = torch.export.load(sys.argv[1]).module();"
-        "torch.save([program(*inputs) for inputs in torch.load(sys.argv[2])], sys.argv[3])"
-    )
-    rng = np.random.default_rng(0)
-    clouds = [np.hstack([rng.uniform(-60, 60, (n, 3)) / [1, 1, 8], np.ones((n, 1))]) for n in (17, 300)]
-    scans = [scan_input(points.astype(np.float32), IntensityStatistics(0.0, 1.0), config) for points in clouds]
-    torch.save([exported_input(scan, config) for scan in scans], tmp_path / "inputs")
-    files = [str(tmp_path / name) for name in ("student.pt2", "inputs", "outputs")]
-    subprocess.run([sys.executable, "-c", code, *files], check=True, cwd=tmp_path)
-    for scan, (tokens, head) in zip(scans, torch.load(tmp_path / "outputs"), strict=True):
-        expected = student.tokens(pack([scan], config))
-        torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(head, student.project(expected), rtol=1e-4, atol=1e-5)
+def test_the_suffix_says_what_a_student_becomes(tmp_path, monkeypatch):
+    student = tmp_path / "student.safetensors"
+    save_student(Student(WaffleIronConfig(width=WIDTH, depth=1, out_channels=OUT)), student, {})
+    for kind in ("export_student", "write_official"):
+        monkeypatch.setattr(convert_module, kind, lambda student, path, kind=kind: path.write_text(kind))
+    for name, content in (("a.pt2", "export_student"), ("a.pth", "write_official")):
+        convert(student, tmp_path / name, None)
+        assert (tmp_path / name).read_text() == content
 
 
 def test_a_target_that_cannot_be_written(tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
 from scalr.distill.inputs import AugmentConfig, InputConfig
 from scalr.distill.sampling import EpochBatches, EpochLoader
-from scalr.errors import StoreError
+from scalr.errors import StoreError, StudentError
 
 CPU = torch.device("cpu")
 INPUTS = InputConfig()
@@ -191,3 +192,66 @@ def test_a_store_without_pairs_is_said(extract_tiny, tiny_dataset):
         tiny_dataset.read_points(frame)[:, 0] = -5
     with pytest.raises(StoreError, match="no view with targets of coordinates"):
         tiny(extract_tiny())
+
+
+def test_the_defaults_are_those_of_scalr():
+    """One random camera, a random point a voxel; stores by their numbers of frames."""
+    assert asdict(SamplingConfig()) == {"views_per_sample": 1, "voxel_point": "random", "store_weights": None}
+
+
+def test_a_sampling_comes_back_equal_from_yaml():
+    """Which has lists for tuples."""
+    sampling = SamplingConfig(store_weights=[1, 2.5])
+    assert sampling == SamplingConfig(store_weights=(1, 2.5))
+    assert hash(sampling) == hash(SamplingConfig(store_weights=(1, 2.5)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"views_per_sample": 0}, "sampling.views_per_sample: 0 cannot be used. Give a number of cameras, or all"),
+        ({"views_per_sample": 1.5}, "views_per_sample: 1.5"),
+        ({"views_per_sample": "both"}, "views_per_sample: 'both'"),
+        ({"voxel_point": "last"}, "sampling.voxel_point: 'last' cannot be used. Use random or first"),
+    ],
+)
+def test_values_that_make_no_sense_are_said(values, message):
+    with pytest.raises(StudentError, match=message):
+        SamplingConfig(**values)
+
+
+def test_a_frame_is_drawn_ten_times_at_most(extract_tiny, monkeypatch):
+    dataset = tiny(extract_tiny())
+    tries = []
+    monkeypatch.setattr(dataset, "_sample", lambda rows, rng: tries.append(rows))
+    with pytest.raises(StoreError, match=r"views \[\d\] keep no point inside the field of view. Enlarge inputs.fov"):
+        dataset[0, 0]
+    assert len(tries) == 10
+    assert {tuple(rows) for rows in tries} == {(0,), (1,)}  # another camera may see more
+
+
+def test_samples_know_their_store_and_views(extract_tiny):
+    dataset = DistillDataset(extract_tiny(), ("coordinates",), INPUTS, SAMPLING, STILL, 0, number=3)
+    sample = dataset[0, 1]
+    assert sample.id.store == 3
+    assert set(sample.id.rows) < {2, 3}
+    assert DistillCollate(INPUTS)([sample]).samples == (sample.id,)
+    assert tiny(dataset.store)[0, 1].id.store == 0
+
+
+def test_a_batch_moves_with_all_its_parts(extract_tiny):
+    """To another device; and to page-locked memory, where there is a GPU to copy to."""
+    sampling = SamplingConfig(views_per_sample="all")
+    batch = DistillCollate(INPUTS)([tiny(extract_tiny(), sampling=sampling)[0, 0]])
+    moved = batch.to(torch.device("meta"))
+    tensors = (moved.inputs.features, moved.point, moved.sample, moved.targets[0].vectors)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert (moved.samples, moved.num_pairs) == (batch.samples, batch.num_pairs)
+
+
+def test_views_without_targets_of_every_teacher_are_left_out(extract_tiny, tiny_dataset):
+    extract_tiny("coordinates")
+    tiny_dataset.split, tiny_dataset.frames = "val", tiny_dataset.frames[:1]
+    store = extract_tiny("coordinates", "doubled")
+    assert [rows.tolist() for rows in tiny(store).frames] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [rows.tolist() for rows in tiny(store, teachers=("coordinates", "doubled")).frames] == [[6, 7]]

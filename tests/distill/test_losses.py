@@ -47,3 +47,19 @@ def test_a_sharper_softmax_tells_pairs_apart():
     assert contrastive_loss(targets, targets, temperature=100.0).mean().item() == pytest.approx(math.log(4), abs=0.01)
     assert contrastive_loss(targets, targets, temperature=0.01).mean().item() == pytest.approx(0, abs=1e-6)
     assert contrastive_loss(targets.roll(1, 0), targets, temperature=0.1).mean().item() == pytest.approx(10, abs=0.01)
+
+
+def test_contrastive_losses_are_cross_entropies_of_the_cosines():
+    """Of each pair, by definition."""
+    generator = torch.Generator().manual_seed(0)
+    features, targets = torch.randn(2, 6, 5, generator=generator).double()
+    cosines = torch.tensor([[torch.dot(f, t) / f.norm() / t.norm() for t in targets] for f in features]).double()
+    expected = torch.stack([torch.logsumexp(row / 0.07, 0) - row[number] / 0.07 for number, row in enumerate(cosines)])
+    torch.testing.assert_close(contrastive_loss(features, targets, temperature=0.07), expected)
+
+
+@pytest.mark.parametrize("loss", [similarity_loss, cosine_loss, smooth_loss])
+def test_each_pair_has_a_loss(loss):
+    features, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, -3.0]])
+    expected = {similarity_loss: [0, 2], cosine_loss: [0, 2], smooth_loss: [0, 1.5]}
+    torch.testing.assert_close(loss(features, targets), torch.tensor(expected[loss], dtype=torch.float32))

@@ -114,7 +114,11 @@ def test_targets_learn_their_own_projection(batch):
         ({"loss": "l2"}, "objective.loss: 'l2' cannot be used. Use one of similarity"),
         ({"target_head": "linear"}, "would make all targets equal"),
         ({"teachers": {"a": 0}}, "positive weights"),
+        ({"teachers": {"a": 1.0, "b": -1.0}}, "positive weights"),
+        ({"teachers": ["a"]}, r"objective.teachers: \['a'\] cannot be used"),
         ({"temperature": 0}, "objective.temperature: 0 cannot be used"),
+        ({"contrastive_pairs": 0}, "objective.contrastive_pairs: 0 cannot be used. Give a positive number"),
+        ({"target_head_channels": -1}, "objective.target_head_channels: -1 cannot be used"),
     ],
 )
 def test_values_that_make_no_sense_are_said(values, message):

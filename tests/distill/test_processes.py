@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from in_children import (
     together,
 )
 from scalr.cli import main
+from scalr.distill import processes
 from scalr.distill.training import _Trainer
 
 RECIPE = ("student.width=8", "student.depth=3", "training.epochs=8", "training.batch_size=4", "training.warmup_steps=2",
@@ -55,6 +57,62 @@ def curve(out: Path) -> list[tuple[float, ...]]:
     """Loss, gradient norm and learning rate of every step."""
     names = ("loss", "gradient_norm", "learning_rate")
     return [tuple(float(row[name]) for name in names) for row in csv.DictReader((out / "log.csv").open())]
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """What torch is told of the group of processes: none is started, and four GPUs are there."""
+    told = []
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda *words, **options: told.append((words, options)))
+    monkeypatch.setattr(processes.dist, "destroy_process_group", lambda: told.append("left"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: told.append(device))
+    monkeypatch.setattr(processes, "resolve_device", torch.device)
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    return told
+
+
+WAITS = {"timeout": timedelta(hours=4)}  # while one process runs the quick probe
+
+
+@pytest.mark.parametrize(("name", "device"), [("auto", "cuda:3"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1")])
+def test_each_process_has_the_gpu_of_its_place(group, name, device):
+    with processes.joined_processes(name) as found:
+        assert found == torch.device(device)
+        assert group == [torch.device(device), (("nccl",), WAITS)]
+    assert group[2:] == ["left"]
+
+
+def test_without_gpus_processes_meet_on_the_cpu(group, monkeypatch):
+    with processes.joined_processes("cpu") as found:
+        assert (found, group) == (torch.device("cpu"), [(("gloo",), WAITS)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(processes, "resolve_device", lambda name: torch.device("cpu" if name == "auto" else name))
+    with processes.joined_processes("auto") as found:
+        assert found == torch.device("cpu")
+
+
+def test_a_group_is_left_where_its_work_fails(group):
+    with pytest.raises(KeyError), processes.joined_processes("cpu"):
+        raise KeyError
+    assert group[-1] == "left"
+
+
+@pytest.mark.parametrize("variables", [{"WORLD_SIZE": "1"}, {"TORCHELASTIC_RUN_ID": None}])
+def test_one_process_meets_nobody(group, monkeypatch, variables):
+    """Not even where a batch system has set WORLD_SIZE for something else."""
+    for name, value in variables.items():
+        monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    with processes.joined_processes("cuda") as found:
+        assert (found, group) == (torch.device("cuda"), [])
+
+
+def test_alone_there_is_nothing_to_add_up():
+    assert (processes.num_processes(), processes.process_index()) == (1, 0)
+    values, words = [0.1, 2], ["a"]
+    assert processes.summed(values, torch.device("cpu")) == values
+    assert processes.gathered(words) == words
 
 
 def test_two_processes_are_one_with_twice_the_batch(extract_tiny, tiny_dataset, tmp_path, monkeypatch, children):

@@ -2,18 +2,16 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from bars import Bars
 from scalr.distill import training
 from scalr.distill.recipe import load_recipe
-from scalr.distill.schedule import reciprocal_sqrt, warmup_cosine
 from scalr.distill.training import Batch, Observer, TrainingConfig, train
-from scalr.distill.training_log import TrainingLog, read_log
 from scalr.errors import StudentError
 
 
@@ -51,32 +49,6 @@ def fit(tmp_path, objective, config):
         description="test",
         observer=Observer(folder=tmp_path),
     ).losses
-
-
-def test_schedule_warms_up_and_decays():
-    factors = [warmup_cosine(step, warmup_steps=10, total_steps=110, least=0.1) for step in range(111)]
-    assert factors[0] == 0
-    assert factors[5] == pytest.approx(0.5)
-    assert factors[10] == 1
-    assert factors[60] == pytest.approx(0.55)
-    assert factors[110] == pytest.approx(0.1)
-    assert all(now <= before for before, now in pairwise(factors[10:]))
-
-
-def test_the_second_schedule_decays_slowly_and_cools_down():
-    """ScaLR+: warm-up, 1 / sqrt(1 + steps since / timescale), and a line to zero."""
-    values = {"warmup_steps": 10, "total_steps": 650, "timescale_steps": 4.5, "cooldown_steps": 20}
-    factors = [reciprocal_sqrt(step, **values) for step in range(650)]
-    assert factors[0] == 0
-    assert factors[5] == 0.5
-    assert factors[10] == 1
-    assert factors[10 + 45] == pytest.approx(1 / math.sqrt(11))
-    assert factors[630] == pytest.approx(1 / math.sqrt(1 + 620 / 4.5))
-    assert factors[649] == 0
-    assert all(now < before for before, now in pairwise(factors[10:]))
-    down = [before - now for before, now in pairwise(factors[631:])]
-    assert down == pytest.approx([down[0]] * len(down))
-    assert factors[631] == pytest.approx(18 / 19 / math.sqrt(1 + 630 / 4.5))
 
 
 def test_schedules_count_in_steps_or_epochs():
@@ -218,23 +190,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
     assert objective.parameter.item() == 0
 
 
-def test_a_log_goes_on_where_the_checkpoint_was(tmp_path):
-    for steps in (0, 2):
-        log = TrainingLog(tmp_path, ["loss_a"], steps)
-        for step in range(steps + 1, steps + 4):
-            log.write({"step": step, "epoch": 0, "loss": step + steps / 10, "loss_a": 1.0})
-        log.close()
-    with (tmp_path / "log.csv").open("a") as file:
-        file.write("6,0,1")  # killed while it wrote
-    assert [float(row["loss"]) for row in read_log(tmp_path / "log.csv")] == [1, 2, 3.2, 4.2, 5.2]
-
-
-def test_a_log_that_cannot_be_written_is_said(tmp_path):
-    (tmp_path / "run").write_text("a file in its place")
-    with pytest.raises(StudentError, match=r"run: the log cannot be written \(File exists\)\. Choose another --out"):
-        TrainingLog(tmp_path / "run")
-
-
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = TrainingConfig(epochs=1, learning_rate=0.1, warmup_steps=0)
     with pytest.raises(StudentError, match="loss of step 1 is inf"):
@@ -280,3 +235,136 @@ def test_the_loaders_workers_keep_their_cores(tmp_path, workers, threads):
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
+
+
+# config of valeoai/ScaLR's pretraining (main); what it does not have is off.
+PUBLISHED = {
+    "epochs": 25, "batch_size": 8, "learning_rate": 2e-3, "min_learning_rate": 1e-5, "weight_decay": 0.03,
+    "schedule": "cosine", "warmup_steps": 3500, "warmup_epochs": None,
+    "timescale_epochs": 0.45, "cooldown_epochs": 2,  # of ScaLR+: 65 epochs, of which the last from 63 on
+    "precision": "float32", "accumulate": 1, "compile": False, "workers": 0, "activation_checkpointing": False,
+    "seed": 0,
+}  # fmt: skip
+
+
+def test_the_defaults_are_those_of_scalr():
+    assert asdict(TrainingConfig()) == PUBLISHED
+
+
+def test_values_on_the_border_of_sense_are_taken():
+    least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "warmup_steps": 0, "workers": 0, "seed": 0}
+    TrainingConfig(**least, warmup_epochs=0, cooldown_epochs=0, min_learning_rate=0)
+    TrainingConfig(learning_rate=1e-5, min_learning_rate=1e-5)
+    frozen = TrainingConfig(learning_rate=0, min_learning_rate=0, warmup_steps=0, epochs=2)
+    assert [frozen.learning_rate_factor(step, steps_per_epoch=5) for step in (0, 10)] == [1, 0]
+    kept = TrainingConfig(learning_rate=0.5, min_learning_rate=0.125, warmup_steps=0, epochs=2)
+    assert kept.learning_rate_factor(10, steps_per_epoch=5) == 0.25
+
+
+class Samples(Numbers):
+    """A batch whose samples are of part 0 or 1: their names' first letter."""
+
+    def __init__(self, values, samples):
+        super().__init__(values)
+        self.samples = samples
+
+
+def losses_of_samples(parameter, batch):
+    """Their mean over pairs, and sum and number of each sample, whose number of pairs is one more than its number."""
+    values = parameter + batch.values
+    counts = torch.arange(1.0, len(values) + 1)
+    return (values * counts).sum() / counts.sum(), torch.stack([values.detach() * counts, counts])
+
+
+class OfSamples(Objective):
+    def forward(self, batch):
+        return self.loss(self.parameter, batch)
+
+
+def run_batches(objective, batches, config, steps_per_epoch, **observing):
+    observer = Observer(parts=("a", "b"), part_of=lambda sample: "ab".index(sample[0]), **observing)
+    return train(
+        objective, lambda epoch, first: batches, config, steps_per_epoch=steps_per_epoch, device=torch.device("cpu"),
+        description="test", observer=observer,
+    )  # fmt: skip
+
+
+def test_the_log_has_the_mean_loss_of_each_part(tmp_path):
+    """Over its pairs in all batches of a step; nothing where a step has none of it."""
+    batches = [
+        Samples(torch.tensor([1.0, 2.0, 3.0]), ("a1", "b1", "a2")),  # of 1, 2 and 3 pairs
+        Samples(torch.tensor([5.0, 6.0]), ("b2", "a3")),
+        Samples(torch.tensor([7.0]), ("b3",)),
+        Samples(torch.tensor([9.0]), ("b4",)),
+    ]
+    config = TrainingConfig(epochs=1, accumulate=2, learning_rate=1e-9, min_learning_rate=0, warmup_steps=0)
+    run_batches(OfSamples(losses_of_samples), batches, config, 2, folder=tmp_path)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert float(rows[0]["loss_a"]) == pytest.approx((1 * 1 + 3 * 3 + 2 * 6) / 6)
+    assert float(rows[0]["loss_b"]) == pytest.approx((2 * 2 + 1 * 5) / 3)
+    assert (rows[1]["loss_a"], float(rows[1]["loss_b"])) == ("", pytest.approx(8))
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ()])
+def test_a_loss_without_parts_or_a_batch_without_samples_is_logged_as_a_whole(tmp_path, names):
+    """A probe's objective tells no losses of samples, and a batch need not say whose it is."""
+    objective = OfSamples(losses_of_samples) if not names else Objective(lambda p, batch: (p + batch.values).mean())
+    run_batches(objective, [Samples(torch.tensor([2.0, 2.0]), names)], TrainingConfig(epochs=1), 1, folder=tmp_path)
+    (row,) = csv.DictReader((tmp_path / "log.csv").open())
+    assert (float(row["loss"]), row["loss_a"], row["loss_b"]) == (2, "", "")
+
+
+@pytest.mark.parametrize("count", [1, 8, 9])
+def test_samples_whose_loss_is_not_finite_are_named(count):
+    """The first eight of them, and no others."""
+    values = torch.tensor([1.0, *[math.inf] * count, 2.0])
+    names = ("a_fine", *(f"b{number}" for number in range(count)), "a_too")
+    with pytest.raises(StudentError) as caught:
+        run_batches(
+            OfSamples(losses_of_samples), [Samples(values, names)], TrainingConfig(epochs=1), 1, describe=str.upper
+        )
+    listed = "; ".join(f"B{number}" for number in range(min(count, 8))) + (" …" if count > 8 else "")
+    assert f"the loss of step 1 is inf; samples: {listed}. Check the targets" in str(caught.value)
+
+
+def test_what_is_evaluated_after_each_epoch_is_in_its_last_row(tmp_path):
+    batches = [Samples(torch.tensor([1.0]), ("a",))] * 3
+    run_batches(
+        OfSamples(losses_of_samples), batches, TrainingConfig(epochs=2), 3, folder=tmp_path,
+        evaluate=lambda epoch: {"miou": 10.0 + epoch}, columns=("miou",),
+    )  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [(row["step"], row["epoch"], row["miou"]) for row in rows] == [
+        *(("1", "0", ""), ("2", "0", ""), ("3", "0", "10.0")),
+        *(("4", "1", ""), ("5", "1", ""), ("6", "1", "11.0")),
+    ]
+
+
+def test_the_bar_shows_steps_loss_and_speed(monkeypatch):
+    bars = Bars(monkeypatch, training)
+    batches = [Samples(torch.tensor([2.0]), ("a",))] * 3
+    run_batches(OfSamples(losses_of_samples), batches, TrainingConfig(epochs=2), 3)
+    (bar,) = bars
+    assert (bar.says, bar.options, sum(bar.moved)) == ((6, "test", "step"), {"done": 0}, 6)
+    assert bar.postfix["loss"] == "2.000"
+    assert float(bar.postfix["points_per_s"]) > 0
+
+
+def test_without_a_folder_there_is_no_log(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_batches(OfSamples(losses_of_samples), [Samples(torch.tensor([2.0]), ("a",))], TrainingConfig(epochs=1), 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_written_whenever_one_is_due_but_after_the_last_step():
+    """And has all that the rest depends on."""
+    saved = []
+    checkpoints = SimpleNamespace(due=True, path=None, save=saved.append)
+    train(
+        Objective(lambda p, batch: p.sum()), lambda epoch, first: [Numbers(torch.zeros(1))] * 2,
+        TrainingConfig(epochs=2, seed=5), steps_per_epoch=2, device=torch.device("cpu"), description="test",
+        checkpoints=checkpoints,
+    )  # fmt: skip
+    assert [(state["epoch"], state["step_of_epoch"]) for state in saved] == [(0, 1), (1, 0), (1, 1)]
+    assert set(saved[0]) == {"objective", "optimiser", "scaler", "epoch", "step_of_epoch", "seed"}
+    assert saved[0]["seed"] == 5

@@ -451,3 +451,21 @@ def test_importing_the_student_needs_torch_numpy_and_scipy_alone():
     code = "import sys, scalr.distill.waffleiron; print(*{name.partition('.')[0] for name in sys.modules})"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"timm", "nuscenes", "zarr", "dask", "distributed", "pyarrow", "matplotlib", "cv2"} & set(modules)
+
+
+def test_the_defaults_are_those_of_waffleiron_and_scalr():
+    """WI-48-256 as published; a head for 1,024 channels of a ViT-L; of ScaLR+ 2,048 hidden ones."""
+    assert asdict(WaffleIronConfig()) == {
+        "width": 256, "depth": 48, "norm": "batch", "activation": "relu", "stochastic_depth": 0.0, "head": "linear",
+        "out_channels": 1024,
+    }  # fmt: skip
+    head = Student(WaffleIronConfig(width=4, depth=1, head="mlp", out_channels=3), SMALL).classif
+    assert [tuple(layer.weight.shape) for layer in head if hasattr(layer, "weight")] == [(2048, 4), (3, 2048)]
+
+
+def test_two_points_are_enough_to_train():
+    module = student().train()
+    two, one = (pack([scan(0, count)], SMALL) for count in (2, 1))
+    assert module.tokens(replace(two, features=two.features.double())).shape == (2, 8)
+    with pytest.raises(StudentError, match="training: a batch of one point"):
+        module.tokens(replace(one, features=one.features.double()))

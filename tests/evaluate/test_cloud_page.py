@@ -11,7 +11,7 @@ import pytest
 
 from browser import DESKTOP, PHONE, show
 from scalr.evaluate.cloud_page import Cloud, PageError, cloud_page, compress, page_error
-from scalr.evaluate.pictures import LOW_QUANTILE, NO_CLASS, RAMP, class_colours, viewpoint
+from scalr.evaluate.pictures import LOW_QUANTILE, NO_CLASS, RAMP, class_colours, softened, viewpoint
 from scalr.extract.datasets.labels import IGNORE_LABEL
 
 CLASSES = ("car", "road", "</script><b>pole")
@@ -114,6 +114,52 @@ def test_the_page_holds_everything_and_asks_for_nothing():
     text = page.replace(json.dumps(data).replace("<", "\\u003c"), "")
     assert not re.search(r"https?:|//[a-z]|@import|\bsrc=|url\(", re.sub(r"(?m)//\s.*$", "", text))
     assert "default-src 'none'" in text
+
+
+def test_what_the_page_draws_is_what_the_pictures_draw():
+    """Colours, eye and reach, from their module; the rest field by field."""
+    cloud = a_cloud()
+    page, _ = cloud_page(cloud)
+    data, xyz = data_of(page), cloud.points[:, :3].astype(np.float64)
+    np.testing.assert_array_equal(array_of(data, "pca", np.uint8).reshape(-1, 3), np.rint(255 * softened(cloud.pca)))
+    ramp = np.rint(255 * RAMP(np.arange(256))[:, :3])
+    np.testing.assert_array_equal(array_of(data, "ramp", np.uint8).reshape(-1, 3), ramp)
+    assert ramp.shape == (256, 3)
+    assert [each["colour"] for each in data["classes"]] == np.rint(255 * class_colours(3)).astype(int).tolist()
+    assert data["no_class"] == {"name": "no class", "colour": [148, 153, 161]}
+    assert (data["query"]["text"], data["query"]["point"]) == (cloud.query_text, cloud.selected)
+    eye, target = viewpoint(xyz[cloud.focus])
+    assert (data["eye"], data["target"]) == (eye.tolist(), target.tolist())
+    assert data["reach_m"] == pytest.approx(1.05 * np.quantile(np.abs(xyz[:, :2]).max(axis=1), 0.98))
+    assert data["extent_m"] == pytest.approx(np.linalg.norm([np.ptp(xyz[:, axis]) for axis in range(3)]))
+
+
+def test_the_query_is_where_its_axes_are():
+    """Compared in the browser, the point that is asked for is most like itself."""
+    cloud = a_cloud()
+    data = data_of(cloud_page(cloud)[0])
+    small = compress(cloud.units)
+    found = small.similarity(np.array([data["query"]["vector"]], np.float32))[0]
+    np.testing.assert_allclose(found, cloud.units @ cloud.query, atol=0.05)
+    np.testing.assert_allclose(data["scale"], small.scale, rtol=1e-6)
+    assert data["axis"] == small.axis.tolist()
+
+
+def test_a_cloud_without_labels_has_no_classes():
+    page, _ = cloud_page(replace(a_cloud(), labels=None, class_names=()))
+    assert (data_of(page)["labels"], data_of(page)["classes"]) == (None, [])
+
+
+def test_no_more_than_256_queries_are_measured():
+    units = unit_features(np.random.default_rng(3).uniform(-40, 40, (600, 3)))
+    small = compress(units)
+    error = page_error(small, units)
+    rows = np.unique(np.linspace(0, 599, 256).round().astype(int))
+    expected = brute_force_error(small, units)[rows]
+    assert error.queries == len(rows) == 256
+    assert (error.maximum, error.mean) == (
+        pytest.approx(expected.max(), rel=0.01), pytest.approx(expected.mean(), rel=0.01)
+    )  # fmt: skip
 
 
 def test_names_are_text():

@@ -4,24 +4,21 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from scalr.distill.checkpoint import load_student, save_student
-from scalr.distill.inputs import AugmentConfig
 from scalr.distill.interruption import StoppedError
 from scalr.distill.training import Observer, TrainingConfig, train
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import DatasetError, StudentError
 from scalr.evaluate import finetune as finetune_module
-from scalr.evaluate import labelled_scans, supervision
+from scalr.evaluate import supervision
 from scalr.evaluate.finetune import FinetuneConfig, finetune, layer_scale
 from scalr.evaluate.labelled_scans import AugmentedScans
 from scalr.evaluate.model import load_model, with_class_head
 from scalr.evaluate.probe import FAST, ProbeConfig
 from scalr.evaluate.supervision import SupervisedObjective
-from scalr.extract.datasets import open_dataset
 
 DEPTH = 3
 
@@ -274,45 +271,6 @@ def test_a_scaled_parameter_moves_and_decays_by_its_share(weight_decay):
     )
     assert 1 - objective.fast.item() == pytest.approx(0.1 * (1 + weight_decay), rel=1e-4)
     assert 1 - objective.slow.item() == pytest.approx(0.025 * (1 + weight_decay), rel=1e-4)
-
-
-def test_a_scan_of_many_points_is_cut_around_one_of_them(simulated):
-    dataset = open_dataset("nuscenes", simulated("nuscenes"), "train")
-    inputs = replace(load_config(), max_points=500)
-    scans = [AugmentedScans(dataset, inputs, seed)[0, 0] for seed in range(3)]
-    assert all(len(labels) <= 500 for _, labels in scans)
-    centres = np.stack([scan.features[:, 1:4].mean(axis=0) for scan, _ in scans])
-    assert np.ptp(centres, axis=0).max() > 1  # each around another point
-
-
-def test_a_training_scan_is_a_random_point_of_each_voxel_with_its_label(simulated, monkeypatch):
-    """Another for each visit, frame and seed; of points near the lidar, so that none is cut off."""
-    dataset, config = open_dataset("nuscenes", simulated("nuscenes"), "train"), load_config()
-    augmentations = []
-
-    def unaugmented(xyz, rng, config):
-        augmentations.append(config)
-        return xyz
-
-    monkeypatch.setattr(labelled_scans, "augment", unaugmented)
-    raw, raw_labels = dataset.read_points(dataset.frames[0]), dataset.read_labels(dataset.frames[0])
-    label_at = dict(zip(map(bytes, raw[:, :3].copy()), raw_labels, strict=True))
-    draws = {}
-    for seed, visit in ((0, 0), (0, 1), (1, 0)):
-        scan, labels = AugmentedScans(dataset, config, seed)[visit, 0]
-        xyz = np.ascontiguousarray(scan.features[:, 1:4])
-        assert labels.tolist() == [label_at[bytes(point)] for point in xyz]
-        assert (np.abs(xyz) < config.fov_max_m).all()
-        draws[seed, visit] = {bytes(point) for point in xyz}
-    assert draws[0, 0] != draws[0, 1] != draws[1, 0] != draws[0, 0]
-    np.testing.assert_array_equal(
-        AugmentedScans(dataset, config, 1)[0, 0][0].features, AugmentedScans(dataset, config, 1)[0, 0][0].features
-    )
-    assert set(augmentations) == {AugmentConfig()}
-
-
-def load_config():
-    return Student(WaffleIronConfig(width=8, depth=1)).input_config
 
 
 @pytest.mark.parametrize(

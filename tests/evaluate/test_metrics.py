@@ -4,12 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalr.evaluate.metrics import accuracy, confusion_matrix, intersection_over_union, mean_iou
+from scalr.evaluate.metrics import accuracy, bootstrap_interval, confusion_matrix, intersection_over_union, mean_iou
 from scalr.evaluate.segmentation_losses import lovasz_softmax, segmentation_loss
 from scalr.extract.datasets.labels import IGNORE_LABEL
 
@@ -93,3 +94,79 @@ def test_a_perfect_prediction_costs_nothing():
     labels = torch.randint(0, 4, (50,))
     logits = 100.0 * torch.nn.functional.one_hot(labels, 4)
     assert segmentation_loss(logits, labels).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_without_points_there_are_no_figures():
+    nothing = np.zeros((3, 3), int)
+    for over in ("present or predicted", "present"):
+        assert np.isnan(mean_iou(nothing, over))
+    assert np.isnan(accuracy(nothing))
+    assert np.isnan(intersection_over_union(nothing)).all()
+
+
+def test_the_interval_is_that_of_scenes_drawn_anew():
+    """A thousand draws of as many scenes, with replacement, written out: 2.5th and 97.5th percentile."""
+    rng = np.random.default_rng(1)
+    confusions = rng.integers(0, 50, (7, 3, 3))
+    confusions[:5, 2], confusions[:5, :, 2] = 0, 0  # a class that few scenes have
+    for over in ("present or predicted", "present"):
+        draws = np.random.default_rng(3).multinomial(7, [1 / 7] * 7, size=1000)
+        values = [mean_iou(sum(n * c for n, c in zip(draw, confusions, strict=True)), over) for draw in draws]
+        expected = (np.percentile(values, 2.5), np.percentile(values, 97.5))
+        assert bootstrap_interval(confusions, over, seed=3) == pytest.approx(expected)
+    assert bootstrap_interval(confusions) == bootstrap_interval(confusions, "present or predicted", seed=0)
+    assert bootstrap_interval(confusions, seed=1) != bootstrap_interval(confusions)
+
+
+def test_a_class_that_is_predicted_but_absent_counts_or_not():
+    confusion = np.array([[6, 0, 2], [0, 2, 0], [0, 0, 0]])
+    assert mean_iou(confusion) == pytest.approx((6 / 8 + 1 + 0) / 3)
+    assert mean_iou(confusion, "present") == pytest.approx((6 / 8 + 1) / 2)
+    assert mean_iou(np.array([[0, 1], [0, 5]]), "present") == pytest.approx((0 + 5 / 6) / 2)  # a single point is one
+
+
+def test_the_interval_holds_95_percent_of_scenes_drawn_anew():
+    """Scenes of one point each, half of them right: how many are right when 100 are drawn is binomial.
+
+    95 % of that lies from 40 to 60, and 90 % from 42 to 58.
+    """
+    right, wrong = np.array([[1, 0], [0, 0]]), np.array([[0, 1], [0, 0]])
+    intervals = [bootstrap_interval(np.array([right, wrong] * 50), "present", seed) for seed in range(30)]
+    expected = np.divide(scipy.stats.binom(100, 0.5).interval(0.95), 100)
+    np.testing.assert_allclose(np.mean(intervals, axis=0), expected, atol=0.005)
+    spread = np.std(intervals, axis=0)
+    assert 0 < spread.min() < spread.max() < 0.008
+    assert bootstrap_interval(np.array([right, wrong] * 50), "present") == intervals[0]
+    few = [bootstrap_interval(np.array([right, wrong] * 4), "present", seed) for seed in range(30)]
+    assert np.median(few, axis=0).tolist() == [1 / 8, 7 / 8]  # one of eight or less is right in 3.5 % of draws
+    _, high = bootstrap_interval(np.array([right, wrong] * 50))  # the class that is only predicted counts
+    assert high == pytest.approx(intervals[0][1] / 2)
+
+
+def test_the_interval_is_near_that_of_many_more_draws():
+    """Each draw counts all points of a scene, the larger scenes more."""
+    rng = np.random.default_rng(0)
+    confusions = rng.integers(0, 50, (12, 3, 3)) * rng.integers(1, 20, (12, 1, 1))
+    intervals = [bootstrap_interval(confusions, seed=seed) for seed in range(10)]
+    slow = [mean_iou(confusions[rng.integers(0, 12, 12)].sum(axis=0)) for _ in range(4000)]
+    low, inner_low, inner_high, high = np.percentile(slow, [2.5, 5, 95, 97.5])
+    assert np.mean(intervals, axis=0) == pytest.approx([low, high], abs=min(inner_low - low, high - inner_high) / 2)
+    empty = np.stack([confusions[0], np.zeros_like(confusions[0])])  # a draw of the second scene alone has no mIoU
+    assert bootstrap_interval(empty) == pytest.approx([mean_iou(confusions[0])] * 2)
+    same = np.repeat(confusions[:1], 5, axis=0)
+    assert bootstrap_interval(same) == pytest.approx([mean_iou(confusions[0])] * 2)
+    assert bootstrap_interval(confusions[:1]) is None
+
+
+def test_one_scene_says_nothing_of_others():
+    confusions = np.tile(np.diag([3, 4]), (2, 1, 1))
+    assert bootstrap_interval(confusions) == (1, 1)
+    assert bootstrap_interval(confusions[:1]) is None
+    assert bootstrap_interval(confusions[:0]) is None
+
+
+def test_draws_without_any_labelled_point_are_left_out():
+    confusions = np.zeros((4, 2, 2))
+    confusions[0] = [[3, 1], [0, 2]]
+    value = mean_iou(confusions[0])
+    assert bootstrap_interval(confusions) == pytest.approx((value, value))

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 
 from in_children import scores_of_a_share, together
@@ -14,8 +12,6 @@ from scalr.distill.checkpoint import save_student
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import DatasetError, ScalrError, StudentError
 from scalr.evaluate import scoring
-from scalr.evaluate.labelled_scans import EvaluationScans
-from scalr.evaluate.metrics import accuracy, bootstrap_interval, mean_iou
 from scalr.evaluate.model import load_model, save_model, with_class_head
 from scalr.evaluate.score import ScoreConfig, score_model
 from scalr.evaluate.scoring import scenes_of, score
@@ -47,52 +43,6 @@ def test_long_sequences_are_cut_into_scenes():
     assert index == [0] * 3 + [1] * 100 + [2] * 100 + [3] * 5
 
 
-def test_the_interval_holds_95_percent_of_scenes_drawn_anew():
-    """Scenes of one point each, half of them right: how many are right when 100 are drawn is binomial.
-
-    95 % of that lies from 40 to 60, and 90 % from 42 to 58.
-    """
-    right, wrong = np.array([[1, 0], [0, 0]]), np.array([[0, 1], [0, 0]])
-    intervals = [bootstrap_interval(np.array([right, wrong] * 50), "present", seed) for seed in range(30)]
-    expected = np.divide(scipy.stats.binom(100, 0.5).interval(0.95), 100)
-    np.testing.assert_allclose(np.mean(intervals, axis=0), expected, atol=0.005)
-    spread = np.std(intervals, axis=0)
-    assert 0 < spread.min() < spread.max() < 0.008
-    assert bootstrap_interval(np.array([right, wrong] * 50), "present") == intervals[0]
-    few = [bootstrap_interval(np.array([right, wrong] * 4), "present", seed) for seed in range(30)]
-    assert np.median(few, axis=0).tolist() == [1 / 8, 7 / 8]  # one of eight or less is right in 3.5 % of draws
-    _, high = bootstrap_interval(np.array([right, wrong] * 50))  # the class that is only predicted counts
-    assert high == pytest.approx(intervals[0][1] / 2)
-
-
-def test_the_interval_is_that_of_scenes_drawn_anew():
-    """Each draw counts all points of a scene, the larger scenes more."""
-    rng = np.random.default_rng(0)
-    confusions = rng.integers(0, 50, (12, 3, 3)) * rng.integers(1, 20, (12, 1, 1))
-    intervals = [bootstrap_interval(confusions, seed=seed) for seed in range(10)]
-    slow = [mean_iou(confusions[rng.integers(0, 12, 12)].sum(axis=0)) for _ in range(4000)]
-    low, inner_low, inner_high, high = np.percentile(slow, [2.5, 5, 95, 97.5])
-    assert np.mean(intervals, axis=0) == pytest.approx([low, high], abs=min(inner_low - low, high - inner_high) / 2)
-    empty = np.stack([confusions[0], np.zeros_like(confusions[0])])  # a draw of the second scene alone has no mIoU
-    assert bootstrap_interval(empty) == pytest.approx([mean_iou(confusions[0])] * 2)
-    same = np.repeat(confusions[:1], 5, axis=0)
-    assert bootstrap_interval(same) == pytest.approx([mean_iou(confusions[0])] * 2)
-    assert bootstrap_interval(confusions[:1]) is None
-
-
-def test_a_class_that_is_predicted_but_absent_counts_or_not():
-    confusion = np.array([[6, 0, 2], [0, 2, 0], [0, 0, 0]])
-    assert mean_iou(confusion) == pytest.approx((6 / 8 + 1 + 0) / 3)
-    assert mean_iou(confusion, "present") == pytest.approx((6 / 8 + 1) / 2)
-    assert mean_iou(np.array([[0, 1], [0, 5]]), "present") == pytest.approx((0 + 5 / 6) / 2)  # a single point is one
-
-
-def test_nothing_to_score_is_not_a_number():
-    nothing = np.zeros((3, 3), dtype=np.int64)
-    assert np.isnan(mean_iou(nothing))
-    assert np.isnan(accuracy(nothing))
-
-
 def test_one_and_two_processes_count_an_odd_split_the_same(tmp_path, simulated, children):
     """Every frame once: torch's DistributedSampler would repeat one of the three."""
     root = simulated("semantic_kitti")
@@ -115,21 +65,6 @@ def test_workers_prepare_the_same_scans(simulated):
     np.testing.assert_array_equal(
         score(model, dataset, CPU, workers=1).confusions, score(model, dataset, CPU).confusions
     )
-
-
-def test_scans_come_in_the_order_that_is_asked_for(simulated):
-    dataset = open_dataset("nuscenes", simulated("nuscenes"), "val")
-    scans = EvaluationScans(dataset, random_model(16).input_config).read([1, 0])
-    for scan, number in zip(scans, (1, 0), strict=True):
-        assert scan.frame == number
-        np.testing.assert_array_equal(scan.labels, dataset.read_labels(dataset.frames[number]))
-
-
-def test_a_broken_frame_is_named_from_a_worker(simulated, tmp_path):
-    dataset = copy.copy(open_dataset("nuscenes", simulated("nuscenes"), "val"))
-    dataset.root = tmp_path  # nothing is there
-    with pytest.raises(DatasetError, match=r"pcd\.bin"):
-        list(EvaluationScans(dataset, random_model(16).input_config).read([0], workers=1))
 
 
 def test_points_beyond_the_range_are_not_there(simulated):

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,6 +153,43 @@ def test_components_that_are_not_there_are_grey(channels, varying):
     colours = pca_colours(features)
     assert (colours[:, varying:] == 0.5).all()
     assert all(len(np.unique(colours[:, channel])) > 50 for channel in range(varying))
+
+
+@pytest.mark.parametrize(("spread", "is_one"), [(0.9e-5, False), (1.1e-5, True)])
+def test_a_component_is_one_from_a_hundred_thousandth_of_the_largest_value_on(spread, is_one):
+    """Whatever the scale: float32 rounds to some 1e-7 of it, sums of many a little worse."""
+    for scale in (1.0, 1e4):
+        features = np.full((1001, 2), -3.0 * scale)
+        features[:, 0] = scale * np.linspace(0, spread * 3 / 0.96, 1001)  # between the percentiles, `spread` of 3
+        colours = pca_colours(features)
+        assert (np.ptp(colours[:, 0]) > 0) == is_one
+        assert (colours[:, 1:] == 0.5).all()
+
+
+def test_features_that_are_nothing_are_grey():
+    np.testing.assert_array_equal(pca_colours(np.zeros((5, 4), np.float32)), np.full((5, 3), 0.5))
+
+
+def test_a_page_has_all_that_is_known_of_a_scan():
+    scan = a_scan()
+    dataset = SimpleNamespace(name="nuscenes", split="val", class_names=CLASSES)
+    config = SimilarityConfig(student=Path("runs/best.safetensors"), root=Path("r"), out=Path("o"))
+    query, vector = chosen_query(scan, CLASSES, 7, None)
+    cloud = similarity._cloud(config, dataset, SimpleNamespace(token="f0"), scan, query, vector)
+    assert cloud.title == "best.safetensors on nuscenes"
+    assert cloud.summary == "f0 of split val: 60 points, 20 voxels"
+    assert (cloud.query_text, cloud.selected, cloud.focus, cloud.class_names) == (query.text, 7, 7, CLASSES)
+    for found, expected in (
+        (cloud.points, scan.points), (cloud.voxels, scan.nearest), (cloud.units, scan.units), (cloud.query, vector),
+        (cloud.labels, scan.labels), (cloud.pca, pca_colours(scan.units)),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_defaults_are_nuscenes_val_and_its_first_frame():
+    config = SimilarityConfig(student=Path("s"), root=Path("r"), out=Path("o"))
+    assert (config.dataset, config.split, config.device) == ("nuscenes", "val", "auto")
+    assert {config.frame, config.point, config.class_name, config.cache, config.teacher} == {None}
 
 
 def test_the_highest_similarity_is_red_and_the_lowest_blue():

@@ -10,10 +10,9 @@ import pytest
 
 from scalr.errors import DatasetError
 from scalr.extract.datasets import nuscenes, nuscenes_tables, open_dataset
-from scalr.extract.datasets.devkit_splits import devkit_splits
 from scalr.extract.datasets.files import read_image
 from scalr.extract.datasets.frame_table import SCHEMA
-from scalr.extract.datasets.nuscenes_tables import read_keyframes
+from scalr.extract.datasets.labels import IGNORE_LABEL
 
 
 @pytest.fixture
@@ -41,49 +40,6 @@ def test_frames_are_those_of_the_split_in_order(synthetic_world):
         for frame in dataset.frames:
             by_scene.setdefault(frame.scene, []).append(frame.timestamp)
         assert all(times == sorted(times) for times in by_scene.values())
-
-
-@pytest.mark.parametrize("table", ["scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "sensor"])
-@pytest.mark.parametrize("damage", ["missing", "cut", "field", "empty"])
-def test_a_damaged_table_is_named(world, table, damage):
-    path = world / "v1.0-trainval" / f"{table}.json"
-    if damage == "missing":
-        path.unlink()
-    elif damage == "cut":
-        path.write_text(path.read_text()[:-20])
-    elif damage == "field":
-        damage_table(world, table, lambda records: records[0].pop("token"))
-    else:
-        path.write_text("[]")
-    with pytest.raises(DatasetError) as caught:
-        open_dataset("nuscenes", world, "train")
-    assert "v1.0-trainval" in caught.value.where
-    assert damage == "empty" or table in caught.value.where
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_field_is_named(world):
-    damage_table(world, "sample_data", lambda records: [record.pop("timestamp") for record in records[3:]])
-    with pytest.raises(DatasetError, match=r"sample_data.json: record 3 has no field 'timestamp'"):
-        open_dataset("nuscenes", world, "train")
-
-
-def test_something_else_in_place_of_a_table_is_named(world):
-    (world / "v1.0-trainval/ego_pose.json").write_text('{"error": "404"}')  # as a download leaves it
-    with pytest.raises(DatasetError, match=r"ego_pose\.json: the table is not a list of records\. Unpack the metadata"):
-        open_dataset("nuscenes", world, "train")
-
-
-def test_a_table_that_may_not_be_read_is_named(world, monkeypatch):
-    def refuse(path, *arguments, **options):
-        if path.name == "ego_pose.json":
-            raise PermissionError(13, "Permission denied")
-        return opened(path, *arguments, **options)
-
-    opened = Path.open
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(DatasetError, match=r"ego_pose\.json: the file cannot be read \(Permission denied\)"):
-        open_dataset("nuscenes", world, "train")
 
 
 @pytest.mark.parametrize(
@@ -151,79 +107,6 @@ def test_an_image_of_another_size_is_said(world):
         read_image(dataset.root, dataset.frames[0].views[0])
 
 
-def test_keyframes_are_those_of_the_devkit(synthetic_world):
-    """Poses, files and order, against the devkit's own way through the tables."""
-    from nuscenes.nuscenes import NuScenes as Devkit
-
-    devkit = Devkit(version="v1.0-trainval", dataroot=str(synthetic_world), verbose=False)
-    frames = read_keyframes(synthetic_world / "v1.0-trainval")
-    samples = [devkit.get("sample", frame.token) for frame in frames]
-    assert [devkit.get("scene", sample["scene_token"])["name"] for sample in samples] == [f.scene for f in frames]
-    assert len(frames) == len(devkit.sample)
-    for frame, sample in zip(frames, samples, strict=True):
-        lidar = sample["data"]["LIDAR_TOP"]
-        assert frame.labels == devkit.get("lidarseg", lidar)["filename"]
-        for view in frame.views:
-            camera = sample["data"][view.camera]
-            assert view.image == devkit.get("sample_data", camera)["filename"]
-            to_camera = global_from_sensor(devkit, camera)
-            expected = np.linalg.inv(to_camera) @ global_from_sensor(devkit, lidar)
-            np.testing.assert_allclose(view.calibration.cam_from_lidar, expected, atol=1e-9)
-
-
-def global_from_sensor(devkit, token: str) -> np.ndarray:
-    from nuscenes.utils.geometry_utils import transform_matrix
-    from pyquaternion import Quaternion
-
-    data = devkit.get("sample_data", token)
-    pose, sensor = devkit.get("ego_pose", data["ego_pose_token"]), data["calibrated_sensor_token"]
-    records = (pose, devkit.get("calibrated_sensor", sensor))
-    first, second = (transform_matrix(record["translation"], Quaternion(record["rotation"])) for record in records)
-    return first @ second
-
-
-def test_tables_are_parsed_once_until_they_change(world, monkeypatch):
-    def calls(*_):
-        raise AssertionError("parsed again")
-
-    tokens = [frame.token for frame in open_dataset("nuscenes", world, "train").frames]
-    with monkeypatch.context() as patch:
-        patch.setattr(nuscenes_tables, "read_keyframes", calls)
-        again = open_dataset("nuscenes", world, "train")
-        assert [frame.token for frame in again.frames] == tokens
-        assert_same_frames(again.frames, read_keyframes(world / "v1.0-trainval")[: len(tokens)])
-    damage_table(world, "sample_data", lambda records: [record.update(height=900) for record in records])
-    assert open_dataset("nuscenes", world, "train").frames[0].views[0].image_shape[0] == 900
-
-
-def assert_same_frames(ours, theirs) -> None:
-    for one, other in zip(ours, theirs, strict=True):
-        for name in ("dataset", "scene", "token", "timestamp", "scan", "labels"):
-            assert getattr(one, name) == getattr(other, name)
-        for view, expected in zip(one.views, other.views, strict=True):
-            assert (view.camera, view.image, view.image_shape) == (
-                expected.camera,
-                expected.image,
-                expected.image_shape,
-            )
-            np.testing.assert_array_equal(view.calibration.cam_from_lidar, expected.calibration.cam_from_lidar)
-            np.testing.assert_array_equal(view.calibration.intrinsics, expected.calibration.intrinsics)
-
-
-def test_a_kept_table_that_is_damaged_is_made_anew(world):
-    tables = world / "v1.0-trainval"
-    before = open_dataset("nuscenes", world, "train")
-    nuscenes_tables._kept_table(tables).write_bytes(b"PAR1 half a table")
-    assert_same_frames(open_dataset("nuscenes", world, "train").frames, before.frames)
-
-
-def test_a_cache_that_cannot_be_written_is_a_warning(world, tmp_path, monkeypatch, caplog):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert len(open_dataset("nuscenes", world, "train").frames) == 2
-    assert "will be read again next time" in caplog.text
-
-
 class SceneList:
     """In place of tables: scenes in an order that is not that of their names."""
 
@@ -262,13 +145,6 @@ def test_label_subsets_follow_the_scene_rule(trainval, percent, ratio, count):
     assert trainval(f"train-{percent}%") == expected
 
 
-def test_splits_are_those_that_the_devkit_gives():
-    from nuscenes.utils.splits import create_splits_scenes
-
-    ours, expected = devkit_splits(), create_splits_scenes()
-    assert {name: ours[name] for name in expected} == expected
-
-
 def test_slidr_splits_train_into_600_and_100(trainval):
     larger, smaller = trainval("slidr_train"), trainval("slidr_val")
     assert (len(larger), len(smaller)) == (600, 100)
@@ -293,3 +169,50 @@ def test_splits_that_are_none(trainval, split, message):
     with pytest.raises(DatasetError) as caught:
         trainval(split)
     assert message in str(caught.value)
+
+
+# The devkit's categories -> the lidar segmentation challenge's classes, counted from 1, 0 for none.
+CHALLENGE = [
+    0, 0, 7, 7, 7, 0, 7, 0, 0, 1,  0, 0, 8, 0, 2, 3, 3, 4, 5, 0,
+    0, 6, 9, 10, 11, 12, 13, 14, 15, 0,  16, 0,
+]  # fmt: skip
+
+
+def test_classes_are_those_of_the_lidar_segmentation_challenge():
+    """Every raw id, less one and with 255 for 0, as ScaLR trains."""
+    found = nuscenes.LABELS.train_ids(np.arange(32), Path("lidarseg.bin"))
+    np.testing.assert_array_equal(found, [IGNORE_LABEL if each == 0 else each - 1 for each in CHALLENGE])
+    assert nuscenes.LABELS.class_names == (
+        *("barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian", "traffic_cone"),
+        *("trailer", "truck", "driveable_surface", "other_flat", "sidewalk", "terrain", "manmade", "vegetation"),
+    )
+    with pytest.raises(DatasetError, match="does not have: 32"):
+        nuscenes.LABELS.train_ids(np.array([32]), Path("lidarseg.bin"))
+
+
+def test_the_reader_s_conventions_are_the_official_ones():
+    """datasets/nuscenes.py of valeoai/ScaLR: a metre of depth, a border of a pixel, its intensity's statistics."""
+    reader = nuscenes.NuScenes
+    assert (reader.visibility.min_depth_m, reader.visibility.border_px, reader.visibility.min_x_m) == (1.0, 1, None)
+    assert (reader.intensity.mean, reader.intensity.std) == (18.742355, 22.04632)
+
+
+def test_a_frame_without_labels_says_where_they_come_from(world):
+    (world / "v1.0-trainval/lidarseg.json").unlink()
+    dataset = open_dataset("nuscenes", world, "train")
+    with pytest.raises(DatasetError, match=r"has no labels in lidarseg\.json\. Unpack the nuScenes-lidarseg archive"):
+        dataset.read_labels(dataset.frames[0])
+
+
+def test_scenes_by_name_are_looked_for_where_there_are_tables(world):
+    """In v1.0-trainval where it is there, else in the first folder by name."""
+    scenes = {frame.scene for frame in open_dataset("nuscenes", world, "train").frames}
+    tables = world / "v1.0-trainval"
+    shutil.copytree(tables, world / "v1.0-mini")
+    (world / "v1.0-notes").touch()  # a file is none of them
+    assert open_dataset("nuscenes", world, ",".join(scenes)).tables == tables
+    shutil.rmtree(tables)
+    shutil.copytree(world / "v1.0-mini", world / "v1.0-test")
+    assert open_dataset("nuscenes", world, ",".join(scenes)).tables == world / "v1.0-mini"
+    with pytest.raises(DatasetError, match=r"found here: \['v1\.0-mini', 'v1\.0-test'\]"):
+        open_dataset("nuscenes", world, "train")

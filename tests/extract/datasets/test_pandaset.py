@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from scalr.errors import DatasetError
-from scalr.extract.datasets import open_dataset
+from scalr.extract.datasets import open_dataset, pandaset
+from scalr.extract.datasets.files import read_json
 from scalr.extract.datasets.labels import IGNORE_LABEL
-from scalr.extract.datasets.pandas_pickle import read_columns
-from scalr.extract.datasets.pandaset import LABELS
+from scalr.extract.datasets.pandaset import LABELS, PANDAR64, PANDARGT, SCAN_FROM_POSE, PandaSet
 
 pandas = pytest.importorskip("pandas", reason="PandaSet's files are pandas tables")
 
@@ -53,34 +54,6 @@ def test_each_lidar_has_its_cameras_and_points(simulated):
     assert spinning.intensity != forward.intensity
 
 
-@pytest.mark.parametrize("protocol", range(2, 6))
-def test_tables_of_every_protocol_are_read(tmp_path, protocol):
-    table = pandas.DataFrame({"x": np.arange(4.0), "d": np.arange(4), "i": np.arange(4, dtype=np.float32)})
-    path = write(tmp_path / "t.pkl.gz", table[table.d > 0], protocol)
-    np.testing.assert_array_equal(read_columns(path, ("x", "d")), [[1, 1], [2, 2], [3, 3]])
-
-
-class Calls:
-    def __init__(self, function, *arguments) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize(
-    "function",
-    [eval, pandas.eval, pandas.read_pickle, pandas.read_csv, np.load, np.fromfile, Path.unlink, getattr],
-    ids=lambda function: function.__qualname__,
-)
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_no_function_is_called_that_a_table_does_not_need(tmp_path, function, protocol):
-    """Not even those of pandas and numpy, some of which open files or run code."""
-    path = write(tmp_path / "t.pkl.gz", Calls(function, "1"), protocol)
-    with pytest.raises(DatasetError, match=r"the pickle names .*, which no table needs"):
-        read_columns(path, ("x",))
-
-
 def test_without_pandas_the_extra_is_named(simulated, monkeypatch):
     dataset = open_dataset("pandaset_64", simulated("pandaset"), "train")
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
@@ -88,16 +61,110 @@ def test_without_pandas_the_extra_is_named(simulated, monkeypatch):
         dataset.read_points(dataset.frames[0])
 
 
-NAMES = {7: "road", 10: "road_marking", 16: "truck", 29: "other_vehicle", 34: "traffic_cone", 42: "manmade"}
+# datasets/pandaset.py of valeoai/ScaLR: raw id -> class, counted from 1, 0 for none.
+OFFICIAL = [
+    0, 0, 0, 0, 0, 5, 16, 1, 6, 6,  6, 7, 17, 10, 12, 12, 12, 15, 11, 15,
+    15, 15, 0, 13, 0, 0, 14, 15, 15, 15,  4, 4, 0, 0, 9, 3, 2, 9, 2, 3,
+    0, 8, 8,
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("raw", "name"), NAMES.items())
-def test_raw_ids(raw, name):
-    (train_id,) = LABELS.train_ids(np.array([raw]), Path())
-    assert LABELS.class_names[train_id] == name
+def test_classes_are_those_of_the_official_reader():
+    expected = [IGNORE_LABEL if each == 0 else each - 1 for each in OFFICIAL]
+    np.testing.assert_array_equal(LABELS.train_ids(np.arange(43), Path("a.pkl.gz")), expected)
+    assert LABELS.class_names == (
+        *("road", "traffic_sign", "barrier", "pedestrian", "vegetation", "road_marking", "sidewalk", "manmade"),
+        *("traffic_cone", "car", "motorcycle", "truck", "bus", "bicycle", "other_vehicle", "ground", "driveway"),
+    )
+    with pytest.raises(DatasetError, match="does not have: 43"):
+        LABELS.train_ids(np.array([43]), Path("a.pkl.gz"))
 
 
-def test_all_forty_three_ids_are_in_a_class_or_ignored():
-    train_ids = LABELS.train_ids(np.arange(43), Path())
-    assert set(train_ids.tolist()) == {*range(17), IGNORE_LABEL}
-    assert (train_ids == IGNORE_LABEL).sum() == 11
+def test_conventions_are_those_of_the_official_reader():
+    """Depth above zero, the whole image; 1.6 m off z; the two sensors' numbers, cameras and intensities."""
+    assert (PandaSet.visibility.min_depth_m, PandaSet.visibility.border_px, PandaSet.visibility.min_x_m) == (0, 0, None)
+    np.testing.assert_array_equal(SCAN_FROM_POSE, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -1.6], [0, 0, 0, 1]])
+    assert (PANDAR64.number, PANDARGT.number) == (0, 1)
+    assert {*PANDAR64.cameras} == {"front", "front_right", "right", "back", "left", "front_left"}
+    assert PANDARGT.cameras == ("front",)
+
+
+@pytest.mark.parametrize(("latitude", "split"), [(37.6, "val"), (37.600001, "train"), (37.59, "val")])
+def test_train_is_north_of_san_francisco_s_border(simulated, tmp_path, latitude, split):
+    shutil.copytree(simulated("pandaset") / "001", tmp_path / "001")
+    (tmp_path / "001/meta/gps.json").write_text(json.dumps([{"lat": latitude}]))
+    assert len(open_dataset("pandaset_64", tmp_path, split).frames) == 2
+
+
+def test_a_frame_is_a_number_that_any_of_its_files_has(simulated, tmp_path):
+    root = Path(shutil.copytree(simulated("pandaset"), tmp_path / "pandaset"))
+    for number, name in enumerate(("lidar/90.pkl.gz", "annotations/semseg/91.pkl.gz", "camera/left_camera/92.jpg")):
+        (root / "001" / name).touch()
+        tokens = [frame.token for frame in open_dataset("pandaset_64", root, "train").frames]
+        assert tokens == ["001/00", "001/01", *(f"001/{each}" for each in range(90, 91 + number))]
+    (beyond,) = open_dataset("pandaset_64", root, "train").frames[-1:]
+    assert "timestamps.json: the file is not as PandaSet's are (IndexError: list index out of range)" in str(
+        beyond.error
+    )
+    assert (beyond.views, beyond.timestamp) == ((), 0)
+    assert len(open_dataset("pandaset_gt", root, "train").frames) == 4  # its camera is the front one alone
+
+
+def test_frames_know_their_files_and_their_time(simulated):
+    frame = open_dataset("pandaset_64", simulated("pandaset"), "train").frames[1]
+    times = json.loads((simulated("pandaset") / "001/lidar/timestamps.json").read_text())
+    assert (frame.token, frame.timestamp) == ("001/01", round(times[1] * 1e6))
+    assert (frame.scan, frame.labels) == ("001/lidar/01.pkl.gz", "001/annotations/semseg/01.pkl.gz")
+    assert frame.views[3].image == "001/camera/back_camera/01.jpg"
+    assert frame.error is None
+
+
+def test_a_file_is_parsed_once_for_all_frames(simulated, monkeypatch):
+    read = []
+    monkeypatch.setattr(pandaset, "read_json", lambda path: read.append(path) or read_json(path))
+    open_dataset("pandaset_64", simulated("pandaset"), "train")
+    assert len(read) == len(set(read)) > 10
+
+
+@pytest.mark.parametrize(("name", "sensor"), [("pandaset_64", 0), ("pandaset_gt", 1)])
+def test_labels_are_those_of_the_sensor_s_points(simulated, name, sensor):
+    dataset = open_dataset(name, simulated("pandaset"), "train")
+    folder = simulated("pandaset") / "001"
+    scan, labels = (pandas.read_pickle(folder / f"{kind}/01.pkl.gz") for kind in ("lidar", "annotations/semseg"))
+    raw = labels["class"].to_numpy()[scan["d"].to_numpy() == sensor]
+    found = dataset.read_labels(dataset.frames[1])
+    np.testing.assert_array_equal(found, LABELS.train_ids(raw, Path("a.pkl.gz")))
+    assert len(found) == len(dataset.read_points(dataset.frames[1]))
+
+
+def test_labels_of_another_scan_are_said(simulated, tmp_path):
+    root = Path(shutil.copytree(simulated("pandaset"), tmp_path / "pandaset"))
+    write(root / "001/annotations/semseg/00.pkl.gz", pandas.DataFrame({"class": [7, 7, 7]}))
+    dataset = open_dataset("pandaset_64", root, "train")
+    with pytest.raises(DatasetError, match=r"semseg/00\.pkl\.gz: 3 labels for the \d+ points of 001/lidar/00\.pkl\.gz"):
+        dataset.read_labels(dataset.frames[0])
+
+
+def test_a_camera_s_calibration_is_that_of_its_files(simulated):
+    """A pinhole without skew; from the lidar's pose to the world, 1.6 m up, and into the camera's pose."""
+    folder = simulated("pandaset") / "001"
+    frame = open_dataset("pandaset_64", simulated("pandaset"), "train").frames[1]
+    points = open_dataset("pandaset_64", simulated("pandaset"), "train").read_points(frame)
+    world = pandas.read_pickle(folder / "lidar/01.pkl.gz").query("d == 0")[["x", "y", "z"]].to_numpy()
+    for view in frame.views:
+        camera = folder / f"camera/{view.camera}_camera"
+        values = json.loads((camera / "intrinsics.json").read_text())
+        expected = [[values["fx"], 0, values["cx"]], [0, values["fy"], values["cy"]], [0, 0, 1]]
+        np.testing.assert_array_equal(view.calibration.intrinsics, expected)
+        pose = json.loads((camera / "poses.json").read_text())[1]
+        rotation = Rotation.from_quat([pose["heading"][axis] for axis in "xyzw"])
+        in_camera = rotation.inv().apply(world - [pose["position"][axis] for axis in "xyz"])
+        matrix = view.calibration.cam_from_lidar
+        np.testing.assert_allclose(points[:, :3] @ matrix[:3, :3].T + matrix[:3, 3], in_camera, atol=1e-3)
+
+
+def test_scenes_come_by_name_whatever_the_file_system_says(simulated, monkeypatch):
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: sorted(glob(path, pattern), reverse=True))
+    frames = open_dataset("pandaset_64", simulated("pandaset"), "101,001").frames
+    assert [frame.token for frame in frames] == ["001/00", "001/01", "101/00", "101/01"]

@@ -10,7 +10,7 @@ from scalr.errors import DatasetError
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
 from scalr.extract.datasets.scans import read_labelled_scan
-from scalr.extract.datasets.semantic_kitti import LABELS, read_calibration
+from scalr.extract.datasets.semantic_kitti import LABELS, SPLITS, SemanticKitti, read_calibration
 from scalr.extract.preparation import Selection, prepare_frame
 
 
@@ -113,15 +113,87 @@ def test_only_points_ahead_of_the_lidar_count(simulated):
     assert prepared.points[:, 0].min() < -5
 
 
-NAMES = {10: "car", 252: "car", 13: "other-vehicle", 256: "other-vehicle", 40: "road", 60: "road", 81: "traffic-sign"}
+# config/semantic-kitti.yaml of the benchmark's API, single scans: raw id -> class, counted from 1, 0 for none.
+LEARNING_MAP = {
+    0: 0, 1: 0, 10: 1, 11: 2, 13: 5, 15: 3, 16: 5, 18: 4, 20: 5, 30: 6, 31: 7, 32: 8, 40: 9, 44: 10, 48: 11, 49: 12,
+    50: 13, 51: 14, 52: 0, 60: 9, 70: 15, 71: 16, 72: 17, 80: 18, 81: 19, 99: 0, 252: 1, 253: 7, 254: 6, 255: 8, 256: 5,
+    257: 5, 258: 4, 259: 5,
+}  # fmt: skip
+# Its learning_map_inv, the id that its server takes for each class.
+LEARNING_MAP_INV = [10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81]
 
 
-@pytest.mark.parametrize(("raw", "name"), NAMES.items())
-def test_raw_ids(raw, name):
-    (train_id,) = LABELS.train_ids(np.array([raw]), Path())
-    assert LABELS.class_names[train_id] == name
+def test_classes_are_those_of_the_benchmark():
+    expected = [IGNORE_LABEL if each == 0 else each - 1 for each in LEARNING_MAP.values()]
+    np.testing.assert_array_equal(LABELS.train_ids(np.array(list(LEARNING_MAP)), Path("a.label")), expected)
+    assert [ids[0] for ids in LABELS.raw_ids.values()] == LEARNING_MAP_INV
+    assert LABELS.class_names == (
+        *("car", "bicycle", "motorcycle", "truck", "other-vehicle", "person", "bicyclist", "motorcyclist", "road"),
+        *("parking", "sidewalk", "other-ground", "building", "fence", "vegetation", "trunk", "terrain", "pole"),
+        "traffic-sign",
+    )
 
 
-def test_there_are_nineteen_classes_and_four_ignored_ids():
-    assert len(LABELS.class_names) == 19
-    assert (LABELS.train_ids(np.array([0, 1, 52, 99]), Path()) == IGNORE_LABEL).all()
+def test_other_ids_are_none_of_its():
+    known = {*LABELS.ignored, *(raw for ids in LABELS.raw_ids.values() for raw in ids)}
+    assert known == {*LEARNING_MAP}
+    with pytest.raises(DatasetError, match="does not have: 2, 260"):
+        LABELS.train_ids(np.array([260, 2]), Path("a.label"))
+
+
+def test_splits_are_those_of_the_benchmark():
+    expected = {"train": [0, 1, 2, 3, 4, 5, 6, 7, 9, 10], "val": [8], "test": [*range(11, 22)]}
+    assert {name: sorted(map(int, sequences)) for name, sequences in SPLITS.items()} == expected
+
+
+def test_the_reader_s_conventions_are_the_official_ones():
+    """datasets/semantic_kitti.py of valeoai/ScaLR: x > 1 m in the lidar's frame, an image smaller by one pixel."""
+    visibility, intensity = SemanticKitti.visibility, SemanticKitti.intensity
+    assert (visibility.min_depth_m, visibility.border_px, visibility.min_x_m) == (0.0, 1, 1.0)
+    assert (intensity.mean, intensity.std) == (0.28613698, 0.14090556)
+
+
+def test_the_class_is_in_the_low_sixteen_bits(simulated, tmp_path):
+    root = Path(shutil.copytree(simulated("semantic_kitti"), tmp_path / "kitti"))
+    dataset = open_dataset("semantic_kitti", root, "train")
+    path = root / dataset.frames[1].labels
+    raw, before = np.fromfile(path, np.uint32), dataset.read_labels(dataset.frames[1])
+    (raw | np.uint32(0xFFFF0000)).tofile(path)  # another instance for each point
+    np.testing.assert_array_equal(dataset.read_labels(dataset.frames[1]), before)
+
+
+def test_frames_are_a_tenth_of_a_second_apart(many, tmp_path):
+    frame = open_dataset("semantic_kitti", tmp_path, "01").frames[7]
+    assert (frame.scene, frame.token, frame.timestamp) == ("01", "01/000007", 700_000)
+    assert (frame.scan, frame.labels) == ("sequences/01/velodyne/000007.bin", None)
+    assert str(frame.error).startswith(f"{tmp_path}/sequences/01/calib.txt: the file is missing")
+
+
+def test_a_frame_is_a_number_that_any_of_its_files_has(many, tmp_path):
+    for folder, name in (("labels", "000007.label"), ("image_2", "000008.png"), ("image_2", "000009.jpg")):
+        (tmp_path / "sequences/08" / folder).mkdir(exist_ok=True)
+        (tmp_path / "sequences/08" / folder / name).touch()
+    assert many("val")[-2:] == ["08/000007", "08/000008"]
+    assert open_dataset("semantic_kitti", tmp_path, "val").frames[0].labels == "sequences/08/labels/000000.label"
+
+
+def test_a_folder_without_sequences_is_said(tmp_path):
+    (tmp_path / "sequences/readme").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"sequences: no sequences here\. Pass --root"):
+        open_dataset("semantic_kitti", tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("P2: 1 0 0 0 0 1 0 0 0 0 1 0", "no row 'Tr'"),
+        ("Tr: 1 0 0 0 0 1 0 0 0 0 1 0", "no row 'P2'"),
+        ("P2: 1 0 0\nTr: 1 0 0 0 0 1 0 0 0 0 1 0", "cannot reshape array of size 3"),
+        ("P2: 1 0 0 0 0 1 0 0 0 0 1 0\nTr: a 0 0 0 0 1 0 0 0 0 1 0", "could not convert"),
+        ("P2: 0 0 0 0 0 0 0 0 0 0 0 0\nTr: 1 0 0 0 0 1 0 0 0 0 1 0", "it is not a projection"),
+    ],
+)
+def test_what_is_no_calibration_is_said(tmp_path, text, message):
+    (tmp_path / "calib.txt").write_text(text)
+    with pytest.raises(DatasetError, match=rf"which has P2 and Tr of 3x4 numbers \({message}"):
+        read_calibration(tmp_path / "calib.txt")

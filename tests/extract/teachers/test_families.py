@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from plain_vit import Plain, targets
-from scalr.errors import TeacherError
 from scalr.extract.teachers import registry
 from scalr.extract.teachers.teacher import Teacher
 from small_teachers import a_view, small_spec, small_teacher, targets_of
@@ -59,36 +58,9 @@ def test_targets_equal_an_independent_reading(small, name):
     assert_equal_targets(targets_of(teacher), plain_targets(teacher))
 
 
-@pytest.mark.parametrize(
-    ("feature", "layers"),
-    [("x_norm", (2,)), ("x_prenorm:0", (0,)), ("x_norm:-1,0", (0, 2)), ("x_prenorm:0,1,2", (0, 1, 2))],
-)
-@pytest.mark.parametrize("name", ["dinov2_vits14_reg", "dinov3_vits16"])
-def test_layers_equal_an_independent_reading(small, name, feature, layers):
-    teacher = small(name, feature=feature)
-    assert teacher.dim == 32 * len(layers)
-    assert_equal_targets(targets_of(teacher), plain_targets(teacher, layers, feature.partition(":")[0]))
-
-
 def test_maskclip_has_settings_of_its_own(small):
     """What the original repository changed of CLIP matters, and is recorded."""
     original, clip = small("maskclip_vitb16"), small("maskclip_vitb16_openai")
     assert (targets_of(original) - targets_of(clip)).abs().max() > 1e-4
     recorded = [(each.activation, each.norm_eps, each.mean) for each in (original.provenance, clip.provenance)]
     assert recorded == [("GELU", 1e-6, Plain(2).mean), ("QuickGELU", 1e-5, CLIP["mean"])]
-
-
-@pytest.mark.parametrize(
-    ("name", "feature", "message"),
-    [
-        ("dinov2_vits14", "maskclip", "no projection as CLIP's"),
-        ("dinov2_vits14", "x_prenorm:3", "no layer 3 in a model of 3 blocks.*from 0 to 2"),
-        ("dinov2_vits14", "x_pernorm", "unknown feature 'x_pernorm'. Use x_prenorm, x_norm"),
-        ("dinov2_vits14", "x_norm:1,b", "unknown feature 'x_norm:1,b'"),
-        ("dinov2_vits14", "maskclip:1", "unknown feature"),
-        ("timm:vit_base_patch16_rpn_224.sw_in1k", "x_norm", "x_norm does not exist"),
-    ],
-)
-def test_a_feature_that_is_not_there_is_said(small, name, feature, message):
-    with pytest.raises(TeacherError, match=message):
-        small(name, feature=feature)

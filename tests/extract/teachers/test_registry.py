@@ -6,9 +6,7 @@ from click.testing import CliRunner
 
 from doc_examples import example
 from scalr.cli import main
-from scalr.errors import TeacherError
 from scalr.extract.teachers import registry
-from scalr.extract.teachers.find import find_teacher
 from scalr.extract.teachers.registry import TEACHERS
 from scalr.extract.teachers.timm_import import import_timm
 
@@ -28,40 +26,6 @@ def test_the_table_is_what_timm_has(name):
     assert spec.for_research_only == ("-nc" in config.license)
     assert spec.image_size == (224, 448)
     assert spec.mean is not None or tuple(config.mean) in (registry.IMAGENET_MEAN, (0.48145466, 0.4578275, 0.40821073))
-
-
-@pytest.mark.parametrize(
-    ("name", "patch_size", "dim", "image_size"),
-    [
-        ("vit_base_patch16_siglip_224.v2_webli", 16, 768, (224, 448)),
-        ("vit_small_patch16_rope_224.naver_in1k", 16, 384, (224, 448)),
-        ("vit_base_r50_s16_224", 16, 768, (224, 448)),
-        ("beit_base_patch16_224", 16, 768, (224, 448)),
-        ("vit_so400m_patch14_siglip_378", 14, 1152, (224, 448)),
-        ("eva_large_patch14_196", 14, 1024, (224, 448)),
-    ],
-)
-def test_any_vit_of_timm(name, patch_size, dim, image_size):
-    spec = find_teacher(f"timm:{name}")
-    assert (spec.timm_name, spec.patch_size, spec.dim, spec.image_size) == (name, patch_size, dim, image_size)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("dinov2_vits41", "unknown teacher 'dinov2_vits41', did you mean 'dinov2_vits14'.*--list-teachers"),
-        ("timm:vit_base_patch16_242", "has no model 'vit_base_patch16_242', did you mean 'vit_base_patch16_224'"),
-        ("timm:vit_base_patch16_224.nobody", "has no model 'vit_base_patch16_224.nobody', did you mean"),
-        ("timm:resnet18", "no plain vision transformer"),
-        ("timm:swin_tiny_patch4_window7_224", "no plain vision transformer"),
-        ("timm:hiera_tiny_224", "no plain vision transformer"),
-        ("timm:convit_tiny", "no plain vision transformer"),
-        ("timm:", "has no model ''"),
-    ],
-)
-def test_what_is_no_teacher_is_said(name, message):
-    with pytest.raises(TeacherError, match=message):
-        find_teacher(name)
 
 
 def test_the_list_has_every_name():

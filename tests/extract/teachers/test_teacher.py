@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from scalr.errors import TeacherError
 from scalr.extract.teachers import registry
-from scalr.extract.teachers.batch_size import LARGEST, fitting_batch_size, free_memory
+from scalr.extract.teachers.batch_size import free_memory
 from scalr.extract.teachers.teacher import load_teacher
 from small_teachers import small_spec, small_teacher
 
@@ -66,46 +66,6 @@ def test_any_multiple_of_the_patch_size_will_do(image_size):
     teacher = load_teacher("dinov2_vits14", image_size=image_size, weights="random")
     height, width = image_size
     assert teacher.patch_maps(torch.zeros(1, 3, *image_size)).shape == (1, height // 14, width // 14, 384)
-
-
-class Timed:
-    """A teacher that takes as long for a batch as it is told."""
-
-    name, patch_size, dim, image_size, device = "timed", 14, 384, (224, 448), torch.device("cpu")
-
-    def __init__(self, seconds, monkeypatch) -> None:
-        self.clock, self.seconds, self.seen = 0.0, seconds, []
-        monkeypatch.setattr("scalr.extract.teachers.batch_size.time.perf_counter", lambda: self.clock)
-
-    def patch_maps(self, images: torch.Tensor) -> torch.Tensor:
-        self.seen.append(len(images))
-        self.clock += self.seconds(len(images))
-        return torch.zeros(1, 1, 1, 1)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (lambda images: 0.01 * images, 1),  # twice the batch, twice the time
-        (lambda images: 0.01, LARGEST),
-        (lambda images: 0.01 * max(images, 8), 8),  # saturated by eight
-        (lambda images: 3.0 * images, 1),
-        (lambda images: 0.1 + 0.01 * images, 16),
-        (lambda images: 2.0, 1),  # long enough, whatever more would gain
-    ],
-)
-def test_the_batch_grows_while_it_pays(monkeypatch, seconds, expected):
-    monkeypatch.setattr("scalr.extract.teachers.batch_size.free_memory", lambda device: 1 << 40)
-    teacher = Timed(seconds, monkeypatch)
-    assert fitting_batch_size(teacher) == expected
-
-
-def test_no_batch_is_tried_that_would_not_fit(monkeypatch):
-    """A 224 x 448 image is 512 tokens of 384 float32, held some sixteen times: 12.6 MB."""
-    monkeypatch.setattr("scalr.extract.teachers.batch_size.free_memory", lambda device: 4 * 13e6 * 5)
-    teacher = Timed(lambda images: 0.01, monkeypatch)
-    assert fitting_batch_size(teacher) == 4
-    assert max(teacher.seen) == 4
 
 
 def test_memory_of_this_machine_is_known():

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from plain_vit import cubic
 from scalr.errors import TeacherError
 from scalr.extract.teachers import registry
-from scalr.extract.teachers.choices import choose_weights
 from scalr.extract.teachers.conversion import Skeleton
 from scalr.extract.teachers.registry import TeacherSpec
 from scalr.extract.teachers.teacher import Teacher, load_teacher
@@ -72,18 +72,6 @@ def test_an_official_dinov2_file_gives_the_targets_of_timms_conversion(dinov2_fi
     assert torch.equal(targets_of(teacher), targets)
     assert targets.std() > 0.1
     assert teacher.provenance.weights == "file"
-
-
-def cubic(length: int, new: int, scale: float) -> torch.Tensor:
-    """(new, length): output i reads around (i + 0.5) / scale - 0.5 with Keys' kernel, a = -0.75, edges repeated."""
-    matrix = torch.zeros(new, length, dtype=torch.float64)
-    for row in range(new):
-        centre = (row + 0.5) / scale - 0.5
-        for column in range(int(centre // 1) - 1, int(centre // 1) + 3):
-            x, a = abs(centre - column), -0.75
-            weight = (a + 2) * x**3 - (a + 3) * x**2 + 1 if x <= 1 else a * (x**3 - 5 * x**2 + 8 * x - 4)
-            matrix[row, min(max(column, 0), length - 1)] += weight
-    return matrix
 
 
 @pytest.mark.parametrize(
@@ -478,27 +466,6 @@ def test_weights_of_the_hub_are_loaded_strictly_too(monkeypatch, in_hub):
     in_hub(name, changed(state, **{"blocks.1.norm1.weight": None}))
     with pytest.raises(TeacherError, match=r"do not fit vit_small_patch8_224.dino \(1 missing: blocks.1.norm1.weight"):
         load_teacher(name, image_size=(40, 64))
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (("hub",), {"a": "hub", "b": "hub"}),
-        (("a=1.pth", "b=x=2.pth"), {"a": "1.pth", "b": "x=2.pth"}),
-        (("random", "b=2.pth"), {"a": "random", "b": "2.pth"}),
-        (("a=1.pth", "2.pth"), {"a": "1.pth", "b": "2.pth"}),
-        (("a=1.pth",), {"a": "1.pth"}),
-        ((), {}),
-    ],
-)
-def test_each_teacher_has_its_weights(given, expected):
-    assert choose_weights(("a", "b"), given) == expected
-
-
-@pytest.mark.parametrize("given", [("1.pth",), ("c=1.pth",), ("hub", "random"), ("a=1", "b=2", "hub", "random")])
-def test_weights_that_cannot_be_shared_are_said(given):
-    with pytest.raises(TeacherError, match="Give each teacher its own: --weights TEACHER=FILE"):
-        choose_weights(("a", "b"), given)
 
 
 def test_a_view_has_its_corners():

@@ -1,0 +1,87 @@
+"""What distillation does where nothing is asked for: ScaLR's pretraining."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+
+import pytest
+
+from scalr.distill.inputs import (
+    CROP_EPS_M,
+    EVALUATION_REACH_M,
+    FINETUNING_REACH_M,
+    AugmentConfig,
+    InputConfig,
+    inputs_for,
+)
+from scalr.distill.recipe import load_recipe
+from scalr.errors import StudentError
+
+# WI_768_pretrain.yaml of valeoai/ScaLR: voxels of 10 cm in +-64, +-64, +-8 m; planes of cells of half a metre.
+PLANES = [((0, 1), (256, 256)), ((0, 2), (256, 32)), ((1, 2), (256, 32))]
+
+
+def test_inputs_are_those_of_scalr():
+    config = InputConfig()
+    assert (config.voxel_size_m, config.num_neighbours, config.max_points) == (0.1, 16, 20_000)
+    assert (config.fov_min_m, config.fov_max_m) == ((-64, -64, -8), (64, 64, 8))
+    assert [(plane.axes, plane.shape) for plane in config.planes] == PLANES
+    assert CROP_EPS_M == 1e-4
+
+
+def test_augmentations_are_those_of_scalr():
+    """Any angle about z; a flip of x or y twice in three times; a tenth larger or smaller."""
+    expected = {"max_rotation_rad": math.pi, "flip_probability": 2 / 3, "max_scale_change": 0.1}
+    assert asdict(AugmentConfig()) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "highest"), [("max_rotation_rad", math.pi), ("flip_probability", 1.0), ("max_scale_change", 0.99)]
+)
+def test_augmentations_have_bounds(name, highest):
+    for value in (0, highest):
+        assert getattr(AugmentConfig(**{name: value}), name) == value
+    for value in (-1e-9, highest * (1 + 1e-9), "1", True, math.nan):
+        with pytest.raises(StudentError, match=rf"augmentation\.{name}: .* Give a number from 0 to {highest:.6g}"):
+            AugmentConfig(**{name: value})
+
+
+def test_pandaset_is_read_as_far_as_the_official_configurations_do():
+    assert EVALUATION_REACH_M == {"pandaset_64": 128, "pandaset_gt": 128}
+    assert FINETUNING_REACH_M == {"pandaset_64": 128, "pandaset_gt": 96}
+    for dataset, finetuning, reach, cells in (
+        ("pandaset_64", False, 128, 512), ("pandaset_64", True, 128, 512),
+        ("pandaset_gt", False, 128, 512), ("pandaset_gt", True, 96, 384),
+    ):  # fmt: skip
+        wider = inputs_for(dataset, InputConfig(), finetuning=finetuning)
+        assert (wider.fov_min_m, wider.fov_max_m) == ((-reach, -reach, -8), (reach, reach, 8))
+        assert [plane.shape for plane in wider.planes] == [(cells, cells), (cells, 32), (cells, 32)]
+    for dataset in ("nuscenes", "semantic_kitti", "semantic_poss"):
+        assert inputs_for(dataset, InputConfig()) == InputConfig()
+    far = replace(InputConfig(), fov_min_m=(-128, -1, -1))  # a student that reads as far already
+    assert inputs_for("pandaset_64", far) is far
+
+
+# Recipe -> student's width, depth, norm, activation, stochastic depth and head; its epochs and schedule.
+RECIPES = {
+    "scalr_wi96": (96, 48, "batch", "relu", 0.0, "linear", 25, "cosine"),
+    "scalr_wi256": (256, 48, "batch", "relu", 0.0, "linear", 25, "cosine"),
+    "scalr_wi384": (384, 48, "batch", "relu", 0.0, "linear", 25, "cosine"),
+    "scalr_wi768": (768, 48, "layer", "relu", 0.0, "linear", 25, "cosine"),
+    "scalr_plus": (768, 48, "layer", "gelu", 0.2, "mlp", 65, "reciprocal_sqrt"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_the_published_ones(name):
+    recipe = load_recipe(name)
+    student, training = recipe.student, recipe.training
+    network = (student.width, student.depth, student.norm, student.activation, student.stochastic_depth, student.head)
+    assert (*network, training.epochs, training.schedule) == RECIPES[name]
+    assert (training.batch_size, training.learning_rate, training.weight_decay) == (8, 2e-3, 0.03)
+    assert (recipe.inputs, recipe.augmentation) == (InputConfig(), AugmentConfig())
+    if training.schedule == "cosine":
+        assert (training.warmup_steps, training.warmup_epochs, training.min_learning_rate) == (3500, None, 1e-5)
+    else:
+        assert (training.warmup_epochs, training.timescale_epochs, training.cooldown_epochs) == (1, 0.45, 2)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import csv
+
+import pytest
+from torch.utils import tensorboard
+
+from scalr.distill.training_log import FIELDS, TrainingLog, read_log
+from scalr.errors import StudentError
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What TensorBoard is given."""
+    seen = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            seen.append(("open", folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            seen.append((name, value, step))
+
+        def close(self):
+            seen.append("close")
+
+    monkeypatch.setattr(tensorboard, "SummaryWriter", Writer)
+    return seen
+
+
+def test_a_row_is_a_line_and_events(tmp_path, events):
+    """At once, so that a killed run keeps its curve; columns that a row has not stay empty."""
+    log = TrainingLog(tmp_path / "run", ["loss_a", "loss_b"])
+    log.write({"step": 1, "epoch": 0, "loss": 0.5, "loss_b": 2.0})
+    with (tmp_path / "run/log.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [[*FIELDS, "loss_a", "loss_b"], ["1", "0", "0.5", "", "", "", "", "", "2.0"]]
+    assert events == [("open", str(tmp_path / "run"), None), ("loss", 0.5, 1), ("loss_b", 2.0, 1)]
+    log.close()
+    assert events[3:] == ["close"]
+    with pytest.raises(ValueError, match="closed"):
+        log.write({"step": 2})
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["log.csv"]
+
+
+def test_a_resumed_log_is_whole_before_its_first_row(tmp_path, events):
+    """As others see it, who look while the first step is made; values that are no columns are left out."""
+    log = TrainingLog(tmp_path / "runs/one")
+    log.write({"step": 1, "epoch": 0, "loss": 1.0, "loss_of_nobody": 3.0})
+    log.close()
+    log = TrainingLog(tmp_path / "runs/one", steps=1)
+    assert [row["loss"] for row in read_log(tmp_path / "runs/one/log.csv")] == ["1.0"]
+    log.close()
+
+
+def test_fields_are_those_of_the_docs():
+    assert FIELDS == ("step", "epoch", "loss", "learning_rate", "gradient_norm", "points_per_second", "data_wait")
+
+
+def test_events_of_steps_that_are_made_again_are_purged(tmp_path, events):
+    TrainingLog(tmp_path).close()
+    TrainingLog(tmp_path, steps=7).close()
+    assert [event[2] for event in events if event[0] == "open"] == [None, 8]
+
+
+def test_a_log_of_another_run_is_replaced(tmp_path, events):
+    for _ in range(2):
+        log = TrainingLog(tmp_path)
+        log.write({"step": 1, "epoch": 0, "loss": 1.0})
+        log.close()
+    assert len(read_log(tmp_path / "log.csv")) == 1
+    assert read_log(tmp_path / "nowhere.csv") == []
+
+
+def test_a_log_goes_on_where_the_checkpoint_was(tmp_path):
+    for steps in (0, 2):
+        log = TrainingLog(tmp_path, ["loss_a"], steps)
+        for step in range(steps + 1, steps + 4):
+            log.write({"step": step, "epoch": 0, "loss": step + steps / 10, "loss_a": 1.0})
+        log.close()
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("6,0,1")  # killed while it wrote
+    assert [float(row["loss"]) for row in read_log(tmp_path / "log.csv")] == [1, 2, 3.2, 4.2, 5.2]
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "run").write_text("a file in its place")
+    with pytest.raises(StudentError, match=r"run: the log cannot be written \(File exists\)\. Choose another --out"):
+        TrainingLog(tmp_path / "run")

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scalr.errors import DatasetError
+from scalr.extract.datasets.files import (
+    checked_points,
+    numbers_in,
+    read_bytes,
+    read_image,
+    read_image_file,
+    read_image_shape,
+    read_json,
+    read_raw_labels,
+    read_scan,
+)
+from scalr.extract.datasets.frame import View
+from tiny import look_along_x
+
+
+@pytest.mark.parametrize("columns", [4, 5])
+def test_a_scan_is_its_first_four_columns(tmp_path, columns):
+    values = np.arange(3 * columns, dtype=np.float32).reshape(3, columns)
+    values.tofile(tmp_path / "s.bin")
+    found = read_scan(tmp_path / "s.bin", columns)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, values[:, :4])
+
+
+@pytest.mark.parametrize(("size", "columns"), [(0, 4), (17, 4), (12, 4), (16, 5)])
+def test_a_scan_that_is_no_whole_number_of_points_is_said(tmp_path, size, columns):
+    (tmp_path / "s.bin").write_bytes(bytes(size))
+    message = rf"s\.bin: {size} bytes are not a whole number of points \({4 * columns} bytes each\)"
+    with pytest.raises(DatasetError, match=message):
+        read_scan(tmp_path / "s.bin", columns)
+
+
+def test_one_point_is_a_scan(tmp_path):
+    (tmp_path / "s.bin").write_bytes(bytes(16))
+    assert read_scan(tmp_path / "s.bin", 4).tolist() == [[0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("shape", [(12,), (0, 4), (3, 3), (2, 3, 4)])
+def test_what_is_no_scan_is_said(shape):
+    with pytest.raises(DatasetError, match=r"a\.bin: a scan of shape \(.*\): points need x, y, z and intensity"):
+        checked_points(np.zeros(shape), Path("a.bin"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", range(4))
+def test_points_that_are_not_finite_are_counted(value, column):
+    points = np.zeros((5, 5))
+    points[[1, 3], column] = value
+    with pytest.raises(DatasetError, match=r"a\.bin: 2 of 5 points are not finite"):
+        checked_points(points, Path("a.bin"))
+
+
+def test_what_is_not_used_may_be_anything():
+    points = np.ones((2, 5))
+    points[:, 4] = np.nan
+    np.testing.assert_array_equal(checked_points(points, Path("a.bin")), np.ones((2, 4)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32])
+def test_labels_have_the_dataset_s_own_width(tmp_path, dtype):
+    values = np.array([0, 1, np.iinfo(dtype).max], dtype)
+    values.tofile(tmp_path / "s.label")
+    found = read_raw_labels(tmp_path / "s.label", dtype)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize(("size", "each"), [(0, 4), (5, 4), (0, 1)])
+def test_a_label_file_that_is_cut_is_said(tmp_path, size, each):
+    (tmp_path / "s.label").write_bytes(bytes(size))
+    with pytest.raises(DatasetError, match=rf"{size} bytes are not a whole number of labels \({each} bytes each\)"):
+        read_raw_labels(tmp_path / "s.label", np.uint32 if each == 4 else np.uint8)
+
+
+@pytest.fixture
+def picture(tmp_path) -> np.ndarray:
+    """Of 5 x 7 pixels, in a file `a.png` of the folder."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    return pixels
+
+
+def a_view(image_shape: tuple[int, int] | None, image: str = "a.png") -> View:
+    return View(camera="c", image=image, image_shape=image_shape, calibration=look_along_x())
+
+
+@pytest.mark.parametrize("image_shape", [None, (5, 7), [5, 7]])
+def test_an_image_is_its_pixels_and_its_file_s_digest(tmp_path, picture, image_shape):
+    pixels, digest = read_image_file(tmp_path, a_view(image_shape))
+    np.testing.assert_array_equal(pixels, picture)
+    np.testing.assert_array_equal(read_image(tmp_path, a_view(image_shape)), picture)
+    assert digest == hashlib.sha256((tmp_path / "a.png").read_bytes()).digest()
+
+
+def test_an_image_without_colours_is_read_as_one_with_them(tmp_path):
+    Image.fromarray(np.full((5, 7), 9, np.uint8)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path, a_view(None)), np.full((5, 7, 3), 9))
+
+
+@pytest.mark.parametrize("image_shape", [(5, 8), (4, 7), (7, 5)])
+def test_an_image_of_another_size_than_its_calibration_s_is_said(tmp_path, picture, image_shape):
+    height, width = image_shape
+    with pytest.raises(
+        DatasetError, match=rf"a\.png: the image is 5x7 pixels, its calibration is for {height}x{width}"
+    ):
+        read_image(tmp_path, a_view(image_shape))
+
+
+def test_an_image_s_size_is_that_of_its_calibration_or_else_its_file_s(tmp_path, picture):
+    assert read_image_shape(tmp_path, a_view(None)) == (5, 7)
+    assert read_image_shape(tmp_path, a_view((900, 1600), "nowhere.png")) == (900, 1600)  # no file is opened
+    with pytest.raises(DatasetError, match=r"nowhere\.png: the file is missing"):
+        read_image_shape(tmp_path, a_view(None, "nowhere.png"))
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a not a picture"])
+@pytest.mark.parametrize("read", [read_image, read_image_shape])
+def test_what_is_no_image_is_said_without_addresses(tmp_path, content, read):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"a\.png: the image cannot be decoded \(") as caught:
+        read(tmp_path, a_view(None))
+    assert "0x" not in str(caught.value)
+
+
+def test_json_is_parsed_or_its_place_is_named(tmp_path):
+    (tmp_path / "a.json").write_text('{"lat": 37.5}')
+    assert read_json(tmp_path / "a.json") == {"lat": 37.5}
+    (tmp_path / "a.json").write_text('{"lat": 37.5')
+    with pytest.raises(DatasetError, match=r"a\.json: the file is not valid JSON \(.*column 13"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", ["nowhere.bin", "file/below.bin"])
+def test_a_missing_file_is_said(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match=rf"{name}: the file is missing\. Check that the dataset is complete"):
+        read_bytes(tmp_path / name)
+
+
+def test_a_folder_in_place_of_a_file_is_said(tmp_path):
+    with pytest.raises(DatasetError, match=rf"the file cannot be read \({os.strerror(21)}\)"):
+        read_bytes(tmp_path)
+
+
+def test_numbers_are_the_names_of_files_that_have_one(tmp_path):
+    for name in ("000017.bin", "3.bin", "000017.label", "._000017.bin", "x1.bin", "000018.bin.part", ".bin"):
+        (tmp_path / name).touch()
+    assert numbers_in(tmp_path, ".bin") == {"000017", "3"}
+    assert numbers_in(tmp_path, ".label") == {"000017"}
+    assert numbers_in(tmp_path / "nowhere", ".bin") == set()

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+
+from scalr.errors import DatasetError
+from scalr.extract.datasets.splits import EVERY_NTH, Split, chosen_scenes
+
+
+def test_shares_of_labels_are_every_nth():
+    """SLidR's skip ratios: 100 for 1 %, 20 for 5 %, 10 for 10 %, 4 for 25 %; by the same rule, 2 for 50 %."""
+    assert EVERY_NTH == {"1": 100, "5": 20, "10": 10, "25": 4, "50": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train", ("train", 1)),
+        ("train-10%", ("train", 10)),
+        ("slidr_train-1%", ("slidr_train", 100)),
+        ("scene-0001,scene-0002-25%", ("scene-0001,scene-0002", 4)),
+        ("scene-0001", ("scene-0001", 1)),
+        ("-1%", ("-1%", 1)),
+    ],
+)
+def test_a_split_is_a_name_and_a_share(text, expected):
+    assert Split.parse(text) == expected
+
+
+@pytest.mark.parametrize("percent", ["0.5", "2", "100", "1.0"])
+def test_a_share_without_a_rule_is_said(percent):
+    with pytest.raises(DatasetError, match=rf"no label subset of {percent} % in 'val-{percent}%'.*val-1%, val-5%"):
+        Split.parse(f"val-{percent}%")
+
+
+NAMED, AVAILABLE = {"train": {"c", "a"}, "val": {"b"}, "mini": {"z"}}, ["c", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"), [("train", ["c", "a"]), ("val", ["b"]), ("mini", []), ("a, c", ["c", "a"]), ("b", ["b"])]
+)
+def test_scenes_come_in_the_dataset_s_order(base, expected):
+    assert chosen_scenes(base, NAMED, AVAILABLE) == expected
+
+
+@pytest.mark.parametrize(
+    ("base", "available", "message"),
+    [
+        ("a,d", AVAILABLE, r"no split and no scene 'd'\. Use one of: train, val, mini; .*such as c,b$"),
+        ("trian", AVAILABLE, "no scene 'trian', did you mean 'train'"),
+        ("d", [], r"such as a,b$"),
+        ("", AVAILABLE, "no split and no scene ''"),
+    ],
+)
+def test_what_is_not_there_is_said(base, available, message):
+    with pytest.raises(DatasetError, match=message):
+        chosen_scenes(base, NAMED, available)
