@@ -246,13 +246,10 @@ def _settings(
 ) -> dict:
     """What the scans and pairs depend on, for every teacher alike."""
     digest = frames_sha256(frames)
-    recorded = _recorded_source(dataset, store)
+    recorded = _source_with_blocks(dataset, store)
     if recorded is not None and recorded.attributes["frames_sha256"] != digest:
-        if store.committed_blocks().isdisjoint(recorded.blocks):
-            recorded = None  # a false start does not bind
-        else:
-            _refuse_other_frames(store, recorded, frames)
-            digest = recorded.attributes["frames_sha256"]  # the same but for rounding, or a row that was mended
+        _refuse_other_frames(store, recorded, frames)
+        digest = recorded.attributes["frames_sha256"]  # the same but for rounding, or a row that was mended
     frames_per_block = config.frames_per_block
     if frames_per_block is None:
         frames_per_block = recorded.frames_per_block if recorded else _frames_per_block(config, dataset, teachers)
@@ -273,9 +270,11 @@ def _settings(
     }
 
 
-def _recorded_source(dataset: Dataset, store: FeatureStore) -> Source | None:
-    keys = (dataset.name, dataset.split)
-    return next((source for source in store.sources if (source.dataset, source.split) == keys), None)
+def _source_with_blocks(dataset: Dataset, store: FeatureStore) -> Source | None:
+    """What is recorded of the split; a false start, of which no block is committed, does not bind."""
+    keys, committed = (dataset.name, dataset.split), store.committed_blocks()
+    sources = (source for source in store.sources if (source.dataset, source.split) == keys)
+    return next((source for source in sources if not committed.isdisjoint(source.blocks)), None)
 
 
 def _refuse_other_frames(store: FeatureStore, source: Source, frames: pa.Table) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from scalr.errors import DatasetError, StoreError
 from scalr.extract import estimate, run
-from scalr.extract.plan import Part
+from scalr.extract.plan import FRAMES_PER_BLOCK, Part
 from scalr.extract.preparation import Selection, prepare_frame
 from scalr.extract.store import SCANS, create_store, open_store
 from scalr.extract.store.writer import StoreWriter
@@ -85,6 +85,17 @@ def test_a_false_start_does_not_bind(extract_tiny, tiny_dataset, caplog):
     assert verify(VerifyConfig(store=store.path)).whole
     with pytest.raises(StoreError, match="dtype is 'int8' in the store and 'float16' now"):
         extract_tiny(frames_per_block=2, points="visible")
+
+
+def test_the_length_of_a_false_start_s_blocks_does_not_bind(extract_tiny, tiny_dataset):
+    """Each encoding has its own where none is asked for."""
+    image = tiny_dataset.root / "frame0_LEFT.png"
+    content = image.read_bytes()
+    image.write_bytes(b"")
+    with pytest.raises(DatasetError, match="cannot be decoded"):
+        extract_tiny(encoding="point")
+    image.write_bytes(content)
+    assert extract_tiny(encoding="patch").sources[0].frames_per_block == FRAMES_PER_BLOCK["patch"]
 
 
 def test_a_source_between_others_is_replaced_after_them(tmp_path):
