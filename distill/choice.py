@@ -15,6 +15,7 @@ import yaml
 from ..checkpoint_files import shortened, written_aside
 from ..errors import StoreError, StudentError
 from ..extract.store import SCANS, FeatureStore, Source
+from ..extract.store.format import index_path
 
 CONFIG_KEYS = ("stores", "teachers", "recipe", "torch")  # of config.yaml, in the order in which they are written
 CHOOSE_ANEW = "Remove it to choose teachers and split as a first run does, or choose another --out."
@@ -182,7 +183,7 @@ def _require_complete(chosen: Chosen) -> None:
             what = "scans" if kind == SCANS else f"targets of {kind}"
             raise StoreError(
                 f"{len(missing)} of {len(blocks)} blocks have no {what}: this file of the first one is missing",
-                where=chosen.store.path / "index" / kind / f"{missing[0]:06d}.parquet",
+                where=index_path(chosen.store.path, kind, missing[0]),
                 fix="Run the same 'scalr extract' again: it goes on where it stopped.",
             )
 

@@ -121,12 +121,7 @@ class Pipeline:
             if before is not None:
                 yield from self._done(before, lost)
 
-    def _write(
-        self,
-        block: Block,
-        prepared: Iterator[tuple[BlockTask, PreparedFrame | SkippedFrame]],
-        thread: ThreadPoolExecutor,
-    ) -> BlockWriting:
+    def _write(self, block: Block, prepared: Iterator[PreparedItem], thread: ThreadPoolExecutor) -> BlockWriting:
         """Compute a block, while a thread writes it; it is committed once that thread has come so far."""
         task, first = next(prepared)
         others = (frame for _, frame in itertools.islice(prepared, block.num_frames - 1))
@@ -256,10 +251,10 @@ class BlockWriting:
         block, draft = self.task.block, self._draft
         before = {} if self.task.scans is None else self.task.scans.skipped
         # Targets of committed scans need all of their frames, and what replaces a block has to be whole.
-        as_it_should_be = len(skipped) == len(before) if self.task.scans else not (block.anew and skipped)
+        lacks_frames = bool(block.anew and skipped) if self.task.scans is None else len(skipped) > len(before)
         num_bytes = 0
         try:
-            if as_it_should_be:
+            if not lacks_frames:
                 draft.skipped = {frame.token: frame.reason for frame in skipped}
                 self._is_lost = not self.writer.commit(draft, replacing=block.anew)
                 num_bytes = draft.num_bytes

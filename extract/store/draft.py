@@ -59,7 +59,7 @@ class Draft:
         self.skipped: dict[str, str] = {}  # frames that are left out: token -> why
         self.num_bytes = 0  # on disk, once it is finished
         self._rows: list[dict] = [] if views is None else views.to_pylist()
-        self._targets = {name: _TargetsDraft(record, self._group(name)) for name, record in teachers.items()}
+        self._targets = {name: _TargetsDraft(record, self.group(name)) for name, record in teachers.items()}
         self._scans: list[ArrayWriter] | None = None
         self._points = self._pairs = 0
 
@@ -102,8 +102,8 @@ class Draft:
             draft = self._targets[teacher]
             draft.add(self._rows[len(draft.rows)], targets)
 
-    def finish(self) -> Path:
-        """Write what is left and the indexes; gives the scratch folder.
+    def finish(self) -> None:
+        """Write what is left and the indexes.
 
         Raises:
             ScratchTakenError, StoreError: see `ScratchFolder.writing`.
@@ -113,28 +113,24 @@ class Draft:
                 for array in self._scan_arrays():
                     array.finish()
                 for name in (".", "pairs", "targets"):
-                    fmt.write_group(self._group(SCANS) / name, {})
+                    fmt.write_group(self.group(SCANS) / name, {})
             for name, draft in self._targets.items():
                 draft.finish()
-                fmt.write_index(draft.views, name, self.block, self._group(name), draft.record)
+                fmt.write_index(draft.views, name, self.block, self.group(name), draft.record)
             if self.brings_scans:
-                fmt.write_index(self.views, SCANS, self.block, self._group(SCANS), self.source, self.skipped)
+                fmt.write_index(self.views, SCANS, self.block, self.group(SCANS), self.source, self.skipped)
             self.num_bytes = sum(file.stat().st_size for file in files_below(folder))
-            return folder
 
-    def group_in(self, folder: Path, kind: str) -> Path:
+    def group(self, kind: str) -> Path:
         """Where a kind's group is in the scratch folder."""
         if kind == SCANS or not self.brings_scans:
-            return folder / kind
-        return folder / SCANS / "targets" / kind
-
-    def _group(self, kind: str) -> Path:
-        return self.group_in(self.scratch.path, kind)
+            return self.scratch.path / kind
+        return self.scratch.path / SCANS / "targets" / kind
 
     def _scan_arrays(self) -> list[ArrayWriter]:
         """Points, point_index, pixel."""
         if self._scans is None:
-            group = self._group(SCANS)
+            group = self.group(SCANS)
             shapes = {"points": ((4,), "float32"), "pairs/point_index": ((), "uint32"), "pairs/pixel": ((2,), "uint16")}
             self._scans = [ArrayWriter(group / name, *shape) for name, shape in shapes.items()]
         return self._scans

@@ -270,7 +270,7 @@ def read_index(path: Path, kind: str, columns: Sequence[str] | None = None) -> p
     wanted = pa.schema([schema.field(name) for name in columns or schema.names])
     file = open_index(path)
     try:
-        # Without threads of arrow's own: those that still live when Python ends have ended it with an abort.
+        # Without threads of arrow's own: a reader of many indexes has some already.
         return file.read(wanted.names, use_threads=False).select(wanted.names).cast(wanted)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise _damaged_index(path, error) from None
@@ -314,6 +314,15 @@ def list_files(group: Path, kind: str) -> dict[str, ListedFile]:
         UnreadableError: a file cannot be read now.
     """
     return {path.relative_to(group).as_posix(): describe_file(path) for path in files_of_group(group, kind)}
+
+
+def files_are_as_listed(group: Path, metadata: IndexMetadata) -> bool:
+    """Whether a group's files are those that an index lists, bit by bit; others beside them do not count.
+
+    Raises:
+        FileNotFoundError, UnreadableError: as `read_bytes`.
+    """
+    return all(describe_file(group / name) == listed for name, listed in metadata.files.items())
 
 
 def describe_file(path: Path) -> ListedFile:

@@ -159,6 +159,11 @@ class FeatureStore:
             self.__dict__.pop(name, None)
         self._known_records.clear()
 
+    def take_for_recorded(self, sources: dict[str, Source], teachers: dict[str, dict]) -> None:
+        """Go on with these in place of what the store's own records say, some of which are damaged or lost."""
+        self.forget_inputs()
+        self.__dict__.update(named_sources=sources, teachers=teachers)
+
     @functools.cached_property
     def views(self) -> pa.Table:
         """One row per committed view, in block order: format.SCANS_SCHEMA."""
@@ -189,6 +194,16 @@ class FeatureStore:
         """
         return indexed_blocks(self.path / "index" / kind)
 
+    def indexed_kinds(self) -> list[str]:
+        """SCANS and the names of teachers, as far as there is a folder of indexes."""
+        return [name for name in names_in(self.path / "index") if is_folder(self.path / "index" / name)]
+
+    def record_of(self, kind: str, block: int) -> dict | None:
+        """What is recorded of a teacher, or of the source that a block belongs to."""
+        if kind != SCANS:
+            return self.teachers.get(kind)
+        return next((source.attributes for source in self.sources if block in source.blocks), None)
+
     def is_committed(self, kind: str, block: int) -> bool:
         return is_there(fmt.index_path(self.path, kind, block))
 
@@ -207,8 +222,8 @@ class FeatureStore:
 
     def teachers_without_record(self) -> list[str]:
         """Names of teachers whose targets are there, but not the record that says how they are to be read."""
-        names = [name for name in names_in(self.path / "index") if name not in (SCANS, *self.teachers)]
-        return [name for name in names if is_folder(self.path / "index" / name) and self.committed_blocks(name)]
+        unknown = [kind for kind in self.indexed_kinds() if kind not in (SCANS, *self.teachers)]
+        return [kind for kind in unknown if self.committed_blocks(kind)]
 
     def blocks_without_source(self) -> list[int]:
         """Committed blocks that belong to no recorded source."""
@@ -222,9 +237,9 @@ class FeatureStore:
             UnreadableError: something cannot be looked at now.
         """
         if lost := self.teachers_without_record():
-            raise self._lost_record(self.path / "teachers" / lost[0] / "zarr.json", f"the targets of {lost[0]}")
+            raise self._lost_record(lost[0])
         if lost := self.blocks_without_source():
-            raise self._lost_record(self.path / "sources", f"block {lost[0]}")
+            raise self._lost_record(SCANS, lost[0])
 
     def require_files(self, teachers: Iterable[str], sources: Iterable[Source]) -> None:
         """Compare number and size of the files of some blocks with their indexes; nothing is read but those.
@@ -373,7 +388,7 @@ class FeatureStore:
         for source in self.sources:
             if block in source.blocks:
                 return source
-        raise self._lost_record(self.path / "sources", f"block {block}")
+        raise self._lost_record(SCANS, block)
 
     def _rows(self, what: str, row: int) -> slice:
         return slice(int(self.column(f"{what}_start")[row]), int(self.column(f"{what}_stop")[row]))
@@ -424,9 +439,11 @@ class FeatureStore:
 
     def _wrong_metadata(self, kind: str, block: int, metadata: fmt.IndexMetadata) -> str | None:
         """How an index is not that of a group made as is recorded, if it is not."""
-        recorded = self.teachers.get(kind) if kind != SCANS else self._source_of(block).attributes
         if metadata.group != fmt.group_name(kind, block):
             return f"that of {metadata.group}"
+        recorded = self.record_of(kind, block)
+        if recorded is None:
+            raise self._lost_record(kind, block)
         if metadata.record != recorded:
             return "of a block that was made with other settings than are recorded"
         self._known_records.add((kind, block))
@@ -452,7 +469,11 @@ class FeatureStore:
                 found[name] = fmt.read_record(self.path / folder / name / "zarr.json", required)
         return found
 
-    def _lost_record(self, where: Path, whose: str) -> DamagedError:
+    def _lost_record(self, kind: str, block: int | None = None) -> DamagedError:
+        if kind == SCANS:
+            where, whose = self.path / "sources", f"block {block}"
+        else:
+            where, whose = self.path / "teachers" / kind / "zarr.json", f"the targets of {kind}"
         return DamagedError(f"what {whose} depends on is no longer recorded", where=where, fix=self._repair)
 
     @property
@@ -463,7 +484,7 @@ class FeatureStore:
         if name in self.teachers:
             return self.teachers[name]
         if name in self.teachers_without_record():
-            raise self._lost_record(self.path / "teachers" / name / "zarr.json", f"the targets of {name}")
+            raise self._lost_record(name)
         raise StoreError(
             f"no targets of teacher '{name}' (it has: {', '.join(self.teachers) or 'none'})",
             where=self.path,

@@ -9,7 +9,7 @@ from ...errors import StoreError
 from ...progress import progress
 from . import format as fmt
 from .commit import Scratch
-from .files import files_below, is_folder, is_there, names_in, size_of
+from .files import files_below, is_there, names_in, size_of
 from .format import SCANS
 from .reader import FeatureStore, Source
 
@@ -95,8 +95,7 @@ def removal_of_split(store: FeatureStore, name: str) -> Removal:
     """
     source = _source_named(store, name)
     blocks = [block for block in _blocks_on_disk(store) if block in source.blocks]
-    kinds = [kind for kind in names_in(store.path / "index") if is_folder(store.path / "index" / kind)]
-    kinds = sorted(kinds, key=lambda kind: kind == SCANS)  # last: without scans, targets are of nothing
+    kinds = sorted(store.indexed_kinds(), key=lambda kind: kind == SCANS)  # last: without scans, targets are of nothing
     return Removal(
         store=store.path,
         what=f"split {name}",

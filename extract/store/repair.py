@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from ...errors import DamagedError
@@ -11,8 +10,6 @@ from .files import read_bytes
 from .reader import FeatureStore
 from .verify import Damage, Findings
 from .writer import StoreWriter
-
-logger = logging.getLogger(__name__)
 
 
 def repair_store(store: FeatureStore, found: Findings) -> list[Path]:
@@ -75,8 +72,6 @@ def _fits(index: Path, kind: str, block: int, group: Path) -> bool:
     try:
         fmt.read_index(index, kind)
         metadata = fmt.read_metadata(index)
-        return metadata.group == fmt.group_name(kind, block) and all(
-            fmt.describe_file(group / name) == listed for name, listed in metadata.files.items()
-        )
+        return metadata.group == fmt.group_name(kind, block) and fmt.files_are_as_listed(group, metadata)
     except (FileNotFoundError, DamagedError):
         return False

@@ -15,7 +15,7 @@ from ...progress import progress
 from ..frame_identity import frames_sha256
 from ..targets import num_vectors
 from . import format as fmt
-from .files import NUMBERED_INDEX, indexed_blocks, is_folder, is_litter, is_there, names_in, read_bytes
+from .files import NUMBERED_INDEX, is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
 from .reader import NEEDED_OF_SOURCE, NEEDED_OF_TEACHER, FeatureStore, ScanBlock, open_store, source_of
 
@@ -112,12 +112,14 @@ def _check_records(store: FeatureStore, found: Findings) -> None:
     said = _records_in_blocks(store)
     teachers = _checked_records(store, "teachers", NEEDED_OF_TEACHER, said, found)
     sources = _checked_records(store, "sources", NEEDED_OF_SOURCE, said, found)
-    store.__dict__["teachers"] = {name.split("/")[1]: record for name, record in teachers.items()}
-    store.__dict__["named_sources"] = {name.split("/")[1]: source_of(record) for name, record in sources.items()}
+    store.take_for_recorded(
+        {path.split("/")[1]: source_of(record) for path, record in sources.items()},
+        {path.split("/")[1]: record for path, record in teachers.items()},
+    )
     for name, record in sources.items():
         path = f"{name}/{fmt.FRAMES_TABLE}"
         with _noted(found, None, path):
-            digest = record.get("frames_sha256")  # a source of a test may have none
+            digest = record.get("frames_sha256")  # a store that only measures, as an estimate's, has none
             same = digest is None or frames_sha256(fmt.read_frames(store.path / name)) == digest
             _require(same, "it is not the table that the source records")
     for name in store.teachers:
@@ -138,8 +140,8 @@ def _check_described(path: Path, attributes: dict | None) -> None:
 def _records_in_blocks(store: FeatureStore) -> dict[str, list[dict]]:
     """What committed blocks say that they were made with, by kind; what most of them say comes first."""
     said: dict[str, list[dict]] = {}
-    for kind in names_in(store.path / "index"):
-        records = [_record_in_block(store, kind, block) for block in sorted(_committed(store, kind))]
+    for kind in store.indexed_kinds():
+        records = [_record_in_block(store, kind, block) for block in sorted(store.committed_blocks(kind))]
         records = [record for record in records if record is not None]
         said[kind] = sorted(_unique(records), key=records.count, reverse=True)
     return said
@@ -159,11 +161,6 @@ def _record_in_block(store: FeatureStore, kind: str, block: int) -> dict | None:
     except (FileNotFoundError, DamagedError, UnreadableError):
         return None
     return metadata.record if is_sound else None
-
-
-def _committed(store: FeatureStore, kind: str) -> set[int]:
-    folder = store.path / "index" / kind
-    return indexed_blocks(folder) if is_folder(folder) else set()
 
 
 def _checked_records(
@@ -216,9 +213,8 @@ def _has_table_of(source: Path, record: dict) -> bool:
 def _lost_sources(paths: list[str], sound: dict[str, dict], kept: list[dict], said: list[dict]) -> dict[str, dict]:
     """What blocks say that they were made with, where no record does: by the path where it is to be restored."""
     lost: list[dict] = []
-    for (
-        record
-    ) in said:  # what most blocks say first: another record of the same blocks is that of blocks from elsewhere
+    # What most blocks say comes first: another record of the same blocks is that of blocks from elsewhere.
+    for record in said:
         if not _meets(record, [*kept, *lost]):
             lost.append(record)
     lost.sort(key=lambda record: record["first_block"])
@@ -282,8 +278,8 @@ def _check_files(store: FeatureStore, kind: str, block: int, found: Findings) ->
     _require(read_bytes(index) == read_bytes(own), f"{index} and {own} differ")
     metadata = fmt.read_metadata(index)
     _require(metadata.group == fmt.group_name(kind, block), f"{index} is that of {metadata.group}")
-    recorded = [store.teachers.get(kind)] if kind != SCANS else [source.attributes for source in store.sources]
-    _require(metadata.record in recorded, f"{index} names other settings than are recorded")
+    same = metadata.record == store.record_of(kind, block)
+    _require(same, f"{index} names other settings than are recorded")
     there = {path.relative_to(group).as_posix() for path in fmt.files_of_group(group, kind)}
     for name, listed in sorted(metadata.files.items()):
         _require(name in there, f"{group / name} is missing")

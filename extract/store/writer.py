@@ -90,7 +90,7 @@ class StoreWriter:
         The scratch folder is to be removed in the end: `draft.scratch.remove()`.
         """
         records = {name: self.store.teachers[name] for name in teachers}
-        source, views = self._record_of(SCANS, block), None if scans is None else scans.views
+        source, views = self.store.record_of(SCANS, block), None if scans is None else scans.views
         return Draft(block, self._scratch.new_folder(), source, records, views)
 
     def commit(self, draft: Draft, *, replacing: bool = False) -> bool:
@@ -107,12 +107,12 @@ class StoreWriter:
             ScratchTakenError: another run took the draft's scratch folder away.
             StoreError: the file system refuses, or the settings have been replaced since the draft was begun.
         """
-        folder = draft.finish()
+        draft.finish()
         self._require_recorded(draft)
         with draft.scratch.writing():
             if replacing:
                 self.set_aside(SCANS, draft.block)
-            stands = self._put(draft, folder)
+            stands = self._put(draft)
         if stands and draft.brings_scans:
             self._take_back_targets(draft.block)
         return stands
@@ -144,7 +144,8 @@ class StoreWriter:
         Raises:
             StoreError: the file system refuses.
         """
-        kinds = [*self._indexed_kinds(), SCANS] if kind == SCANS else [kind]
+        # Scans last: without them, targets are of nothing.
+        kinds = sorted(self.store.indexed_kinds(), key=lambda each: each == SCANS) if kind == SCANS else [kind]
         indexes = [fmt.index_path(self.path, each, block) for each in kinds]
         return self.aside.take(kind, block, indexes)
 
@@ -182,29 +183,29 @@ class StoreWriter:
 
     # --- how ---------------------------------------------------------------------------------------------------
 
-    def _put(self, draft: Draft, folder: Path) -> bool:
+    def _put(self, draft: Draft) -> bool:
         """Move a draft's groups into place and let them count; False where other scans stand there."""
-        if draft.brings_scans and self._put_group(SCANS, draft, folder):
+        if draft.brings_scans and self._put_group(SCANS, draft):
             for name in draft.teachers:  # came with the scans
                 self._publish(name, draft.block)
             return True
         if self._views_differ(draft):
             return False
         for name in draft.teachers:
-            self._put_group(name, draft, folder)
+            self._put_group(name, draft)
         return True
 
-    def _put_group(self, kind: str, draft: Draft, folder: Path) -> bool:
+    def _put_group(self, kind: str, draft: Draft) -> bool:
         """Whether it is the draft's own group that stands now, and counts.
 
         Where another job has put the same group meanwhile, its copy is as good as ours; what a killed one left counts
         if it is whole, and is put aside otherwise.
         """
-        group, target = draft.group_in(folder, kind), fmt.group_path(self.path, kind, draft.block)
+        group, target = draft.group(kind), fmt.group_path(self.path, kind, draft.block)
         is_there(target)  # else a link to storage that is not mounted would be a riddle to whoever reads the error
-        ours = move_folder(group, target, folder)
+        ours = move_folder(group, target, draft.scratch.path)
         if not ours and not self.recover(kind, draft.block):
-            ours = move_folder(group, target, folder)
+            ours = move_folder(group, target, draft.scratch.path)
         if ours:
             self._publish(kind, draft.block)
         return ours
@@ -224,8 +225,8 @@ class StoreWriter:
             metadata = fmt.read_metadata(group / fmt.GROUP_INDEX)
             return (
                 metadata.group == fmt.group_name(kind, block)
-                and metadata.record == self._record_of(kind, block)
-                and all(fmt.describe_file(group / name) == listed for name, listed in metadata.files.items())
+                and metadata.record == self.store.record_of(kind, block)
+                and fmt.files_are_as_listed(group, metadata)
                 and (kind == SCANS or self._same_views(kind, block))
             )
         except (FileNotFoundError, DamagedError):
@@ -255,17 +256,12 @@ class StoreWriter:
         except DamagedError:
             return False
 
-    def _record_of(self, kind: str, block: int) -> dict | None:
-        if kind != SCANS:
-            return self.store.teachers.get(kind)
-        return next((source.attributes for source in self.store.sources if block in source.blocks), None)
-
     def _require_recorded(self, draft: Draft) -> None:
         """Other settings replace those of a source or teacher without blocks, so this may have happened since."""
         self.store.forget_inputs()
         recorded = {name: self.store.teachers.get(name) for name in draft.teachers}
         drafted = {name: draft.record_of(name) for name in draft.teachers}
-        if self._record_of(SCANS, draft.block) != draft.source or recorded != drafted:
+        if self.store.record_of(SCANS, draft.block) != draft.source or recorded != drafted:
             raise StoreError(
                 "another run has replaced the settings of this one, or removed them, before a block was committed",
                 where=self.path,
@@ -318,10 +314,6 @@ class StoreWriter:
 
     def _next_block(self) -> int:
         return max([*self.store.blocks, *self.store.committed_blocks()], default=-1) + 1
-
-    def _indexed_kinds(self) -> list[str]:
-        names = [name for name in names_in(self.path / "index") if name != SCANS]
-        return [name for name in names if is_folder(self.path / "index" / name)]
 
     def _publish(self, kind: str, block: int) -> None:
         """Put a copy of a group's own index where readers look for it."""
