@@ -1,8 +1,9 @@
 """The feature store: everything that knows the format on disk; others see these names and plain arrays."""
 
+from .contents import ScanBlock, Source, StoredView, TargetBlock
 from .draft import Draft, NewTargets, NewView
 from .format import SCANS
-from .reader import FeatureStore, ScanBlock, Source, StoredView, TargetBlock, open_store
+from .reader import FeatureStore, open_store
 from .writer import StoreWriter, create_store
 
 __all__ = [

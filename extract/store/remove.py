@@ -9,9 +9,10 @@ from ...errors import StoreError
 from ...progress import progress
 from . import format as fmt
 from .commit import Scratch
+from .contents import Source
 from .files import files_below, is_there, names_in, size_of
 from .format import SCANS
-from .reader import FeatureStore, Source
+from .reader import FeatureStore
 
 OWNER = "remove"  # of the scratch folder
 

@@ -15,9 +15,10 @@ from ...progress import progress
 from ..frame_identity import frames_sha256
 from ..targets import num_vectors
 from . import format as fmt
+from .contents import ScanBlock, source_of
 from .files import NUMBERED_INDEX, is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
-from .reader import NEEDED_OF_SOURCE, NEEDED_OF_TEACHER, FeatureStore, ScanBlock, open_store, source_of
+from .reader import NEEDED_OF_SOURCE, NEEDED_OF_TEACHER, FeatureStore, open_store
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from ...errors import DamagedError, StoreError
 from . import format as fmt
 from .aside import AsideFolder
 from .commit import Scratch, move_file, move_folder
+from .contents import ScanBlock, Source
 from .draft import Draft
 from .files import is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
-from .reader import FeatureStore, ScanBlock, Source, open_store
+from .reader import FeatureStore, open_store
 
 logger = logging.getLogger(__name__)
 

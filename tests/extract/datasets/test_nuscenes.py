@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -13,19 +12,6 @@ from scalr.extract.datasets import nuscenes, nuscenes_tables, open_dataset
 from scalr.extract.datasets.files import read_image
 from scalr.extract.datasets.frame_table import SCHEMA
 from scalr.extract.datasets.labels import IGNORE_LABEL
-
-
-@pytest.fixture
-def world(synthetic_world, tmp_path) -> Path:
-    """A copy of the simulated world that a test may damage."""
-    return Path(shutil.copytree(synthetic_world, tmp_path / "world"))
-
-
-def damage_table(world: Path, table: str, change) -> None:
-    path = world / "v1.0-trainval" / f"{table}.json"
-    records = json.loads(path.read_text())
-    change(records)
-    path.write_text(json.dumps(records))
 
 
 def test_frames_are_those_of_the_split_in_order(synthetic_world):
@@ -98,13 +84,6 @@ def test_a_broken_image_is_said(world, content, message):
     with pytest.raises(DatasetError, match=message) as caught:
         read_image(dataset.root, view)
     assert caught.value.where == str(path)
-
-
-def test_an_image_of_another_size_is_said(world):
-    damage_table(world, "sample_data", lambda records: [record.update(height=900) for record in records])
-    dataset = open_dataset("nuscenes", world, "train")
-    with pytest.raises(DatasetError, match="its calibration is for 900x"):
-        read_image(dataset.root, dataset.frames[0].views[0])
 
 
 class SceneList:

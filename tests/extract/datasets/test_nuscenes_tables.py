@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,8 @@ import pytest
 
 from scalr.errors import DatasetError
 from scalr.extract.datasets import nuscenes_tables, open_dataset
+from scalr.extract.datasets.files import read_image
 from scalr.extract.datasets.nuscenes_tables import keyframe_table, lidar_tokens, named_splits, read_keyframes
-
-
-@pytest.fixture
-def world(synthetic_world, tmp_path) -> Path:
-    """A copy of the simulated world that a test may damage."""
-    return Path(shutil.copytree(synthetic_world, tmp_path / "world"))
 
 
 def damage_table(world: Path, table: str, change) -> None:
@@ -228,3 +222,10 @@ def test_each_folder_of_tables_has_a_file_of_its_own(world, tmp_path, monkeypatc
     assert names[0].parent == tmp_path / "cache/scalr"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert nuscenes_tables._kept_table(world).parent == Path.home() / ".cache/scalr"
+
+
+def test_an_image_of_another_size_is_said(world):
+    damage_table(world, "sample_data", lambda records: [record.update(height=900) for record in records])
+    dataset = open_dataset("nuscenes", world, "train")
+    with pytest.raises(DatasetError, match="its calibration is for 900x"):
+        read_image(dataset.root, dataset.frames[0].views[0])

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from plain_vit import Plain, targets
-from scalr.extract.teachers import registry
 from scalr.extract.teachers.teacher import Teacher
-from small_teachers import a_view, small_spec, small_teacher, targets_of
+from small_teachers import a_view, targets_of
 
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 FAMILIES = {
@@ -25,17 +24,6 @@ FAMILIES = {
     "timm:vit_base_patch16_clip_224.laion2b": Plain(heads=2, eps=1e-5, **CLIP),
     "timm:deit_tiny_distilled_patch16_224": Plain(heads=2),
 }
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Call with a teacher's name and options for a small teacher of its kind."""
-
-    def call(name: str, **options) -> Teacher:
-        monkeypatch.setitem(registry.TEACHERS, name, small_spec(name))
-        return small_teacher(name, **options)
-
-    return call
 
 
 def plain_targets(teacher: Teacher, layers=(2,), feature=None) -> torch.Tensor:

@@ -5,27 +5,15 @@ import torch
 
 from plain_vit import Plain, patch_tokens, targets
 from scalr.errors import TeacherError
-from scalr.extract.teachers import registry
 from scalr.extract.teachers.features import Feature, FeatureReader
 from scalr.extract.teachers.teacher import Teacher
-from small_teachers import a_view, small_spec, small_teacher, targets_of
+from small_teachers import a_view, targets_of
 
 PLAIN = {
     "dinov2_vits14_reg": Plain(heads=2),
     "dinov3_vits16": Plain(heads=2, eps=1e-5, rope=True),
     "maskclip_vitb16": Plain(heads=2),
 }
-
-
-@pytest.fixture
-def small(monkeypatch):
-    """Call with a teacher's name and options for a small teacher of its kind."""
-
-    def call(name: str, **options) -> Teacher:
-        monkeypatch.setitem(registry.TEACHERS, name, small_spec(name))
-        return small_teacher(name, **options)
-
-    return call
 
 
 def test_the_default_is_the_last_block_s_output():
