@@ -10,15 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
-from ..checkpoint_files import shortened, written_aside
 from ..errors import StoreError, StudentError
 from ..extract.store import SCANS, FeatureStore, Source
 from ..extract.store.format import index_path
+from .run_record import RunRecord
 
-CONFIG_KEYS = ("stores", "teachers", "recipe", "torch")  # of config.yaml, in the order in which they are written
-CHOOSE_ANEW = "Remove it to choose teachers and split as a first run does, or choose another --out."
+COMMAND = "scalr distill"
 
 
 class Chosen(NamedTuple):
@@ -90,43 +87,21 @@ def choose(
     return chosen
 
 
-def write_config(path: Path, provenance: dict) -> None:
-    """Write CONFIG_KEYS of a run.
+def started(record: RunRecord, path: Path) -> Started:
+    """What a run was started with, from its record, which is of a distillation.
 
     Raises:
-        StudentError: the file cannot be written.
+        StudentError: it is another command's.
     """
-    with written_aside(path, StudentError) as temporary:
-        temporary.write_text(yaml.safe_dump(provenance, sort_keys=False))
-
-
-def read_started(path: Path) -> Started:
-    """Read what a run was started with from its `config.yaml`.
-
-    Raises:
-        StudentError: the file cannot be read, or is not what `write_config` writes.
-    """
-    try:
-        values = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
+    settings = record.settings
+    if settings["command"] != COMMAND:
         raise StudentError(
-            f"the run's configuration cannot be read ({shortened(error)})", where=path, fix=CHOOSE_ANEW
-        ) from None
-    try:
-        # A file that was cut off may still be YAML, with fewer teachers: it lacks the last key.
-        values = {key: values[key] for key in CONFIG_KEYS}
-        teachers = tuple(str(name) for name in values["teachers"])
-        sources = tuple(
-            tuple((str(source["dataset"]), str(source["split"])) for source in store["sources"])
-            for store in values["stores"]
+            f"a run of {settings['command']} is here, not one of {COMMAND}", where=path, fix="Choose another --out."
         )
-    except (KeyError, TypeError, IndexError):
-        teachers, sources = (), ()
-    if not (teachers and sources and all(sources)):
-        raise StudentError(
-            "it does not say which teachers and sources the run was started with", where=path, fix=CHOOSE_ANEW
-        )
-    return Started(path, teachers, sources)
+    sources = tuple(
+        tuple((source["dataset"], source["split"]) for source in store["sources"]) for store in settings["stores"]
+    )
+    return Started(path, tuple(settings["teachers"]), sources)
 
 
 def _require_as_started(started: Started, wanted: Wanted, num_stores: int) -> None:

@@ -14,6 +14,8 @@ import torch
 
 from ..checkpoint_files import explained, written_aside
 from ..errors import ScalrError, StudentError
+from ..folder_lock import Lock
+from .run_record import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +78,14 @@ class Checkpoints:
     Args:
         path: of the file.
         minutes: between two of them.
-        identity: what the training depends on, plain values; another training's checkpoint is refused.
+        record: what the training depends on; the checkpoint of another one is refused.
+        lock: of the folder; None in processes that do not write.
     """
 
     path: Path
     minutes: float
-    identity: dict[str, Any]
+    record: RunRecord
+    lock: Lock | None = None
     _written: float = field(default_factory=time.monotonic, repr=False)
 
     @property
@@ -94,9 +98,11 @@ class Checkpoints:
         Raises:
             StudentError: the file cannot be written; the one before is still there.
         """
+        if self.lock is not None:
+            self.lock.require()
         self._remove_leftovers()
         with written_aside(self.path, StudentError) as temporary:
-            torch.save({"format": FORMAT, "identity": self.identity, **state}, temporary)
+            torch.save({"format": FORMAT, "settings": self.record.settings, **state}, temporary)
         self._written = time.monotonic()
 
     def remove(self) -> None:
@@ -121,21 +127,5 @@ class Checkpoints:
             raise StudentError(
                 "not a checkpoint of a training", where=self.path, fix="Choose another --out, or remove it."
             )
-        for key, ours in self.identity.items():
-            theirs = state["identity"].get(key)
-            if theirs != ours:
-                raise StudentError(
-                    f"the interrupted training had other settings: {_difference(key, theirs, ours)}",
-                    where=self.path,
-                    fix="Resume it with its own command, or choose another --out.",
-                )
+        self.record.require_same(state["settings"], self.path)
         return state
-
-
-def _difference(name: str, theirs: Any, ours: Any) -> str:
-    """The first value that differs, by its name in nested settings."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in sorted({*theirs, *ours}):
-            if theirs.get(key) != ours.get(key):
-                return _difference(f"{name}.{key}", theirs.get(key), ours.get(key))
-    return f"{name} was {theirs!r} and is {ours!r}"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..device import resolve_device
+from ..folder_lock import Lock, locked
 
 # The others wait while one process runs the quick probe.
 TIMEOUT = timedelta(hours=4)
@@ -63,6 +65,16 @@ def num_processes() -> int:
 
 def process_index() -> int:
     return dist.get_rank() if num_processes() > 1 else 0
+
+
+@contextmanager
+def locked_by_first(folder: Path) -> Iterator[Lock | None]:
+    """`folder_lock.locked` in the first process, for all of them; None in the others."""
+    if process_index() > 0:
+        yield None
+        return
+    with locked(folder) as lock:
+        yield lock
 
 
 def summed(values: Sequence[float], device: torch.device) -> list[float]:

@@ -7,17 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..errors import StudentError
+from ..extract.plan import frames_digest
 from ..extract.store import open_store
-from .checkpoint import save_student
-from .choice import Chosen, Wanted, choose, read_started, write_config
+from ..folder_lock import Lock
+from .checkpoint import load_student, save_student, student_provenance
+from .choice import COMMAND, Chosen, Wanted, choose, started
 from .dataset import DistillCollate, DistillDataset, SampleId
 from .interruption import Checkpoints
 from .objective import DistillObjective
-from .processes import joined_processes, num_processes, process_index, summed
+from .processes import joined_processes, locked_by_first, num_processes, process_index, summed
 from .recipe import Recipe, recipe_values
+from .run_record import CONFIG, RunRecord, read_record, run_record, write_record
 from .sampling import EpochLoader
 from .training import Observer, train
 from .training_log import read_log
@@ -25,10 +29,10 @@ from .waffleiron import Student
 
 logger = logging.getLogger(__name__)
 
+STUDENT = "student.safetensors"
 CHECKPOINT = "checkpoint.pt"
-CONFIG = "config.yaml"
 SEEDS_APART = 1_000_003  # of two stores in one run
-# How the machine is used: a run may go on with others.
+# Of `training`: how the machine is used, so that a run may go on with others.
 OF_THE_MACHINE = ("workers", "accumulate", "compile", "activation_checkpointing")
 
 QuickProbe = Callable[[Student], float]
@@ -90,15 +94,11 @@ def distill(config: DistillConfig) -> DistillSummary:
         StoppedError: by a signal; the checkpoint is written.
         ScalrError: what is wrong with the stores, the recipe or the output folder.
     """
-    path = config.out / "student.safetensors"
-    if path.exists():
-        if not config.resume:
-            raise StudentError("a student is there already", where=path, fix="Choose another --out.")
-        logger.info("%s: finished already", path)
-        (config.out / CHECKPOINT).unlink(missing_ok=True)  # where it was killed in between
-        return DistillSummary(path, _losses(config.out))
-    with joined_processes(config.device) as device:
-        data_wait = _train(config, path, device)
+    path = config.out / STUDENT
+    if path.exists() and not config.resume:
+        raise StudentError("a student is there already", where=path, fix="Choose another --out.")
+    with joined_processes(config.device) as device, locked_by_first(config.out) as lock:
+        data_wait = _train(config, device, lock)
     return DistillSummary(path, _losses(config.out), data_wait)
 
 
@@ -115,20 +115,30 @@ def new_student(recipe: Recipe) -> Student:
         return Student(recipe.student, recipe.inputs)
 
 
-def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
-    """Train, write the student to `path`, and return the share of time without data."""
-    chosen = _choose(config, device)
+def _train(config: DistillConfig, device: torch.device, lock: Lock | None) -> float | None:
+    """Train, write the student, and return the share of time without data; None where it was finished before."""
+    path, before = config.out / STUDENT, _record_of_start(config, device)
+    chosen = _choose(config, before)
     first = chosen[0]
     objective_config = replace(config.recipe.objective, teachers=first.teachers)
     recipe = with_head_for(replace(config.recipe, objective=objective_config), first.target_dim)
-    training, provenance = recipe.training, _provenance(chosen, recipe)
-    checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, _identity(provenance))
+    training = recipe.training
+    datasets = [_samples(each, recipe, number) for number, each in enumerate(chosen)]
+    record = _record(chosen, datasets, recipe, device)
+    checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, record, lock)
+    if before is not None:
+        record.require_same(before.settings, config.out / CONFIG)
+    if _seen_by_all(path, device):
+        load_student(path)  # whole
+        record.require_made_with(student_provenance(path), path)
+        logger.info("%s: finished already", path)
+        checkpoints.remove()  # where it was killed in between
+        return None
     resume = _seen_by_all(checkpoints.path, device)
     if resume and not config.resume:
         raise StudentError(
             "an interrupted run is here", where=config.out, fix="Go on with --resume, or choose another --out."
         )
-    datasets = [_samples(each, recipe, number) for number, each in enumerate(chosen)]
     loader = EpochLoader(
         datasets,
         DistillCollate(recipe.inputs),
@@ -140,7 +150,9 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
         accumulate=training.accumulate,
     )
     if process_index() == 0 and not resume:  # the checkpoint may yet turn out to be another run's
-        write_config(config.out / CONFIG, provenance)
+        write_record(config.out, record)
+    if before is not None:
+        record.say_changes_of_machine(before.machine)
     student = new_student(recipe)
     student.waffleiron.activation_checkpointing = training.activation_checkpointing
     if training.compile:
@@ -163,17 +175,21 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
             resume=resume,
         )
     if process_index() == 0:
-        write_config(config.out / CONFIG, provenance)  # a resumed run may have used another machine or release
-        save_student(student, path, provenance)
+        write_record(config.out, record)  # a resumed run may have used another machine or release
+        save_student(student, path, record.values)
         checkpoints.remove()
     return result.data_wait
 
 
-def _choose(config: DistillConfig, device: torch.device) -> list[Chosen]:
-    stores = [open_store(path) for path in config.caches]
-    weights, record = config.recipe.objective.teachers, config.out / CONFIG
-    started = read_started(record) if config.resume and _seen_by_all(record, device) else None
-    return choose(stores, Wanted(config.teachers or tuple(weights), config.split), weights, started)
+def _record_of_start(config: DistillConfig, device: torch.device) -> RunRecord | None:
+    """The record of the run that is resumed, as it was written when the run began."""
+    return read_record(config.out) if config.resume and _seen_by_all(config.out / CONFIG, device) else None
+
+
+def _choose(config: DistillConfig, before: RunRecord | None) -> list[Chosen]:
+    stores, weights = [open_store(path) for path in config.caches], config.recipe.objective.teachers
+    wanted = Wanted(config.teachers or tuple(weights), config.split)
+    return choose(stores, wanted, weights, None if before is None else started(before, config.out / CONFIG))
 
 
 def _seen_by_all(path: Path, device: torch.device) -> bool:
@@ -225,26 +241,25 @@ def _samples(chosen: Chosen, recipe: Recipe, number: int) -> DistillDataset:
     )
 
 
-def _provenance(chosen: Sequence[Chosen], recipe: Recipe) -> dict:
-    """What a student is made from; CONFIG_KEYS of `choice`."""
-    return {
-        "stores": [{"sources": [source.attributes for source in each.sources]} for each in chosen],
-        "teachers": chosen[0].provenance,
-        "recipe": recipe_values(recipe),
-        "torch": str(torch.__version__),
-    }
+def _record(
+    chosen: Sequence[Chosen], datasets: Sequence[DistillDataset], recipe: Recipe, device: torch.device
+) -> RunRecord:
+    """What a student is made from, and the machine that makes it."""
+    values = recipe_values(recipe)
+    machine = {name: values["training"].pop(name) for name in OF_THE_MACHINE}
+    stores = [
+        {"sources": [source.attributes for source in each.sources], **_frames_in_use(dataset)}
+        for each, dataset in zip(chosen, datasets, strict=True)
+    ]
+    settings = {"command": COMMAND, "stores": stores, "teachers": chosen[0].provenance, "recipe": values}
+    return run_record(settings, device, **machine)
 
 
-def _identity(provenance: dict) -> dict:
-    """What an interrupted run may not change."""
-    recipe = provenance["recipe"]
-    training = {key: value for key, value in recipe["training"].items() if key not in OF_THE_MACHINE}
-    return {
-        # Not by store, as in checkpoints of runs that are under way.
-        "store": {"sources": [source for store in provenance["stores"] for source in store["sources"]]},
-        "teachers": provenance["teachers"],
-        "recipe": {**recipe, "training": training},
-    }
+def _frames_in_use(dataset: DistillDataset) -> dict[str, int | str]:
+    """Which frames are learnt from, as others may have been skipped, and which of their cameras."""
+    views = dataset.store.views.take(np.concatenate(dataset.frames))
+    names = zip(*(views[name].to_pylist() for name in ("dataset", "scene", "token", "camera")), strict=True)
+    return {"frames": len(dataset), "views": len(views), "views_sha256": frames_digest(["\t".join(n) for n in names])}
 
 
 def _losses(folder: Path) -> list[float]:

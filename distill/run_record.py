@@ -1,0 +1,158 @@
+"""What a run is: the settings that its result depends on, in `config.yaml` of its folder from its first moment on.
+
+Whatever goes on with a run, or says that it is finished, compares its own settings with these. How the machine is used
+is written beside them: it may change in between, and then the log says that the last bits may differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from ..checkpoint_files import shortened, written_aside
+from ..errors import StudentError
+from .processes import num_processes
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+MACHINE, DIGEST = "machine", "settings_sha256"  # beside the settings in the file
+LISTED_DIFFERENCES = 3
+LONGEST_VALUE = 60  # characters, in an error
+BEGIN_ANEW = "Remove it to begin with the settings of this command, or choose another --out."
+NOT_SET = "not set"
+
+
+class RunRecord(NamedTuple):
+    """What a run depends on, and what it may change while it is under way; plain JSON values both."""
+
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """As they are written: the settings by name, the machine, and a digest of the settings."""
+        return {**self.settings, MACHINE: self.machine, DIGEST: settings_sha256(self.settings)}
+
+    def require_same(self, other: Mapping[str, Any], where: Path) -> None:
+        """Refuse what was made with other settings.
+
+        Args:
+            other: the settings that were written down.
+            where: the file that holds them.
+
+        Raises:
+            StudentError: they differ; the first settings that do, with both values.
+        """
+        found = list(_differences(other, self.settings))
+        if found:
+            more = f"; and {len(found) - LISTED_DIFFERENCES} more" if len(found) > LISTED_DIFFERENCES else ""
+            raise StudentError(
+                f"made with other settings: {'; '.join(found[:LISTED_DIFFERENCES])}{more}",
+                where=where,
+                fix="Run the command with the settings that it was started with, or choose another --out.",
+            )
+
+    def require_made_with(self, values: Any, where: Path) -> None:
+        """Refuse a result whose own record, as `values`, is missing or of other settings.
+
+        Raises:
+            StudentError: it is.
+        """
+        theirs = record_of(values)
+        if theirs is None:
+            raise StudentError(
+                "it does not say with which settings it was made", where=where, fix="Choose another --out."
+            )
+        self.require_same(theirs.settings, where)
+
+    def say_changes_of_machine(self, before: Mapping[str, Any]) -> None:
+        """Say once in the log what of the machine is another than before: sums are then taken in another order."""
+        found = "; ".join(_differences(before, self.machine))
+        if found:
+            logger.warning("the machine is used otherwise than before (%s): the last bits of results may differ", found)
+
+
+def run_record(settings: Mapping[str, Any], device: torch.device, **machine: Any) -> RunRecord:
+    """The record of a run on a device; `machine` is what else of the machine is chosen."""
+    own = {
+        "device": device.type,
+        "processes": num_processes(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+    return RunRecord(json.loads(json.dumps(settings)), {**own, **machine})
+
+
+def settings_sha256(settings: Mapping[str, Any]) -> str:
+    """One digest of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write `config.yaml` into a run's folder.
+
+    Raises:
+        StudentError: it cannot be written.
+    """
+    with written_aside(folder / CONFIG, StudentError) as temporary:
+        temporary.write_text(yaml.safe_dump(record.values, sort_keys=False))
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """What `write_record` wrote; None where there is no such file.
+
+    Raises:
+        StudentError: it cannot be read, was cut off, or was changed since.
+    """
+    path = folder / CONFIG
+    try:
+        values = yaml.safe_load(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
+        raise StudentError(
+            f"the run's configuration cannot be read ({shortened(error)})", where=path, fix=BEGIN_ANEW
+        ) from None
+    record = record_of(values)
+    if record is None:
+        raise StudentError(
+            "it is not what the run wrote when it began: it was cut off or changed", where=path, fix=BEGIN_ANEW
+        )
+    return record
+
+
+def record_of(values: Any) -> RunRecord | None:
+    """The record of which these are the `values`; None where they are of none."""
+    if not isinstance(values, Mapping) or not isinstance(values.get(MACHINE), Mapping):
+        return None
+    settings = {key: value for key, value in values.items() if key not in (MACHINE, DIGEST)}
+    try:
+        whole = settings_sha256(settings) == values.get(DIGEST)
+    except (TypeError, ValueError):  # what JSON does not have, such as dates
+        return None
+    return RunRecord(settings, dict(values[MACHINE])) if whole else None
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Each value that differs, by its name in nested settings."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in {**now, **before}:
+            yield from _differences(before.get(key, NOT_SET), now.get(key, NOT_SET), f"{name}.{key}" if name else key)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for number, pair in enumerate(zip(before, now, strict=True)):
+            yield from _differences(*pair, f"{name}[{number}]")
+    elif before != now:
+        yield f"{name} was {_shown(before)} and is {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
