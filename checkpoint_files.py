@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from .errors import ScalrError
@@ -73,6 +74,15 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     with written_aside(path, ScalrError) as temporary:
         temporary.write_bytes(data)
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of tensors with their names, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:

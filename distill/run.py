@@ -128,7 +128,7 @@ def _train(config: DistillConfig, device: torch.device, lock: Lock | None) -> fl
     checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, record, lock)
     if before is not None:
         record.require_same(before.settings, config.out / CONFIG)
-    if _seen_by_all(path, device):
+    if config.resume and _seen_by_all(path, device):
         load_student(path)  # whole
         record.require_made_with(student_provenance(path), path)
         logger.info("%s: finished already", path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 MACHINE, DIGEST = "machine", "settings_sha256"  # beside the settings in the file
 LISTED_DIFFERENCES = 3
-LONGEST_VALUE = 60  # characters, in an error
+LONGEST_VALUE, LONGEST_DIGEST = 60, 12  # characters, in an error
+SHA256 = re.compile(r"[0-9a-f]{64}")
 BEGIN_ANEW = "Remove it to begin with the settings of this command, or choose another --out."
 NOT_SET = "not set"
 
@@ -155,4 +157,5 @@ def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+    longest = LONGEST_DIGEST if SHA256.fullmatch(text) else LONGEST_VALUE
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

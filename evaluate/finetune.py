@@ -51,7 +51,12 @@ class FinetuneConfig(SupervisionConfig):
 
     @property
     def choices(self) -> dict[str, str]:
-        return {"labels": self.labels, "starts_from": "new weights" if self.from_scratch else "the student"}
+        starts_from = "new weights" if self.from_scratch else "the student"
+        return {"labels": self.labels, "starts_from": starts_from, "precision": self.precision}
+
+    @property
+    def machine(self) -> dict[str, bool]:
+        return {"activation_checkpointing": self.activation_checkpointing}
 
     @property
     def published_schedule(self) -> Schedule:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..checkpoint_files import sha256_of_file
+from ..checkpoint_files import sha256_of_file, tensors_digest
 from ..distill.checkpoint import load_student, save_student, student_provenance
 from ..distill.inputs import InputConfig
 from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets.frame import Dataset
+from .result import RECORD
 
 MODEL = "model.safetensors"  # in the folder of a probing or finetuning
 HEAD = "classif."  # what of a student's tensors is its head
@@ -60,6 +61,7 @@ def load_model(path: Path) -> Model:
             fix="Pass the model.safetensors of 'scalr evaluate probe' or 'scalr evaluate finetune'.",
         )
     classes = provenance.pop("classes", None)
+    provenance.pop(RECORD, None)
     return Model(student, None if classes is None else tuple(classes), provenance | file_identity(path))
 
 
@@ -78,6 +80,15 @@ def require_classes(model: Model, dataset: Dataset, path: Path) -> None:
             where=path,
             fix="Train it for these classes: 'scalr evaluate probe' and 'finetune' take --dataset and --classes.",
         )
+
+
+def student_identity(student: Student) -> dict:
+    """What a student is, whatever its file: plain values, a digest of its tensors among them."""
+    return {
+        "tensors_sha256": tensors_digest(student.state_dict()),
+        "config": asdict(student.config),
+        "inputs": asdict(student.input_config),
+    }
 
 
 def file_identity(path: Path) -> dict[str, str]:

@@ -14,7 +14,6 @@ import numpy as np
 from ..checkpoint_files import write_bytes
 from ..errors import StudentError
 from ..extract.datasets.labels import IGNORE_LABEL
-from ..extract.plan import frames_digest
 from .scores import Scores
 
 if TYPE_CHECKING:  # finished runs are compared without torch
@@ -22,6 +21,8 @@ if TYPE_CHECKING:  # finished runs are compared without torch
     from ..extract.datasets.frame import Dataset
 
 FORMAT = "scalr-result"
+RESULT = "result.json"
+RECORD = "run"  # in a result, and in the header of a model: the record of the run that made it
 # What of a teacher's provenance says which feature was learnt.
 OF_TEACHER = ("model", "weights_sha256", "feature", "image_size", "pos_embed")
 
@@ -39,6 +40,7 @@ class ResultCard:
         protocol: choices that change the figures, plain values.
         provenance: what was measured: model, student, store.
         values: more for `result.json` alone.
+        record: of the run, `distill.run_record.RunRecord.values`; None where nothing is resumed.
     """
 
     title: str
@@ -50,6 +52,7 @@ class ResultCard:
     protocol: Mapping[str, Any]
     provenance: Mapping[str, Any]
     values: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] | None = None
 
 
 def card_of_scores(scores: Scores, **rest: Any) -> ResultCard:
@@ -103,15 +106,6 @@ def scoring_protocol(scores: Scores, dataset: Dataset, inputs: InputConfig, max_
     }
 
 
-def training_frames(dataset: Dataset) -> dict:
-    """Which frames' labels were learnt from."""
-    return {
-        "training_split": dataset.split,
-        "training_frames": len(dataset.frames),
-        "training_frames_sha256": frames_digest([frame.token for frame in dataset.frames]),
-    }
-
-
 def teacher_summary(provenance: Mapping[str, Any]) -> dict:
     """Of each teacher that a student learnt from: which feature, at which image size."""
     teachers = provenance.get("teachers") or {}
@@ -134,8 +128,9 @@ def write_result(card: ResultCard, out: Path) -> None:
         **card.values,
         "protocol": dict(card.protocol),
         "provenance": dict(card.provenance),
+        RECORD: card.record,
     }
-    for name, text in (("result.md", _as_markdown(card)), ("result.json", json.dumps(values))):
+    for name, text in (("result.md", _as_markdown(card)), (RESULT, json.dumps(values))):
         write_bytes(out / name, f"{text}\n".encode())
 
 
@@ -145,7 +140,7 @@ def read_result(folder: Path) -> dict:
     Raises:
         StudentError: there is none, or it is of another program.
     """
-    path = folder / "result.json" if folder.is_dir() else folder
+    path = folder / RESULT if folder.is_dir() else folder
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:

@@ -9,20 +9,32 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..distill.processes import joined_processes, process_index
+from ..distill.processes import joined_processes, locked_by_first, process_index
+from ..distill.run_record import run_record
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
 from ..extract.datasets.frame import Dataset
 from ..extract.datasets.nuscenes_c import NuScenesC
 from .corrupt import NOT_COMPARABLE
-from .model import Model, load_model, require_classes
-from .result import ResultCard, card_of_scores, read_result, scoring_protocol, teacher_summary, write_result
+from .labelled_frames import labelled_frames
+from .model import Model, load_model, require_classes, student_identity
+from .result import (
+    RECORD,
+    RESULT,
+    ResultCard,
+    card_of_scores,
+    read_result,
+    scoring_protocol,
+    teacher_summary,
+    write_result,
+)
 from .robo3d import BASELINE, corruption_errors, mean_over, resilience_rates
 from .scoring import score
 
 logger = logging.getLogger(__name__)
 
+COMMAND = "scalr evaluate robustness"
 CLEAN = {"nuscenes_c": "nuscenes", "semantic_kitti_c": "semantic_kitti"}
 
 
@@ -63,7 +75,7 @@ def robustness(config: RobustnessConfig) -> RobustnessResult:
         raise StudentError(
             f"{config.dataset} is not a set of corruptions", where="--dataset", fix=f"Use {' or '.join(CLEAN)}."
         )
-    with joined_processes(config.device) as device:
+    with joined_processes(config.device) as device, locked_by_first(config.out):
         return _robustness(config, device)
 
 
@@ -100,16 +112,18 @@ def _open_copy(config: RobustnessConfig, copy: str) -> Dataset:
 
 def _miou_of(model: Model, dataset: Dataset, out: Path, config: RobustnessConfig, device: torch.device) -> float:
     """mIoU [%] of one copy, from its card where it has been scored before."""
-    if (out / "result.json").exists():
-        before = read_result(out)
-        if before["provenance"].get("sha256") != model.provenance["sha256"]:
-            raise StudentError(
-                f"a result of another model is here ({before['provenance'].get('file')})",
-                where=out,
-                fix="Choose another --out.",
-            )
-        return 100 * before["miou"]
     require_classes(model, dataset, config.model)
+    settings = {
+        "command": COMMAND,
+        "model": student_identity(model.student),
+        "dataset": dataset.name,
+        **labelled_frames(dataset),
+    }
+    record = run_record(settings, device, workers=config.workers)
+    if (out / RESULT).exists():
+        before = read_result(out)
+        record.require_made_with(before[RECORD], out / RESULT)
+        return 100 * before["miou"]
     logger.info("robustness: %s of %s, %d frames", dataset.split, dataset.name, len(dataset.frames))
     scores = score(model.student, dataset, device, workers=config.workers)
     if process_index() == 0:
@@ -118,6 +132,7 @@ def _miou_of(model: Model, dataset: Dataset, out: Path, config: RobustnessConfig
             title=f"{config.model.name} on {dataset.split} of {dataset.name}",
             protocol=scoring_protocol(scores, dataset, model.student.input_config),
             provenance=model.provenance,
+            record=record.values,
         )
         write_result(card, out)
     return 100 * scores.miou

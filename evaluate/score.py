@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..distill.processes import joined_processes, process_index
+from ..distill.processes import joined_processes, locked_by_first, process_index
 from ..extract.datasets import open_dataset
 from .class_sets import with_classes
 from .model import load_model, require_classes
@@ -46,7 +46,7 @@ def score_model(config: ScoreConfig) -> Scores | None:
         ScalrError: what is wrong with the model, the dataset or the output folder.
     """
     require_new(config.out)
-    with joined_processes(config.device) as device:
+    with joined_processes(config.device) as device, locked_by_first(config.out):
         return _score(config, device)
 
 

@@ -14,23 +14,27 @@ from torch import nn
 
 from ..distill.checkpoint import load_student, student_provenance
 from ..distill.interruption import Checkpoints
-from ..distill.processes import joined_processes, process_index
+from ..distill.processes import joined_processes, locked_by_first, process_index
+from ..distill.run_record import CONFIG, RunRecord, read_record, run_record, write_record
 from ..distill.sampling import EpochLoader
 from ..distill.training import Observer, TrainingConfig, train
 from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
+from ..folder_lock import Lock
 from .class_sets import with_classes
+from .labelled_frames import labelled_frames
 from .labelled_scans import AugmentedScans, LabelledBatch, LabelledCollate
-from .model import MODEL, file_identity, save_model
+from .model import MODEL, file_identity, load_model, save_model, student_identity
 from .result import (
+    RECORD,
+    RESULT,
     card_of_scores,
     read_result,
     scores_of,
     scoring_protocol,
     teacher_summary,
-    training_frames,
     write_result,
 )
 from .schedules import Published, Schedule, changed, check_choice
@@ -41,7 +45,6 @@ from .segmentation_losses import segmentation_loss
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
-GO_ON = "Go on with --resume, or choose another --out."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,11 @@ class SupervisionConfig(ABC):
     @abstractmethod
     def choices(self) -> dict[str, str]:
         """What else changes the figures, for the result card."""
+
+    @property
+    def machine(self) -> dict[str, bool]:
+        """How the machine is used, besides its number of workers."""
+        return {}
 
     @property
     @abstractmethod
@@ -144,36 +152,50 @@ def learn(config: SupervisionConfig) -> SupervisedResult:
         StoppedError: by a signal; the checkpoint is written.
         ScalrError: what is wrong with the student, the dataset or the output folder.
     """
-    if _is_finished(config.out, resume=config.resume):
-        logger.info("%s: finished already", config.out)
-        return SupervisedResult(scores_of(read_result(config.out)), [], config.out / MODEL)
-    with joined_processes(config.device) as device:
-        return _learn(config, device)
+    if not config.resume:
+        _require_nothing_begun(config.out)
+    with joined_processes(config.device) as device, locked_by_first(config.out) as lock:
+        return _learn(config, device, lock)
 
 
-def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
+def _learn(config: SupervisionConfig, device: torch.device, lock: Lock | None) -> SupervisedResult:
     student = load_student(config.student)
     training_set, validation_set = (
         with_classes(open_dataset(config.dataset, config.root, split, need="labels"), config.classes)
         for split in (config.labelled_split, config.val_split)
     )
-    model = config.new_model(student, len(training_set.class_names)).to(device)
     schedule, _ = config.chosen_schedule()
-    protocol = {
-        "schedule": asdict(schedule),
-        "seed": config.seed,
-        **config.choices,
-        **training_frames(training_set),
+    protocol = {"schedule": asdict(schedule), "seed": config.seed, **config.choices}
+    settings = {
+        "command": config.verb,
+        "student": student_identity(student),
+        "dataset": training_set.name,
+        "classes": list(training_set.class_names),
+        "training": labelled_frames(training_set),
+        "validation": labelled_frames(validation_set),
+        **protocol,
     }
+    record = run_record(settings, device, workers=config.workers, **config.machine)
+    before = read_record(config.out) if config.resume else None
+    if before is not None:
+        record.require_same(before.settings, config.out / CONFIG)
+    checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, record, lock)
+    if config.resume and (config.out / RESULT).exists():
+        return _finished_before(config.out, record, checkpoints)
+    if before is not None:
+        record.say_changes_of_machine(before.machine)
+    if process_index() == 0 and not checkpoints.path.exists():  # which may yet turn out to be another run's
+        write_record(config.out, record)
+    model = config.new_model(student, len(training_set.class_names)).to(device)
     provenance = {"student": file_identity(config.student), "distillation": student_provenance(config.student)}
-    identity = {config.verb: protocol | provenance["student"]}
-    checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, identity)
     logger.info("%s %s on %d frames", config.verb, config.student, len(training_set.frames))
     training = training_config(schedule, workers=config.workers, seed=config.seed)
     losses = config.fit(model, training_set, training, device, checkpoints)
     scores = score(model.eval(), validation_set, device, workers=config.workers)
     if process_index() == 0:
-        save_model(model, config.out / MODEL, training_set.class_names, {**provenance, config.verb: protocol})
+        protocol |= {f"training_{name}": value for name, value in settings["training"].items()}
+        contents = {**provenance, config.verb: protocol, RECORD: record.values}
+        save_model(model, config.out / MODEL, training_set.class_names, contents)
         card = card_of_scores(
             scores,
             title=f"{config.title} on {training_set.name}",
@@ -181,10 +203,23 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
             departures=config.departures(),
             protocol={**scoring_protocol(scores, validation_set, model.input_config), **protocol},
             provenance={**provenance, "teachers": teacher_summary(provenance["distillation"])},
+            record=record.values,
         )
         write_result(card, config.out)
+        write_record(config.out, record)  # a resumed run may have used another machine or release
         checkpoints.remove()
     return SupervisedResult(scores, losses, config.out / MODEL)
+
+
+def _finished_before(out: Path, record: RunRecord, checkpoints: Checkpoints) -> SupervisedResult:
+    """The result that is there, which is of the same settings."""
+    load_model(out / MODEL)  # whole
+    result = read_result(out)
+    record.require_made_with(result.get(RECORD), out / RESULT)
+    logger.info("%s: finished already", out)
+    if process_index() == 0:
+        checkpoints.remove()  # where it was killed in between
+    return SupervisedResult(scores_of(result), [], out / MODEL)
 
 
 class SupervisedObjective(nn.Module):
@@ -267,19 +302,16 @@ def require_new(out: Path) -> None:
     Raises:
         StudentError: it has.
     """
-    if (out / "result.json").exists():
+    if (out / RESULT).exists():
         raise StudentError("a result is there already", where=out, fix="Choose another --out.")
 
 
-def _is_finished(out: Path, *, resume: bool) -> bool:
-    """Whether a run that is started again has its result already.
+def _require_nothing_begun(out: Path) -> None:
+    """Refuse a folder that has a result, or an interrupted run.
 
     Raises:
-        StudentError: a result, or an interrupted run, is there, and `resume` does not say that it is wanted.
+        StudentError: it has.
     """
-    finished = (out / "result.json").exists()
-    if finished and not resume:
-        raise StudentError("a result is there already", where=out, fix=GO_ON)
-    if (out / CHECKPOINT).exists() and not resume:
-        raise StudentError("an interrupted run is here", where=out, fix=GO_ON)
-    return finished
+    for name, what in ((RESULT, "a result is there already"), (CHECKPOINT, "an interrupted run is here")):
+        if (out / name).exists():
+            raise StudentError(what, where=out, fix="Go on with --resume, or choose another --out.")

@@ -23,6 +23,7 @@ from ..extract.datasets.frame import Dataset, Frame
 from ..extract.datasets.scans import read_labelled_scan
 from ..extract.plan import frames_digest
 from ..extract.store import FeatureStore, open_store
+from ..folder_lock import locked
 from ..progress import progress
 from .metrics import confusion_matrix
 from .probe import FeatureBatch, HeadObjective
@@ -119,7 +120,11 @@ def probe_teacher(config: TeacherProbeConfig) -> Scores:
         ScalrError: what is wrong with a store, the dataset or the output folder.
     """
     require_new(config.out)
-    device = resolve_device(config.device)
+    with locked(config.out):
+        return _probe_teacher(config, resolve_device(config.device))
+
+
+def _probe_teacher(config: TeacherProbeConfig, device: torch.device) -> Scores:
     store = open_store(config.cache)
     val_store = store if config.val_cache is None else open_store(config.val_cache)
     teacher = config.teacher or store.only_teacher()

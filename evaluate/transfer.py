@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..distill.processes import joined_processes, process_index
+from ..distill.processes import joined_processes, locked_by_first, process_index
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from .class_sets import RAW_IDS, with_classes
@@ -52,7 +52,7 @@ def transfer(config: TransferConfig) -> Scores:
             f"no conventions for {config.dataset}", where="--dataset", fix=f"Use {' or '.join(TARGETS)}."
         )
     require_new(config.out)
-    with joined_processes(config.device) as device:
+    with joined_processes(config.device) as device, locked_by_first(config.out):
         return _transfer(config, device)
 
 

@@ -223,7 +223,9 @@ def test_a_checkpoint_without_configuration_chooses_as_a_first_run(place):
     with pytest.raises(StoreError, match="which teacher"):
         place.resume()
     # The checkpoint refuses what differs; the next try is not bound to what was refused.
-    with pytest.raises(StudentError, match=r"checkpoint\.pt: made with other settings: teachers\.doubled was not set and is"):
+    with pytest.raises(
+        StudentError, match=r"checkpoint\.pt: made with other settings: teachers\.doubled was not set and is"
+    ):
         place.resume(teachers=("doubled",))
     assert not config.exists()
     place.resume(teachers=("coordinates",))

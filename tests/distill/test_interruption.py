@@ -18,6 +18,7 @@ from scalr.distill import interruption
 from scalr.distill.interruption import Checkpoints, Signals, leave_signals_to_the_trainer
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
+from scalr.distill.run_record import RunRecord
 from scalr.errors import ScalrError, StudentError
 from tiny import TinyDataset, extract_with, tiny_teachers
 
@@ -142,7 +143,7 @@ def test_a_second_ctrl_c_acts_at_once(monkeypatch):
 def test_a_checkpoint_is_due_so_many_minutes_after_the_last(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(interruption.time, "monotonic", lambda: now[0])
-    checkpoints = Checkpoints(tmp_path / "checkpoint.pt", 10, {})
+    checkpoints = Checkpoints(tmp_path / "checkpoint.pt", 10, RunRecord({}, {}))
     for start in (100.0, 800.0):
         now[0] = start
         checkpoints.save({})
@@ -166,7 +167,7 @@ def test_a_loader_s_worker_outlives_the_signals_that_the_trainer_acts_on(monkeyp
 
 
 def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path / "checkpoint.pt", 0, {"recipe": 1})
+    checkpoints = Checkpoints(tmp_path / "checkpoint.pt", 0, RunRecord({"recipe": 1}, {}))
     checkpoints.save({"step": 1})
 
     def killed_half_way(state, path):
@@ -193,7 +194,7 @@ def test_what_is_no_checkpoint_is_said(tmp_path, content, message):
     path = tmp_path / "checkpoint.pt"
     torch.save({"x": 1}, path) if content is None else path.write_bytes(content)
     with pytest.raises(StudentError, match=message):
-        Checkpoints(path, 0, {}).load()
+        Checkpoints(path, 0, RunRecord({}, {})).load()
 
 
 @pytest.fixture

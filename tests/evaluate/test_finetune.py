@@ -207,7 +207,7 @@ def test_what_is_not_as_published_is_told(config):
         "scored on split train",
     ]
     assert replace(official, labels="1%").labelled_split == "train-1%"
-    assert official.choices == {"labels": "100%", "starts_from": "the student"}
+    assert official.choices == {"labels": "100%", "starts_from": "the student", "precision": "float32"}
     assert replace(official, from_scratch=True).choices["starts_from"] == "new weights"
     assert (official.schedule, official.labels, official.seed, official.precision) == ("scalr", "100%", 0, "float32")
 

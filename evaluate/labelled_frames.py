@@ -1,0 +1,50 @@
+"""Which labelled frames a result depends on, so that those of another folder, split or release are told apart."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ..extract.datasets.frame import Dataset, Frame
+from ..extract.datasets.scans import read_labelled_scan
+from ..extract.plan import frames_digest
+
+WHOLE_FRAMES = 8  # whose points and labels are read; of all others, the size of the label file is asked for
+THREADS = 16  # that ask: each waits for shared storage
+
+
+def labelled_frames(dataset: Dataset) -> dict[str, int | str]:
+    """The frames of a split and their labels, as plain values.
+
+    `labels_sha256` is over the name and the size of every label file, and over the points and train ids of WHOLE_FRAMES
+    frames spread evenly over the split: reading all of a large set would take minutes each time.
+
+    Raises:
+        ScalrError: a frame among these cannot be read, or lacks labels.
+    """
+    frames = dataset.frames
+    digest = hashlib.sha256("\n".join(_label_files(dataset)).encode())
+    count = min(WHOLE_FRAMES, len(frames))
+    for number in range(count):
+        for values in read_labelled_scan(dataset, frames[number * len(frames) // count]):
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return {
+        "split": dataset.split,
+        "frames": len(frames),
+        "frames_sha256": frames_digest([frame.token for frame in frames]),
+        "labels_sha256": digest.hexdigest(),
+    }
+
+
+def _label_files(dataset: Dataset) -> list[str]:
+    root = Path(dataset.root)
+
+    def name_and_size(frame: Frame) -> str:
+        path = root / (frame.labels or "")
+        return f"{frame.labels} {path.stat().st_size if path.is_file() else None}"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(name_and_size, dataset.frames))
