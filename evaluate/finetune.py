@@ -51,7 +51,8 @@ class FinetuneConfig(SupervisionConfig):
 
     @property
     def choices(self) -> dict[str, str]:
-        return {"labels": self.labels, "starts_from": "new weights" if self.from_scratch else "the student"}
+        starts_from = "new weights" if self.from_scratch else "the student"
+        return {"labels": self.labels, "starts_from": starts_from, "augmentation": self.augmentation}
 
     @property
     def published_schedule(self) -> Schedule:
@@ -85,6 +86,7 @@ class FinetuneConfig(SupervisionConfig):
             replace(training, precision=self.precision),
             device,
             checkpoints,
+            self.augmentation,
             layer_scale(schedule.layer_decay, model.config.depth),
         )
 

@@ -22,7 +22,7 @@ from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
 from .class_sets import with_classes
-from .labelled_scans import AugmentedScans, LabelledBatch, LabelledCollate
+from .labelled_scans import Augmentation, AugmentedScans, LabelledBatch, LabelledCollate
 from .model import MODEL, file_identity, save_model
 from .result import (
     card_of_scores,
@@ -59,6 +59,7 @@ class SupervisionConfig(ABC):
     val_split: str = "val"
     classes: str | None = None  # of domain generalisation, in place of the dataset's own
     schedule: Published = "scalr"  # whose
+    augmentation: Augmentation = "official"
     epochs: int | None = None
     warmup_epochs: float | None = None
     batch_size: int | None = None
@@ -71,6 +72,7 @@ class SupervisionConfig(ABC):
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, Published)
+        check_choice("augmentation", self.augmentation, Augmentation)
 
     @property
     def labelled_split(self) -> str:
@@ -119,7 +121,8 @@ class SupervisionConfig(ABC):
         """In what it is not as published."""
         wanted = {"trained": (self.train_split, "train"), "scored": (self.val_split, "val")}
         of_splits = [f"{what} on split {split}" for what, (split, official) in wanted.items() if split != official]
-        return [*self.chosen_schedule()[1], *of_splits]
+        moved = [] if self.augmentation == "official" else [f"augmentation {self.augmentation} instead of official"]
+        return [*self.chosen_schedule()[1], *of_splits, *moved]
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,7 @@ def train_on_scans(
     training: TrainingConfig,
     device: torch.device,
     checkpoints: Checkpoints,
+    augmentation: Augmentation,
     learning_rate_scale: Callable[[str], float] = lambda name: 1.0,
 ) -> list[float]:
     """Train on augmented scans, from the checkpoint on where there is one; losses of the steps made now.
@@ -239,7 +243,7 @@ def train_on_scans(
     """
     inputs = objective.model.input_config
     loader = EpochLoader(
-        [AugmentedScans(dataset, inputs, training.seed)],
+        [AugmentedScans(dataset, inputs, training.seed, augmentation)],
         LabelledCollate(inputs),
         batch_size=training.batch_size,
         seed=training.seed,
