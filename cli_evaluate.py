@@ -66,6 +66,12 @@ def options_of_training(command: Callable) -> Callable:
     training = under(
         "Training",
         choice_option("--schedule", ["scalr", "scalr_plus"], "Whose published schedule."),
+        choice_option(
+            "--augmentation",
+            ["official", "joint"],
+            "How training scans are moved. official: as published, coordinates and features apart."
+            " joint: both alike, as in pretraining.",
+        ),
         click.option("--epochs", type=int, help="[default: the published number]"),
         click.option("--warmup-epochs", type=float, help="[default: the published number]"),
         click.option("--batch-size", type=int, help="Scans of a step.  [default: 8]"),

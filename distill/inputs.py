@@ -134,7 +134,7 @@ def at_most(count: int, xyz: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """The official augmentations of ScaLR: rotation about z, flip of x or y, isotropic scale."""
+    """The official augmentations of ScaLR's pretraining: rotation about z, flip of x or y, isotropic scale."""
 
     max_rotation_rad: float = math.pi
     flip_probability: float = 2 / 3  # of flipping one axis, x and y being equally likely
@@ -148,26 +148,35 @@ class AugmentConfig:
                 raise _bad(name, value, f"Give a number from 0 to {high:.6g}.", section="augmentation")
 
 
-def augment(xyz: np.ndarray, rng: np.random.Generator, config: AugmentConfig | None = None) -> np.ndarray:
-    """Rotate, flip and scale a cloud about the sensor.
+@dataclass(frozen=True)
+class Motion:
+    """One draw of augmentation: a rotation about z, then a flip, then an isotropic scale, all about the sensor."""
 
-    Args:
-        xyz: (N, 3) [m], left as it is.
-        rng: always advanced by the same number of draws, whatever they give.
-        config: sizes; None stands for the official ones.
+    angle_rad: float = 0.0
+    flipped_axis: int | None = None  # 0 x, 1 y
+    scale: float = 1.0
 
-    Returns:
-        (N, 3), in the dtype of `xyz`.
-    """
+    def move(self, xyz: np.ndarray) -> np.ndarray:
+        """(N, 3), in the dtype of `xyz` (N, 3) [m], which is left as it is."""
+        cos, sin = math.cos(self.angle_rad), math.sin(self.angle_rad)
+        transform = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) * self.scale  # for points as rows
+        if self.flipped_axis is not None:
+            transform[:, self.flipped_axis] *= -1
+        return (xyz @ transform).astype(xyz.dtype)
+
+
+def draw_motion(rng: np.random.Generator, config: AugmentConfig | None = None) -> Motion:
+    """A motion of the sizes of `config` (None: the official ones); `rng` always advances by as many draws."""
     config = config or AugmentConfig()
     angle = rng.uniform(-config.max_rotation_rad, config.max_rotation_rad)
-    flips, axis = rng.random() < config.flip_probability, rng.integers(2)
+    flips, axis = rng.random() < config.flip_probability, int(rng.integers(2))
     scale = 1 + rng.uniform(-config.max_scale_change, config.max_scale_change)
-    cos, sin = math.cos(angle), math.sin(angle)
-    transform = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) * scale  # for points as rows
-    if flips:
-        transform[:, axis] *= -1
-    return (xyz @ transform).astype(xyz.dtype)
+    return Motion(angle, axis if flips else None, scale)
+
+
+def augment(xyz: np.ndarray, rng: np.random.Generator, config: AugmentConfig | None = None) -> np.ndarray:
+    """Rotate, flip and scale a cloud (N, 3) [m] by a motion drawn from `rng`, as the official code pretrains."""
+    return draw_motion(rng, config).move(xyz)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +194,9 @@ class ScanInput:
     cells: np.ndarray
 
 
-def scan_input(points: np.ndarray, statistics: IntensityStatistics, config: InputConfig) -> ScanInput:
+def scan_input(
+    points: np.ndarray, statistics: IntensityStatistics, config: InputConfig, feature_xyz: np.ndarray | None = None
+) -> ScanInput:
     """The student's inputs for points that are already voxelised, augmented and cropped.
 
     A scan of K points or fewer repeats the neighbours that it has; a single point is its own neighbour.
@@ -194,11 +205,13 @@ def scan_input(points: np.ndarray, statistics: IntensityStatistics, config: Inpu
         points: (M, 4) x y z [m], raw intensity.
         statistics: of the dataset's intensity.
         config: neighbours, field of view, planes.
+        feature_xyz: (M, 3) [m] x, y, z of the features, and of their radius, where they were augmented apart from
+            those of `points`, which choose neighbours and cells; None takes the same for both.
 
     Raises:
         StudentError: no points, points outside the field of view, or points of another shape.
     """
-    return _scan_input(points, _kept_tree(points), statistics, config)
+    return _scan_input(points, _kept_tree(points), statistics, config, feature_xyz)
 
 
 def evaluation_input(
@@ -306,14 +319,20 @@ def _crop(cells_of_scans: Sequence[np.ndarray], plane_shape: tuple[int, int]) ->
     return np.concatenate(index), (height, width)
 
 
-def _scan_input(points: np.ndarray, tree: Tree, statistics: IntensityStatistics, config: InputConfig) -> ScanInput:
-    xyz = points[:, :3]
+def _scan_input(
+    points: np.ndarray,
+    tree: Tree,
+    statistics: IntensityStatistics,
+    config: InputConfig,
+    feature_xyz: np.ndarray | None = None,
+) -> ScanInput:
+    xyz = points[:, :3] if feature_xyz is None else feature_xyz
     intensity = (points[:, 3:] - statistics.mean) / statistics.std
     radius = np.linalg.norm(xyz, axis=1, keepdims=True)
     return ScanInput(
         features=np.concatenate([intensity, xyz, radius], axis=1, dtype=np.float32),
         neighbours=_neighbours(tree, config.num_neighbours),
-        cells=_plane_cells(xyz, config),
+        cells=_plane_cells(points[:, :3], config),
     )
 
 

@@ -52,7 +52,8 @@ class FinetuneConfig(SupervisionConfig):
     @property
     def choices(self) -> dict[str, str]:
         starts_from = "new weights" if self.from_scratch else "the student"
-        return {"labels": self.labels, "starts_from": starts_from, "precision": self.precision}
+        choices = {"labels": self.labels, "starts_from": starts_from, "augmentation": self.augmentation}
+        return choices | {"precision": self.precision}
 
     @property
     def machine(self) -> dict[str, bool]:
@@ -90,6 +91,7 @@ class FinetuneConfig(SupervisionConfig):
             replace(training, precision=self.precision),
             device,
             checkpoints,
+            self.augmentation,
             layer_scale(schedule.layer_decay, model.config.depth),
         )
 

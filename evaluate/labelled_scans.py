@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,12 +13,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..distill.inputs import (
-    AugmentConfig,
     InputConfig,
+    Motion,
     PackedBatch,
     ScanInput,
     at_most,
-    augment,
+    draw_motion,
     evaluation_input,
     inside_field_of_view,
     pack,
@@ -28,6 +30,8 @@ from ..errors import ScalrError
 from ..extract.datasets.frame import Dataset
 from ..extract.datasets.scans import intensity_of, read_labelled_scan, read_labels, read_points
 from ..worker_processes import worker_context
+
+Augmentation = Literal["official", "joint"]  # as the official code trains downstream, or as it pretrains
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +54,30 @@ class LabelledBatch(Batch):
         return replace(self, inputs=self.inputs.pin_memory(), labels=self.labels.pin_memory())
 
 
+def draw_motions(rng: np.random.Generator, augmentation: Augmentation) -> tuple[Motion, Motion]:
+    """How a scan's coordinates are moved, and how x, y and z among its features are.
+
+    The coordinates choose neighbours, field of view and plane cells. Official downstream configurations turn and flip
+    them, and do not scale them; they turn the features by an angle of their own, do not flip them, and scale them and
+    their radius (`rotation: [[2, 6]]`, `flip_xy`, `scale: [[4, 5, 6, 7], 0.1]` of columns x, y, z, intensity, x, y, z,
+    radius). "joint" moves both alike, as pretraining does.
+    """
+    motion = draw_motion(rng)
+    if augmentation == "joint":
+        return motion, motion
+    return replace(motion, scale=1.0), Motion(angle_rad=rng.uniform(-math.pi, math.pi), scale=motion.scale)
+
+
 class AugmentedScans(TorchDataset):
-    """Training scans as the official code finetunes on them: a random point a voxel, at most `max_points`, augmented.
+    """Training scans in the official order: a random point of each voxel, at most `max_points`, augmented, cropped.
 
     All that is random is drawn from (seed, visit, frame).
     """
 
-    def __init__(self, dataset: Dataset, inputs: InputConfig, seed: int) -> None:
-        self.dataset, self.inputs, self.seed = dataset, inputs, seed
+    def __init__(
+        self, dataset: Dataset, inputs: InputConfig, seed: int, augmentation: Augmentation = "official"
+    ) -> None:
+        self.dataset, self.inputs, self.seed, self.augmentation = dataset, inputs, seed, augmentation
         self.intensity = intensity_of(dataset)
 
     def __len__(self) -> int:
@@ -71,9 +91,11 @@ class AugmentedScans(TorchDataset):
         kept = voxel_representatives(points[:, :3], self.inputs.voxel_size_m, rng)
         kept = kept[at_most(self.inputs.max_points, points[kept, :3], rng)]
         points, labels = points[kept], labels[kept]
-        points[:, :3] = augment(points[:, :3], rng, AugmentConfig())
+        motion, motion_of_features = draw_motions(rng, self.augmentation)
+        feature_xyz = motion_of_features.move(points[:, :3])
+        points[:, :3] = motion.move(points[:, :3])
         inside = inside_field_of_view(points[:, :3], self.inputs)
-        return scan_input(points[inside], self.intensity, self.inputs), labels[inside]
+        return scan_input(points[inside], self.intensity, self.inputs, feature_xyz[inside]), labels[inside]
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,22 @@ class ProbeConfig(SupervisionConfig):
 
     title: ClassVar[str] = "Linear probing"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fast and self.augmentation != "official":
+            raise StudentError(
+                "fast probing does not augment", where="--augmentation", fix="Leave out --augmentation, or --fast."
+            )
+
     @property
     def setting(self) -> str:
         return f"probe {self.dataset}"
 
     @property
     def choices(self) -> dict[str, str]:
-        return {"features": FAST if self.fast else "of augmented scans, anew each epoch"}
+        if self.fast:
+            return {"features": FAST, "augmentation": "none"}
+        return {"features": "of augmented scans, anew each epoch", "augmentation": self.augmentation}
 
     @property
     def published_schedule(self) -> Schedule:
@@ -68,7 +77,8 @@ class ProbeConfig(SupervisionConfig):
         checkpoints: Checkpoints,
     ) -> list[float]:
         if not self.fast:
-            return train_on_scans(SupervisedObjective(model, frozen=True), dataset, training, device, checkpoints)
+            objective = SupervisedObjective(model, frozen=True)
+            return train_on_scans(objective, dataset, training, device, checkpoints, self.augmentation)
         if num_processes() > 1:
             raise StudentError("fast probing is for one process", where="--fast", fix="Start it without torchrun.")
         return train_on_features(model, dataset, training, device, self.out)

@@ -29,6 +29,7 @@ from ..extract.datasets.frame import Dataset, Frame
 from ..extract.datasets.labels import IGNORE_LABEL
 from ..extract.datasets.scans import intensity_of, read_labels, read_points
 from ..extract.store import open_store
+from ..folder_lock import locked
 from .cloud_page import Cloud, PageError, cloud_page
 from .model import file_identity
 from .pictures import as_png, colour_range, perspective_view, side_by_side, top_view
@@ -174,6 +175,11 @@ def similarity_maps(config: SimilarityConfig) -> SimilarityResult:
     Raises:
         ScalrError: what is wrong with the student, the dataset, the point or class, the store or the output folder.
     """
+    with locked(config.out):
+        return _similarity_maps(config)
+
+
+def _similarity_maps(config: SimilarityConfig) -> SimilarityResult:
     student = load_student(config.student).to(resolve_device(config.device))
     need = "points" if config.class_name is None else "labels"
     dataset = open_dataset(config.dataset, config.root, config.split, need=need)

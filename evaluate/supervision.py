@@ -25,7 +25,7 @@ from ..extract.datasets.frame import Dataset
 from ..folder_lock import Lock
 from .class_sets import with_classes
 from .labelled_frames import labelled_frames
-from .labelled_scans import AugmentedScans, LabelledBatch, LabelledCollate
+from .labelled_scans import Augmentation, AugmentedScans, LabelledBatch, LabelledCollate
 from .model import MODEL, file_identity, load_model, save_model, student_identity
 from .result import (
     RECORD,
@@ -62,6 +62,7 @@ class SupervisionConfig(ABC):
     val_split: str = "val"
     classes: str | None = None  # of domain generalisation, in place of the dataset's own
     schedule: Published = "scalr"  # whose
+    augmentation: Augmentation = "official"
     epochs: int | None = None
     warmup_epochs: float | None = None
     batch_size: int | None = None
@@ -74,6 +75,7 @@ class SupervisionConfig(ABC):
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, Published)
+        check_choice("augmentation", self.augmentation, Augmentation)
 
     @property
     def labelled_split(self) -> str:
@@ -127,7 +129,8 @@ class SupervisionConfig(ABC):
         """In what it is not as published."""
         wanted = {"trained": (self.train_split, "train"), "scored": (self.val_split, "val")}
         of_splits = [f"{what} on split {split}" for what, (split, official) in wanted.items() if split != official]
-        return [*self.chosen_schedule()[1], *of_splits]
+        moved = [] if self.augmentation == "official" else [f"augmentation {self.augmentation} instead of official"]
+        return [*self.chosen_schedule()[1], *of_splits, *moved]
 
 
 @dataclass(frozen=True)
@@ -262,6 +265,7 @@ def train_on_scans(
     training: TrainingConfig,
     device: torch.device,
     checkpoints: Checkpoints,
+    augmentation: Augmentation,
     learning_rate_scale: Callable[[str], float] = lambda name: 1.0,
 ) -> list[float]:
     """Train on augmented scans, from the checkpoint on where there is one; losses of the steps made now.
@@ -274,7 +278,7 @@ def train_on_scans(
     """
     inputs = objective.model.input_config
     loader = EpochLoader(
-        [AugmentedScans(dataset, inputs, training.seed)],
+        [AugmentedScans(dataset, inputs, training.seed, augmentation)],
         LabelledCollate(inputs),
         batch_size=training.batch_size,
         seed=training.seed,

@@ -24,6 +24,7 @@ ON_LABELS = {
     "val_split": "val",
     "classes": None,
     "schedule": "scalr",
+    "augmentation": "official",
     "epochs": None,
     "warmup_epochs": None,
     "batch_size": None,

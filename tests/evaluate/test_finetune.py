@@ -152,18 +152,20 @@ def test_new_weights_are_of_the_seed_alone(config):
 def test_every_option_reaches_the_training(config, monkeypatch):
     given = {}
 
-    def train_on_scans(objective, dataset, training, device, checkpoints, scale):
-        given.update(objective=objective, training=training, scale=scale)
+    def train_on_scans(objective, dataset, training, device, checkpoints, augmentation, scale):
+        given.update(objective=objective, training=training, augmentation=augmentation, scale=scale)
         return []
 
     monkeypatch.setattr(finetune_module, "train_on_scans", train_on_scans)
     model = config.new_model(load_student(config.student), 16)
     cpu, training = torch.device("cpu"), TrainingConfig(epochs=1)
-    replace(config, precision="bfloat16", layer_decay=0.5).fit(model, None, training, cpu, None)
+    replace(config, precision="bfloat16", layer_decay=0.5, augmentation="joint").fit(model, None, training, cpu, None)
+    assert given["augmentation"] == "joint"
     assert given["training"] == replace(training, precision="bfloat16")
     assert not given["objective"].frozen
     assert given["scale"]("model.waffleiron.channel_mix.0.norm.weight") == 0.5**DEPTH
     config.fit(model, None, training, cpu, None)
+    assert given["augmentation"] == "official"
     assert given["scale"]("model.embed.conv1.weight") == 0.99 ** (DEPTH + 1)  # nuScenes, all labels
 
 
@@ -174,13 +176,13 @@ def test_scans_are_drawn_with_the_seed_of_the_training(config, monkeypatch):
         loaders.append((datasets, options))
         raise StoppedError("enough is known", where="here", fix="Go on")
 
-    monkeypatch.setattr(supervision, "AugmentedScans", lambda dataset, inputs, seed: seed)
+    monkeypatch.setattr(supervision, "AugmentedScans", lambda dataset, inputs, seed, augmentation: (seed, augmentation))
     monkeypatch.setattr(supervision, "EpochLoader", loader)
     model = config.new_model(load_student(config.student), 4)
     training, cpu = TrainingConfig(epochs=1, batch_size=3, workers=2, seed=7), torch.device("cpu")
     with pytest.raises(StoppedError):
-        supervision.train_on_scans(SupervisedObjective(model, frozen=True), None, training, cpu, None)
-    assert loaders == [([7], {"batch_size": 3, "seed": 7, "workers": 2, "device": cpu})]
+        supervision.train_on_scans(SupervisedObjective(model, frozen=True), None, training, cpu, None, "joint")
+    assert loaders == [([(7, "joint")], {"batch_size": 3, "seed": 7, "workers": 2, "device": cpu})]
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -199,15 +201,22 @@ def test_what_is_not_as_published_is_told(config):
     probing = ProbeConfig(student=config.student, root=config.root, out=config.out)
     assert official.departures() == probing.departures() == []
     assert replace(probing, fast=True).departures() == [FAST]
-    other = replace(official, train_split="mini_train", val_split="train", layer_decay=0.9, learning_rate=1e-3)
+    changes = {"train_split": "mini_train", "val_split": "train", "layer_decay": 0.9, "learning_rate": 1e-3}
+    other = replace(official, augmentation="joint", **changes)
     assert other.departures() == [
         "learning_rate 0.001 instead of 0.002",
         "layer_decay 0.9 instead of 0.99",
         "trained on split mini_train",
         "scored on split train",
+        "augmentation joint instead of official",
     ]
+    assert replace(probing, augmentation="joint").departures() == ["augmentation joint instead of official"]
     assert replace(official, labels="1%").labelled_split == "train-1%"
-    assert official.choices == {"labels": "100%", "starts_from": "the student", "precision": "float32"}
+    expected = {"labels": "100%", "starts_from": "the student", "augmentation": "official", "precision": "float32"}
+    assert official.choices == expected
+    of_probing = {augmentation: replace(probing, augmentation=augmentation) for augmentation in ("official", "joint")}
+    assert all(each.choices["augmentation"] == augmentation for augmentation, each in of_probing.items())
+    assert replace(probing, fast=True).choices["augmentation"] == "none"
     assert replace(official, from_scratch=True).choices["starts_from"] == "new weights"
     assert (official.schedule, official.labels, official.seed, official.precision) == ("scalr", "100%", 0, "float32")
 
@@ -278,6 +287,7 @@ def test_a_scaled_parameter_moves_and_decays_by_its_share(weight_decay):
     [
         ({"schedule": "scalar"}, "--schedule: 'scalar' is unknown. Use scalr, scalr_plus"),
         ({"labels": "2%"}, "--labels: '2%' is unknown. Use 100%, 10%, 1%"),
+        ({"augmentation": "none"}, "--augmentation: 'none' is unknown. Use official, joint"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0"),
         ({"layer_decay": 99.0}, "layer_decay is 99.0. Use a factor above 0, up to 1"),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from scalr.distill.inputs import AugmentConfig, InputConfig, evaluation_input
+from scalr.distill.inputs import InputConfig, Motion, evaluation_input
 from scalr.errors import DatasetError
 from scalr.evaluate import labelled_scans
 from scalr.evaluate.labelled_scans import AugmentedScans, EvaluationScans, LabelledCollate
@@ -48,11 +48,11 @@ def test_a_training_scan_is_a_random_point_of_each_voxel_with_its_label(simulate
     dataset, config = open_dataset("nuscenes", simulated("nuscenes"), "train"), InputConfig()
     augmentations = []
 
-    def unaugmented(xyz, rng, config):
-        augmentations.append(config)
-        return xyz
+    def unaugmented(rng, augmentation):
+        augmentations.append(augmentation)
+        return Motion(), Motion()
 
-    monkeypatch.setattr(labelled_scans, "augment", unaugmented)
+    monkeypatch.setattr(labelled_scans, "draw_motions", unaugmented)
     raw, raw_labels = dataset.read_points(dataset.frames[0]), dataset.read_labels(dataset.frames[0])
     label_at = dict(zip(map(bytes, raw[:, :3].copy()), raw_labels, strict=True))
     draws = {}
@@ -66,7 +66,7 @@ def test_a_training_scan_is_a_random_point_of_each_voxel_with_its_label(simulate
     np.testing.assert_array_equal(
         AugmentedScans(dataset, config, 1)[0, 0][0].features, AugmentedScans(dataset, config, 1)[0, 0][0].features
     )
-    assert set(augmentations) == {AugmentConfig()}
+    assert set(augmentations) == {"official"}
 
 
 def test_a_split_has_a_scan_for_each_frame(tiny_dataset):
@@ -108,8 +108,8 @@ def test_points_at_the_range_and_beyond_are_removed_before_anything_else(tiny_da
 
 
 def test_training_scans_are_cut_to_the_field_of_view(tiny_dataset):
-    """Once they are turned, flipped and scaled."""
-    whole, cut = (AugmentedScans(tiny_dataset, inputs, 3)[2, 1] for inputs in (InputConfig(), SMALL))
+    """Once they are turned, flipped and, in joint augmentation, scaled."""
+    whole, cut = (AugmentedScans(tiny_dataset, inputs, 3, "joint")[2, 1] for inputs in (InputConfig(), SMALL))
     inside = (np.abs(whole[0].features[:, 1:4]) < np.array([20, 20, 3]) - 1e-4).all(axis=1)
     np.testing.assert_array_equal(cut[0].features, whole[0].features[inside])
     np.testing.assert_array_equal(cut[1], whole[1][inside])

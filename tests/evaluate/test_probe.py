@@ -200,3 +200,8 @@ def test_fast_probing_by_several_processes_is_refused(student_file, synthetic_wo
     config = ProbeConfig(student=student_file, root=synthetic_world, out=tmp_path / "out", fast=True)
     with pytest.raises(StudentError, match=r"--fast: fast probing is for one process\. Start it without torchrun"):
         probe(config)
+
+
+def test_fast_probing_has_nothing_to_augment(student_file, tmp_path):
+    with pytest.raises(StudentError, match=r"--augmentation: fast probing does not augment\. Leave out"):
+        ProbeConfig(student=student_file, root=tmp_path, out=tmp_path, fast=True, augmentation="joint")

@@ -1,0 +1,191 @@
+"""Each setting of a distillation changed alone where it is resumed: refused by name, or harmless as the docs say."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scalr.distill.interruption import Signals, StoppedError
+from scalr.distill.recipe import SECTIONS, load_recipe
+from scalr.distill.run import OF_THE_MACHINE, DistillConfig, distill
+from scalr.errors import ScalrError, StoreError, StudentError
+from tiny import TinyDataset, extract_with, tiny_teachers
+
+SMALL = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2", "inputs.num_neighbours=4")
+# Of each field of a recipe, another value than SMALL or the default; and its name in the error where it is another.
+OTHERS = {
+    "student.width": 12,
+    "student.depth": 4,
+    "student.norm": "layer",
+    "student.activation": "gelu",
+    "student.stochastic_depth": 0.1,
+    "student.head": "mlp",
+    "student.out_channels": None,  # the teacher's, whatever the recipe says
+    "inputs.voxel_size_m": 0.2,
+    "inputs.fov_min_m": [-63.0, -64.0, -8.0],
+    "inputs.fov_max_m": [64.0, 63.0, 8.0],
+    "inputs.planes": "[{axes: [0, 1], shape: [128, 128]}]",
+    "inputs.num_neighbours": 5,
+    "inputs.max_points": 100,
+    "sampling.views_per_sample": "all",
+    "sampling.voxel_point": "first",
+    "sampling.store_weights": [1.0],
+    "augmentation.max_rotation_rad": 1.0,
+    "augmentation.flip_probability": 0.5,
+    "augmentation.max_scale_change": 0.2,
+    "objective.loss": "cosine",
+    "objective.teachers": "{coordinates: 2.0}",
+    "objective.temperature": 0.1,
+    "objective.contrastive_pairs": 64,
+    "objective.target_head": None,  # with the contrastive loss alone
+    "objective.target_head_channels": 8,
+    "training.epochs": 3,
+    "training.batch_size": 1,
+    "training.learning_rate": 1e-3,
+    "training.min_learning_rate": 1e-6,
+    "training.weight_decay": 0.1,
+    "training.schedule": "reciprocal_sqrt",
+    "training.warmup_steps": 5,
+    "training.warmup_epochs": 0.5,
+    "training.timescale_epochs": 0.5,
+    "training.cooldown_epochs": 0.5,
+    "training.precision": "bfloat16",
+    "training.seed": 1,
+}
+HARMLESS = {
+    "training.workers": 1,
+    "training.accumulate": 2,
+    "training.compile": "true",
+    "training.activation_checkpointing": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A run that is finished and one that was stopped after its first step, of one store."""
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "images").mkdir()
+    frames = TinyDataset(folder / "images", num_frames=2)
+    extract_with(frames, tiny_teachers(), folder / "s.zarr", teachers=("coordinates",), frames_per_block=1)
+    go_on(folder, "finished", resume=False)
+    stop(folder, "stopped")
+    return folder
+
+
+def go_on(folder: Path, run: str, overrides: tuple[str, ...] = (), **options):
+    recipe = load_recipe("scalr_wi256", [*SMALL, *overrides])
+    values = {"caches": (folder / "s.zarr",), "resume": True, "device": "cpu"} | options
+    return distill(DistillConfig(out=folder / run, recipe=recipe, **values))
+
+
+def stop(folder: Path, run: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Signals, "stop", property(lambda self: True, lambda self, value: None), raising=False)
+        with pytest.raises(StoppedError, match="after step 1 of 2"):
+            go_on(folder, run, resume=False)
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+def test_every_field_of_a_recipe_is_here():
+    fields = {f"{section}.{field.name}" for section in SECTIONS for field in dataclasses.fields(SECTIONS[section])}
+    assert fields == OTHERS.keys() | HARMLESS.keys()
+    assert {f"training.{name}" for name in OF_THE_MACHINE} == HARMLESS.keys()
+
+
+@pytest.mark.parametrize("run", ["finished", "stopped"])
+@pytest.mark.parametrize("field", [name for name, value in OTHERS.items() if value is not None])
+def test_another_recipe_is_refused_by_name(folder, run, field):
+    before = contents(folder / run)
+    with pytest.raises(StudentError) as caught:
+        go_on(folder, run, (f"{field}={OTHERS[field]}",))
+    assert f"made with other settings: recipe.{field}" in str(caught.value)
+    assert " was " in str(caught.value)
+    assert contents(folder / run) == before
+
+
+@pytest.mark.parametrize("file", ["config.yaml", None])
+@pytest.mark.parametrize("run", ["finished", "stopped"])
+def test_each_file_of_a_run_knows_its_settings(folder, tmp_path, run, file):
+    """The configuration, or where it was removed, the student or the checkpoint."""
+    copy = shutil.copytree(folder / run, tmp_path / run)
+    where = file or {"finished": "student.safetensors", "stopped": "checkpoint.pt"}[run]
+    if file is None:
+        (copy / "config.yaml").unlink()
+    with pytest.raises(
+        StudentError, match=rf"{where}: made with other settings: recipe\.training\.seed was 0 and is 1"
+    ):
+        go_on(folder, str(copy), ("training.seed=1",))
+
+
+@pytest.mark.parametrize("run", ["finished", "stopped"])
+@pytest.mark.parametrize("field", [name for name in HARMLESS if name != "training.compile"])
+def test_another_use_of_the_machine_is_said(folder, tmp_path, caplog, run, field):
+    """`compile` takes a compiler and minutes."""
+    copy, name = shutil.copytree(folder / run, tmp_path / run), field.partition(".")[2]
+    with caplog.at_level(logging.INFO, "scalr"):
+        assert len(go_on(folder, str(copy), (f"{field}={HARMLESS[field]}",)).losses) == 2
+    said = [line for line in caplog.messages if "the last bits of results may differ" in line]
+    assert len(said) == (run == "stopped")
+    assert all(
+        f"{name} was {'false' if HARMLESS[field] == 'true' else 0 if name == 'workers' else 1}" in s for s in said
+    )
+
+
+@pytest.mark.parametrize("run", ["finished", "stopped"])
+def test_other_stores_are_refused(folder, tmp_path, run):
+    """Another one of the same layout, one that is not there, one more."""
+    (tmp_path / "images").mkdir()
+    images = TinyDataset(tmp_path / "images", num_frames=3)
+    more = extract_with(images, tiny_teachers(), tmp_path / "s.zarr", teachers=("coordinates",), frames_per_block=1)
+    with pytest.raises(StudentError, match=r"made with other settings: stores\[0\]\.\S+ was "):
+        go_on(folder, run, caches=(more.path,))
+    with pytest.raises(StoreError, match=r"nowhere\.zarr"):
+        go_on(folder, run, caches=(tmp_path / "nowhere.zarr",))
+    with pytest.raises(StudentError, match="number of stores was 1 and is 2"):
+        go_on(folder, run, caches=(folder / "s.zarr", folder / "s.zarr"))
+
+
+def test_frames_that_came_later_are_not_mixed_in(tmp_path, monkeypatch):
+    """A frame was skipped; its image came back and the store was completed."""
+    (tmp_path / "images").mkdir()
+    frames = TinyDataset(tmp_path / "images", num_frames=3)
+    image = tmp_path / "images" / frames.frames[1].views[0].image
+    kept = image.read_bytes()
+    image.unlink()
+    options = {"teachers": ("coordinates",), "frames_per_block": 1}
+    extract_with(frames, tiny_teachers(), tmp_path / "s.zarr", on_error="skip", **options)
+    stop(tmp_path, "stopped")
+    go_on(tmp_path, "finished", resume=False)
+    record = yaml.safe_load((tmp_path / "finished/config.yaml").read_text())
+    assert record["stores"][0]["frames"] == 2
+    image.write_bytes(kept)
+    shutil.rmtree(tmp_path / "s.zarr")
+    extract_with(frames, tiny_teachers(), tmp_path / "s.zarr", **options)
+    for run in ("stopped", "finished"):
+        with pytest.raises(
+            StudentError, match=r"stores\[0\]\.frames was 2 and is 3; stores\[0\]\.views was 4 and is 6"
+        ):
+            go_on(tmp_path, run)
+
+
+@pytest.mark.parametrize("size", [0, 10, 1000, -1])
+def test_a_finished_student_that_was_cut_off_is_not_finished(folder, tmp_path, size):
+    copy = shutil.copytree(folder / "finished", tmp_path / "run")
+    student = copy / "student.safetensors"
+    student.write_bytes(student.read_bytes()[:size])
+    with pytest.raises(ScalrError, match=r"student\.safetensors: .*"):
+        go_on(folder, str(copy))
+
+
+def test_a_finished_run_of_the_same_settings_is_finished(folder):
+    before = contents(folder / "finished")
+    assert go_on(folder, "finished").data_wait is None
+    assert contents(folder / "finished") == before

@@ -1,0 +1,194 @@
+"""Each setting of a probing or finetuning changed alone where it is resumed: refused by name, or harmless."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from scalr.distill.checkpoint import save_student
+from scalr.distill.interruption import Signals, StoppedError
+from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.errors import ScalrError, StudentError
+from scalr.evaluate.finetune import FinetuneConfig, finetune
+from scalr.evaluate.probe import ProbeConfig, probe
+from scalr.evaluate.robustness import RobustnessConfig, robustness
+from scalr.evaluate.score import ScoreConfig, score_model
+from scalr.evaluate.similarity import SimilarityConfig, similarity_maps
+from scalr.evaluate.supervision import SupervisionConfig
+from scalr.evaluate.teacher import TeacherProbeConfig, probe_teacher
+from scalr.evaluate.transfer import TransferConfig, transfer
+from scalr.folder_lock import locked
+
+VERBS: dict[str, tuple[type[SupervisionConfig], Callable]] = {
+    "probe": (ProbeConfig, probe),
+    "finetune": (FinetuneConfig, finetune),
+}
+# Of each field, another value than in `runs`, and the setting that the error names.
+OTHERS = {
+    "student": ("other.safetensors", "student.tensors_sha256"),
+    "root": ("world", "training.labels_sha256"),
+    "train_split": ("val", "training.split"),
+    "val_split": ("train", "validation.split"),
+    "classes": ("semantic_kitti_10", "classes"),
+    "schedule": ("scalr_plus", "schedule.min_learning_rate"),
+    "epochs": (3, "schedule.epochs"),
+    "warmup_epochs": (0.5, "schedule.warmup_epochs"),
+    "batch_size": (2, "schedule.batch_size"),
+    "learning_rate": (0.1, "schedule.learning_rate"),
+    "augmentation": ("joint", "augmentation"),
+    "seed": (1, "seed"),
+}
+OTHERS_OF = {
+    "probe": OTHERS | {"fast": (True, "features")},
+    "finetune": OTHERS
+    | {
+        "schedule": ("scalr_plus", "schedule.learning_rate"),
+        "from_scratch": (True, "schedule.layer_decay"),
+        "layer_decay": (0.5, "schedule.layer_decay"),
+        "precision": ("bfloat16", "precision"),
+    },
+}
+# `dataset` has a test of its own; of `labels`, the simulated world has not enough.
+ELSEWHERE = {"out", "resume", "dataset", "labels"}
+HARMLESS = {"workers", "device", "checkpoint_minutes", "activation_checkpointing"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A student, and another one of the same architecture."""
+    folder = tmp_path_factory.mktemp("resume")
+    for seed, name in enumerate(("student", "other")):
+        torch.manual_seed(seed)
+        save_student(Student(WaffleIronConfig(width=8, depth=3, out_channels=4)), folder / f"{name}.safetensors", {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder, simulated) -> dict[str, SupervisionConfig]:
+    """By verb and state, a run that is finished, and one that was stopped after its first step."""
+    configs = {}
+    for verb, (kind, run) in VERBS.items():
+        common = {"student": folder / "student.safetensors", "root": simulated("nuscenes"), "epochs": 2}
+        config = kind(**common, warmup_epochs=1, batch_size=1, device="cpu", out=folder / f"{verb}-finished")
+        run(config)
+        configs[f"{verb} finished"] = replace(config, resume=True)
+        stopped = replace(config, out=folder / f"{verb}-stopped")
+        stop(run, stopped)
+        configs[f"{verb} stopped"] = replace(stopped, resume=True)
+    return configs
+
+
+def stop(run: Callable, config: SupervisionConfig) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Signals, "stop", property(lambda self: True, lambda self, value: None), raising=False)
+        with pytest.raises(StoppedError, match="after step 1 of"):
+            run(config)
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_here(verb):
+    fields = {field.name for field in dataclasses.fields(VERBS[verb][0])}
+    assert fields - ELSEWHERE - HARMLESS == OTHERS_OF[verb].keys()
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+@pytest.mark.parametrize(("verb", "field"), [(verb, field) for verb in VERBS for field in OTHERS_OF[verb]])
+def test_another_setting_is_refused_by_name(folder, runs, simulated, tmp_path, verb, state, field):
+    config, (value, named) = runs[f"{verb} {state}"], OTHERS_OF[verb][field]
+    if field == "student":
+        value = folder / value
+    elif field == "root":  # the same frames with other labels
+        value = shutil.copytree(simulated("nuscenes"), tmp_path / value)
+        for labels in (value / "lidarseg").rglob("*.bin"):
+            labels.write_bytes(bytes([24]) * labels.stat().st_size)
+    before = contents(config.out)
+    with pytest.raises(StudentError, match=r"made with other settings: .* was ") as caught:
+        VERBS[verb][1](replace(config, **{field: value}))
+    assert named in str(caught.value)
+    assert contents(config.out) == before
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_labels_that_are_not_there_are_said(runs, verb, state):
+    """So is a student."""
+    config = runs[f"{verb} {state}"]
+    with pytest.raises(ScalrError, match="no student here"):
+        VERBS[verb][1](replace(config, student=config.student.with_name("none.safetensors")))
+    if verb == "finetune":
+        with pytest.raises(ScalrError, match="train-1%"):
+            finetune(replace(config, labels="1%"))
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+def test_one_lidar_of_a_dataset_does_not_go_on_as_the_other(folder, simulated, tmp_path, state):
+    root, student = simulated("pandaset"), folder / "student.safetensors"
+    config = ProbeConfig(
+        student=student, root=root, out=tmp_path / "run", dataset="pandaset_64", epochs=1, batch_size=1
+    )
+    stop(probe, config) if state == "stopped" else probe(replace(config, fast=True))
+    other = replace(config, dataset="pandaset_gt", resume=True, fast=state == "finished")
+    with pytest.raises(StudentError, match="dataset was pandaset_64 and is pandaset_gt"):
+        probe(other)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+def test_the_same_data_elsewhere_and_another_use_of_the_machine_go_on(runs, tmp_path, caplog, verb, state):
+    config = runs[f"{verb} {state}"]
+    out, root = shutil.copytree(config.out, tmp_path / "run"), tmp_path / "world"
+    root.symlink_to(config.root, target_is_directory=True)
+    student = shutil.copy(config.student, tmp_path / "renamed.safetensors")
+    machine = {"activation_checkpointing": True} if verb == "finetune" else {}
+    with caplog.at_level(logging.WARNING, "scalr"):
+        VERBS[verb][1](
+            replace(config, out=out, root=root, student=student, workers=1, checkpoint_minutes=0.0, **machine)
+        )
+    said = [line for line in caplog.messages if "workers was 0 and is 1" in line]
+    assert len(said) == (state == "stopped")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_finished_model_that_was_cut_off_is_not_finished(runs, tmp_path, verb):
+    config = runs[f"{verb} finished"]
+    out = shutil.copytree(config.out, tmp_path / "run")
+    model = out / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    with pytest.raises(StudentError, match=r"model\.safetensors: "):
+        VERBS[verb][1](replace(config, out=out))
+    model.unlink()
+    with pytest.raises(StudentError, match=r"model\.safetensors: no student here"):
+        VERBS[verb][1](replace(config, out=out))
+
+
+MANY = {"student": Path("s"), "model": Path("m"), "root": Path("r"), "clean_root": Path("c"), "cache": Path("c")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "run"),
+    [
+        *VERBS.values(),
+        (RobustnessConfig, robustness),
+        (ScoreConfig, score_model),
+        (SimilarityConfig, similarity_maps),
+        (TeacherProbeConfig, probe_teacher),
+        (TransferConfig, transfer),
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_a_folder_in_which_another_run_is_at_work_is_refused(tmp_path, kind, run):
+    """Before anything else is looked at."""
+    values = {name: value for name, value in MANY.items() if name in kind.__dataclass_fields__}
+    with locked(tmp_path), pytest.raises(StudentError, match="another run is at work here: process"):
+        run(kind(**values, out=tmp_path))
