@@ -15,7 +15,7 @@ from ..extract.store import SCANS, FeatureStore, Source
 from ..extract.store.format import index_path
 from .run_record import RunRecord
 
-COMMAND = "scalr distill"
+KIND = "distillation"
 
 
 class Chosen(NamedTuple):
@@ -94,9 +94,9 @@ def started(record: RunRecord, path: Path) -> Started:
         StudentError: it is another command's.
     """
     settings = record.settings
-    if settings["command"] != COMMAND:
+    if settings["kind"] != KIND:
         raise StudentError(
-            f"a run of {settings['command']} is here, not one of {COMMAND}", where=path, fix="Choose another --out."
+            f"the run in this folder is a {settings['kind']}, not a {KIND}", where=path, fix="Choose another --out."
         )
     sources = tuple(
         tuple((source["dataset"], source["split"]) for source in store["sources"]) for store in settings["stores"]

@@ -15,7 +15,7 @@ from ..extract.plan import frames_digest
 from ..extract.store import open_store
 from ..folder_lock import Lock
 from .checkpoint import load_student, save_student, student_provenance
-from .choice import COMMAND, Chosen, Wanted, choose, started
+from .choice import KIND, Chosen, Wanted, choose, started
 from .dataset import DistillCollate, DistillDataset, SampleId
 from .interruption import Checkpoints
 from .objective import DistillObjective
@@ -251,7 +251,7 @@ def _record(
         {"sources": [source.attributes for source in each.sources], **_frames_in_use(dataset)}
         for each, dataset in zip(chosen, datasets, strict=True)
     ]
-    settings = {"command": COMMAND, "stores": stores, "teachers": chosen[0].provenance, "recipe": values}
+    settings = {"kind": KIND, "stores": stores, "teachers": chosen[0].provenance, "recipe": values}
     return run_record(settings, device, **machine)
 
 

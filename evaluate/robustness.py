@@ -34,7 +34,6 @@ from .scoring import score
 
 logger = logging.getLogger(__name__)
 
-COMMAND = "scalr evaluate robustness"
 CLEAN = {"nuscenes_c": "nuscenes", "semantic_kitti_c": "semantic_kitti"}
 
 
@@ -114,7 +113,7 @@ def _miou_of(model: Model, dataset: Dataset, out: Path, config: RobustnessConfig
     """mIoU [%] of one copy, from its card where it has been scored before."""
     require_classes(model, dataset, config.model)
     settings = {
-        "command": COMMAND,
+        "kind": "robustness",
         "model": student_identity(model.student),
         "dataset": dataset.name,
         **labelled_frames(dataset),

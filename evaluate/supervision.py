@@ -170,7 +170,7 @@ def _learn(config: SupervisionConfig, device: torch.device, lock: Lock | None) -
     schedule, _ = config.chosen_schedule()
     protocol = {"schedule": asdict(schedule), "seed": config.seed, **config.choices}
     settings = {
-        "command": config.verb,
+        "kind": config.verb,
         "student": student_identity(student),
         "dataset": training_set.name,
         "classes": list(training_set.class_names),

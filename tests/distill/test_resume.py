@@ -8,12 +8,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from scalr.distill.interruption import Signals, StoppedError
 from scalr.distill.recipe import SECTIONS, load_recipe
 from scalr.distill.run import OF_THE_MACHINE, DistillConfig, distill
+from scalr.distill.run_record import run_record, write_record
 from scalr.errors import ScalrError, StoreError, StudentError
+from scalr.folder_lock import CLAIM, locked
 from tiny import TinyDataset, extract_with, tiny_teachers
 
 SMALL = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2", "inputs.num_neighbours=4")
@@ -189,3 +192,31 @@ def test_a_finished_run_of_the_same_settings_is_finished(folder):
     before = contents(folder / "finished")
     assert go_on(folder, "finished").data_wait is None
     assert contents(folder / "finished") == before
+
+
+def test_another_kind_of_run_is_not_resumed(folder, tmp_path):
+    write_record(tmp_path, run_record({"kind": "probing"}, torch.device("cpu")))
+    with pytest.raises(StudentError, match=r"config\.yaml: the run in this folder is a probing, not a distillation"):
+        go_on(folder, str(tmp_path))
+
+
+def test_a_folder_in_which_another_run_is_at_work_is_refused(folder, tmp_path):
+    with locked(tmp_path), pytest.raises(StudentError, match="another run is at work here: process"):
+        go_on(folder, str(tmp_path))
+
+
+def test_a_run_that_was_taken_for_gone_writes_no_checkpoint(folder, tmp_path, monkeypatch):
+    """Its claim was removed by another run while it stood still."""
+    monkeypatch.setattr(Signals, "save", property(remove_claims(tmp_path), lambda self, value: None), raising=False)
+    with pytest.raises(StudentError, match="another run has begun here, since this one did not answer for a while"):
+        go_on(folder, str(tmp_path))
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def remove_claims(folder: Path):
+    def remove(_) -> bool:
+        for claim in folder.glob(f"{CLAIM}*"):
+            claim.unlink()
+        return True
+
+    return remove

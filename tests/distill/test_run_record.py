@@ -11,7 +11,7 @@ import yaml
 from scalr.distill.run_record import RunRecord, read_record, record_of, run_record, settings_sha256, write_record
 from scalr.errors import StudentError
 
-SETTINGS = {"command": "c", "recipe": {"epochs": 25, "planes": [[1, 2], [3, 4]]}, "teachers": {"t": {"dim": 4}}}
+SETTINGS = {"kind": "c", "recipe": {"epochs": 25, "planes": [[1, 2], [3, 4]]}, "teachers": {"t": {"dim": 4}}}
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def test_the_digest_is_of_all_settings_and_of_nothing_else(record):
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"command": "d"}, "command was d and is c"),
+        ({"kind": "d"}, "kind was d and is c"),
         ({"recipe": {"epochs": 2, "planes": [[1, 2], [3, 4]]}}, "recipe.epochs was 2 and is 25"),
         ({"recipe": {"epochs": 25, "planes": [[1, 2], [3, 5]]}}, "recipe.planes[1][1] was 5 and is 4"),
         ({"recipe": {"epochs": 25, "planes": [[1, 2]]}}, "recipe.planes was [[1, 2]] and is [[1, 2], [3, 4]]"),
         ({"teachers": {}}, 'teachers.t was not set and is {"dim": 4}'),
         ({"more": True}, "more was true and is not set"),
-        ({"command": "x" * 200}, f"command was {'x' * 59}… and is c"),
-        ({"command": "a0" * 32}, "command was a0a0a0a0a0a… and is c"),
+        ({"kind": "x" * 200}, f"kind was {'x' * 59}… and is c"),
+        ({"kind": "a0" * 32}, "kind was a0a0a0a0a0a… and is c"),
     ],
 )
 def test_a_difference_is_named_with_both_values(record, tmp_path, change, difference):
@@ -118,5 +118,5 @@ def test_a_result_without_a_record_is_no_result_of_this_run(record, tmp_path):
     record.require_made_with(record.values, tmp_path)
     with pytest.raises(StudentError, match="it does not say with which settings it was made"):
         record.require_made_with(yaml.safe_load("distilled: {}"), tmp_path)
-    with pytest.raises(StudentError, match="command was other and is c"):
-        record.require_made_with(run_record({**SETTINGS, "command": "other"}, torch.device("cpu")).values, tmp_path)
+    with pytest.raises(StudentError, match="kind was other and is c"):
+        record.require_made_with(run_record({**SETTINGS, "kind": "other"}, torch.device("cpu")).values, tmp_path)

@@ -151,6 +151,16 @@ def test_results_of_another_model_are_not_taken(config):
         robustness(config)
 
 
+def test_results_over_other_labels_are_not_taken(config, tmp_path):
+    """Such as those of the same scans' other copy."""
+    robustness(config)
+    root = shutil.copytree(config.clean_root, tmp_path / "clean copy")
+    for labels in (root / "sequences").rglob("*.label"):
+        labels.write_bytes(bytes(labels.stat().st_size))
+    with pytest.raises(StudentError, match=r"clean/result\.json: made with other settings: labels_sha256 was "):
+        robustness(replace(config, clean_root=root))
+
+
 def test_a_clean_set_is_no_set_of_corruptions(config):
     with pytest.raises(StudentError, match=r"nuscenes is not a set of corruptions\. Use nuscenes_c or semantic"):
         robustness(replace(config, dataset="nuscenes"))
