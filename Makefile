@@ -61,9 +61,11 @@ format: install
 picture: install
 	$(BIN)/python tests/benchmarks/readme_picture.py study/picture docs/features.png
 
-# The comparisons of losses, teachers, lidars and widths of docs/distill.md: a good hour on two cores.
+# The comparisons of losses, teachers, lidars and widths of docs/distill.md, a good hour on two cores, and of augmentations
+# of docs/evaluate.md, ten minutes more.
 study: install
 	$(BIN)/python tests/benchmarks/distillation_study.py study
+	$(BIN)/python tests/benchmarks/augmentation_study.py study/augmentation
 
 clean:
 	rm -rf .venv build demo *.egg-info

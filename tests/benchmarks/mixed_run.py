@@ -67,7 +67,7 @@ def main(seed: int) -> None:
                         student=student, dataset=name, root=folder / name, out=folder / f"{title}-{name}", fast=True,
                         epochs=10, warmup_epochs=1, learning_rate=0.1, seed=seed,
                     )
-                ).miou
+                ).scores.miou
                 for name in stores
             ]  # fmt: skip
             taken = len(summary.losses) if chosen else 0
