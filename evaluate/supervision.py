@@ -24,12 +24,12 @@ from ..extract.datasets.frame import Dataset
 from .class_sets import with_classes
 from .labelled_scans import AugmentedScans, LabelledBatch, LabelledCollate
 from .model import MODEL, file_identity, save_model
+from .origin import origin_of, teacher_summary
 from .result import (
     card_of_scores,
     read_result,
     scores_of,
     scoring_protocol,
-    teacher_summary,
     training_frames,
     write_result,
 )
@@ -41,6 +41,8 @@ from .segmentation_losses import segmentation_loss
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+# Trained and scored on: the second are the 600 and 100 scenes of the paper's Table 1.
+OFFICIAL_SPLITS = (("train", "val"), ("slidr_train", "slidr_val"))
 GO_ON = "Go on with --resume, or choose another --out."
 
 
@@ -92,6 +94,10 @@ class SupervisionConfig(ABC):
     def choices(self) -> dict[str, str]:
         """What else changes the figures, for the result card."""
 
+    def started_from(self) -> dict:
+        """The provenance of what the model's weights are before the training."""
+        return student_provenance(self.student)
+
     @property
     @abstractmethod
     def published_schedule(self) -> Schedule: ...
@@ -117,9 +123,13 @@ class SupervisionConfig(ABC):
 
     def departures(self) -> list[str]:
         """In what it is not as published."""
-        wanted = {"trained": (self.train_split, "train"), "scored": (self.val_split, "val")}
-        of_splits = [f"{what} on split {split}" for what, (split, official) in wanted.items() if split != official]
-        return [*self.chosen_schedule()[1], *of_splits]
+        splits = (self.train_split, self.val_split)
+        others = [
+            f"{what} on split {split}"
+            for what, split, official in zip(("trained", "scored"), splits, OFFICIAL_SPLITS[0], strict=True)
+            if split != official and splits not in OFFICIAL_SPLITS
+        ]
+        return [*self.chosen_schedule()[1], *others]
 
 
 @dataclass(frozen=True)
@@ -160,12 +170,14 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
     model = config.new_model(student, len(training_set.class_names)).to(device)
     schedule, _ = config.chosen_schedule()
     protocol = {
+        "schedule_of": config.schedule,
         "schedule": asdict(schedule),
         "seed": config.seed,
         **config.choices,
         **training_frames(training_set),
     }
-    provenance = {"student": file_identity(config.student), "distillation": student_provenance(config.student)}
+    provenance = {"student": file_identity(config.student), "distillation": config.started_from()}
+    origin = origin_of(asdict(student.config), provenance["distillation"])
     identity = {config.verb: protocol | provenance["student"]}
     checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, identity)
     logger.info("%s %s on %d frames", config.verb, config.student, len(training_set.frames))
@@ -173,18 +185,26 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
     losses = config.fit(model, training_set, training, device, checkpoints)
     scores = score(model.eval(), validation_set, device, workers=config.workers)
     if process_index() == 0:
-        save_model(model, config.out / MODEL, training_set.class_names, {**provenance, config.verb: protocol})
+        of_training = {**protocol, "departures": config.departures()}
+        save_model(model, config.out / MODEL, training_set.class_names, {**provenance, config.verb: of_training})
         card = card_of_scores(
             scores,
             title=f"{config.title} on {training_set.name}",
             setting=config.setting if config.classes is None else None,
-            departures=config.departures(),
+            departures=[*config.departures(), *_labels_seen_before(origin)],
+            model=origin,
             protocol={**scoring_protocol(scores, validation_set, model.input_config), **protocol},
             provenance={**provenance, "teachers": teacher_summary(provenance["distillation"])},
         )
         write_result(card, config.out)
         checkpoints.remove()
     return SupervisedResult(scores, losses, config.out / MODEL)
+
+
+def _labels_seen_before(origin: dict) -> list[str]:
+    if "labels" not in origin:
+        return ["the student has a head for classes: it has seen labels, and its file does not say which"]
+    return [f"the student has seen labels: {training}" for training in origin["labels"]]
 
 
 class SupervisedObjective(nn.Module):
