@@ -15,6 +15,7 @@ from ..distill.training import Precision, TrainingConfig
 from ..distill.waffleiron import Student
 from ..extract.datasets.frame import Dataset
 from .model import with_class_head
+from .origin import NEW_WEIGHTS
 from .schedules import Labels, Schedule, check_choice, finetuning
 from .supervision import SupervisedObjective, SupervisedResult, SupervisionConfig, learn, train_on_scans
 
@@ -64,6 +65,9 @@ class FinetuneConfig(SupervisionConfig):
         """Layer-wise decay keeps what was learnt before: new weights go without it."""
         official = finetuning(self.schedule, self.dataset, self.labels)
         return replace(official, layer_decay=1.0) if self.from_scratch else official
+
+    def started_from(self) -> dict:
+        return NEW_WEIGHTS if self.from_scratch else super().started_from()
 
     def new_model(self, student: Student, num_classes: int) -> Student:
         if self.from_scratch:

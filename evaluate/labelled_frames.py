@@ -32,6 +32,7 @@ def labelled_frames(dataset: Dataset) -> dict[str, int | str]:
         for values in read_labelled_scan(dataset, frames[number * len(frames) // count]):
             digest.update(np.ascontiguousarray(values).tobytes())
     return {
+        "dataset": dataset.name,
         "split": dataset.split,
         "frames": len(frames),
         "frames_sha256": frames_digest([frame.token for frame in frames]),

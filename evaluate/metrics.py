@@ -10,9 +10,9 @@ from ..extract.datasets.labels import IGNORE_LABEL
 
 RESAMPLES = 1000  # of the bootstrap
 
-# The classes that a mIoU is the mean of: those with labels or predictions, as in the official code of ScaLR, or those
-# with labels, as in SALUDA's.
-MeanOver = Literal["present or predicted", "present"]
+# The classes that a mIoU is the mean of: those with labels or predictions, as in the official code of ScaLR; those with
+# labels, as in SALUDA's; all, of which one that neither is there nor is predicted has 0, as in SemanticKITTI's script.
+MeanOver = Literal["present or predicted", "present", "all"]
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -60,11 +60,28 @@ def mean_iou(confusion: np.ndarray, over: MeanOver = "present or predicted") -> 
     >>> float(mean_iou(np.array([[1, 1], [0, 1]])))
     0.5
     """
-    iou = intersection_over_union(confusion)
-    counted = np.isfinite(iou) if over == "present or predicted" else confusion.sum(axis=-1) > 0
+    iou, labelled = intersection_over_union(confusion), confusion.sum(axis=-1) > 0
+    is_counted = {
+        "present or predicted": np.isfinite(iou),
+        "present": labelled,
+        "all": np.broadcast_to(np.isfinite(iou).any(axis=-1, keepdims=True), iou.shape),
+    }
+    counted = is_counted[over]
     number = counted.sum(axis=-1)
-    total = np.where(counted, iou, 0.0).sum(axis=-1)
+    total = np.where(counted, np.nan_to_num(iou), 0.0).sum(axis=-1)
     return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)[()]  # a scalar for one matrix
+
+
+def frequency_weighted_iou(confusion: np.ndarray) -> float:
+    """The mean of the IoU of classes, each weighted by its share of the labels (nuScenes devkit); NaN without points.
+
+    >>> frequency_weighted_iou(np.array([[2, 1], [0, 1]]))  # IoU 2/3 and 1/2
+    0.625
+    """
+    labels = confusion.sum(axis=-1)
+    total = labels.sum()
+    weighted = labels * np.nan_to_num(intersection_over_union(confusion))
+    return float(weighted.sum() / total) if total else float("nan")
 
 
 def accuracy(confusion: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from ..distill.inputs import InputConfig
 from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets.frame import Dataset
+from .origin import origin_of, teacher_summary
 from .result import RECORD
 
 MODEL = "model.safetensors"  # in the folder of a probing or finetuning
@@ -25,6 +26,14 @@ class Model:
     student: Student
     class_names: tuple[str, ...] | None  # None for a converted official file, which does not name them
     provenance: dict
+
+    @property
+    def on_card(self) -> dict:
+        """What a result card says of it."""
+        return {
+            "model": origin_of(asdict(self.student.config), self.provenance),
+            "provenance": {**self.provenance, "teachers": teacher_summary(self.provenance)},
+        }
 
 
 def with_class_head(

@@ -14,6 +14,8 @@ import numpy as np
 from ..checkpoint_files import write_bytes
 from ..errors import StudentError
 from ..extract.datasets.labels import IGNORE_LABEL
+from .origin import description
+from .published import nearest, published_for
 from .scores import Scores
 
 if TYPE_CHECKING:  # finished runs are compared without torch
@@ -23,8 +25,11 @@ if TYPE_CHECKING:  # finished runs are compared without torch
 FORMAT = "scalr-result"
 RESULT = "result.json"
 RECORD = "run"  # in a result, and in the header of a model: the record of the run that made it
-# What of a teacher's provenance says which feature was learnt.
-OF_TEACHER = ("model", "weights_sha256", "feature", "image_size", "pos_embed")
+ON_EVERY_CARD = (
+    *("title", "setting", "departures", "departures_of_protocol", "figures", "interval_95"),
+    *("model", "protocol", "provenance"),
+)
+ABSENT_AS_0 = "absent classes as 0"  # of figures from SemanticKITTI's own mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +39,12 @@ class ResultCard:
     Attributes:
         title: what was measured, for people.
         setting: its name among the published figures; None where nothing is published for it.
-        departures: in what it is not as published.
+        departures: in what its protocol is not as published.
+        model: what was measured, by the names of `origin.origin_of`; empty where it is no student.
         figures: percentages that are the result, mIoU among them, by name.
         tables: further figures: title -> rows of label and value.
         protocol: choices that change the figures, plain values.
-        provenance: what was measured: model, student, store.
+        provenance: its files: model, student, store.
         values: more for `result.json` alone.
         record: of the run, `distill.run_record.RunRecord.values`; None where nothing is resumed.
     """
@@ -46,6 +52,7 @@ class ResultCard:
     title: str
     setting: str | None = None
     departures: Sequence[str] = ()
+    model: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, float]
     interval: tuple[float, float] | None = None  # of the mIoU
     tables: Mapping[str, Sequence[tuple[str, float]]] = field(default_factory=dict)
@@ -54,16 +61,32 @@ class ResultCard:
     values: Mapping[str, Any] = field(default_factory=dict)
     record: Mapping[str, Any] | None = None
 
+    def all_departures(self) -> list[str]:
+        """Those of the protocol, and in what the model is not of the nearest published setting."""
+        rows = published_for(self.setting)
+        if not rows:
+            return list(self.departures)
+        row = nearest(rows, self.model, self.protocol)
+        found = row.differences(self.model, self.protocol).of_run
+        return [*self.departures, *([f"other than {row.name}: {found}"] if found else [])]
+
 
 def card_of_scores(scores: Scores, **rest: Any) -> ResultCard:
-    """A card for a confusion matrix: mIoU, its interval, accuracy, IoU by class."""
+    """A card for a confusion matrix: means of the IoU, the interval of the first, accuracy, IoU by class."""
     iou = dict(zip(scores.class_names, scores.iou.tolist(), strict=True))
     return ResultCard(
-        figures={"mIoU": scores.miou, "accuracy": scores.accuracy},
+        figures={
+            "mIoU": scores.miou,
+            f"mIoU, {ABSENT_AS_0}": scores.miou_of_all_classes,
+            "fwIoU": scores.fwiou,
+            "accuracy": scores.accuracy,
+        },
         interval=scores.interval,
         tables={"IoU by class": list(iou.items())},
         values={
             "miou": scores.miou,
+            "miou_of_all_classes": scores.miou_of_all_classes,
+            "fwiou": scores.fwiou,
             "accuracy": scores.accuracy,
             "iou": {name: None if math.isnan(value) else value for name, value in iou.items()},
             "confusion": scores.confusion.tolist(),
@@ -106,12 +129,6 @@ def scoring_protocol(scores: Scores, dataset: Dataset, inputs: InputConfig, max_
     }
 
 
-def teacher_summary(provenance: Mapping[str, Any]) -> dict:
-    """Of each teacher that a student learnt from: which feature, at which image size."""
-    teachers = provenance.get("teachers") or {}
-    return {name: {key: values.get(key) for key in OF_TEACHER} for name, values in teachers.items()}
-
-
 def write_result(card: ResultCard, out: Path) -> None:
     """Write `result.md`, then `result.json`, whose presence says that the run is finished.
 
@@ -122,7 +139,9 @@ def write_result(card: ResultCard, out: Path) -> None:
         "format": FORMAT,
         "title": card.title,
         "setting": card.setting,
-        "departures": list(card.departures),
+        "departures": card.all_departures(),
+        "departures_of_protocol": list(card.departures),
+        "model": dict(card.model),
         "figures": {name: None if math.isnan(value) else value for name, value in card.figures.items()},
         "interval_95": card.interval and list(card.interval),
         **card.values,
@@ -151,6 +170,12 @@ def read_result(folder: Path) -> dict:
         ) from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise StudentError("not a result of scalr", where=path, fix="Pass the --out of a finished evaluation.")
+    if missing := [key for key in ON_EVERY_CARD if key not in values]:
+        raise StudentError(
+            f"it lacks {', '.join(missing)}, as results of other versions of scalr do",
+            where=path,
+            fix="Run the evaluation again.",
+        )
     return values
 
 
@@ -160,8 +185,10 @@ def _as_markdown(card: ResultCard) -> str:
     if card.interval:
         low, high = card.interval
         lines.append(f"| 95 % interval of the mIoU, over scenes | {percent(low)} to {percent(high)} |")
-    if card.departures:
-        lines += ["", f"Not as published: {'; '.join(card.departures)}."]
+    if card.model:
+        lines += ["", f"Model: {description(card.model)}."]
+    if departures := card.all_departures():
+        lines += ["", f"Not as published: {'; '.join(departures)}."]
     for title, rows in card.tables.items():
         lines += ["", f"## {title}", "", "| | |", "|---|---:|"]
         lines += [f"| {name} | {percent(value)} |" for name, value in rows]

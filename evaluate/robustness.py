@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +20,18 @@ from .corrupt import NOT_COMPARABLE
 from .labelled_frames import labelled_frames
 from .model import Model, load_model, require_classes, student_identity
 from .result import (
+    ABSENT_AS_0,
     RECORD,
     RESULT,
     ResultCard,
     card_of_scores,
     read_result,
+    scores_of,
     scoring_protocol,
-    teacher_summary,
     write_result,
 )
 from .robo3d import BASELINE, corruption_errors, mean_over, resilience_rates
+from .scores import Scores
 from .scoring import score
 
 logger = logging.getLogger(__name__)
@@ -92,15 +94,34 @@ def _robustness(config: RobustnessConfig, device: torch.device) -> RobustnessRes
             fix="Pass --root with the folder of the corruptions; 'scalr corrupt' makes them.",
         )
     clean_set = open_dataset(CLEAN[config.dataset], config.clean_root, "val", need="labels")
-    clean = _miou_of(model, clean_set, config.out / "clean", config, device)
-    miou = {copy: _miou_of(model, _open_copy(config, copy), config.out / copy, config, device) for copy in there}
-    means = {name: float(np.mean([miou[f"{name}/{severity}"] for severity in SEVERITIES])) for name in whole}
+    clean = _scores_on(model, clean_set, config.out / "clean", config, device)
+    scores = {copy: _scores_on(model, _open_copy(config, copy), config.out / copy, config, device) for copy in there}
+    miou = {copy: 100 * each.miou for copy, each in scores.items()}
+    means = _over_severities(miou, whole)
     errors = corruption_errors(means, BASELINE[config.dataset])
-    rates = resilience_rates(means, clean)
-    result = RobustnessResult(clean, miou, mean_over(errors), mean_over(rates), missing)
+    rates = resilience_rates(means, 100 * clean.miou)
+    result = RobustnessResult(100 * clean.miou, miou, mean_over(errors), mean_over(rates), missing)
     if process_index() == 0:
-        write_result(_card(config, model, result, means, errors, rates), config.out)
+        card = _card(config, model, result, means, errors, rates, clean.num_frames)
+        write_result(replace(card, figures=card.figures | _of_all_classes(config, clean, scores, whole)), config.out)
     return result
+
+
+def _over_severities(miou: dict[str, float], corruptions: list[str]) -> dict[str, float]:
+    return {name: float(np.mean([miou[f"{name}/{severity}"] for severity in SEVERITIES])) for name in corruptions}
+
+
+def _of_all_classes(
+    config: RobustnessConfig, clean: Scores, scores: dict[str, Scores], whole: list[str]
+) -> dict[str, float]:
+    """The figures of the card from SemanticKITTI's own mean, which differs where few frames lack classes."""
+    means = _over_severities({copy: 100 * each.miou_of_all_classes for copy, each in scores.items()}, whole)
+    figures = {
+        "mCE": mean_over(corruption_errors(means, BASELINE[config.dataset])),
+        "mRR": mean_over(resilience_rates(means, 100 * clean.miou_of_all_classes)),
+        "mIoU clean": 100 * clean.miou_of_all_classes,
+    }
+    return {f"{name}, {ABSENT_AS_0}": value for name, value in _as_shares(figures).items()}
 
 
 def _open_copy(config: RobustnessConfig, copy: str) -> Dataset:
@@ -109,20 +130,19 @@ def _open_copy(config: RobustnessConfig, copy: str) -> Dataset:
     return open_dataset(config.dataset, config.root, copy, need="labels")
 
 
-def _miou_of(model: Model, dataset: Dataset, out: Path, config: RobustnessConfig, device: torch.device) -> float:
-    """mIoU [%] of one copy, from its card where it has been scored before."""
+def _scores_on(model: Model, dataset: Dataset, out: Path, config: RobustnessConfig, device: torch.device) -> Scores:
+    """What was scored on one copy, from its card where it has been scored before."""
     require_classes(model, dataset, config.model)
     settings = {
         "kind": "robustness",
         "model": student_identity(model.student),
-        "dataset": dataset.name,
         **labelled_frames(dataset),
     }
     record = run_record(settings, device, workers=config.workers)
     if (out / RESULT).exists():
         before = read_result(out)
-        record.require_made_with(before[RECORD], out / RESULT)
-        return 100 * before["miou"]
+        record.require_made_with(before.get(RECORD), out / RESULT)
+        return scores_of(before)
     logger.info("robustness: %s of %s, %d frames", dataset.split, dataset.name, len(dataset.frames))
     scores = score(model.student, dataset, device, workers=config.workers)
     if process_index() == 0:
@@ -130,11 +150,11 @@ def _miou_of(model: Model, dataset: Dataset, out: Path, config: RobustnessConfig
             scores,
             title=f"{config.model.name} on {dataset.split} of {dataset.name}",
             protocol=scoring_protocol(scores, dataset, model.student.input_config),
-            provenance=model.provenance,
+            **model.on_card,
             record=record.values,
         )
         write_result(card, out)
-    return 100 * scores.miou
+    return scores
 
 
 def _card(
@@ -144,12 +164,14 @@ def _card(
     means: dict[str, float],
     errors: dict[str, float],
     rates: dict[str, float],
+    num_frames: int,
 ) -> ResultCard:
     made_here = (config.root / MANIFEST).exists()
     departures = [NOT_COMPARABLE] if made_here else []
     if result.missing:
         departures.append(f"mCE and mRR are over {len(means)} of {len(CORRUPTIONS)} corruptions")
-    figures = {"mCE": result.mce, "mRR": result.mrr, "mIoU clean": result.clean}
+    corrupted = float(np.mean(list(means.values())))
+    figures = {"mCE": result.mce, "mRR": result.mrr, "mIoU clean": result.clean, "mIoU corrupted": corrupted}
     tables = {
         "mIoU by copy": result.miou,
         "mIoU by corruption, mean over severities": means,
@@ -164,11 +186,12 @@ def _card(
         tables={title: list(_as_shares(rows).items()) for title, rows in tables.items()},
         protocol={
             "dataset": config.dataset,
+            "frames": num_frames,
             "baseline": "MinkUNet-18 of Robo3D",
             "missing": list(result.missing),
             "corruptions": "made by 'scalr corrupt'" if made_here else "as downloaded",
         },
-        provenance={**model.provenance, "teachers": teacher_summary(model.provenance.get("distillation", {}))},
+        **model.on_card,
         values={"miou_by_copy": _as_shares(result.miou), "corruption_error": errors, "resilience_rate": rates},
     )
 

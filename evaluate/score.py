@@ -12,7 +12,7 @@ from ..distill.processes import joined_processes, locked_by_first, process_index
 from ..extract.datasets import open_dataset
 from .class_sets import with_classes
 from .model import load_model, require_classes
-from .result import card_of_scores, scoring_protocol, teacher_summary, write_result
+from .result import card_of_scores, scoring_protocol, write_result
 from .scores import Scores
 from .scoring import score
 from .submission import writer_for
@@ -65,7 +65,7 @@ def _score(config: ScoreConfig, device: torch.device) -> Scores | None:
             scores,
             title=f"{config.model.name} on split {config.split} of {dataset.name}",
             protocol=scoring_protocol(scores, dataset, model.student.input_config),
-            provenance={**model.provenance, "teachers": teacher_summary(model.provenance.get("distillation", {}))},
+            **model.on_card,
         )
         write_result(card, config.out)
     return scores

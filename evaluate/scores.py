@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .metrics import MeanOver, accuracy, bootstrap_interval, intersection_over_union, mean_iou
+from .metrics import (
+    MeanOver,
+    accuracy,
+    bootstrap_interval,
+    frequency_weighted_iou,
+    intersection_over_union,
+    mean_iou,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +39,18 @@ class Scores:
 
     @property
     def miou(self) -> float:
+        """Over the classes of `mean_over`, as the published protocol has it."""
         return float(mean_iou(self.confusion, self.mean_over))
+
+    @property
+    def miou_of_all_classes(self) -> float:
+        """SemanticKITTI's own mean: a class that neither is there nor is predicted counts as 0."""
+        return float(mean_iou(self.confusion, "all"))
+
+    @property
+    def fwiou(self) -> float:
+        """The nuScenes devkit's frequency-weighted IoU."""
+        return frequency_weighted_iou(self.confusion)
 
     @property
     def accuracy(self) -> float:

@@ -27,6 +27,7 @@ from .class_sets import with_classes
 from .labelled_frames import labelled_frames
 from .labelled_scans import Augmentation, AugmentedScans, LabelledBatch, LabelledCollate
 from .model import MODEL, file_identity, load_model, save_model, student_identity
+from .origin import origin_of, teacher_summary
 from .result import (
     RECORD,
     RESULT,
@@ -34,7 +35,6 @@ from .result import (
     read_result,
     scores_of,
     scoring_protocol,
-    teacher_summary,
     write_result,
 )
 from .schedules import Published, Schedule, changed, check_choice
@@ -45,6 +45,8 @@ from .segmentation_losses import segmentation_loss
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+# Trained and scored on: the second are the 600 and 100 scenes of the paper's Table 1.
+OFFICIAL_SPLITS = (("train", "val"), ("slidr_train", "slidr_val"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,10 @@ class SupervisionConfig(ABC):
     def choices(self) -> dict[str, str]:
         """What else changes the figures, for the result card."""
 
+    def started_from(self) -> dict:
+        """The provenance of what the model's weights are before the training."""
+        return student_provenance(self.student)
+
     @property
     def machine(self) -> dict[str, bool]:
         """How the machine is used, besides its number of workers."""
@@ -127,10 +133,14 @@ class SupervisionConfig(ABC):
 
     def departures(self) -> list[str]:
         """In what it is not as published."""
-        wanted = {"trained": (self.train_split, "train"), "scored": (self.val_split, "val")}
-        of_splits = [f"{what} on split {split}" for what, (split, official) in wanted.items() if split != official]
+        splits = (self.train_split, self.val_split)
+        others = [
+            f"{what} on split {split}"
+            for what, split, official in zip(("trained", "scored"), splits, OFFICIAL_SPLITS[0], strict=True)
+            if split != official and splits not in OFFICIAL_SPLITS
+        ]
         moved = [] if self.augmentation == "official" else [f"augmentation {self.augmentation} instead of official"]
-        return [*self.chosen_schedule()[1], *of_splits, *moved]
+        return [*self.chosen_schedule()[1], *others, *moved]
 
 
 @dataclass(frozen=True)
@@ -168,11 +178,15 @@ def _learn(config: SupervisionConfig, device: torch.device, lock: Lock | None) -
         for split in (config.labelled_split, config.val_split)
     )
     schedule, _ = config.chosen_schedule()
-    protocol = {"schedule": asdict(schedule), "seed": config.seed, **config.choices}
+    protocol = {
+        "schedule_of": config.schedule,
+        "schedule": asdict(schedule),
+        "seed": config.seed,
+        **config.choices,
+    }
     settings = {
         "kind": config.verb,
         "student": student_identity(student),
-        "dataset": training_set.name,
         "classes": list(training_set.class_names),
         "training": labelled_frames(training_set),
         "validation": labelled_frames(validation_set),
@@ -190,20 +204,23 @@ def _learn(config: SupervisionConfig, device: torch.device, lock: Lock | None) -
     if process_index() == 0 and not checkpoints.path.exists():  # which may yet turn out to be another run's
         write_record(config.out, record)
     model = config.new_model(student, len(training_set.class_names)).to(device)
-    provenance = {"student": file_identity(config.student), "distillation": student_provenance(config.student)}
+    provenance = {"student": file_identity(config.student), "distillation": config.started_from()}
+    origin = origin_of(asdict(student.config), provenance["distillation"])
     logger.info("%s %s on %d frames", config.verb, config.student, len(training_set.frames))
     training = training_config(schedule, workers=config.workers, seed=config.seed)
     losses = config.fit(model, training_set, training, device, checkpoints)
     scores = score(model.eval(), validation_set, device, workers=config.workers)
     if process_index() == 0:
         protocol |= {f"training_{name}": value for name, value in settings["training"].items()}
-        contents = {**provenance, config.verb: protocol, RECORD: record.values}
+        of_training = {**protocol, "departures": config.departures()}
+        contents = {**provenance, config.verb: of_training, RECORD: record.values}
         save_model(model, config.out / MODEL, training_set.class_names, contents)
         card = card_of_scores(
             scores,
             title=f"{config.title} on {training_set.name}",
             setting=config.setting if config.classes is None else None,
-            departures=config.departures(),
+            departures=[*config.departures(), *_labels_seen_before(origin)],
+            model=origin,
             protocol={**scoring_protocol(scores, validation_set, model.input_config), **protocol},
             provenance={**provenance, "teachers": teacher_summary(provenance["distillation"])},
             record=record.values,
@@ -223,6 +240,12 @@ def _finished_before(out: Path, record: RunRecord, checkpoints: Checkpoints) -> 
     if process_index() == 0:
         checkpoints.remove()  # where it was killed in between
     return SupervisedResult(scores_of(result), [], out / MODEL)
+
+
+def _labels_seen_before(origin: dict) -> list[str]:
+    if "labels" not in origin:
+        return ["the student has a head for classes: it has seen labels, and its file does not say which"]
+    return [f"the student has seen labels: {training}" for training in origin["labels"]]
 
 
 class SupervisedObjective(nn.Module):

@@ -26,8 +26,9 @@ from ..extract.store import FeatureStore, open_store
 from ..folder_lock import locked
 from ..progress import progress
 from .metrics import confusion_matrix
+from .origin import teacher_summary
 from .probe import FeatureBatch, HeadObjective
-from .result import card_of_scores, teacher_summary, write_result
+from .result import card_of_scores, write_result
 from .schedules import changed, probing
 from .scores import Scores
 from .scoring import scenes_of

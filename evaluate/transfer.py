@@ -12,7 +12,7 @@ from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from .class_sets import RAW_IDS, with_classes
 from .model import load_model, require_classes
-from .result import card_of_scores, scoring_protocol, teacher_summary, write_result
+from .result import card_of_scores, scoring_protocol, write_result
 from .scores import Scores
 from .scoring import score
 from .supervision import require_new
@@ -83,7 +83,7 @@ def _transfer(config: TransferConfig, device: torch.device) -> Scores:
                 "intensity": INTENSITY,
                 "trained_on": trained.get("training_frames_sha256"),
             },
-            provenance={**model.provenance, "teachers": teacher_summary(model.provenance.get("distillation", {}))},
+            **model.on_card,
         )
         write_result(card, config.out)
     return scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -78,6 +79,21 @@ def test_from_images_to_a_probe(synthetic_world, tmp_path):
     assert f"mIoU {result['miou']:.1%}" in probed.output
     assert len(result["iou"]) == 16
     assert result["provenance"]["distillation"]["teachers"]["dinov2_vits14"]["weights"] == "random"
+    report = scalr("evaluate", "report", tmp_path / "probe").stdout
+    assert "all four datasets), published for another setting | 70.40 |" in report
+    for note in re.findall(r"(?m)^\(\d+\) differs from .*$", report):
+        for part in ("epochs 3 instead of 20", "width 8, not ", "teacher's weights random, not published"):
+            assert part in note
+    converted = tmp_path / "converted.safetensors"
+    for source, target in ((student, tmp_path / "official.pth"), (tmp_path / "official.pth", converted)):
+        assert scalr("convert", source, target).exit_code == 0
+    probed = scalr(
+        *("evaluate", "probe", "--student", converted, "--root", synthetic_world, "--fast", "--epochs", 1),
+        *("--out", tmp_path / "official"),
+    )  # fmt: skip
+    assert probed.exit_code == 0, probed.output
+    report = scalr("evaluate", "report", tmp_path / "official").stdout
+    assert "not known of it: what it was distilled from and how (a file converted from official.pth" in report
 
 
 def test_each_verb_of_evaluation(simulated, tmp_path):
@@ -110,7 +126,7 @@ def test_each_verb_of_evaluation(simulated, tmp_path):
     evaluate("teacher", "--cache", tmp_path / "s.zarr", "--root", nuscenes, "--epochs", 3, out="teacher")
     report = scalr("evaluate", "report", *(tmp_path / name for name in ("finetune", "score", "transfer", "teacher")))
     assert report.exit_code == 0, report.output
-    assert "| ScaLR, published | 78.40 |" in report.stdout
+    assert "all four datasets), published for another setting | 78.40 |" in report.stdout
     assert "epochs 2 instead of 25" in report.stdout
 
 

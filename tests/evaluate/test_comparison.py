@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,9 +9,7 @@ import pytest
 from scalr.errors import StudentError
 from scalr.evaluate import result as result_module
 from scalr.evaluate.comparison import compare
-from scalr.evaluate.finetune import FinetuneConfig
-from scalr.evaluate.probe import ProbeConfig
-from scalr.evaluate.published import PUBLISHED
+from scalr.evaluate.published import Published, published_for
 from scalr.evaluate.result import ResultCard, card_of_scores, read_result, scores_of, write_result
 from scalr.evaluate.scores import Scores
 
@@ -29,9 +28,15 @@ def write(folder, seed: int = 0, **rest) -> Scores:
 
 
 def test_a_card_says_what_the_scores_are(tmp_path):
-    scores = write(tmp_path / "run", setting="probe nuscenes", departures=["epochs 3 instead of 20", "a seed of 1"])
+    scores = write(tmp_path / "run", departures=["epochs 3 instead of 20", "a seed of 1"])
     result = read_result(tmp_path / "run")
-    assert result["figures"] == {"mIoU": scores.miou, "accuracy": scores.accuracy}
+    assert result["figures"] == {
+        "mIoU": scores.miou,
+        "mIoU, absent classes as 0": scores.miou_of_all_classes,
+        "fwIoU": scores.fwiou,
+        "accuracy": scores.accuracy,
+    }
+    assert (result["miou_of_all_classes"], result["fwiou"]) == (scores.miou_of_all_classes, scores.fwiou)
     assert result["accuracy"] == scores.accuracy
     assert scores_of(result).scenes == scores.scenes
     assert result["miou"] == scores.miou
@@ -64,7 +69,7 @@ def test_scores_are_read_with_the_classes_that_their_mean_is_over(tmp_path):
 def test_the_figures_of_nothing_are_dashes(tmp_path):
     scores = Scores(("car",), ("a",), np.zeros((1, 1, 1), int), 1, "0")
     write_result(card_of_scores(scores, title="t", protocol={}, provenance={}), tmp_path)
-    assert read_result(tmp_path)["figures"] == {"mIoU": None, "accuracy": None}
+    assert read_result(tmp_path)["figures"] == dict.fromkeys(("mIoU", "mIoU, absent classes as 0", "fwIoU", "accuracy"))
     assert "| mIoU | – |" in (tmp_path / "result.md").read_text()
 
 
@@ -73,6 +78,14 @@ def test_the_file_that_says_that_a_run_is_finished_is_written_last(tmp_path, mon
     monkeypatch.setattr(result_module, "write_bytes", lambda path, content: written.append(path.name))
     write(tmp_path)
     assert written == ["result.md", "result.json"]
+
+
+def test_the_means_of_a_card_differ_where_a_class_is_absent(tmp_path):
+    scores = Scores(("car", "road"), ("a",), np.array([[[5, 0], [0, 0]]]), 1, "0")
+    write_result(card_of_scores(scores, title="t", protocol={}, provenance={}), tmp_path)
+    result = read_result(tmp_path)
+    assert (result["miou"], result["miou_of_all_classes"], result["fwiou"]) == (1.0, 0.5, 1.0)
+    assert "| mIoU, absent classes as 0 | 50.00 % |" in (tmp_path / "result.md").read_text()
 
 
 def test_an_absent_class_is_a_dash(tmp_path):
@@ -92,70 +105,141 @@ def test_a_card_that_was_cut_off_is_said(tmp_path, text):
         read_result(tmp_path)
 
 
-def test_runs_stand_beside_the_published_figures(tmp_path):
-    first = write(tmp_path / "one", 1, setting="probe nuscenes")
-    write(tmp_path / "two", 2, setting="probe nuscenes", departures=["epochs 3 instead of 20"])
-    write(tmp_path / "three", 3)
-    table = compare([tmp_path / name for name in ("one", "two", "three")])
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
-    found = {row[0]: row[1] for row in rows}
-    assert found[str(tmp_path / "one")] == f"{100 * first.miou:.2f}"
-    low, high = (100 * value for value in first.interval)
-    assert f"| {low:.1f} to {high:.1f} |" in next(line for line in table.splitlines() if str(tmp_path / "one") in line)
-    assert found["ScaLR, published"] == "67.80"
-    assert found["ScaLR+, published"] == "70.40"
-    assert f"{tmp_path / 'two'} (1)" in found
-    assert "(1) not as published: epochs 3 instead of 20" in table
-    assert table.index("## Linear probing") != table.index("## probe nuscenes")
+def published(setting: str, name: str) -> Published:
+    (row,) = (row for row in published_for(setting) if row.name == name)
+    return row
+
+
+ON_ALL = "ScaLR (Table 4: WI-48-768, dinov2_vitl14, all four datasets)"
+PLUS_ON_ALL = "ScaLR+ (README of scalr_plus: WI-48-768, dinov2_vitl14, all four datasets)"
+
+
+def write_run(folder, row: Published, model: dict | None = None, protocol: dict | None = None, **rest) -> None:
+    """A run of a row's setting, but for what is given."""
+    said = [{name: value for name, value in each.items() if value is not None} for each in (row.model, row.protocol)]
+    card = ResultCard(
+        title="a run", setting=row.setting, model=said[0] | (model or {}), protocol=said[1] | (protocol or {}),
+        **{"figures": {"mIoU": 0.123, "accuracy": 0.5}, "provenance": {}} | rest,
+    )  # fmt: skip
+    write_result(card, folder)
+
+
+def rows_of(report: str) -> dict[str, list[str]]:
+    """Each row's cells by its first one, without the numbers of notes."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.splitlines() if line[:1] == "|"]
+    return {re.sub(r"( \(\d+\))+$", "", row[0]): row for row in rows[2:]}
+
+
+def notes_of(report: str) -> dict[int, str]:
+    return {int(number): text for number, text in re.findall(r"(?m)^\((\d+)\) (.*)$", report)}
+
+
+def test_a_run_of_the_published_setting_stands_unmarked_beside_its_figure(tmp_path):
+    write_run(tmp_path / "one", published("probe nuscenes", ON_ALL), interval=(0.1, 0.2))
+    report = compare([tmp_path / "one"])
+    rows = rows_of(report)
+    assert rows[str(tmp_path / "one")] == [str(tmp_path / "one") + " (1)", "12.30", "50.00", "10.0 to 20.0"]
+    assert rows[f"{ON_ALL}, published"][1:] == ["67.80", "–", "–"]
+    assert rows[f"{PLUS_ON_ALL}, published for another setting"][1] == "70.40"
+    (note,) = notes_of(report).values()
+    assert note.startswith(f"differs from {PLUS_ON_ALL} in: activation relu, not gelu; ")
+    assert json.loads((tmp_path / "one/result.json").read_text())["departures"] == []
+    assert "Not as published" not in (tmp_path / "one/result.md").read_text()
+
+
+OTHERWISE = {
+    "width 16, not 768": {"model": {"width": 16}},
+    "depth 3, not 48": {"model": {"depth": 3}},
+    "norm batch, not layer": {"model": {"norm": "batch"}},
+    "head mlp, not linear": {"model": {"head": "mlp"}},
+    "activation gelu, not relu": {"model": {"activation": "gelu"}},
+    "teachers dinov2_vits14, not dinov2_vitl14": {"model": {"teachers": ["dinov2_vits14"]}},
+    "teacher's weights random, not published": {"model": {"teacher's weights": "random"}},
+    "image size 28x56, not 224x448": {"model": {"image size": "28x56"}},
+    "pos_embed timm, not official": {"model": {"pos_embed": "timm"}},
+    "feature x_norm, not x_prenorm": {"model": {"feature": "x_norm"}},
+    "occlusion drop, not keep": {"model": {"occlusion": "drop"}},
+    "pretrained on nuscenes train (2 frames), not nuscenes train (28130 frames) + pandaset_64 train": {
+        "model": {"pretrained on": ["nuscenes train (2 frames)"]}
+    },
+    "training.epochs 1, not 25": {"model": {"training.epochs": 1}},
+    "augmentation.max_scale_change 0, not 0.1": {"model": {"augmentation.max_scale_change": 0.0}},
+    "objective.loss cosine, not similarity": {"model": {"objective.loss": "cosine"}},
+    "classes 10, not 16": {"protocol": {"classes": 10}},
+    "frames 4, not 6019": {"protocol": {"frames": 4}},
+    "training_frames 4, not 28130": {"protocol": {"training_frames": 4}},
+    "mean_over all, not present or predicted": {"protocol": {"mean_over": "all"}},
+    "epochs 3 instead of 20": {"departures": ["epochs 3 instead of 20"]},
+    "not known of it: teacher's weights": {"model": {"teacher's weights": None}},
+    "not known of it: frames": {"protocol": {"frames": None}},
+}
+
+
+@pytest.mark.parametrize("text", OTHERWISE)
+def test_each_setting_that_is_another_is_named(tmp_path, text):
+    """On the card, and below the table, where the published figure is said to be of another setting."""
+    write_run(tmp_path, published("probe nuscenes", ON_ALL), **OTHERWISE[text])
+    report = compare([tmp_path])
+    assert f"{ON_ALL}, published" not in rows_of(report)
+    (note,) = (note for note in notes_of(report).values() if note.startswith(f"differs from {ON_ALL}"))
+    assert note.startswith(f"differs from {ON_ALL} in: {text}")
+    assert "; " not in note  # nothing else
+    assert any(text in departure for departure in read_result(tmp_path)["departures"])
+    assert text in (tmp_path / "result.md").read_text()
+
+
+def test_a_small_student_of_a_random_teacher_is_never_unmarked_beside_the_paper_s(tmp_path):
+    changes = {"width": 16, "norm": "batch", "teachers": ["dinov2_vits14"], "teacher's weights": "random"}
+    write_run(tmp_path / "small", published("probe nuscenes", ON_ALL), model=changes)
+    write_run(tmp_path / "equal", published("probe nuscenes", ON_ALL))
+    report = compare([tmp_path / "small", tmp_path / "equal"])
+    assert rows_of(report)[f"{ON_ALL}, published"][1] == "67.80"  # of the other run
+    marked = next(line for line in report.splitlines() if line.startswith(f"| {tmp_path / 'small'}"))
+    numbers = [int(number) for number in re.findall(r"\((\d+)\)", marked)]
+    notes = [notes_of(report)[number] for number in numbers]
+    (note,) = (note for note in notes if note.startswith(f"differs from {ON_ALL}"))
+    for part in ("width 16, not 768", "teacher's weights random", "teachers dinov2_vits14, not dinov2_vitl14"):
+        assert part in note
+    alone = compare([tmp_path / "small"])
+    assert all(name.endswith("another setting") for name in rows_of(alone) if "published" in name)
+
+
+def test_both_figures_stand_where_paper_and_readme_differ(tmp_path):
+    name = "ScaLR (Table 5: WI-48-768, dinov2_vitl14, all four datasets)"
+    write_run(tmp_path, published("finetune semantic_kitti 1%", name))
+    rows = rows_of(compare([tmp_path]))
+    assert rows[f"{name}, published"][1] == "56.80"
+    assert rows[f"{name.replace('Table 5', 'README')}, published"][1] == "55.80"
+
+
+def test_what_a_source_does_not_say_is_told(tmp_path):
+    name = "ScaLR (Table 3: WI-48-384, dinov2_vitl14, nuscenes)"
+    write_run(tmp_path, published("probe nuscenes", name), model={"training.epochs": 25})
+    report = compare([tmp_path])
+    assert "not said there: training.epochs, training.batch_size" in notes_of(report).values()
+    assert rows_of(report)[f"{name}, published"][1] == "63.90"
+
+
+def test_runs_of_nothing_published_have_their_departures_alone(tmp_path):
+    for name in ("two", "one"):
+        card = ResultCard(
+            title="A run", figures={"mIoU": 0.5}, departures=["seed 1"] * (name == "two"), protocol={}, provenance={}
+        )
+        write_result(card, tmp_path / name)
+    report = compare([tmp_path / "two", tmp_path / "one"])
+    assert notes_of(report) == {1: "not as published: seed 1"}
+    assert report.splitlines()[0] == "## A run"
+    assert len(rows_of(report)) == 2
 
 
 def test_figures_that_are_not_shares_of_one_table_share_columns(tmp_path):
     for name, figures in (("two", {"mCE": 1.1}), ("one", {"mCE": 0.9, "mRR": 0.8})):
         card = ResultCard(title="r", setting="robustness nuscenes_c", figures=figures, protocol={}, provenance={})
         write_result(card, tmp_path / name)
-    table = compare([tmp_path / "two", tmp_path / "one"])
-    assert f"| {tmp_path / 'two'} | 110.00 | – | – |" in table
-    assert "| ScaLR, published | 87.40 | 83.80 | – |" in table
-
-
-def test_published_figures_are_those_of_the_readmes():
-    """Those of valeoai/ScaLR, of its branch scalr_plus and of Robo3D; students are WI-48-768."""
-    of_miou = {
-        "probe nuscenes": {"ScaLR": 67.8, "ScaLR+": 70.4},
-        "probe semantic_kitti": {"ScaLR": 55.8, "ScaLR+": 61.0},
-        "probe pandaset_64": {"ScaLR": 37.9, "ScaLR+": 43.5},
-        "probe pandaset_gt": {"ScaLR": 34.5, "ScaLR+": 40.7},
-        "finetune nuscenes 1%": {"ScaLR": 50.7, "ScaLR+": 54.1},
-        "finetune nuscenes 10%": {"ScaLR": 69.2, "ScaLR+": 70.7},
-        "finetune nuscenes 100%": {"ScaLR": 78.4, "ScaLR+": 78.4},
-        "finetune semantic_kitti 1%": {"ScaLR": 55.8, "ScaLR+": 57.4},
-        "finetune semantic_kitti 100%": {"ScaLR": 65.8, "ScaLR+": 65.2},
-        "finetune pandaset_64 100%": {"ScaLR": 48.3},
-        "finetune pandaset_gt 100%": {"ScaLR": 41.1},
-        "scratch nuscenes 100%": {"WaffleIron": 78.7},
-    }
-    of_robustness = {
-        ("nuscenes_c", "ScaLR"): {"mCE": 87.4, "mRR": 83.8},
-        ("nuscenes_c", "WaffleIron"): {"mCE": 106.73, "mRR": 72.78, "mIoU clean": 76.07},
-        ("semantic_kitti_c", "WaffleIron"): {"mCE": 109.54, "mRR": 72.18, "mIoU clean": 66.04},
-    }
-    for setting, figures in of_miou.items():
-        for who, miou in figures.items():
-            assert PUBLISHED[setting][who] == {"mIoU": miou}, (setting, who)
-    for (dataset, who), figures in of_robustness.items():
-        assert PUBLISHED[f"robustness {dataset}"][who] == figures
-
-
-def test_settings_of_the_verbs_are_published():
-    """What the verbs write as their setting, where the papers have figures."""
-    base = {"student": "s", "root": "r", "out": "o"}
-    assert FinetuneConfig(**base, labels="1%").setting in PUBLISHED
-    assert ProbeConfig(**base, dataset="semantic_kitti").setting in PUBLISHED
-    assert FinetuneConfig(**base, dataset="pandaset_gt").setting in PUBLISHED
-    assert FinetuneConfig(**base, from_scratch=True).setting in PUBLISHED
-    assert FinetuneConfig(**base, labels="1%", dataset="semantic_kitti").setting == "finetune semantic_kitti 1%"
-    assert FinetuneConfig(**base, from_scratch=True).setting == "scratch nuscenes 100%"
-    assert ProbeConfig(**base).setting == "probe nuscenes"
+    rows = rows_of(compare([tmp_path / "two", tmp_path / "one"]))
+    assert rows[str(tmp_path / "two")][1:] == ["110.00", "–", "–"]
+    name = "ScaLR (Table 6: WI-48-768, dinov2_vitl14, all four datasets), published for another setting"
+    assert rows[name][1:] == ["87.40", "83.80", "–"]
 
 
 def test_a_folder_without_a_result_is_said(tmp_path):
@@ -163,4 +247,13 @@ def test_a_folder_without_a_result_is_said(tmp_path):
         compare([tmp_path])
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(StudentError, match="not a result of scalr"):
+        compare([tmp_path])
+
+
+def test_a_card_of_another_version_is_said(tmp_path):
+    write(tmp_path)
+    values = json.loads((tmp_path / "result.json").read_text())
+    del values["model"]
+    (tmp_path / "result.json").write_text(json.dumps(values))
+    with pytest.raises(StudentError, match=r"it lacks model, as results of other versions.*Run the evaluation again"):
         compare([tmp_path])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from scalr.distill.checkpoint import load_student, save_student
+from scalr.distill.convert import convert, write_official
 from scalr.distill.interruption import StoppedError
 from scalr.distill.training import Observer, TrainingConfig, train
 from scalr.distill.waffleiron import Student, WaffleIronConfig
@@ -17,7 +18,7 @@ from scalr.evaluate import supervision
 from scalr.evaluate.finetune import FinetuneConfig, finetune, layer_scale
 from scalr.evaluate.labelled_scans import AugmentedScans
 from scalr.evaluate.model import load_model, with_class_head
-from scalr.evaluate.probe import FAST, ProbeConfig
+from scalr.evaluate.probe import FAST, ProbeConfig, probe
 from scalr.evaluate.supervision import SupervisedObjective
 
 DEPTH = 3
@@ -48,6 +49,9 @@ def test_the_whole_model_is_trained_and_scored(config):
     assert written["setting"] == "finetune nuscenes 100%"
     assert "epochs 2 instead of 25" in written["departures"]
     assert written["protocol"]["schedule"]["stochastic_depth"] == 0.2
+    assert written["model"] == {"depth": DEPTH, "width": 8, "norm": "batch", "activation": "relu"} | {
+        "head": "linear", "stochastic_depth": 0.0, "labels": []
+    }  # fmt: skip
     assert not (config.out / "checkpoint.pt").exists()
     text = (config.out / "result.md").read_text()
     for word in ("voxel_size_m", "training_frames_sha256", "ignored_label", "IoU by class", "instead of 25"):
@@ -69,7 +73,28 @@ def test_from_scratch_does_not_see_the_student(config, tmp_path):
     pretrained = finetune(replace(config, out=tmp_path / "third"))
     assert first.losses == second.losses
     assert first.losses != pretrained.losses
-    assert json.loads((scratch.out / "result.json").read_text())["protocol"]["schedule"]["layer_decay"] == 1
+    written = json.loads((scratch.out / "result.json").read_text())
+    assert written["protocol"]["schedule"]["layer_decay"] == 1
+    assert (written["model"]["teachers"], written["model"]["pretrained on"]) == ([], [])
+    assert written["provenance"]["teachers"] == {}  # whatever the student was distilled from
+    assert any("other than WaffleIron" in departure for departure in written["departures"])
+
+
+def test_a_model_that_has_seen_labels_is_said_to_be_one_where_it_is_probed(config, tmp_path):
+    finetuned = finetune(config).model
+    again = ProbeConfig(student=finetuned, root=config.root, out=tmp_path / "again", epochs=1, fast=True)
+    probe(again)
+    written = json.loads((again.out / "result.json").read_text())
+    seen = (
+        "finetuned on nuscenes train (2 frames) by the schedule of scalr, other than published: epochs 2 instead of 25"
+    )
+    assert any(departure.startswith(f"the student has seen labels: {seen}") for departure in written["departures"])
+    assert f"WI-{DEPTH}-8, of unknown pretraining; {seen}" in (again.out / "result.md").read_text()
+    write_official(load_student(finetuned), tmp_path / "official.pth")
+    convert(tmp_path / "official.pth", tmp_path / "converted.safetensors", None, "relu")
+    probe(replace(again, student=tmp_path / "converted.safetensors", out=tmp_path / "converted"))
+    (*_, unknown, _) = json.loads((tmp_path / "converted/result.json").read_text())["departures"]
+    assert unknown == "the student has a head for classes: it has seen labels, and its file does not say which"
 
 
 def test_stopped_and_resumed_gives_the_same_model(config, tmp_path, monkeypatch):
@@ -201,6 +226,10 @@ def test_what_is_not_as_published_is_told(config):
     probing = ProbeConfig(student=config.student, root=config.root, out=config.out)
     assert official.departures() == probing.departures() == []
     assert replace(probing, fast=True).departures() == [FAST]
+    of_table_1 = replace(probing, train_split="slidr_train", val_split="slidr_val")
+    assert of_table_1.departures() == []
+    assert replace(of_table_1, val_split="val").departures() == ["trained on split slidr_train"]
+    assert replace(of_table_1, train_split="train").departures() == ["scored on split slidr_val"]
     changes = {"train_split": "mini_train", "val_split": "train", "layer_decay": 0.9, "learning_rate": 1e-3}
     other = replace(official, augmentation="joint", **changes)
     assert other.departures() == [

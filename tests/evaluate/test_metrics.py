@@ -9,8 +9,16 @@ import sklearn.metrics
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nuscenes.eval.lidarseg.utils import ConfusionMatrix
 
-from scalr.evaluate.metrics import accuracy, bootstrap_interval, confusion_matrix, intersection_over_union, mean_iou
+from scalr.evaluate.metrics import (
+    accuracy,
+    bootstrap_interval,
+    confusion_matrix,
+    frequency_weighted_iou,
+    intersection_over_union,
+    mean_iou,
+)
 from scalr.evaluate.segmentation_losses import lovasz_softmax, segmentation_loss
 from scalr.extract.datasets.labels import IGNORE_LABEL
 
@@ -37,9 +45,54 @@ def test_confusion_and_iou_against_scikit_learn(points):
     assert accuracy(confusion) == pytest.approx(sklearn.metrics.accuracy_score(truth, guess))
 
 
+def points_of(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predictions that have these counts."""
+    rows, columns = np.indices(confusion.shape)
+    return np.repeat(rows.ravel(), confusion.ravel()), np.repeat(columns.ravel(), confusion.ravel())
+
+
+confusions = st.lists(st.integers(0, 3), min_size=16, max_size=16).map(lambda counts: np.reshape(counts, (4, 4)))
+
+
+@given(confusions)
+def test_the_frequency_weighted_iou_is_the_nuscenes_devkit_s(confusion):
+    """Its own class on the same points; its class 0 is the ignored one, and its unions are float32."""
+    devkit = ConfusionMatrix(num_classes=5, ignore_idx=0)
+    labels, predictions = points_of(confusion)
+    if not len(labels):
+        assert np.isnan(frequency_weighted_iou(confusion))
+        return
+    devkit.update(labels + 1, predictions + 1)
+    assert frequency_weighted_iou(confusion) == pytest.approx(devkit.get_freqweighted_iou(), rel=1e-6)
+    assert mean_iou(confusion) == pytest.approx(devkit.get_mean_iou(), rel=1e-6)  # and its mean is ScaLR's
+
+
+@given(confusions)
+def test_the_mean_over_all_classes_is_that_of_semantickitti_s_script(confusion):
+    """evaluate_semantics.py, written out: true and false positives and negatives, a union of at least 1e-15."""
+    labels, predictions = points_of(confusion)
+    iou = []
+    for name in range(4):
+        true_positives = np.sum((predictions == name) & (labels == name))
+        false_positives = np.sum((predictions == name) & (labels != name))
+        false_negatives = np.sum((predictions != name) & (labels == name))
+        iou.append(true_positives / (true_positives + false_positives + false_negatives + 1e-15))
+    if len(labels):
+        assert mean_iou(confusion, "all") == pytest.approx(np.mean(iou))
+
+
+def test_the_three_means_of_few_classes():
+    """A class that is there, one that is predicted only, one that is neither."""
+    confusion = np.array([[6, 2, 0], [0, 0, 0], [0, 0, 0]])
+    assert mean_iou(confusion, "present") == pytest.approx(6 / 8)
+    assert mean_iou(confusion, "present or predicted") == pytest.approx(6 / 8 / 2)
+    assert mean_iou(confusion, "all") == pytest.approx(6 / 8 / 3)
+    assert frequency_weighted_iou(confusion) == pytest.approx(6 / 8)
+
+
 def test_figures_of_many_matrices_are_those_of_each():
     confusions = np.random.default_rng(0).integers(0, 3, (20, 4, 4)) * np.tri(20, 4, dtype=int)[:, :, None]
-    for over in ("present or predicted", "present"):
+    for over in ("present or predicted", "present", "all"):
         np.testing.assert_array_equal(mean_iou(confusions, over), [mean_iou(each, over) for each in confusions])
     np.testing.assert_array_equal(
         intersection_over_union(confusions), [intersection_over_union(each) for each in confusions]
@@ -98,7 +151,7 @@ def test_a_perfect_prediction_costs_nothing():
 
 def test_without_points_there_are_no_figures():
     nothing = np.zeros((3, 3), int)
-    for over in ("present or predicted", "present"):
+    for over in ("present or predicted", "present", "all"):
         assert np.isnan(mean_iou(nothing, over))
     assert np.isnan(accuracy(nothing))
     assert np.isnan(intersection_over_union(nothing)).all()

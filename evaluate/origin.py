@@ -1,0 +1,121 @@
+"""What a model is and where it comes from, as far as its file says, by the names that published figures are matched by.
+
+A name that is missing is not known: a converted official file says what its network is, and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+OF_NETWORK = ("depth", "width", "norm", "activation")  # what probing and finetuning leave as it is
+OF_HEAD = ("head", "stochastic_depth")  # what they replace
+OF_TEACHER = ("model", "weights_sha256", "feature", "image_size", "pos_embed")  # which feature was learnt
+TRAININGS = {"probing": "probed", "finetuning": "finetuned"}  # on labels, by the key of a model file's provenance
+NEW_WEIGHTS = {"starts_from": "new weights"}  # in the place of a student's provenance, where there was no student
+WEIGHTS = {"hub": "published", "random": "random"}  # a file's may be any
+
+
+def origin_of(network: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a student or model is, what it was distilled from and how, and which labels it has seen: plain JSON values.
+
+    Args:
+        network: the values of its WaffleIronConfig.
+        provenance: of its file.
+    """
+    trainings, source = _unwound(provenance)
+    has_own_head = network["head"] != "probe"
+    origin = _pretraining(source) | {name: network[name] for name in OF_NETWORK + OF_HEAD * has_own_head}
+    if trainings or has_own_head or source == NEW_WEIGHTS:
+        origin["labels"] = trainings
+    return origin
+
+
+def description(origin: Mapping[str, Any]) -> str:
+    """A line for people."""
+    if origin.get("converted from"):
+        source = f"converted from {origin['converted from']}"
+    elif origin.get("teachers") is None:
+        source = "of unknown pretraining"
+    elif not origin["teachers"]:
+        source = "from new weights"
+    else:
+        weights = origin.get("teacher's weights") or "a file's"
+        source = f"distilled from {text_of(origin['teachers'])} ({weights} weights, {text_of(origin['image size'])})"
+        source += f" on {text_of(origin['pretrained on'])}"
+    labels = origin.get("labels", ["trained on labels that its file does not name"])
+    return "; ".join([f"WI-{origin['depth']}-{origin['width']}, {source}", *labels])
+
+
+def text_of(value: Any) -> str:
+    """A value of an origin or a protocol, for people."""
+    if isinstance(value, list | tuple):
+        return " + ".join(map(text_of, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def teacher_summary(provenance: Mapping[str, Any]) -> dict[str, dict]:
+    """Of each teacher that a student, or the student of a model, learnt from: which feature, at which image size."""
+    _, source = _unwound(provenance)
+    teachers = source.get("teachers") or {}
+    return {name: {key: values.get(key) for key in OF_TEACHER} for name, values in teachers.items()}
+
+
+def _unwound(provenance: Mapping[str, Any]) -> tuple[list[str], Mapping[str, Any]]:
+    """The trainings on labels, first to last, and the provenance of the student before them."""
+    trainings = []
+    while found := next((key for key in TRAININGS if key in provenance), None):
+        trainings.insert(0, _training(TRAININGS[found], provenance[found]))
+        provenance = provenance.get("distillation") or {}
+    return trainings, provenance
+
+
+def _training(done: str, protocol: Mapping[str, Any]) -> str:
+    dataset, split, frames = (protocol.get(f"training_{name}", "?") for name in ("dataset", "split", "frames"))
+    text = f"{done} on {set_name(dataset, split, frames)} by the schedule of {protocol.get('schedule_of', '?')}"
+    departures = protocol.get("departures")
+    return f"{text}, other than published: {', '.join(departures)}" if departures else text
+
+
+def _pretraining(source: Mapping[str, Any]) -> dict[str, Any]:
+    if source == NEW_WEIGHTS:
+        return {"teachers": [], "pretrained on": []}
+    if converted := source.get("converted_from"):
+        return {"converted from": f"{converted['file']} (SHA-256 {converted['sha256'][:12]})"}
+    recipe, teachers = source.get("recipe"), source.get("teachers")
+    origin = _of_recipe(recipe) if isinstance(recipe, Mapping) else {}
+    if not teachers:
+        return origin
+    sets = [attributes for store in source.get("stores", ()) for attributes in store["sources"]]
+    sizes = ("x".join(map(str, values["image_size"])) for values in teachers.values())
+    return origin | {
+        "teachers": sorted(teachers),
+        "teacher's weights": _common(WEIGHTS.get(values.get("weights")) for values in teachers.values()),
+        "image size": _common(sizes),
+        "feature": _common(values.get("feature") for values in teachers.values()),
+        "pos_embed": _common(values.get("pos_embed") for values in teachers.values()),
+        "pretrained on": sorted(set_name(each["dataset"], each["split"], each.get("num_frames", "?")) for each in sets),
+        "occlusion": _common(each.get("occlusion") for each in sets),
+    }
+
+
+def set_name(dataset: str, split: str, frames: int | str) -> str:
+    """A training set, whose frames tell a small copy from the whole."""
+    return f"{dataset} {split} ({frames} frames)"
+
+
+def _of_recipe(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Its keys as `--set` takes them, those of the student without their section."""
+    return {
+        key if section == "student" else f"{section}.{key}": "none" if value is None else value
+        for section, options in recipe.items()
+        for key, value in options.items()
+    }
+
+
+def _common(values: Iterable[Any]) -> Any:
+    """The value that all have, or each one's; None where one is not known."""
+    values = list(values)
+    if None in values:
+        return None
+    return values[0] if values and all(value == values[0] for value in values) else values
