@@ -12,7 +12,7 @@ import torch
 
 from ..errors import StudentError
 from ..extract.plan import frames_digest
-from ..extract.store import open_store
+from ..extract.store import Source, open_store
 from ..folder_lock import Lock
 from .checkpoint import load_student, save_student, student_provenance
 from .choice import KIND, Chosen, Wanted, choose, started
@@ -248,18 +248,23 @@ def _record(
     values = recipe_values(recipe)
     machine = {name: values["training"].pop(name) for name in OF_THE_MACHINE}
     stores = [
-        {"sources": [source.attributes for source in each.sources], **_frames_in_use(dataset)}
+        {"sources": [source.attributes for source in each.sources], **_in_use(dataset, each.sources)}
         for each, dataset in zip(chosen, datasets, strict=True)
     ]
     settings = {"kind": KIND, "stores": stores, "teachers": chosen[0].provenance, "recipe": values}
     return run_record(settings, device, **machine)
 
 
-def _frames_in_use(dataset: DistillDataset) -> dict[str, int | str]:
-    """Which frames are learnt from, as others may have been skipped, and which of their cameras."""
+def _in_use(dataset: DistillDataset, sources: Sequence[Source]) -> dict[str, int | str | list[int]]:
+    """How many frames of each source are learnt from, as others may have been skipped, and which of their cameras."""
     views = dataset.store.views.take(np.concatenate(dataset.frames))
     names = zip(*(views[name].to_pylist() for name in ("dataset", "scene", "token", "camera")), strict=True)
-    return {"frames": len(dataset), "views": len(views), "views_sha256": frames_digest(["\t".join(n) for n in names])}
+    blocks = dataset.store.column("block")[[rows[0] for rows in dataset.frames]]
+    return {
+        "frames_in_use": [int(np.isin(blocks, source.blocks).sum()) for source in sources],
+        "views_in_use": len(views),
+        "views_sha256": frames_digest(["\t".join(each) for each in names]),
+    }
 
 
 def _losses(folder: Path) -> list[float]:

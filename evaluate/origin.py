@@ -5,6 +5,7 @@ A name that is missing is not known: a converted official file says what its net
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -86,7 +87,12 @@ def _pretraining(source: Mapping[str, Any]) -> dict[str, Any]:
     origin = _of_recipe(recipe) if isinstance(recipe, Mapping) else {}
     if not teachers:
         return origin
-    sets = [attributes for store in source.get("stores", ()) for attributes in store["sources"]]
+    sets = [
+        # What was learnt from: an extraction may have skipped frames.
+        {**attributes, "num_frames": frames}
+        for store in source.get("stores", ())
+        for attributes, frames in zip(store["sources"], store.get("frames_in_use", itertools.repeat("?")), strict=False)
+    ]
     sizes = ("x".join(map(str, values["image_size"])) for values in teachers.values())
     return origin | {
         "teachers": sorted(teachers),
@@ -94,7 +100,7 @@ def _pretraining(source: Mapping[str, Any]) -> dict[str, Any]:
         "image size": _common(sizes),
         "feature": _common(values.get("feature") for values in teachers.values()),
         "pos_embed": _common(values.get("pos_embed") for values in teachers.values()),
-        "pretrained on": sorted(set_name(each["dataset"], each["split"], each.get("num_frames", "?")) for each in sets),
+        "pretrained on": sorted(set_name(each["dataset"], each["split"], each["num_frames"]) for each in sets),
         "occlusion": _common(each.get("occlusion") for each in sets),
     }
 

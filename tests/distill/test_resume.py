@@ -168,13 +168,13 @@ def test_frames_that_came_later_are_not_mixed_in(tmp_path, monkeypatch):
     stop(tmp_path, "stopped")
     go_on(tmp_path, "finished", resume=False)
     record = yaml.safe_load((tmp_path / "finished/config.yaml").read_text())
-    assert record["stores"][0]["frames"] == 2
+    assert record["stores"][0]["frames_in_use"] == [2]
     image.write_bytes(kept)
     shutil.rmtree(tmp_path / "s.zarr")
     extract_with(frames, tiny_teachers(), tmp_path / "s.zarr", **options)
     for run in ("stopped", "finished"):
         with pytest.raises(
-            StudentError, match=r"stores\[0\]\.frames was 2 and is 3; stores\[0\]\.views was 4 and is 6"
+            StudentError, match=r"stores\[0\]\.frames_in_use\[0\] was 2 and is 3; stores\[0\]\.views_in_use was 4"
         ):
             go_on(tmp_path, run)
 

@@ -10,7 +10,7 @@ WITH_CLASSES = NETWORK | {"head": "probe", "stochastic_depth": 0.2}
 TEACHER = {"weights": "hub", "weights_sha256": "a", "image_size": [28, 56], "feature": "x_prenorm", "pos_embed": "timm"}
 SOURCE = {"dataset": "nuscenes", "split": "train", "num_frames": 2, "occlusion": "keep"}
 DISTILLED = {
-    "stores": [{"sources": [SOURCE]}],
+    "stores": [{"sources": [SOURCE | {"num_frames": 3}], "frames_in_use": [2]}],
     "teachers": {"mine": TEACHER},
     "recipe": recipe_values(load_recipe("demo")),
 }
@@ -82,7 +82,9 @@ def test_what_probing_and_finetuning_replace_is_taken_from_the_recipe():
 
 def test_several_teachers_and_sets_are_told_apart():
     other = TEACHER | {"image_size": [56, 112], "pos_embed": "official"}
-    stores = [{"sources": [SOURCE, SOURCE | {"dataset": "semantic_kitti", "occlusion": "drop"}]}]
+    stores = [
+        {"sources": [SOURCE, SOURCE | {"dataset": "semantic_kitti", "occlusion": "drop"}], "frames_in_use": [2, 2]}
+    ]
     origin = origin_of(NETWORK, DISTILLED | {"teachers": {"mine": TEACHER, "another": other}, "stores": stores})
     assert origin["teachers"] == ["another", "mine"]
     assert (origin["image size"], origin["pos_embed"]) == (["28x56", "56x112"], ["timm", "official"])

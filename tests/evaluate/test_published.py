@@ -171,7 +171,7 @@ def provenance(recipe: str, teachers: dict[str, dict], *sets: tuple[str, str, in
     ]
     made = {"weights": "hub", "image_size": [224, 448], "feature": "x_prenorm", "pos_embed": "official"}
     return {
-        "stores": [{"sources": [source]} for source in sources],
+        "stores": [{"sources": [source], "frames_in_use": [source["num_frames"]]} for source in sources],
         "teachers": {name: made | changes for name, changes in teachers.items()},
         "recipe": recipe_values(load_recipe(recipe)),
         "torch": "2",
