@@ -14,7 +14,7 @@ from ..extract.store import open_store
 from .checkpoint import save_student
 from .choice import Chosen, Wanted, choose, read_started, write_config
 from .dataset import DistillCollate, DistillDataset, SampleId
-from .interruption import Checkpoints
+from .interruption import Checkpoints, remove_checkpoints
 from .objective import DistillObjective
 from .processes import joined_processes, num_processes, process_index, summed
 from .recipe import Recipe, recipe_values
@@ -82,9 +82,9 @@ class DistillSummary:
 def distill(config: DistillConfig) -> DistillSummary:
     """Train a student on the targets of one or several stores; neither images nor teacher nor dataset are needed.
 
-    Writes `config.yaml`, `log.csv`, TensorBoard events, now and then `checkpoint.pt`, and, last, `student.safetensors`
-    into `config.out`; the checkpoint is then removed. Where torchrun has started several processes, all call this, and
-    the first one writes.
+    Writes `config.yaml`, `log.csv`, TensorBoard events, now and then and after the last step `checkpoint.pt`, and,
+    last, `student.safetensors` into `config.out`; the checkpoints are then removed. Where torchrun has started several
+    processes, all call this, and the first one writes.
 
     Raises:
         StoppedError: by a signal; the checkpoint is written.
@@ -95,7 +95,7 @@ def distill(config: DistillConfig) -> DistillSummary:
         if not config.resume:
             raise StudentError("a student is there already", where=path, fix="Choose another --out.")
         logger.info("%s: finished already", path)
-        (config.out / CHECKPOINT).unlink(missing_ok=True)  # where it was killed in between
+        remove_checkpoints(config.out / CHECKPOINT)  # where it was killed in between
         return DistillSummary(path, _losses(config.out))
     with joined_processes(config.device) as device:
         data_wait = _train(config, path, device)
@@ -123,7 +123,7 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
     recipe = with_head_for(replace(config.recipe, objective=objective_config), first.target_dim)
     training, provenance = recipe.training, _provenance(chosen, recipe)
     checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, _identity(provenance))
-    resume = _seen_by_all(checkpoints.path, device)
+    resume = _seen_by_all((checkpoints.path, checkpoints.before), device)
     if resume and not config.resume:
         raise StudentError(
             "an interrupted run is here", where=config.out, fix="Go on with --resume, or choose another --out."
@@ -172,16 +172,18 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
 def _choose(config: DistillConfig, device: torch.device) -> list[Chosen]:
     stores = [open_store(path) for path in config.caches]
     weights, record = config.recipe.objective.teachers, config.out / CONFIG
-    started = read_started(record) if config.resume and _seen_by_all(record, device) else None
+    started = read_started(record) if config.resume and _seen_by_all((record,), device) else None
     return choose(stores, Wanted(config.teachers or tuple(weights), config.split), weights, started)
 
 
-def _seen_by_all(path: Path, device: torch.device) -> bool:
-    """Whether the file is there."""
-    (seen,) = summed([path.exists()], device)
+def _seen_by_all(paths: Sequence[Path], device: torch.device) -> bool:
+    """Whether one of the files is there."""
+    (seen,) = summed([any(path.exists() for path in paths)], device)
     if 0 < seen < num_processes():
         raise StudentError(
-            f"{seen:.0f} of {num_processes()} processes see this file", where=path, fix="Put --out on shared storage."
+            f"{seen:.0f} of {num_processes()} processes see this file",
+            where=paths[0],
+            fix="Put --out on shared storage.",
         )
     return seen > 0
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..distill.checkpoint import load_student, student_provenance
-from ..distill.interruption import Checkpoints
+from ..distill.interruption import Checkpoints, checkpoints_at
 from ..distill.processes import joined_processes, process_index
 from ..distill.sampling import EpochLoader
 from ..distill.training import Observer, TrainingConfig, train
@@ -137,8 +137,8 @@ class SupervisedResult:
 def learn(config: SupervisionConfig) -> SupervisedResult:
     """Train a model on labels, and score it on the validation split.
 
-    Writes `log.csv`, now and then `checkpoint.pt`, and, last, `model.safetensors`, `result.md` and `result.json` into
-    `config.out`. Where torchrun has started several processes, all call this.
+    Writes `log.csv`, now and then and after the last step `checkpoint.pt`, and, last, `model.safetensors`, `result.md`
+    and `result.json` into `config.out`. Where torchrun has started several processes, all call this.
 
     Raises:
         StoppedError: by a signal; the checkpoint is written.
@@ -204,7 +204,7 @@ class SupervisedObjective(nn.Module):
     def forward(self, batch: LabelledBatch) -> tuple[torch.Tensor, None]:
         with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
             tokens = self.model.tokens(batch.inputs)
-        return segmentation_loss(self.model.project(tokens), batch.labels), None
+        return segmentation_loss(self.model.classif(tokens), batch.labels), None
 
 
 def training_config(schedule: Schedule, *, workers: int, seed: int) -> TrainingConfig:
@@ -256,7 +256,7 @@ def train_on_scans(
             description="probe" if objective.frozen else "finetune",
             observer=Observer(folder=checkpoints.path.parent),
             checkpoints=checkpoints,
-            resume=checkpoints.path.exists(),
+            resume=bool(checkpoints_at(checkpoints.path)),
             learning_rate_scale=learning_rate_scale,
         ).losses
 
@@ -280,6 +280,6 @@ def _is_finished(out: Path, *, resume: bool) -> bool:
     finished = (out / "result.json").exists()
     if finished and not resume:
         raise StudentError("a result is there already", where=out, fix=GO_ON)
-    if (out / CHECKPOINT).exists() and not resume:
+    if checkpoints_at(out / CHECKPOINT) and not resume:
         raise StudentError("an interrupted run is here", where=out, fix=GO_ON)
     return finished
