@@ -10,11 +10,14 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError
 
 from .errors import ScalrError
+
+if TYPE_CHECKING:
+    import torch
 
 LISTED_KEYS = 12  # in an error, of all kinds together
 
@@ -45,10 +48,16 @@ def explained(path: Path, error: type[ScalrError], *, missing: str) -> Iterator[
 
 
 @contextmanager
-def written_aside(path: Path, error: type[ScalrError]) -> Iterator[Path]:
+def written_aside(path: Path, error: type[ScalrError], *, keep: Path | None = None) -> Iterator[Path]:
     """Yield a path to write to; what is there in the end is flushed to disk and renamed to `path`.
 
     Whatever goes wrong in between, `path` is as it was, and nothing else is left behind but its folder.
+
+    Args:
+        path: of the file.
+        error: which kind of ScalrError.
+        keep: where the file that is replaced goes; it is renamed just before the new one is, so that one of the two
+            names has a whole file at any moment.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -56,10 +65,15 @@ def written_aside(path: Path, error: type[ScalrError]) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        if keep is not None:
+            with suppress(FileNotFoundError):
+                os.replace(path, keep)
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as problem:  # the system, torch's writer, that of safetensors
         raise error(
-            f"the file cannot be written ({first_line(problem)})", where=path, fix="Choose another path."
+            f"the file cannot be written ({first_line(problem)})",
+            where=path,
+            fix="Make room there, or choose another path.",
         ) from None
     finally:
         with suppress(OSError):
@@ -76,19 +90,27 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """The SHA-256 of tensors with their names, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def sha256_of_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor], dtypes_of: Mapping[str, torch.Tensor] | None = None) -> str:
+    """The SHA-256 over names, shapes, dtypes and values of tensors, in hexadecimal: the same in whatever file they are.
+
+    Args:
+        tensors: by name, on any device; their order does not matter.
+        dtypes_of: tensors of the same names; each value counts as it is in the dtype that it has there.
+    """
+    import torch  # here: most of what imports this module only reads or writes small files
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu", dtypes_of[name].dtype if dtypes_of else None)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def first_line(error: Exception) -> str:

@@ -1,21 +1,30 @@
-"""Students on disk: safetensors with the resolved configuration in the header."""
+"""Students on disk: safetensors with the resolved configuration in the header, and digests of both."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..checkpoint_files import shortened, written_aside
+from ..checkpoint_files import LISTED_KEYS, shortened, tensors_digest, written_aside
 from ..errors import StudentError
 from .inputs import InputConfig
 from .waffleiron import Student, WaffleIronConfig
 
-FORMAT = "scalr-student"
+logger = logging.getLogger(__name__)
+
+FORMAT = "scalr-student-2"
+WITHOUT_DIGESTS = "scalr-student"  # the format of files that were written before there were digests
+TENSORS_DIGEST, HEADER_DIGEST = "tensors_sha256", "header_sha256"
 PASS_ONE = "Pass the student.safetensors of a 'scalr distill' run."
+COPY_OR_TRAIN = "Copy or train it again."
 
 
 def save_student(student: Student, path: str | Path, provenance: dict) -> None:
@@ -27,24 +36,28 @@ def save_student(student: Student, path: str | Path, provenance: dict) -> None:
         provenance: what it was trained on and how, plain JSON values.
 
     Raises:
-        StudentError: the file cannot be written.
+        StudentError: the file cannot be written, or tensors that are not finite.
     """
     path = Path(path)
+    tensors = {name: value.cpu().contiguous() for name, value in student.state_dict().items()}
+    require_finite(tensors, path, "Train it again with a lower learning rate.")
     header = {
         "format": FORMAT,
         "student": json.dumps(asdict(student.config)),
         "inputs": json.dumps(asdict(student.input_config)),
         "provenance": json.dumps(provenance),
+        TENSORS_DIGEST: tensors_digest(tensors),
     }
     with written_aside(path, StudentError) as temporary:
-        save_file({key: value.cpu().contiguous() for key, value in student.state_dict().items()}, temporary, header)
+        save_file(tensors, temporary, header | {HEADER_DIGEST: _header_digest(header)})
 
 
 def load_student(path: str | Path) -> Student:
     """Read a student that `save_student` wrote, in eval mode on the CPU.
 
     Raises:
-        StudentError: missing file, not a student, or tensors that do not fit its configuration.
+        StudentError: missing or damaged file, not a student, tensors that do not fit its configuration or are not
+            finite.
     """
     header, tensors = _read(Path(path))
     try:
@@ -58,16 +71,43 @@ def load_student(path: str | Path) -> Student:
             where=path,
             fix="Train or convert it again.",
         ) from None
+    require_finite(tensors, path, "Train or convert it again.")
     return student.eval()
 
 
 def student_provenance(path: str | Path) -> dict:
-    """What the student at `path` was trained on and how."""
+    """What the student at `path` was trained on and how.
+
+    Raises:
+        StudentError: missing file, not a student, or a damaged header; tensors are not looked at.
+    """
     header, _ = _read(Path(path), tensors=False)
-    return json.loads(header["provenance"])
+    try:
+        return json.loads(header["provenance"])
+    except (KeyError, ValueError) as error:
+        raise StudentError(
+            f"it does not say what it was trained on ({shortened(error)})", where=path, fix=COPY_OR_TRAIN
+        ) from None
+
+
+def require_finite(tensors: Mapping[str, torch.Tensor], path: str | Path, fix: str) -> None:
+    """Refuse weights of a training that diverged, or of a file that was damaged before it came here.
+
+    Raises:
+        StudentError: the first tensors with a value that is not finite in float32, by their names.
+    """
+    names = [name for name, value in tensors.items() if not value.float().isfinite().all()]
+    if names:
+        raise StudentError(
+            f"{len(names)} of {len(tensors)} tensors hold NaN or infinite values: {', '.join(names[:LISTED_KEYS])}"
+            f"{' …' if len(names) > LISTED_KEYS else ''}",
+            where=path,
+            fix=fix,
+        )
 
 
 def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
+    """Header and tensors, which are those that were written."""
     if not path.is_file():
         raise StudentError("no student here", where=path, fix=PASS_ONE)
     try:
@@ -75,7 +115,28 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
             header = file.metadata() or {}
             values = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError) as error:
-        raise StudentError(f"the file cannot be read ({error})", where=path, fix="Copy or train it again.") from None
-    if header.get("format") != FORMAT:
+        raise StudentError(f"the file cannot be read ({error})", where=path, fix=COPY_OR_TRAIN) from None
+    if header.get("format") not in (FORMAT, WITHOUT_DIGESTS):
         raise StudentError("a safetensors file, but not a student of scalr", where=path, fix=PASS_ONE)
+    _check_digests(header, values if tensors else None, path)
     return header, values
+
+
+def _check_digests(header: Mapping[str, str], tensors: Mapping[str, torch.Tensor] | None, path: Path) -> None:
+    if header["format"] == WITHOUT_DIGESTS:
+        if tensors is not None:
+            logger.warning("%s: written before students had digests; nothing shows whether it is as it was", path)
+        return
+    same = header.get(HEADER_DIGEST) == _header_digest(header)
+    if not same or (tensors is not None and header[TENSORS_DIGEST] != tensors_digest(tensors)):
+        raise StudentError(
+            f"its {'tensors' if same else 'header values'} are not those that were written (their SHA-256 differs)",
+            where=path,
+            fix=COPY_OR_TRAIN,
+        )
+
+
+def _header_digest(header: Mapping[str, str]) -> str:
+    """Over all of the header but the digest itself."""
+    signed = {key: value for key, value in header.items() if key != HEADER_DIGEST}
+    return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()

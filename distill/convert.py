@@ -1,8 +1,9 @@
 """Official checkpoints of ScaLR, ScaLR+ and WaffleIron to students, and students to official checkpoints.
 
 The official files (valeoai/ScaLR, valeoai/WaffleIron) have our names; what differs is their shapes, linear layers being
-1x1 convolutions there, the dictionary around them, and a "module." before each name after distributed training. They
-hold neither activation nor planes nor field of view: these come from the caller.
+1x1 convolutions there, the dictionary around them, and what trainings put before each name: "module." where several
+processes took part, "_orig_mod." after torch.compile, the model's own name in a larger module. They hold neither
+activation nor planes nor field of view: these come from the caller.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import torch
 
 from ..checkpoint_files import explained, listed, sha256_of_file, written_aside
 from ..errors import StudentError
-from .checkpoint import load_student, save_student
+from .checkpoint import load_student, require_finite, save_student
 from .export import export_student
 from .inputs import POINT_FEATURES, InputConfig
 from .waffleiron import Activation, Head, Student, WaffleIronConfig
 
-WRAPPERS = ("model_point", "model_points", "net")  # of ScaLR, of its first release, of WaffleIron and finetuned models
-PREFIX = "module."
+# Of ScaLR, of its first release, of WaffleIron and finetuned models; of common training loops.
+WRAPPERS = ("model_point", "model_points", "net", "state_dict", "model")
+PREFIX = re.compile(r"(?:(?:module|_orig_mod|model|student)\.)*")
+PARTS = ("embed.", "waffleiron.", "classif.")  # what a student's names begin with
 TARGETS = (".safetensors", ".pth", ".pt2")
 PLUS = {"activation": "gelu", "stochastic_depth": 0.2}  # of ScaLR+, which is known by its 2-layer head
 
@@ -52,16 +55,18 @@ def convert(source: Path, target: Path, inputs: InputConfig | None, activation: 
             fix="Name one file .safetensors, the student; the other .pth, the official checkpoint, or .pt2, to export.",
         )
     if target.suffix == ".safetensors":
-        student = read_official(source, inputs, activation)
+        prefix, tensors = _read(source)
+        student = _student_of(tensors, source, inputs, activation)
         save_student(student, target, {"converted_from": {"file": source.name, "sha256": sha256_of_file(source)}})
     else:
-        student = load_student(source)
+        prefix, student = "", load_student(source)
         write = export_student if target.suffix == ".pt2" else write_official
         write(student, target)
     config = student.config
     return (
         f"{target}: WI-{config.depth}-{config.width}, {config.norm} norm, {config.activation}, "
         f"{config.head} head with {config.out_channels} outputs"
+        f"{f'; {prefix!r} was taken off the names of its tensors' if prefix else ''}"
     )
 
 
@@ -75,9 +80,15 @@ def read_official(path: Path, inputs: InputConfig | None = None, activation: Act
             finetuned models with layer norm come from either: there it must be said.
 
     Raises:
-        StudentError: a file that is missing, damaged or of another model, its missing and unexpected keys listed.
+        StudentError: a file that is missing, damaged or of another model, its missing and unexpected keys listed; names
+            that begin in several ways; values that are not finite.
     """
-    tensors = {name: _as_rows(name, value) for name, value in _state_dict(path).items()}
+    return _student_of(_read(path)[1], path, inputs, activation)
+
+
+def _student_of(
+    tensors: dict[str, torch.Tensor], path: Path, inputs: InputConfig | None, activation: Activation | None
+) -> Student:
     config = _config(tensors, path)
     if activation:
         config = replace(config, activation=activation)
@@ -122,15 +133,45 @@ def write_official(student: Student, path: Path) -> None:
         torch.save({"model_point": tensors, "net": tensors}, temporary)
 
 
+def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    """The prefix that is taken off the names, and the tensors as our layers have them."""
+    prefix, tensors = _without_prefix(_state_dict(path), path)
+    require_finite(tensors, path, "Pass a checkpoint from before the training diverged.")
+    return prefix, {name: _as_rows(name, value) for name, value in tensors.items()}
+
+
+def _without_prefix(tensors: dict[str, torch.Tensor], path: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    """Where all parts of a student have the same prefix, it is taken off; names without it stay as they are."""
+    firsts: dict[str, str] = {}
+    for name in tensors:
+        prefix = PREFIX.match(name)[0]
+        if name.removeprefix(prefix).startswith(PARTS):
+            firsts.setdefault(prefix, name)
+    if len(firsts) > 1:
+        raise StudentError(
+            f"which one is the student? Names begin in several ways ({', '.join(firsts.values())})",
+            where=path,
+            fix="Pass a file with the tensors of one model alone.",
+        )
+    prefix = next(iter(firsts), "")
+    return prefix, {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
 def _state_dict(path: Path) -> dict[str, torch.Tensor]:
     with explained(path, StudentError, missing="Pass an official .pth file or a student.safetensors."):
         values = torch.load(path, map_location="cpu", weights_only=True)
     wrapped = [values[key] for key in WRAPPERS if isinstance(values, dict) and isinstance(values.get(key), dict)]
     values = wrapped[0] if wrapped else values
     named = isinstance(values, dict) and all(isinstance(name, str) for name in values)
-    if not named or not all(isinstance(value, torch.Tensor) for value in values.values()):
+    if not named or not all(map(_has_real_numbers, values.values())):
         raise _not_a_student(path, f"no {', '.join(WRAPPERS)} with tensors in it")
-    return {name.removeprefix(PREFIX): value for name, value in values.items()}
+    return values
+
+
+def _has_real_numbers(value: object) -> bool:
+    """Whether it is a tensor of which a layer's weights can be made."""
+    is_plain = isinstance(value, torch.Tensor) and value.layout == torch.strided
+    return is_plain and not (value.is_meta or value.is_quantized or value.is_complex())
 
 
 def _config(tensors: dict[str, torch.Tensor], path: Path) -> WaffleIronConfig:

@@ -32,7 +32,7 @@ class _OneScan(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         offsets = torch.zeros(2, dtype=torch.int64)  # which stochastic depth alone would ask for
         tokens = self.student.tokens(PackedBatch(features, neighbours, offsets, cells, self.plane_shapes))
-        return tokens, self.student.project(tokens)
+        return tokens, self.student.classif(tokens)
 
 
 def exported_input(scan: ScanInput, config: InputConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
+from ..checkpoint_files import shortened
 from ..errors import StudentError
 from ..extract.intensity import IntensityStatistics
 from .nearest import Tree, build_tree, nearest_of, nearest_others
@@ -215,12 +217,12 @@ def scan_input(
 
 
 def evaluation_input(
-    points: np.ndarray, statistics: IntensityStatistics, config: InputConfig
+    points: ArrayLike, statistics: IntensityStatistics, config: InputConfig
 ) -> tuple[ScanInput, np.ndarray, np.ndarray]:
     """A raw scan by the official evaluation protocol: first point of each voxel, cropped, undone by the nearest point.
 
     Args:
-        points: (N, 4) x y z [m], raw intensity.
+        points: (N, 4) x y z [m], raw intensity; numbers of any kind, taken to float32 as in the official code.
         statistics: of the dataset's intensity.
         config: voxels, field of view, neighbours, planes.
 
@@ -231,6 +233,7 @@ def evaluation_input(
     Raises:
         StudentError: nothing in the field of view, a coordinate that is not finite, or points of another shape.
     """
+    points = _as_float32(points)
     _check_points(points)
     kept = voxel_representatives(points[:, :3], config.voxel_size_m)
     kept = kept[inside_field_of_view(points[kept, :3], config)]
@@ -371,6 +374,22 @@ def _kept_tree(points: np.ndarray) -> Tree:
             fix="Leave this scan out, or widen fov_min_m and fov_max_m",
         )
     return build_tree(points[:, :3])
+
+
+def _as_float32(points: ArrayLike) -> np.ndarray:
+    """In the machine's byte order: what the compiled loops read."""
+    try:
+        values = np.asarray(points)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths; a tensor of a GPU
+        raise StudentError(
+            f"points are no array ({shortened(error)})", where="scan", fix="Pass a numpy array or a list of rows"
+        ) from None
+    if values.dtype.kind not in "fiu":
+        raise StudentError(
+            f"points are {values.dtype}, not numbers", where="scan", fix="Pass x, y, z in metres and raw intensity"
+        )
+    with np.errstate(over="ignore"):  # what float32 does not hold is not finite then, and refused
+        return values.astype(np.float32, copy=False)
 
 
 def _check_points(points: np.ndarray) -> None:

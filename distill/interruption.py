@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import signal
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from ..checkpoint_files import explained, written_aside
+from ..checkpoint_files import explained, first_line, written_aside
 from ..errors import ScalrError, StudentError
 from ..folder_lock import Lock
+from .processes import gathered
 from .run_record import RunRecord
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "scalr-training"
 STOP = (signal.SIGTERM, signal.SIGINT)  # what schedulers and people send before they kill
 SAVE = signal.SIGUSR1  # what schedulers can be told to send some time before the end
 SAME_KEYPRESS_SECONDS = 1
 WORKER_GRACE_SECONDS = 30  # after SIGTERM; schedulers kill about as late
+# A checkpoint is what torch writes and reads, this, and the SHA-256 of what torch wrote.
+MARK = b"\nscalr-training "
+END_BYTES = len(MARK) + hashlib.sha256().digest_size
+CHUNK_BYTES = 2**20
 
 
 class StoppedError(ScalrError):
@@ -73,10 +79,14 @@ def leave_signals_to_the_trainer(_: int = 0) -> None:
 
 @dataclass
 class Checkpoints:
-    """Where a training is, in a file that is replaced as a whole: the last one written stays until the next is there.
+    """Where a training is, in a file that is replaced as a whole, beside the one before it.
+
+    A file carries the SHA-256 of its bytes, so that nothing goes on from one that was cut off or altered. It is
+    computed while the file is written, and takes as long as reading it from a fast disk: a second for a gigabyte. At
+    any moment one of the two files is there and whole.
 
     Args:
-        path: of the file.
+        path: of the last one.
         minutes: between two of them.
         record: what the training depends on; the checkpoint of another one is refused.
         lock: of the folder; None in processes that do not write.
@@ -87,6 +97,12 @@ class Checkpoints:
     record: RunRecord
     lock: Lock | None = None
     _written: float = field(default_factory=time.monotonic, repr=False)
+    _keeps_last: bool = field(default=True, repr=False)  # for the one before, when the next is written
+
+    @property
+    def before(self) -> Path:
+        """Of the one before the last."""
+        return _before(self.path)
 
     @property
     def due(self) -> bool:
@@ -96,36 +112,103 @@ class Checkpoints:
         """Write tensors and plain values.
 
         Raises:
-            StudentError: the file cannot be written; the one before is still there.
+            StudentError: the file cannot be written; the last one is still there.
         """
         if self.lock is not None:
             self.lock.require()
-        self._remove_leftovers()
-        with written_aside(self.path, StudentError) as temporary:
-            torch.save({"format": FORMAT, "settings": self.record.settings, **state}, temporary)
-        self._written = time.monotonic()
+        _remove_leftovers(self.path)
+        keep = self.before if self._keeps_last else None
+        with written_aside(self.path, StudentError, keep=keep) as temporary, temporary.open("wb") as file:
+            hashed = _Hashed(file)
+            torch.save({"settings": self.record.settings, **state}, hashed)
+            file.write(MARK + hashed.sha256.digest())
+        self._written, self._keeps_last = time.monotonic(), True
 
     def remove(self) -> None:
         """When the training is finished."""
-        self._remove_leftovers()
-        self.path.unlink(missing_ok=True)
-
-    def _remove_leftovers(self) -> None:
-        """What processes that were killed while they wrote have left beside the file: each as large as it is."""
-        for leftover in self.path.parent.glob(f".{self.path.name}.*"):
-            leftover.unlink(missing_ok=True)
+        _remove_leftovers(self.path)
+        for each in checkpoints_at(self.path):
+            each.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any]:
         """What `save` was given, on the CPU.
 
+        Where the last file is damaged, the one before is taken, with a warning, by all processes that train together.
+
         Raises:
-            StudentError: a damaged file, or the checkpoint of another training.
+            StudentError: both files are damaged, or the checkpoint of another training.
         """
-        with explained(self.path, StudentError, missing="Start without --resume."):
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise StudentError(
-                "not a checkpoint of a training", where=self.path, fix="Choose another --out, or remove it."
-            )
-        self.record.require_same(state["settings"], self.path)
+        path = self._soundest()
+        with explained(path, StudentError, missing="Start without --resume."):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        self.record.require_same(state["settings"], path)
         return state
+
+    def _soundest(self) -> Path:
+        """The last file, or the one before."""
+        of_last = _damage_seen_by_any(self.path)
+        if not of_last:
+            return self.path
+        of_before = _damage_seen_by_any(self.before)
+        if of_before:
+            raise StudentError(
+                f"no checkpoint to go on from: it {of_last}, and the one before, {self.before.name}, {of_before}",
+                where=self.path,
+                fix="Remove both to begin anew, or choose another --out.",
+            )
+        logger.warning("%s %s: going on from the checkpoint before, %s", self.path, of_last, self.before)
+        self._keeps_last = False  # it would take the place of the sound one
+        return self.before
+
+
+def checkpoints_at(path: Path) -> list[Path]:
+    """What there is of the last checkpoint, whose path this is, and the one before."""
+    return [each for each in (path, _before(path)) if each.exists()]
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """What processes that were killed while they wrote have left beside the file: each as large as it is."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        leftover.unlink(missing_ok=True)
+
+
+class _Hashed:
+    """A file for torch to write to, and the SHA-256 of what it wrote."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _damage_seen_by_any(path: Path) -> str:
+    """What is wrong with a checkpoint as one of the processes sees it, or nothing."""
+    return next(filter(None, gathered([_damage(path)])), "")
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint's bytes, or nothing."""
+    sha256 = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            left = os.fstat(file.fileno()).st_size - END_BYTES
+            while left > 0 and (data := file.read(min(left, CHUNK_BYTES))):
+                sha256.update(data)
+                left -= len(data)
+            end = file.read()
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({first_line(error)})"
+    if not end.startswith(MARK):
+        return "was cut off, or is not a checkpoint of a training"
+    return "" if end == MARK + sha256.digest() else "is damaged (its content has another SHA-256 than it says)"

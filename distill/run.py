@@ -86,9 +86,9 @@ class DistillSummary:
 def distill(config: DistillConfig) -> DistillSummary:
     """Train a student on the targets of one or several stores; neither images nor teacher nor dataset are needed.
 
-    Writes `config.yaml`, `log.csv`, TensorBoard events, now and then `checkpoint.pt`, and, last, `student.safetensors`
-    into `config.out`; the checkpoint is then removed. Where torchrun has started several processes, all call this, and
-    the first one writes.
+    Writes `config.yaml`, `log.csv`, TensorBoard events, now and then and after the last step `checkpoint.pt`, and,
+    last, `student.safetensors` into `config.out`; the checkpoints are then removed. Where torchrun has started several
+    processes, all call this, and the first one writes.
 
     Raises:
         StoppedError: by a signal; the checkpoint is written.
@@ -128,13 +128,13 @@ def _train(config: DistillConfig, device: torch.device, lock: Lock | None) -> fl
     checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, record, lock)
     if before is not None:
         record.require_same(before.settings, config.out / CONFIG)
-    if config.resume and _seen_by_all(path, device):
+    if config.resume and _seen_by_all((path,), device):
         load_student(path)  # whole
         record.require_made_with(student_provenance(path), path)
         logger.info("%s: finished already", path)
         checkpoints.remove()  # where it was killed in between
         return None
-    resume = _seen_by_all(checkpoints.path, device)
+    resume = _seen_by_all((checkpoints.path, checkpoints.before), device)
     if resume and not config.resume:
         raise StudentError(
             "an interrupted run is here", where=config.out, fix="Go on with --resume, or choose another --out."
@@ -183,7 +183,7 @@ def _train(config: DistillConfig, device: torch.device, lock: Lock | None) -> fl
 
 def _record_of_start(config: DistillConfig, device: torch.device) -> RunRecord | None:
     """The record of the run that is resumed, as it was written when the run began."""
-    return read_record(config.out) if config.resume and _seen_by_all(config.out / CONFIG, device) else None
+    return read_record(config.out) if config.resume and _seen_by_all((config.out / CONFIG,), device) else None
 
 
 def _choose(config: DistillConfig, before: RunRecord | None) -> list[Chosen]:
@@ -192,12 +192,14 @@ def _choose(config: DistillConfig, before: RunRecord | None) -> list[Chosen]:
     return choose(stores, wanted, weights, None if before is None else started(before, config.out / CONFIG))
 
 
-def _seen_by_all(path: Path, device: torch.device) -> bool:
-    """Whether the file is there."""
-    (seen,) = summed([path.exists()], device)
+def _seen_by_all(paths: Sequence[Path], device: torch.device) -> bool:
+    """Whether one of the files is there."""
+    (seen,) = summed([any(path.exists() for path in paths)], device)
     if 0 < seen < num_processes():
         raise StudentError(
-            f"{seen:.0f} of {num_processes()} processes see this file", where=path, fix="Put --out on shared storage."
+            f"{seen:.0f} of {num_processes()} processes see this file",
+            where=paths[0],
+            fix="Put --out on shared storage.",
         )
     return seen > 0
 

@@ -355,7 +355,9 @@ class _Trainer:
         noted = [signals.stop, signals.save]
         signals.save = False
         stop, save = summed(noted, self.device)
-        if process_index() == 0 and (stop or save or (self.checkpoints.due and self.step < self.total_steps)):
+        # After the last step too: what comes next may fail, on a full disk or in the scores of a validation set.
+        due = self.checkpoints.due or self.step == self.total_steps
+        if process_index() == 0 and (stop or save or due):
             self.checkpoints.save(self._state())
         if stop:
             raise StoppedError(

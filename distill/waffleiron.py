@@ -23,6 +23,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -97,8 +98,8 @@ class Student(nn.Module):
         return self.config.width
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """(M, D): the points' features in the teacher's space."""
-        return self.project(self.tokens(batch))
+        """(M, D): the points' features in the teacher's space, to be trained."""
+        return self.classif(self.tokens(batch))
 
     def tokens(self, batch: PackedBatch) -> torch.Tensor:
         """(M, C): the points' tokens after the last layer, which probing reads.
@@ -110,9 +111,14 @@ class Student(nn.Module):
             raise StudentError("a batch of one point", where="training", fix="Enlarge the batch or drop such scans")
         return self.waffleiron(self.embed(batch.features, batch.neighbours), batch)
 
+    @torch.no_grad()
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        """(..., C) features -> (..., D), in the teacher's space."""
-        return self.classif(features)
+        """(..., C) features -> (..., D), in the teacher's space: without gradients and in eval mode, as `extract`.
+
+        What trains calls the student itself, or `tokens` and the head, `classif`.
+        """
+        with _eval_mode(self):
+            return self.classif(features)
 
     def compile_layers(self) -> None:
         """Let torch.compile make the kernels of what works point by point, from their next use on.
@@ -122,16 +128,16 @@ class Student(nn.Module):
         for layer in (self.embed, *self.waffleiron.channel_mix):
             layer.compile(dynamic=True)  # batches differ in their number of points
 
-    def extract(self, points: np.ndarray, dataset: str | IntensityStatistics = "nuscenes") -> torch.Tensor:
+    def extract(self, points: ArrayLike, dataset: str | IntensityStatistics = "nuscenes") -> torch.Tensor:
         """Features of a raw scan by the official evaluation protocol (`inputs.evaluation_input`).
 
         Args:
-            points: (N, 4) x y z [m] in the lidar frame, raw return intensity.
+            points: (N, 4) x y z [m] in the lidar frame, raw return intensity; numbers of any kind, taken to float32.
             dataset: whose scan this is: by name, which chooses intensity and field of view (`inputs.inputs_for`), or
                 by the statistics of its intensity alone.
 
         Returns:
-            (N, C) float32 on the student's device, in eval mode whatever mode the student is in.
+            (N, C) float32 on the student's device, without gradients and in eval mode whatever mode the student is in.
 
         Raises:
             ScalrError: unknown dataset, or points that cannot be used.
@@ -139,7 +145,7 @@ class Student(nn.Module):
         return next(self.extract_all([points], dataset))
 
     def extract_all(
-        self, scans: Iterable[np.ndarray], dataset: str | IntensityStatistics = "nuscenes"
+        self, scans: Iterable[ArrayLike], dataset: str | IntensityStatistics = "nuscenes"
     ) -> Iterator[torch.Tensor]:
         """`extract` for any number of scans, in their order: as many go through the network together as have
         `BATCH_POINTS` points in all, so memory depends on the largest scan and not on how many there are.
@@ -149,7 +155,7 @@ class Student(nn.Module):
             statistics, config = intensity_statistics(dataset), inputs_for(dataset, config)
         waiting: list[tuple[ScanInput, np.ndarray]] = []
         for points in scans:
-            scan, _, nearest = evaluation_input(np.asarray(points), statistics, config)
+            scan, _, nearest = evaluation_input(points, statistics, config)
             if waiting and sum(len(each.features) for each, _ in waiting) + len(scan.features) > BATCH_POINTS:
                 yield from self._extract_batch(waiting, config)
                 waiting = []

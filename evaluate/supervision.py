@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..distill.checkpoint import load_student, student_provenance
-from ..distill.interruption import Checkpoints
+from ..distill.interruption import Checkpoints, checkpoints_at
 from ..distill.processes import joined_processes, locked_by_first, process_index
 from ..distill.run_record import CONFIG, RunRecord, read_record, run_record, write_record
 from ..distill.sampling import EpochLoader
@@ -158,8 +158,8 @@ class SupervisedResult:
 def learn(config: SupervisionConfig) -> SupervisedResult:
     """Train a model on labels, and score it on the validation split.
 
-    Writes `log.csv`, now and then `checkpoint.pt`, and, last, `model.safetensors`, `result.md` and `result.json` into
-    `config.out`. Where torchrun has started several processes, all call this.
+    Writes `log.csv`, now and then and after the last step `checkpoint.pt`, and, last, `model.safetensors`, `result.md`
+    and `result.json` into `config.out`. Where torchrun has started several processes, all call this.
 
     Raises:
         StoppedError: by a signal; the checkpoint is written.
@@ -201,7 +201,7 @@ def _learn(config: SupervisionConfig, device: torch.device, lock: Lock | None) -
         return _finished_before(config.out, record, checkpoints)
     if before is not None:
         record.say_changes_of_machine(before.machine)
-    if process_index() == 0 and not checkpoints.path.exists():  # which may yet turn out to be another run's
+    if process_index() == 0 and not checkpoints_at(checkpoints.path):  # which may yet turn out to be another run's
         write_record(config.out, record)
     model = config.new_model(student, len(training_set.class_names)).to(device)
     provenance = {"student": file_identity(config.student), "distillation": config.started_from()}
@@ -265,7 +265,7 @@ class SupervisedObjective(nn.Module):
     def forward(self, batch: LabelledBatch) -> tuple[torch.Tensor, None]:
         with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
             tokens = self.model.tokens(batch.inputs)
-        return segmentation_loss(self.model.project(tokens), batch.labels), None
+        return segmentation_loss(self.model.classif(tokens), batch.labels), None
 
 
 def training_config(schedule: Schedule, *, workers: int, seed: int) -> TrainingConfig:
@@ -318,7 +318,7 @@ def train_on_scans(
             description="probe" if objective.frozen else "finetune",
             observer=Observer(folder=checkpoints.path.parent),
             checkpoints=checkpoints,
-            resume=checkpoints.path.exists(),
+            resume=bool(checkpoints_at(checkpoints.path)),
             learning_rate_scale=learning_rate_scale,
         ).losses
 
@@ -339,6 +339,10 @@ def _require_nothing_begun(out: Path) -> None:
     Raises:
         StudentError: it has.
     """
-    for name, what in ((RESULT, "a result is there already"), (CHECKPOINT, "an interrupted run is here")):
-        if (out / name).exists():
+    begun = {
+        "a result is there already": (out / RESULT).exists(),
+        "an interrupted run is here": checkpoints_at(out / CHECKPOINT),
+    }
+    for what, is_there in begun.items():
+        if is_there:
             raise StudentError(what, where=out, fix="Go on with --resume, or choose another --out.")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
-from ...checkpoint_files import first_line
+from ...checkpoint_files import first_line, tensors_digest
 from ...errors import TeacherError
 from .checkpoint import Checkpoint, model_in, read_checkpoint
 from .choices import PosEmbed
@@ -52,16 +51,6 @@ def build_model(
     return _loaded(spec, checkpoint, image_size, officially, needs_head)
 
 
-def weights_sha256(tensors: Mapping[str, torch.Tensor], model: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, shapes, dtypes and values, each in the dtype that it has in the model."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].to(model[name].dtype)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _loaded(
     spec: TeacherSpec, checkpoint: Checkpoint, image_size: ImageSize, officially: bool, needs_head: bool
 ) -> tuple[torch.nn.Module, str]:
@@ -77,7 +66,7 @@ def _loaded(
     assert set(left) <= {*own.missing, *own.misshapen}, left
     if officially:
         _resize_officially(model, image_size, spec)
-    return model, weights_sha256(own.taken, skeleton.tensors)
+    return model, tensors_digest(own.taken, dtypes_of=skeleton.tensors)
 
 
 def _fit(spec: TeacherSpec, checkpoint: Checkpoint, image_size: ImageSize) -> tuple[Skeleton, Fit]:
@@ -138,7 +127,7 @@ def _random(spec: TeacherSpec, image_size: ImageSize, officially: bool) -> tuple
     """Position embeddings are drawn for one size, whatever the image size is, and resized as those of a file are."""
     own_size = None if officially else spec.image_size
     model = _random_model(spec, own_size)
-    sha256 = weights_sha256(model.state_dict(), model.state_dict())
+    sha256 = tensors_digest(model.state_dict())
     if officially:
         _resize_officially(model, image_size, spec)
     elif image_size != own_size:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from durable_moves import DurableMoves
-from scalr.distill.checkpoint import FORMAT, load_student, save_student
+from scalr.checkpoint_files import tensors_digest
+from scalr.distill.checkpoint import FORMAT, WITHOUT_DIGESTS, load_student, save_student, student_provenance
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import StudentError
 
@@ -31,12 +33,99 @@ def test_a_student_is_on_disk_before_it_has_its_name(path, monkeypatch):
 
 
 def rewritten(path: Path, change) -> Path:
-    """The file with other tensors or another header."""
+    """The file with other tensors or another header, and the digests as they were."""
     with safe_open(path, "pt") as file:
         header, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     change(header, tensors)
     save_file(tensors, path, header)
     return path
+
+
+def without_digests(header: dict, tensors: dict) -> None:
+    """As students were written before there were digests."""
+    header["format"] = WITHOUT_DIGESTS
+    del header["tensors_sha256"], header["header_sha256"]
+
+
+def test_a_student_of_before_there_were_digests_loads_with_a_warning(path, caplog):
+    expected = load_student(path).state_dict()
+    assert caplog.messages == []
+    found = load_student(rewritten(path, without_digests)).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert student_provenance(path) == {"recipe": "none"}
+    assert caplog.messages == [f"{path}: written before students had digests; nothing shows whether it is as it was"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header, tensors: tensors["classif.bias"].add_(1e-6), "its tensors are not those that were written"),
+        (lambda header, tensors: tensors.update(more=torch.zeros(1)), "its tensors are not those that were written"),
+        (lambda header, tensors: header.update(provenance="{}"), "its header values are not those that were written"),
+        (lambda header, tensors: header.update(more=""), "its header values are not those that were written"),
+        (lambda header, tensors: header.pop("header_sha256"), "its header values are not those that were written"),
+        (lambda header, tensors: header.pop("tensors_sha256"), "its header values are not those that were written"),
+    ],
+)
+def test_what_is_not_as_it_was_written_is_refused(path, change, message):
+    with pytest.raises(StudentError, match=rf"{message} \(their SHA-256 differs\)\. Copy or train it again"):
+        load_student(rewritten(path, change))
+    if "header" in message:
+        with pytest.raises(StudentError, match=message):
+            student_provenance(path)
+
+
+@pytest.mark.parametrize("provenance", [None, "{"])
+def test_a_provenance_that_cannot_be_read_is_said(path, provenance):
+    def change(header, tensors):
+        without_digests(header, tensors)
+        header.pop("provenance") if provenance is None else header.update(provenance=provenance)
+
+    with pytest.raises(StudentError, match=r"it does not say what it was trained on \(.+\)\. Copy or train it again"):
+        student_provenance(rewritten(path, change))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(path, value):
+    student = load_student(path)
+    with torch.no_grad():
+        student.embed.conv1.bias[3] = student.classif.weight[0, 0] = value
+    message = r"2 of \d+ tensors hold NaN or infinite values: embed\.conv1\.bias, classif\.weight\. "
+    other = path.with_name("other.safetensors")
+    with pytest.raises(StudentError, match=f"{message}Train it again with a lower learning rate"):
+        save_student(student, other, {})
+    assert not other.exists()
+
+    def change(header, tensors):
+        without_digests(header, tensors)
+        tensors.update(student.state_dict())
+
+    with pytest.raises(StudentError, match=r"2 of \d+ tensors hold NaN .*\. Train or convert it again"):
+        load_student(rewritten(path, change))
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.fill_(value)
+    with pytest.raises(StudentError, match=r"tensors hold NaN or infinite values: (\S+, ){11}\S+ …\."):
+        save_student(student, other, {})
+
+
+def test_a_digest_of_tensors_is_of_what_they_hold_alone():
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.bfloat16)}
+    digest = tensors_digest(tensors)
+    assert digest == tensors_digest(dict(reversed(tensors.items())))
+    assert digest == tensors_digest(tensors | {"a": torch.arange(6.0).view(2, 3).T.contiguous().T.requires_grad_()})
+    for changed in (
+        {"a": tensors["a"].view(3, 2)},
+        {"a": tensors["a"].double()},
+        {"b": torch.tensor(4)},
+        {"c": torch.tensor([1, 1.0078125], dtype=torch.bfloat16)},
+        {"d": torch.zeros(0)},
+    ):
+        assert tensors_digest(tensors | changed) != digest
+    by_hand = hashlib.sha256(b"b (2,) torch.int16" + bytes([1, 0, 2, 0])).hexdigest()
+    assert tensors_digest({"b": torch.tensor([1, 2], dtype=torch.int16)}) == by_hand
+    half = {"b": torch.tensor([1, 2], dtype=torch.float16)}
+    assert tensors_digest(half, dtypes_of={"b": torch.zeros(0, dtype=torch.int16)}) == by_hand
 
 
 @pytest.mark.parametrize(
@@ -51,6 +140,8 @@ def rewritten(path: Path, change) -> Path:
     ids=["no tensors", "another shape", "no inputs", "unknown setting", "cut off"],
 )
 def test_tensors_that_are_not_of_the_configuration_are_one_line(path, change):
+    """As of another release, in a file that is whole."""
+    rewritten(path, without_digests)
     with pytest.raises(StudentError, match=r"do not fit \(.+\)\. Train or convert it again") as caught:
         load_student(rewritten(path, change))
     assert len(str(caught.value)) < 700

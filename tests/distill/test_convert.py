@@ -93,12 +93,50 @@ def test_back_and_there_is_exact(tmp_path, head):
     assert all(torch.equal(found[name], value) for name, value in student.state_dict().items())
 
 
-@pytest.mark.parametrize("wrapper", ["model_point", "model_points", "net", None])
-@pytest.mark.parametrize("prefix", ["", "module."])
+PREFIXES = ["", "module.", "_orig_mod.", "model.", "student.", "module._orig_mod.", "model.student.module."]
+
+
+@pytest.mark.parametrize("wrapper", ["model_point", "model_points", "net", "state_dict", "model", None])
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_every_wrapping_loads(checkpoint, wrapper, prefix):
     tensors = official()
     student = read_official(checkpoint(tensors, wrapper, prefix))
     assert torch.equal(student.embed.conv1.weight, tensors["embed.conv1.weight"][:, :, 0])
+
+
+def named(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def test_two_models_in_one_file_are_told_apart_by_the_user(checkpoint, tmp_path):
+    """A student and its average, say; or tensors of which some alone have the prefix."""
+    message = r"which one is the student\? Names begin in several ways \({}\)\. Pass a file with"
+    both = named("student.", official()) | named("model.", official(seed=1))
+    with pytest.raises(StudentError, match=message.format("student.embed.norm.weight, model.embed.norm.weight")):
+        convert(checkpoint(both), tmp_path / "student.safetensors", None)
+    some = {("module." if "mlp" in name else "") + name: value for name, value in official().items()}
+    first = "module.waffleiron.channel_mix.0.mlp.0.weight"
+    with pytest.raises(StudentError, match=message.format(f"embed.norm.weight, {first}")):
+        read_official(checkpoint(some))
+
+
+def test_what_is_beside_a_student_keeps_its_name(checkpoint):
+    beside = {"teacher.blocks.0.weight": torch.zeros(1), "model.target_head.weight": torch.zeros(1)}
+    with pytest.raises(StudentError, match=r"2 unexpected: model\.target_head\.weight, teacher\.blocks\.0\.weight"):
+        read_official(checkpoint(named("student.", official()) | beside))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_converted(checkpoint, tmp_path, value):
+    tensors = official()
+    tensors["waffleiron.channel_mix.1.mlp.2.bias"][2] = value
+    path = checkpoint(tensors, prefix="module.")
+    with pytest.raises(
+        StudentError, match=r"1 of \d+ tensors .*: waffleiron\.channel_mix\.1\.mlp\.2\.bias\. Pass a checkpoint"
+    ) as caught:
+        convert(path, tmp_path / "student.safetensors", None)
+    assert caught.value.where == str(path)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 def test_the_converted_layers_compute_what_the_convolutions_did(checkpoint):
@@ -157,14 +195,17 @@ class Payload:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ({"model_point": {"embed.weight": 1}}, "no model_point, model_points, net with tensors"),
+        ({"model_point": {"embed.weight": 1}}, "no model_point, model_points, net, state_dict, model with tensors"),
         ({"blocks.0.attn.qkv.weight": torch.zeros(3)}, "no WaffleIron in it"),
         ({"net": official() | {"embed.conv1.weight": torch.zeros(8, 4, 1)}}, "it reads 4 features of a point"),
         ({k: v for k, v in official().items() if not k.startswith("classif")}, "its embedding or head is missing"),
         ({"net": Payload()}, "holds more than tensors, which could run code"),
-        ({0: torch.zeros(1)}, "no model_point, model_points, net with tensors"),
+        ({0: torch.zeros(1)}, "no model_point, model_points, net, state_dict, model with tensors"),
         (official() | {"classif.weight": torch.tensor(1.0)}, "its embedding or head is missing"),
-        ([1, 2], "no model_point, model_points, net with tensors"),
+        (official() | {"classif.weight": torch.zeros(6, 8, 1, device="meta")}, "no model_point, model_points"),
+        (official() | {"classif.weight": torch.zeros(6, 8, 1, dtype=torch.complex64)}, "no model_point, model_points"),
+        (official() | {"classif.weight": torch.zeros(6, 8).to_sparse()}, "no model_point, model_points"),
+        ([1, 2], "no model_point, model_points, net, state_dict, model with tensors"),
     ],
 )
 def test_other_files_are_refused(tmp_path, capsys, content, what):
@@ -210,7 +251,10 @@ def test_the_command(checkpoint, tmp_path):
     run = CliRunner().invoke
     result = run(main, ["convert", str(source), str(student), "--set", "inputs.voxel_size_m=0.05"])
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{student}: WI-2-8, layer norm, relu, linear head with 6 outputs\n"
+    made = "WI-2-8, layer norm, relu, linear head with 6 outputs"
+    assert result.stdout == f"{student}: {made}; 'module.' was taken off the names of its tensors\n"
+    back = run(main, ["convert", str(student), str(tmp_path / "back.pth")])
+    assert back.stdout == f"{tmp_path / 'back.pth'}: {made}\n"
     assert load_student(student).input_config.voxel_size_m == 0.05
     assert student_provenance(student)["converted_from"]["file"] == source.name
     again = run(main, ["convert", str(source), str(student)])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,14 @@ import torch
 
 import scalr
 from distillation_in_child import EPOCHS, Moments, distill_in_child
+from durable_moves import DurableMoves
 from moments import Child
 from scalr.distill import interruption
-from scalr.distill.interruption import Checkpoints, Signals, leave_signals_to_the_trainer
+from scalr.distill.interruption import Checkpoints, Signals, checkpoints_at, leave_signals_to_the_trainer
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
 from scalr.distill.run_record import RunRecord
+from scalr.distill.training import _Trainer
 from scalr.errors import ScalrError, StudentError
 from tiny import TinyDataset, extract_with, tiny_teachers
 
@@ -170,8 +174,8 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "checkpoint.pt", 0, RunRecord({"recipe": 1}, {}))
     checkpoints.save({"step": 1})
 
-    def killed_half_way(state, path):
-        path.write_bytes(b"half a checkpoint")
+    def killed_half_way(state, file):
+        file.write(b"half a checkpoint")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -182,19 +186,97 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):
     assert checkpoints.load()["step"] == 1
     checkpoints.save({"step": 3})
     assert checkpoints.load()["step"] == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "checkpoint.before.pt"}
+    checkpoints.path.unlink()
+    assert checkpoints.load()["step"] == 1  # the one before
+    checkpoints.remove()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_checkpoint_is_on_disk_before_it_has_its_name_and_one_is_always_there(tmp_path, monkeypatch):
+    checkpoints, there = Checkpoints(tmp_path / "checkpoint.pt", 0, RunRecord({}, {})), []
+    checkpoints.save({"step": 1})
+
+    def seen(source, target, replace=os.replace):
+        there.append([each.name for each in checkpoints_at(checkpoints.path)])
+        replace(source, target)
+        there.append([each.name for each in checkpoints_at(checkpoints.path)])
+
+    monkeypatch.setattr(os, "replace", seen)
+    moves = DurableMoves(monkeypatch)
+    checkpoints.save({"step": 2})
+    assert moves.targets == [checkpoints.before, checkpoints.path]
+    assert not [each for each in moves.complaints if "came before .checkpoint" in each]
+    last, before = checkpoints.path.name, checkpoints.before.name
+    assert there == [[last], [before], [before], [last, before]]
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_the_sound_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoint.pt", 0, RunRecord({}, {}))
+    for step in (1, 2):
+        checkpoints.save({"step": step})
+    checkpoints.path.write_bytes(checkpoints.path.read_bytes()[:-1])
+    assert checkpoints.load()["step"] == 1
+    for step in (3, 4):
+        checkpoints.save({"step": step})
+        checkpoints.path.unlink()
+        assert checkpoints.load()["step"] == 1
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "cannot be read"), (b"PK\x03\x04", "cannot be read"), (None, "not a checkpoint")],
-    ids=["empty", "cut off", "something else"],
+    [
+        (b"", "was cut off"),
+        (b"PK\x03\x04", "was cut off"),
+        (b"another program's" * 99, "or is not a checkpoint of a training"),
+        (None, "cannot be read"),
+    ],
+    ids=["empty", "cut off", "something else", "a folder"],
 )
 def test_what_is_no_checkpoint_is_said(tmp_path, content, message):
     path = tmp_path / "checkpoint.pt"
-    torch.save({"x": 1}, path) if content is None else path.write_bytes(content)
-    with pytest.raises(StudentError, match=message):
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(StudentError, match=f"{message}.*, and the one before, checkpoint.before.pt, is missing"):
         Checkpoints(path, 0, RunRecord({}, {})).load()
+
+
+def test_all_processes_take_the_checkpoint_that_all_can_read(tmp_path, monkeypatch):
+    """One of them sees a damaged last one, as through a mount that lags behind: the others take the one before, too."""
+    checkpoints = Checkpoints(tmp_path / "checkpoint.pt", 0, RunRecord({}, {}))
+    for step in (1, 2):
+        checkpoints.save({"step": step})
+    of_another = iter(["was cut off", ""])
+    monkeypatch.setattr(interruption, "gathered", lambda words: [*words, next(of_another)])
+    assert checkpoints.load()["step"] == 1
+
+
+def test_a_disk_that_is_full_when_the_student_is_written_costs_no_step(extract_tiny, tmp_path, monkeypatch):
+    """No checkpoint is due for hours; the same command with --resume only writes the student."""
+    small = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2")
+    config = DistillConfig(
+        caches=(extract_tiny().path,),
+        out=tmp_path / "run",
+        recipe=load_recipe("scalr_wi256", small),
+        device="cpu",
+        checkpoint_minutes=600,
+    )
+    whole = distill(replace(config, out=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr("scalr.distill.checkpoint.save_file", on_a_full_disk)
+        with pytest.raises(StudentError, match=r"student\.safetensors: .*No space left.*Make room there"):
+            distill(config)
+        assert not (config.out / "student.safetensors").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(_Trainer, "_make_step", None)
+        assert distill(replace(config, resume=True)).losses == whole.losses
+    assert not checkpoints_at(config.out / "checkpoint.pt")
+    ours, theirs = weights(config.out), weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def on_a_full_disk(tensors: dict, path: Path, header: dict) -> None:
+    path.write_bytes(b"half a student")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture
@@ -215,7 +297,9 @@ def interrupted(extract_tiny, tmp_path, monkeypatch):
     return call
 
 
-def test_an_interrupted_run_is_not_begun_again_by_accident(interrupted):
+@pytest.mark.parametrize("left", ["checkpoint.pt", "checkpoint.before.pt"])
+def test_an_interrupted_run_is_not_begun_again_by_accident(interrupted, tmp_path, left):
+    (tmp_path / "run/checkpoint.pt").rename(tmp_path / "run" / left)
     with pytest.raises(StudentError, match=r"an interrupted run is here\. Go on with --resume"):
         interrupted(resume=False)
 
@@ -234,10 +318,23 @@ def test_another_machine_goes_on(interrupted, tmp_path):
     assert not (tmp_path / "run/checkpoint.pt").exists()
 
 
+def test_the_checkpoint_before_goes_on_to_the_same_weights(start, folder, whole, caplog):
+    """The last one is damaged: the run loses a step, and makes it again."""
+    child, run = start("damaged", stops=(7,)), folder / "damaged"
+    assert child.wait_for_a_moment()
+    child.kill()
+    last = run / "checkpoint.pt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 4
+    last.write_bytes(content)
+    assert start("damaged").end() == 0
+    assert_same_run(run, whole)
+
+
 def test_a_checkpoint_that_lacks_tensors_is_said(interrupted, tmp_path):
     path = tmp_path / "run/checkpoint.pt"
     state = torch.load(path, weights_only=True)
     state["objective"].popitem()
-    torch.save(state, path)
+    Checkpoints(path, 0, RunRecord(state.pop("settings"), {})).save(state)
     with pytest.raises(StudentError, match=r"its tensors do not fit the student \(.*Missing key.*Choose another --out"):
         interrupted()

@@ -356,15 +356,16 @@ def test_without_a_folder_there_is_no_log(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_is_written_whenever_one_is_due_but_after_the_last_step():
+@pytest.mark.parametrize(("due", "steps"), [(True, [(0, 1), (1, 0), (1, 1), (2, 0)]), (False, [(2, 0)])])
+def test_a_checkpoint_is_written_whenever_one_is_due_and_after_the_last_step(due, steps):
     """And has all that the rest depends on."""
     saved = []
-    checkpoints = SimpleNamespace(due=True, path=None, save=saved.append)
+    checkpoints = SimpleNamespace(due=due, path=None, save=saved.append)
     train(
         Objective(lambda p, batch: p.sum()), lambda epoch, first: [Numbers(torch.zeros(1))] * 2,
         TrainingConfig(epochs=2, seed=5), steps_per_epoch=2, device=torch.device("cpu"), description="test",
         checkpoints=checkpoints,
     )  # fmt: skip
-    assert [(state["epoch"], state["step_of_epoch"]) for state in saved] == [(0, 1), (1, 0), (1, 1)]
+    assert [(state["epoch"], state["step_of_epoch"]) for state in saved] == steps
     assert set(saved[0]) == {"objective", "optimiser", "scaler", "epoch", "step_of_epoch", "seed"}
     assert saved[0]["seed"] == 5

@@ -377,6 +377,55 @@ def test_extract_gives_every_raw_point_the_token_of_its_nearest_kept_point():
     assert module.project(features).shape == (300, 6)
 
 
+NUMBERS = [">f4", "float16", "<f8", ">f8", "int16", ">i4", "uint8"]
+
+
+@pytest.mark.parametrize("dtype", [*NUMBERS, list, torch.tensor])
+def test_points_are_numbers_of_any_kind(dtype):
+    points = points_between(0, 60, SMALL.fov_min_m, SMALL.fov_max_m).round()
+    if dtype == "uint8":
+        points = np.abs(points)
+    module = student(dtype=torch.float32)
+    given = dtype(points.tolist()) if callable(dtype) else points.astype(dtype)
+    features = module.extract(given, UNIT)
+    assert torch.equal(features, module.extract(points.astype(np.float32), UNIT))
+    assert features.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([[1, 2, 3, 4], [1, 2]], r"points are no array \(.*\)\. Pass a numpy array or a list of rows"),
+        (torch.zeros(3, 4, device="meta"), "points are no array"),
+        ([["1", "2", "3", "4"]], "points are <U1, not numbers. Pass x, y, z in metres and raw intensity"),
+        ([[None, 1, 2, 3]], "points are object, not numbers"),
+        (np.ones((3, 4), complex), "points are complex128, not numbers"),
+        (np.full((3, 4), 1e300), "3 of 3 points are not finite"),
+        ([1.0, 2.0, 3.0, 4.0], r"points have shape \(4,\)"),
+        ([], r"points have shape \(0,\)"),
+    ],
+)
+def test_what_is_no_scan_is_said(points, message):
+    with pytest.raises(StudentError, match=message):
+        student(dtype=torch.float32).extract(points, UNIT)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "probe"])
+def test_what_a_student_gives_can_be_given_to_numpy(head):
+    """Whatever mode it is in, and without a trace in its statistics; the head itself is what trains."""
+    module = Student(WaffleIronConfig(width=8, depth=3, head=head, out_channels=6), SMALL).train()
+    points = points_between(0, 60, SMALL.fov_min_m, SMALL.fov_max_m)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    features = module.extract(points, UNIT)
+    projected = module.project(features)
+    assert (features.numpy().shape, projected.numpy().shape) == ((60, 8), (60, 6))
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert module.training
+    assert torch.equal(projected, module.eval().classif(features).detach())
+    assert module.classif(features).requires_grad
+    assert module(pack([evaluation_input(points, UNIT, SMALL)[0]], SMALL)).requires_grad
+
+
 def test_many_scans_are_extracted_together_and_in_order(monkeypatch):
     monkeypatch.setattr(waffleiron, "BATCH_POINTS", 500)
     module = student(dtype=torch.float32)

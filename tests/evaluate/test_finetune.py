@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from scalr.distill.checkpoint import load_student, save_student
 from scalr.distill.convert import convert, write_official
 from scalr.distill.interruption import StoppedError
-from scalr.distill.training import Observer, TrainingConfig, train
+from scalr.distill.training import Observer, TrainingConfig, _Trainer, train
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import DatasetError, StudentError
 from scalr.evaluate import finetune as finetune_module
@@ -120,6 +122,22 @@ def test_stopped_and_resumed_gives_the_same_model(config, tmp_path, monkeypatch)
     assert resumed.losses == whole.losses[2:]
     expected, found = (load_model(result.model).student.state_dict() for result in (whole, resumed))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_disk_that_is_full_when_the_model_is_written_costs_no_step(config, monkeypatch):
+    def on_a_full_disk(tensors, path, header):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scalr.distill.checkpoint.save_file", on_a_full_disk)
+        with pytest.raises(StudentError, match=r"model\.safetensors: .*No space left.*Make room there"):
+            finetune(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Trainer, "_make_step", None)
+        resumed = finetune(replace(config, resume=True))
+    assert resumed.losses == []
+    assert len((config.out / "log.csv").read_text().splitlines()) > 1
+    assert load_model(resumed.model).class_names
 
 
 def test_another_setting_is_not_resumed(config, monkeypatch):
