@@ -96,6 +96,15 @@ def test_every_option_that_a_page_names_exists():
     assert used <= known | {"--scheduler"}
 
 
+def test_every_test_that_a_page_names_exists():
+    tests = Path(__file__).parent
+    named = {name for page in DOCS.glob("*.md") for name in re.findall(r"[\w/]+\.py::test_\w+", page.read_text())}
+    assert len(named) > 10
+    for name in named:
+        file, function = name.split("::")
+        assert f"\ndef {function}(" in (tests / file).read_text(), name
+
+
 def modules_with_examples() -> list[str]:
     files = [file for file in DOCS.parent.rglob("*.py") if not {"tests", ".venv", "build"} & set(file.parts)]
     names = [file.relative_to(DOCS.parent).with_suffix("").parts for file in files if ">>>" in file.read_text()]
