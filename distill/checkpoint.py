@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from ..checkpoint_files import shortened, written_aside
 from ..errors import StudentError
+from ..json_text import json_text
 from .inputs import InputConfig
 from .waffleiron import Student, WaffleIronConfig
 
@@ -34,7 +35,7 @@ def save_student(student: Student, path: str | Path, provenance: dict) -> None:
         "format": FORMAT,
         "student": json.dumps(asdict(student.config)),
         "inputs": json.dumps(asdict(student.input_config)),
-        "provenance": json.dumps(provenance),
+        "provenance": json_text(provenance),
     }
     with written_aside(path, StudentError) as temporary:
         save_file({key: value.cpu().contiguous() for key, value in student.state_dict().items()}, temporary, header)

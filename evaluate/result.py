@@ -15,6 +15,7 @@ from ..checkpoint_files import write_bytes
 from ..errors import StudentError
 from ..extract.datasets.labels import IGNORE_LABEL
 from ..extract.plan import frames_digest
+from ..json_text import json_text
 from .scores import Scores
 
 if TYPE_CHECKING:  # finished runs are compared without torch
@@ -62,7 +63,7 @@ def card_of_scores(scores: Scores, **rest: Any) -> ResultCard:
         values={
             "miou": scores.miou,
             "accuracy": scores.accuracy,
-            "iou": {name: None if math.isnan(value) else value for name, value in iou.items()},
+            "iou": iou,
             "confusion": scores.confusion.tolist(),
             "scenes": dict(zip(scores.scenes, scores.confusions.tolist(), strict=True)),
         },
@@ -129,13 +130,13 @@ def write_result(card: ResultCard, out: Path) -> None:
         "title": card.title,
         "setting": card.setting,
         "departures": list(card.departures),
-        "figures": {name: None if math.isnan(value) else value for name, value in card.figures.items()},
+        "figures": dict(card.figures),
         "interval_95": card.interval and list(card.interval),
         **card.values,
         "protocol": dict(card.protocol),
         "provenance": dict(card.provenance),
     }
-    for name, text in (("result.md", _as_markdown(card)), ("result.json", json.dumps(values))):
+    for name, text in (("result.md", _as_markdown(card)), ("result.json", json_text(values))):
         write_bytes(out / name, f"{text}\n".encode())
 
 
@@ -182,5 +183,5 @@ def percent(value: float) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json_text(value)
     return text.replace("|", "\\|")
