@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..errors import StoreError, StudentError
+from ..errors import StoreError
 from ..extract.store import FeatureStore, Source, StoredView
 from ..extract.targets import EncodedTargets
+from ..settings import Count, Settings, Weight, at_least
 from .inputs import (
     AugmentConfig,
     InputConfig,
@@ -33,25 +34,17 @@ VoxelPoint = Literal["random", "first"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Settings, section="sampling"):
     """What a sample is made of; the defaults are those of the official ScaLR code.
 
     Raises:
         StudentError: a value that cannot be used.
     """
 
-    views_per_sample: int | Literal["all"] = 1  # cameras of a frame, drawn at random
+    views_per_sample: Count | Literal["all"] = 1  # cameras of a frame, drawn at random
     voxel_point: VoxelPoint = "random"  # which point of a voxel stands for it
-    store_weights: tuple[float, ...] | None = None  # of each store; None makes all frames of all stores equally likely
-
-    def __post_init__(self) -> None:
-        if self.store_weights is not None:
-            object.__setattr__(self, "store_weights", tuple(self.store_weights))
-        views = self.views_per_sample
-        if views != "all" and (not isinstance(views, int) or views < 1):
-            raise _bad("views_per_sample", views, "Give a number of cameras, or all")
-        if self.voxel_point not in get_args(VoxelPoint):
-            raise _bad("voxel_point", self.voxel_point, "Use random or first")
+    # Of each store; None makes all frames of all stores equally likely.
+    store_weights: Annotated[tuple[Weight, ...], at_least(1)] | None = None
 
 
 class SampleId(NamedTuple):
@@ -253,7 +246,3 @@ def _views_by_frame(store: FeatureStore, teachers: Sequence[str], sources: Seque
     scan = np.stack([store.column(name)[rows] for name in ("block", "points_start")], axis=1)
     first_of_frame = np.flatnonzero((scan[1:] != scan[:-1]).any(axis=1)) + 1
     return np.split(rows, first_of_frame)
-
-
-def _bad(name: str, value: object, fix: str) -> StudentError:
-    return StudentError(f"{value!r} cannot be used", where=f"sampling.{name}", fix=fix)

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from ..errors import StudentError
 from ..extract.store import open_store
+from ..settings import Amount, Count, Settings, at_least
 from .checkpoint import save_student
 from .choice import Chosen, Wanted, choose, read_started, write_config
 from .dataset import DistillCollate, DistillDataset, SampleId
@@ -35,10 +37,10 @@ QuickProbe = Callable[[Student], float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(Settings):
     """One distillation; the fields are the options of `scalr distill`, the recipe resolved."""
 
-    caches: tuple[Path, ...]
+    caches: Annotated[tuple[Path, ...], at_least(1)]
     out: Path
     # Left out, teachers are the recipe's, else the only one of each store, and the split is the only one of each store;
     # a run that resumes keeps those that it was started with.
@@ -47,17 +49,9 @@ class DistillConfig:
     recipe: Recipe = field(default_factory=Recipe)
     device: str = "auto"
     resume: bool = False  # go on with what is in `out`, or begin where nothing is there
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: Amount = 10.0
     quick_probe: QuickProbe | None = None  # the student while it trains -> mIoU
-    eval_every: int = 1  # epochs between two quick probes
-
-    def __post_init__(self) -> None:
-        if self.eval_every < 1 or not self.checkpoint_minutes >= 0:
-            raise StudentError(
-                f"eval_every is {self.eval_every} and checkpoint_minutes {self.checkpoint_minutes}",
-                where="distill",
-                fix="Use one epoch or more, and no negative minutes.",
-            )
+    eval_every: Count = 1  # epochs between two quick probes
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
+from ..settings import Amount, Count, Seed, Settings, Workers
 from .class_sets import with_classes
 from .labelled_scans import AugmentedScans, LabelledBatch, LabelledCollate
 from .model import MODEL, file_identity, save_model
@@ -33,7 +34,7 @@ from .result import (
     training_frames,
     write_result,
 )
-from .schedules import Published, Schedule, changed, check_choice
+from .schedules import Published, Schedule, changed
 from .scores import Scores
 from .scoring import score
 from .segmentation_losses import segmentation_loss
@@ -45,7 +46,7 @@ GO_ON = "Go on with --resume, or choose another --out."
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisionConfig(ABC):
+class SupervisionConfig(Settings, ABC):
     """One training on labels; the fields are options of the command line. None takes the official value."""
 
     verb: ClassVar[str]
@@ -59,18 +60,15 @@ class SupervisionConfig(ABC):
     val_split: str = "val"
     classes: str | None = None  # of domain generalisation, in place of the dataset's own
     schedule: Published = "scalr"  # whose
-    epochs: int | None = None
-    warmup_epochs: float | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
+    epochs: Count | None = None
+    warmup_epochs: Amount | None = None
+    batch_size: Count | None = None
+    learning_rate: Amount | None = None
     resume: bool = False
-    checkpoint_minutes: float = 10.0
-    workers: int = 0
-    seed: int = 0
+    checkpoint_minutes: Amount = 10.0
+    workers: Workers = 0
+    seed: Seed = 0
     device: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_choice("schedule", self.schedule, Published)
 
     @property
     def labelled_split(self) -> str:
