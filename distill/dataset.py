@@ -136,6 +136,14 @@ class DistillDataset(Dataset):
     def __len__(self) -> int:
         return len(self.frames)
 
+    def name_of(self, frame: int) -> str:
+        """Store, block and frame, for people."""
+        return self._frame_of(self.frames[frame][0])
+
+    def describe(self, rows: Sequence[int]) -> str:
+        """Some views of a frame, for people: store, block, frame and cameras."""
+        return f"{self._frame_of(rows[0])} {self._cameras_of(rows)}"
+
     def __getitem__(self, key: tuple[int, int]) -> DistillSample:
         """The sample of `key` = (visit, frame): what is drawn of a frame differs from visit to visit."""
         visit, frame = key
@@ -149,9 +157,16 @@ class DistillDataset(Dataset):
                 return sample
         raise StoreError(
             f"views {drawn} keep no point inside the field of view",
-            where=self.store.path,
+            where=self._cameras_of(drawn),
             fix="Enlarge inputs.fov_min_m and inputs.fov_max_m in the recipe.",
         )
+
+    def _frame_of(self, row: int) -> str:
+        return f"{self.store.path} block {self.store.column('block')[row]} frame {self.store.views['token'][row]}"
+
+    def _cameras_of(self, rows: Sequence[int]) -> str:
+        cameras = self.store.views["camera"]
+        return ", ".join(f"{cameras[row]} (view {row})" for row in rows)
 
     def _sample(self, rows: list[int], rng: np.random.Generator) -> DistillSample | None:
         # The order of the official code: voxels of the whole scan, camera, number of points, augmentation, crop.
@@ -182,12 +197,19 @@ class DistillDataset(Dataset):
     def _targets(
         self, teacher: str, rows: list[int], views: list[StoredView], pairs: list[tuple[np.ndarray, np.ndarray]]
     ) -> EncodedTargets:
-        return EncodedTargets.concatenate(
+        targets = EncodedTargets.concatenate(
             [
                 self.store.read_targets_of(row, teacher, view.pixel).select(torch.from_numpy(pair))
                 for row, view, (_, pair) in zip(rows, views, pairs, strict=True)
             ]
         )
+        if targets.all_zero:
+            raise StoreError(
+                f"all targets of {teacher} are zero",
+                where=self._cameras_of(rows),
+                fix=f"Run 'scalr verify {self.store.path} --sample 8' to compare targets with the teacher.",
+            )
+        return targets
 
 
 @dataclass(frozen=True)

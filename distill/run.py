@@ -23,6 +23,7 @@ from .recipe import Recipe, recipe_values
 from .sampling import EpochLoader
 from .training import Observer, train
 from .training_log import read_log
+from .varying_targets import VaryingTargets
 from .waffleiron import Student
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class DistillSummary:
 
     def as_text(self) -> str:
         """Lines for people."""
+        if not self.losses:
+            return f"{self.student}: finished; log.csv does not have its losses any more"
         text = f"{self.student}: loss {self.losses[0]:.3f} -> {self.losses[-1]:.3f}, {len(self.losses)} steps"
         waited = "" if self.data_wait is None else f"\n{self.data_wait:.1%} of the time was spent waiting for data"
         return text + waited
@@ -144,15 +147,16 @@ def _train(config: DistillConfig, path: Path, device: torch.device) -> float:
         objective = DistillObjective(student, recipe.objective, tuple(first.teachers.values()), first.target_dim)
     for each, dataset in zip(chosen, datasets, strict=True):
         logger.info("distilling %s from %d frames of %s", " and ".join(each.teachers), len(dataset), each.store.path)
+    observer = _observer(config, chosen, datasets, student)
     with loader:
         result = train(
             objective.to(device),
-            loader,
+            VaryingTargets(loader, tuple(first.teachers), observer.describe),
             training,
             steps_per_epoch=loader.num_steps,
             device=device,
             description="distill",
-            observer=_observer(config, chosen, student),
+            observer=observer,
             checkpoints=checkpoints,
             resume=resume,
         )
@@ -180,16 +184,15 @@ def _seen_by_all(path: Path, device: torch.device) -> bool:
     return seen > 0
 
 
-def _observer(config: DistillConfig, chosen: Sequence[Chosen], student: Student) -> Observer:
+def _observer(
+    config: DistillConfig, chosen: Sequence[Chosen], datasets: Sequence[DistillDataset], student: Student
+) -> Observer:
     names = [each.store.path.name for each in chosen]
     parts = [name if names.count(name) == 1 else f"{number}_{name}" for number, name in enumerate(names)]
     parts = parts if len(parts) > 1 else []  # of one store, it is the loss
 
     def describe(sample: SampleId) -> str:
-        store = chosen[sample.store].store
-        views = store.views.take(list(sample.rows)).to_pylist()
-        cameras = ", ".join(f"{view['camera']} (view {row})" for view, row in zip(views, sample.rows, strict=True))
-        return f"{store.path} block {views[0]['block']} frame {views[0]['token']} {cameras}"
+        return datasets[sample.store].describe(sample.rows)
 
     def evaluate(epoch: int) -> dict[str, float]:
         due = config.quick_probe and (epoch + 1) % config.eval_every == 0

@@ -23,7 +23,7 @@ from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
 from ..settings import Amount, Count, Seed, Settings, Workers
 from .class_sets import with_classes
-from .labelled_scans import AugmentedScans, LabelledBatch, LabelledCollate
+from .labelled_scans import AugmentedScans, LabelledBatch, LabelledCollate, require_labelled
 from .model import MODEL, file_identity, save_model
 from .result import (
     card_of_scores,
@@ -155,6 +155,8 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
         with_classes(open_dataset(config.dataset, config.root, split, need="labels"), config.classes)
         for split in (config.labelled_split, config.val_split)
     )
+    for each in (training_set, validation_set):
+        require_labelled(each)
     model = config.new_model(student, len(training_set.class_names)).to(device)
     schedule, _ = config.chosen_schedule()
     protocol = {
