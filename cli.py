@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -37,6 +36,7 @@ from .cli_options import (
     under,
     workers_option,
 )
+from .json_text import json_text
 
 # Heavy imports (torch, timm, zarr) live inside the verbs, so that --help answers at once.
 
@@ -91,7 +91,7 @@ class Report(Protocol):
 
 def show(report: Report, as_json: bool) -> None:
     """Print a report; paths in it are strings in JSON."""
-    click.echo(json.dumps(report.as_json(), indent=2, default=str) if as_json else report.as_text())
+    click.echo(json_text(report.as_json(), indent=2) if as_json else report.as_text())
 
 
 @main.command(epilog="scalr extract --teacher dinov2_vitl14 --root /data/nuscenes --out store.zarr")

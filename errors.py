@@ -29,6 +29,14 @@ class ScalrError(Exception):
         stop = "" if self.what.endswith("?") else "."
         super().__init__(f"{self.where}: {self.what}{stop} {self.fix}")
 
+    def inside(self, place: str) -> ScalrError:
+        """The same error, which says in which larger place it is.
+
+        >>> str(ScalrError("no scan", where="a.bin", fix="Copy it again.").inside("frame 7"))
+        'frame 7: a.bin: no scan. Copy it again'
+        """
+        return _restore_error(type(self), self.what, f"{place}: {self.where}", self.fix)
+
     def __reduce__(self) -> tuple:
         # Errors travel from worker processes; keyword arguments would be lost on the way.
         return _restore_error, (type(self), self.what, self.where, self.fix)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from ..checkpoint_files import LISTED_KEYS, shortened, tensors_digest, written_aside
 from ..errors import StudentError
+from ..json_text import json_text
 from .inputs import InputConfig
 from .waffleiron import Student, WaffleIronConfig
 
@@ -45,7 +46,7 @@ def save_student(student: Student, path: str | Path, provenance: dict) -> None:
         "format": FORMAT,
         "student": json.dumps(asdict(student.config)),
         "inputs": json.dumps(asdict(student.input_config)),
-        "provenance": json.dumps(provenance),
+        "provenance": json_text(provenance),
         TENSORS_DIGEST: tensors_digest(tensors),
     }
     with written_aside(path, StudentError) as temporary:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..errors import StoreError, StudentError
+from ..errors import StoreError
 from ..extract.store import FeatureStore, Source, StoredView
 from ..extract.targets import EncodedTargets
+from ..settings import Count, Settings, Weight, at_least
 from .inputs import (
     AugmentConfig,
     InputConfig,
@@ -33,25 +34,17 @@ VoxelPoint = Literal["random", "first"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Settings, section="sampling"):
     """What a sample is made of; the defaults are those of the official ScaLR code.
 
     Raises:
         StudentError: a value that cannot be used.
     """
 
-    views_per_sample: int | Literal["all"] = 1  # cameras of a frame, drawn at random
+    views_per_sample: Count | Literal["all"] = 1  # cameras of a frame, drawn at random
     voxel_point: VoxelPoint = "random"  # which point of a voxel stands for it
-    store_weights: tuple[float, ...] | None = None  # of each store; None makes all frames of all stores equally likely
-
-    def __post_init__(self) -> None:
-        if self.store_weights is not None:
-            object.__setattr__(self, "store_weights", tuple(self.store_weights))
-        views = self.views_per_sample
-        if views != "all" and (not isinstance(views, int) or views < 1):
-            raise _bad("views_per_sample", views, "Give a number of cameras, or all")
-        if self.voxel_point not in get_args(VoxelPoint):
-            raise _bad("voxel_point", self.voxel_point, "Use random or first")
+    # Of each store; None makes all frames of all stores equally likely.
+    store_weights: Annotated[tuple[Weight, ...], at_least(1)] | None = None
 
 
 class SampleId(NamedTuple):
@@ -143,6 +136,14 @@ class DistillDataset(Dataset):
     def __len__(self) -> int:
         return len(self.frames)
 
+    def name_of(self, frame: int) -> str:
+        """Store, block and frame, for people."""
+        return self._frame_of(self.frames[frame][0])
+
+    def describe(self, rows: Sequence[int]) -> str:
+        """Some views of a frame, for people: store, block, frame and cameras."""
+        return f"{self._frame_of(rows[0])} {self._cameras_of(rows)}"
+
     def __getitem__(self, key: tuple[int, int]) -> DistillSample:
         """The sample of `key` = (visit, frame): what is drawn of a frame differs from visit to visit."""
         visit, frame = key
@@ -156,9 +157,16 @@ class DistillDataset(Dataset):
                 return sample
         raise StoreError(
             f"views {drawn} keep no point inside the field of view",
-            where=self.store.path,
+            where=self._cameras_of(drawn),
             fix="Enlarge inputs.fov_min_m and inputs.fov_max_m in the recipe.",
         )
+
+    def _frame_of(self, row: int) -> str:
+        return f"{self.store.path} block {self.store.column('block')[row]} frame {self.store.views['token'][row]}"
+
+    def _cameras_of(self, rows: Sequence[int]) -> str:
+        cameras = self.store.views["camera"]
+        return ", ".join(f"{cameras[row]} (view {row})" for row in rows)
 
     def _sample(self, rows: list[int], rng: np.random.Generator) -> DistillSample | None:
         # The order of the official code: voxels of the whole scan, camera, number of points, augmentation, crop.
@@ -189,12 +197,19 @@ class DistillDataset(Dataset):
     def _targets(
         self, teacher: str, rows: list[int], views: list[StoredView], pairs: list[tuple[np.ndarray, np.ndarray]]
     ) -> EncodedTargets:
-        return EncodedTargets.concatenate(
+        targets = EncodedTargets.concatenate(
             [
                 self.store.read_targets_of(row, teacher, view.pixel).select(torch.from_numpy(pair))
                 for row, view, (_, pair) in zip(rows, views, pairs, strict=True)
             ]
         )
+        if targets.all_zero:
+            raise StoreError(
+                f"all targets of {teacher} are zero",
+                where=self._cameras_of(rows),
+                fix=f"Run 'scalr verify {self.store.path} --sample 8' to compare targets with the teacher.",
+            )
+        return targets
 
 
 @dataclass(frozen=True)
@@ -253,7 +268,3 @@ def _views_by_frame(store: FeatureStore, teachers: Sequence[str], sources: Seque
     scan = np.stack([store.column(name)[rows] for name in ("block", "points_start")], axis=1)
     first_of_frame = np.flatnonzero((scan[1:] != scan[:-1]).any(axis=1)) + 1
     return np.split(rows, first_of_frame)
-
-
-def _bad(name: str, value: object, fix: str) -> StudentError:
-    return StudentError(f"{value!r} cannot be used", where=f"sampling.{name}", fix=fix)

@@ -7,9 +7,9 @@ Letters in shapes: N raw points, M kept points (of one scan, or of a whole batch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -18,57 +18,58 @@ from numpy.typing import ArrayLike
 from ..checkpoint_files import shortened
 from ..errors import StudentError
 from ..extract.intensity import IntensityStatistics
+from ..settings import Count, Settings, at_least, up_to
 from .nearest import Tree, build_tree, nearest_of, nearest_others
 from .voxels import one_of_each, voxel_keys
 
 CROP_EPS_M = 1e-4  # kept clear of the field of view's faces, as in the official Crop transform
 EVALUATION_REACH_M = {"pandaset_64": 128.0, "pandaset_gt": 128.0}
 FINETUNING_REACH_M = EVALUATION_REACH_M | {"pandaset_gt": 96.0}
+MAX_CELLS = 8192**2  # of a plane
 POINT_FEATURES = 5  # intensity, x, y, z, radius: the order of the official "intensity", "xyz", "radius"
 
 
 @dataclass(frozen=True)
-class Plane:
+class Plane(Settings, section="inputs.planes"):
     """A plane that the student projects points to: two axes (0 x, 1 y, 2 z) and its number of (rows, columns)."""
 
     axes: tuple[int, int]
-    shape: tuple[int, int]
+    shape: tuple[Count, Count]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "axes", _numbers(self.axes, int, 2, "inputs.planes.axes"))
-        object.__setattr__(self, "shape", _numbers(self.shape, int, 2, "inputs.planes.shape"))
+        super().__post_init__()
         if self.axes not in {(0, 1), (0, 2), (1, 2)}:
-            raise _bad("planes.axes", self.axes, "Use [0, 1], [0, 2] or [1, 2] (0 x, 1 y, 2 z).")
-        if min(self.shape) < 1:
-            raise _bad("planes.shape", self.shape, "Give two positive numbers of cells.")
+            raise self.refused("axes", self.axes, "Use [0, 1], [0, 2] or [1, 2] (0 x, 1 y, 2 z).")
+        if math.prod(self.shape) > MAX_CELLS:
+            raise self.refused("shape", self.shape, f"Give at most {MAX_CELLS:,} cells in all.")
+
+
+SCALR_PLANES = (Plane((0, 1), (256, 256)), Plane((0, 2), (256, 32)), Plane((1, 2), (256, 32)))
+Metres = Annotated[float, at_least(-10_000), up_to(10_000)]
 
 
 @dataclass(frozen=True)
-class InputConfig:
+class InputConfig(Settings, section="inputs"):
     """How a scan is cut into voxels, neighbours and plane cells; the defaults are those of ScaLR on every dataset.
 
-    Lists are taken for tuples and mappings for planes, so that what `dataclasses.asdict` wrote to YAML or JSON
-    comes back equal.
+    What `dataclasses.asdict` wrote to YAML or JSON comes back equal.
 
     Raises:
         StudentError: a value that cannot be used.
     """
 
-    voxel_size_m: float = 0.1
-    fov_min_m: tuple[float, float, float] = (-64.0, -64.0, -8.0)
-    fov_max_m: tuple[float, float, float] = (64.0, 64.0, 8.0)
-    planes: tuple[Plane, ...] = field(default_factory=lambda: SCALR_PLANES)
-    num_neighbours: int = 16
-    max_points: int = 20_000  # of a scan, while training
+    voxel_size_m: Annotated[float, at_least(0.001), up_to(1000)] = 0.1
+    fov_min_m: tuple[Metres, Metres, Metres] = (-64.0, -64.0, -8.0)
+    fov_max_m: tuple[Metres, Metres, Metres] = (64.0, 64.0, 8.0)
+    planes: Annotated[tuple[Plane, ...], at_least(1), up_to(16)] = SCALR_PLANES
+    num_neighbours: Annotated[int, at_least(1), up_to(1024)] = 16
+    max_points: Count = 20_000  # of a scan, while training
 
     def __post_init__(self) -> None:
-        for name in ("fov_min_m", "fov_max_m"):
-            object.__setattr__(self, name, _numbers(getattr(self, name), float, 3, f"inputs.{name}"))
-        object.__setattr__(self, "planes", _planes(self.planes))
-        for name in ("voxel_size_m", "num_neighbours", "max_points"):
-            _check_positive(name, getattr(self, name), float if name == "voxel_size_m" else int)
+        super().__post_init__()
         if not all(low + 2 * CROP_EPS_M < high for low, high in zip(self.fov_min_m, self.fov_max_m, strict=True)):
-            raise _bad("fov_max_m", self.fov_max_m, f"Give three values above fov_min_m, {list(self.fov_min_m)}.")
+            fix = f"Give three values above fov_min_m, {list(self.fov_min_m)}."
+            raise self.refused("fov_max_m", self.fov_max_m, fix)
 
 
 def inputs_for(dataset: str, config: InputConfig, *, finetuning: bool = False) -> InputConfig:
@@ -135,19 +136,13 @@ def at_most(count: int, xyz: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Settings, section="augmentation"):
     """The official augmentations of ScaLR's pretraining: rotation about z, flip of x or y, isotropic scale."""
 
-    max_rotation_rad: float = math.pi
-    flip_probability: float = 2 / 3  # of flipping one axis, x and y being equally likely
-    max_scale_change: float = 0.1
-
-    def __post_init__(self) -> None:
-        bounds = {"max_rotation_rad": math.pi, "flip_probability": 1.0, "max_scale_change": 0.99}
-        for name, high in bounds.items():
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= high:
-                raise _bad(name, value, f"Give a number from 0 to {high:.6g}.", section="augmentation")
+    max_rotation_rad: Annotated[float, at_least(0), up_to(math.pi)] = math.pi
+    # Of flipping one axis, x and y being equally likely.
+    flip_probability: Annotated[float, at_least(0), up_to(1)] = 2 / 3
+    max_scale_change: Annotated[float, at_least(0), up_to(0.99)] = 0.1
 
 
 @dataclass(frozen=True)
@@ -409,40 +404,3 @@ def _check_finite(values: np.ndarray) -> None:
         raise StudentError(
             f"{count} of {len(values)} points are not finite", where="scan", fix="Remove these rows before the student"
         )
-
-
-def _planes(value: Any) -> tuple[Plane, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise _bad("planes", value, "Give at least one plane, such as {axes: [0, 1], shape: [256, 256]}.")
-    return tuple(plane if isinstance(plane, Plane) else _plane(plane) for plane in value)
-
-
-def _plane(value: Any) -> Plane:
-    if not isinstance(value, Mapping) or set(value) != {"axes", "shape"}:
-        raise _bad("planes", value, "Give each plane as {axes: [0, 1], shape: [256, 256]}.")
-    return Plane(**value)
-
-
-def _numbers(values: Any, kind: type, count: int, where: str) -> tuple:
-    """A tuple of `count` finite numbers from any sequence of them."""
-    is_sequence = isinstance(values, Sequence) and not isinstance(values, str)
-    if not is_sequence or len(values) != count or not all(_is_number(v) and v == kind(v) for v in values):
-        noun = "whole numbers" if kind is int else "numbers"
-        raise StudentError(f"{values!r} cannot be used", where=where, fix=f"Give {count} {noun}")
-    return tuple(kind(value) for value in values)
-
-
-def _check_positive(name: str, value: Any, kind: type) -> None:
-    if not _is_number(value) or value <= 0 or value != kind(value):
-        raise _bad(name, value, f"Give a positive {'whole ' if kind is int else ''}number.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _bad(name: str, value: Any, fix: str, section: str = "inputs") -> StudentError:
-    return StudentError(f"{value!r} cannot be used", where=f"{section}.{name}", fix=fix)
-
-
-SCALR_PLANES = (Plane((0, 1), (256, 256)), Plane((0, 2), (256, 32)), Plane((1, 2), (256, 32)))  # checked above

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import StudentError
+from ..settings import PositiveAmount, Settings, Weight, at_least, up_to
 from .dataset import DistillBatch
 from .losses import contrastive_loss, cosine_loss, similarity_loss, smooth_loss
 from .waffleiron import Student
@@ -26,7 +26,7 @@ OF_EACH_PAIR: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Settings, section="objective"):
     """What is learnt; the defaults are ScaLR's, those of the contrastive loss PPKT's.
 
     Raises:
@@ -35,27 +35,17 @@ class ObjectiveConfig:
 
     loss: Loss = "similarity"
     # Teacher -> weight of its unit vector in the joint target; empty takes the store's only one.
-    teachers: dict[str, float] = field(default_factory=dict)
-    temperature: float = 0.07  # contrastive only, as all below
-    contrastive_pairs: int = 4096  # drawn from a batch
+    teachers: dict[str, Weight] = field(default_factory=dict)
+    temperature: PositiveAmount = 0.07  # contrastive only, as all below
+    contrastive_pairs: Annotated[int, at_least(1), up_to(1_000_000)] = 4096  # drawn from a batch
     target_head: TargetHead = "none"  # linear: targets are projected too, by weights that are learnt
-    target_head_channels: int = 64
+    target_head_channels: Annotated[int, at_least(1), up_to(65536)] = 64
 
     def __post_init__(self) -> None:
-        for name, choices in (("loss", Loss), ("target_head", TargetHead)):
-            if getattr(self, name) not in get_args(choices):
-                raise _bad(name, getattr(self, name), f"Use one of {', '.join(get_args(choices))}")
+        super().__post_init__()
         if self.target_head != "none" and self.loss != "contrastive":
-            raise _bad(
-                "target_head", self.target_head, "Use it with loss contrastive: others would make all targets equal"
-            )
-        if not isinstance(self.teachers, Mapping) or not all(
-            isinstance(weight, int | float) and weight > 0 for weight in self.teachers.values()
-        ):
-            raise _bad("teachers", self.teachers, "Give teachers with positive weights, as {dinov2_vitl14: 1.0}")
-        for name in ("temperature", "contrastive_pairs", "target_head_channels"):
-            if not getattr(self, name) > 0:
-                raise _bad(name, getattr(self, name), "Give a positive number")
+            fix = "Use it with loss contrastive: others would make all targets equal"
+            raise self.refused("target_head", self.target_head, fix)
 
     def output_channels(self, target_dim: int) -> int:
         """Channels of the student's head, for targets of so many."""
@@ -106,7 +96,3 @@ def joint_targets(targets: Sequence[torch.Tensor], weights: Sequence[float]) -> 
 def _of_each_sample(losses: torch.Tensor, sample: torch.Tensor, num_samples: int) -> torch.Tensor:
     sums = losses.new_zeros(2, num_samples)
     return sums.index_add_(1, sample, torch.stack([losses, torch.ones_like(losses)]))
-
-
-def _bad(name: str, value: object, fix: str) -> StudentError:
-    return StudentError(f"{value!r} cannot be used", where=f"objective.{name}", fix=fix)

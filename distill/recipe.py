@@ -9,16 +9,17 @@ from typing import Any
 import yaml
 
 from ..errors import StudentError, did_you_mean
+from ..settings import Settings, shown
 from .dataset import SamplingConfig
 from .inputs import AugmentConfig, InputConfig
 from .objective import ObjectiveConfig
-from .recipes import read_recipe
+from .recipes import parsed, read_recipe
 from .training import TrainingConfig
 from .waffleiron import WaffleIronConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Settings, section="recipe"):
     """A whole distillation setting; every field has the default of its dataclass."""
 
     student: WaffleIronConfig = dataclasses.field(default_factory=WaffleIronConfig)
@@ -51,15 +52,15 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         section, dot, option = key.partition(".")
         if not (separator and dot):
             raise StudentError(
-                f"'{override}' is not section.key=value",
+                f"{shown(override)} is not section.key=value",
                 where="--set",
                 fix="Pass for example --set training.epochs=10.",
             )
         try:
-            values.setdefault(section, {})[option] = yaml.safe_load(value)
+            values.setdefault(section, {})[option] = parsed(value)
         except yaml.YAMLError:
             raise StudentError(
-                f"the value of '{override}' is not YAML", where="--set", fix="Quote it for the shell."
+                f"the value of {shown(override)} is not YAML", where="--set", fix="Quote it for the shell."
             ) from None
     return _build(values, where=name)
 
@@ -70,36 +71,18 @@ def recipe_values(recipe: Recipe) -> dict:
 
 
 def _build(values: dict[str, dict], where: str) -> Recipe:
-    sections = {}
     for section, options in values.items():
         _check_key(section, SECTIONS, where)
-        config = SECTIONS[section]
         for key in options:
-            _check_key(key, [field.name for field in dataclasses.fields(config)], f"{where}, section {section}")
-        try:
-            sections[section] = config(**{key: _number(value) for key, value in options.items()})
-        except (TypeError, ValueError) as error:
-            raise StudentError(
-                f"a value of section '{section}' has the wrong type ({error})",
-                where=where,
-                fix="Give what docs/distill.md and docs/students.md list.",
-            ) from None
-    return Recipe(**sections)
+            names = [field.name for field in dataclasses.fields(SECTIONS[section])]
+            _check_key(key, names, f"{where}, section {section}")
+    return Recipe(**values)
 
 
-def _check_key(key: str, choices: Iterable[str], where: str) -> None:
+def _check_key(key: Any, choices: Iterable[str], where: str) -> None:
     if key not in choices:
-        raise StudentError(
-            f"unknown key '{key}'{did_you_mean(key, choices)}", where=where, fix=f"Use one of: {', '.join(choices)}."
-        )
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3, without a dot, as text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+        near = did_you_mean(key, choices) if isinstance(key, str) else ""
+        raise StudentError(f"unknown key {shown(key)}{near}", where=where, fix=f"Use one of: {', '.join(choices)}.")
 
 
 def _plain(value: Any) -> Any:

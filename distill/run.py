@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from ..errors import StudentError
 from ..extract.plan import frames_digest
 from ..extract.store import Source, open_store
 from ..folder_lock import Lock
+from ..settings import Amount, Count, Settings, at_least
 from .checkpoint import load_student, save_student, student_provenance
 from .choice import KIND, Chosen, Wanted, choose, started
 from .dataset import DistillCollate, DistillDataset, SampleId
@@ -25,6 +27,7 @@ from .run_record import CONFIG, RunRecord, read_record, run_record, write_record
 from .sampling import EpochLoader
 from .training import Observer, train
 from .training_log import read_log
+from .varying_targets import VaryingTargets
 from .waffleiron import Student
 
 logger = logging.getLogger(__name__)
@@ -39,10 +42,10 @@ QuickProbe = Callable[[Student], float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(Settings):
     """One distillation; the fields are the options of `scalr distill`, the recipe resolved."""
 
-    caches: tuple[Path, ...]
+    caches: Annotated[tuple[Path, ...], at_least(1)]
     out: Path
     # Left out, teachers are the recipe's, else the only one of each store, and the split is the only one of each store;
     # a run that resumes keeps those that it was started with.
@@ -51,17 +54,9 @@ class DistillConfig:
     recipe: Recipe = field(default_factory=Recipe)
     device: str = "auto"
     resume: bool = False  # go on with what is in `out`, or begin where nothing is there
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: Amount = 10.0
     quick_probe: QuickProbe | None = None  # the student while it trains -> mIoU
-    eval_every: int = 1  # epochs between two quick probes
-
-    def __post_init__(self) -> None:
-        if self.eval_every < 1 or not self.checkpoint_minutes >= 0:
-            raise StudentError(
-                f"eval_every is {self.eval_every} and checkpoint_minutes {self.checkpoint_minutes}",
-                where="distill",
-                fix="Use one epoch or more, and no negative minutes.",
-            )
+    eval_every: Count = 1  # epochs between two quick probes
 
 
 @dataclass(frozen=True)
@@ -78,6 +73,8 @@ class DistillSummary:
 
     def as_text(self) -> str:
         """Lines for people."""
+        if not self.losses:
+            return f"{self.student}: finished; log.csv does not have its losses any more"
         text = f"{self.student}: loss {self.losses[0]:.3f} -> {self.losses[-1]:.3f}, {len(self.losses)} steps"
         waited = "" if self.data_wait is None else f"\n{self.data_wait:.1%} of the time was spent waiting for data"
         return text + waited
@@ -162,15 +159,16 @@ def _train(config: DistillConfig, device: torch.device, lock: Lock | None) -> fl
         objective = DistillObjective(student, recipe.objective, tuple(first.teachers.values()), first.target_dim)
     for each, dataset in zip(chosen, datasets, strict=True):
         logger.info("distilling %s from %d frames of %s", " and ".join(each.teachers), len(dataset), each.store.path)
+    observer = _observer(config, chosen, datasets, student)
     with loader:
         result = train(
             objective.to(device),
-            loader,
+            VaryingTargets(loader, tuple(first.teachers), observer.describe),
             training,
             steps_per_epoch=loader.num_steps,
             device=device,
             description="distill",
-            observer=_observer(config, chosen, student),
+            observer=observer,
             checkpoints=checkpoints,
             resume=resume,
         )
@@ -204,16 +202,15 @@ def _seen_by_all(paths: Sequence[Path], device: torch.device) -> bool:
     return seen > 0
 
 
-def _observer(config: DistillConfig, chosen: Sequence[Chosen], student: Student) -> Observer:
+def _observer(
+    config: DistillConfig, chosen: Sequence[Chosen], datasets: Sequence[DistillDataset], student: Student
+) -> Observer:
     names = [each.store.path.name for each in chosen]
     parts = [name if names.count(name) == 1 else f"{number}_{name}" for number, name in enumerate(names)]
     parts = parts if len(parts) > 1 else []  # of one store, it is the loss
 
     def describe(sample: SampleId) -> str:
-        store = chosen[sample.store].store
-        views = store.views.take(list(sample.rows)).to_pylist()
-        cameras = ", ".join(f"{view['camera']} (view {row})" for view, row in zip(views, sample.rows, strict=True))
-        return f"{store.path} block {views[0]['block']} frame {views[0]['token']} {cameras}"
+        return datasets[sample.store].describe(sample.rows)
 
     def evaluate(epoch: int) -> dict[str, float]:
         due = config.quick_probe and (epoch + 1) % config.eval_every == 0

@@ -158,7 +158,10 @@ class EpochLoader:
 
 
 class _Parts(Dataset):
-    """Samples by draw. An error comes back as a sample: raised in a worker, it would arrive as a traceback."""
+    """Samples by draw. An error comes back as a sample: raised in a worker, it would arrive as a traceback.
+
+    A part says of a frame what it is for people: `name_of`.
+    """
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
         self.parts = parts
@@ -167,7 +170,7 @@ class _Parts(Dataset):
         try:
             return self.parts[draw.part][draw.visit, draw.frame]
         except ScalrError as error:
-            return error
+            return error.inside(self.parts[draw.part].name_of(draw.frame))
 
 
 class _ErrorsAside:

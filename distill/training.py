@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from ..checkpoint_files import shortened
 from ..device import cores_beside
 from ..errors import StudentError
 from ..progress import progress
+from ..settings import Amount, Count, CountOrZero, PositiveAmount, Seed, Settings, Workers
 from .interruption import Checkpoints, Signals, StoppedError
 from .processes import gathered, num_processes, on_its_own, process_index, summed
 from .schedule import reciprocal_sqrt, warmup_cosine
@@ -33,54 +34,37 @@ LISTED_SAMPLES = 8  # in an error
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Settings, section="training"):
     """AdamW and its schedule, and how the machine is used; the defaults are ScaLR's pretraining.
 
     Raises:
         StudentError: a value that cannot be used.
     """
 
-    epochs: int = 25
-    batch_size: int = 8  # frames of a step, over all processes and accumulated batches
-    learning_rate: float = 2e-3
-    min_learning_rate: float = 1e-5  # of schedule cosine
-    weight_decay: float = 0.03
+    epochs: Count = 25
+    batch_size: Count = 8  # frames of a step, over all processes and accumulated batches
+    learning_rate: Amount = 2e-3
+    min_learning_rate: Amount = 1e-5  # of schedule cosine
+    weight_decay: Amount = 0.03
     schedule: Schedule = "cosine"
-    warmup_steps: int = 3500
-    warmup_epochs: float | None = None  # in place of warmup_steps
-    timescale_epochs: float = 0.45  # of schedule reciprocal_sqrt, as is the next
-    cooldown_epochs: float = 2.0
+    warmup_steps: CountOrZero = 3500
+    warmup_epochs: Amount | None = None  # in place of warmup_steps
+    timescale_epochs: PositiveAmount = 0.45  # of schedule reciprocal_sqrt, as is the next
+    cooldown_epochs: Amount = 2.0
     precision: Precision = "float32"  # of the student's forward pass; float16 scales the loss
-    accumulate: int = 1  # batches that make a step, one after the other, where memory is short
+    accumulate: Count = 1  # batches that make a step, one after the other, where memory is short
     compile: bool = False  # the student's layers, by torch.compile
-    workers: int = 0  # processes that prepare samples; 0 prepares them in the training process
+    workers: Workers = 0  # processes that prepare samples; 0 prepares them in the training process
     activation_checkpointing: bool = False  # of a student: less memory for a second forward pass
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        at_least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "warmup_steps": 0, "workers": 0, "seed": 0}
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise StudentError(f"{name} is {getattr(self, name)}", where="training", fix=f"Use {least} or more.")
-        for name, choices in (("schedule", Schedule), ("precision", Precision)):
-            if getattr(self, name) not in get_args(choices):
-                raise StudentError(
-                    f"{name} is {getattr(self, name)!r}",
-                    where="training",
-                    fix=f"Use one of {', '.join(get_args(choices))}.",
-                )
-        if not 0 <= self.min_learning_rate <= self.learning_rate:
+        super().__post_init__()
+        if self.min_learning_rate > self.learning_rate:
             raise StudentError(
                 f"learning_rate is {self.learning_rate} and min_learning_rate {self.min_learning_rate}",
                 where="training",
                 fix="Use 0 <= min_learning_rate <= learning_rate.",
-            )
-        if not self.timescale_epochs > 0 or not self.cooldown_epochs >= 0 or (self.warmup_epochs or 0) < 0:
-            raise StudentError(
-                f"timescale_epochs is {self.timescale_epochs}, cooldown_epochs {self.cooldown_epochs} and warmup_epochs"
-                f" {self.warmup_epochs}",
-                where="training",
-                fix="Use numbers of epochs, the timescale above zero.",
             )
 
     def learning_rate_factor(self, step: int, steps_per_epoch: int) -> float:

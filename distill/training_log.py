@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,8 +59,24 @@ class TrainingLog:
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """The rows of a `log.csv`; a last one that was cut off is left out."""
-    if not path.exists():
+    """The rows of a `log.csv`; those that are damaged, such as a last one that was cut off, are left out.
+
+    Raises:
+        StudentError: the file is there and cannot be read.
+    """
+    try:
+        with path.open(newline="", errors="replace") as file:
+            return [row for row in csv.DictReader(file) if _is_whole(row)]
+    except FileNotFoundError:
         return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+    except (OSError, csv.Error) as error:
+        raise StudentError(
+            f"the log cannot be read ({error})", where=path, fix="Remove it: the run does not need it."
+        ) from None
+
+
+def _is_whole(row: Mapping[str, str | None]) -> bool:
+    try:
+        return int(row["step"]) > 0 and math.isfinite(float(row["loss"])) and None not in row.values()
+    except (KeyError, ValueError, TypeError):
+        return False

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import StudentError
 from ..extract.intensity import IntensityStatistics, intensity_statistics
+from ..settings import Settings, at_least, below, up_to
 from .inputs import POINT_FEATURES, InputConfig, PackedBatch, ScanInput, evaluation_input, inputs_for, pack
 from .occupied_cells import depthwise, occupied_cells
 from .processes import BatchNorm
@@ -46,7 +47,7 @@ BATCH_POINTS = 100_000  # of the scans that `Student.extract` puts through the n
 
 
 @dataclass(frozen=True)
-class WaffleIronConfig:
+class WaffleIronConfig(Settings, section="student"):
     """The network; the defaults are WI-48-256 with a head for the features of a ViT-L.
 
     ScaLR's WI-48-768 has width 768 and norm "layer"; ScaLR+ adds activation "gelu", stochastic_depth 0.2, head "mlp".
@@ -55,24 +56,15 @@ class WaffleIronConfig:
         StudentError: a value that cannot be used.
     """
 
-    width: int = 256
-    depth: int = 48
+    width: Annotated[int, at_least(1), up_to(8192)] = 256
+    depth: Annotated[int, at_least(1), up_to(1024)] = 48
     norm: Norm = "batch"
     activation: Activation = "relu"
-    stochastic_depth: float = 0.0  # probability of leaving out a residual of a scan, while training
-    head: Head = "linear"
-    out_channels: int = 1024
+    # The probability of leaving out a residual of a scan, while training.
+    stochastic_depth: Annotated[float, at_least(0), below(1)] = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("width", "depth", "out_channels"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise _bad(name, value, "Give a positive whole number")
-        for name, choices in (("norm", Norm), ("activation", Activation), ("head", Head)):
-            if getattr(self, name) not in get_args(choices):
-                raise _bad(name, getattr(self, name), f"Use one of {', '.join(get_args(choices))}")
-        if not isinstance(self.stochastic_depth, int | float) or not 0 <= self.stochastic_depth < 1:
-            raise _bad("stochastic_depth", self.stochastic_depth, "Give a probability from 0 to below 1")
+    head: Head = "linear"
+    out_channels: Annotated[int, at_least(1), up_to(65536)] = 1024
 
 
 class Student(nn.Module):
@@ -454,7 +446,3 @@ def _eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def _bad(name: str, value: object, fix: str) -> StudentError:
-    return StudentError(f"{value!r} cannot be used", where=f"student.{name}", fix=fix)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..json_text import json_text
 from .pictures import NO_CLASS, RAMP, class_colours, reach_of, softened, viewpoint
 
 BYTES_PER_VOXEL = 32
@@ -97,7 +97,7 @@ def cloud_page(cloud: Cloud) -> tuple[str, PageError]:
     small = compress(cloud.units)
     error = page_error(small, cloud.units)
     # `<` in a name from a dataset must not end the script that the data are in.
-    data = json.dumps(_data(cloud, small, error)).replace("<", "\\u003c")
+    data = json_text(_data(cloud, small, error)).replace("<", "\\u003c")
     page = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     for name, text in (("title", html.escape(cloud.title)), ("summary", html.escape(cloud.summary)), ("data", data)):
         page = page.replace("{{" + name + "}}", text)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -27,7 +27,9 @@ from ..errors import DatasetError, ScalrError, did_you_mean
 from ..extract.datasets import open_dataset
 from ..extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
 from ..extract.datasets.frame import Dataset, Frame
+from ..json_text import json_text
 from ..progress import progress
+from ..settings import PositiveAmount, Seed, Settings, Workers, above, up_to
 from ..worker_processes import worker_context
 from .corruptions import BENCHMARKS, CORRUPT, Strength, levels_of
 from .corruptions.layout import LAYOUTS
@@ -38,8 +40,11 @@ OPTIONS = {"motion_blur": "--motion-blur-m", "crosstalk": "--crosstalk-share"}
 NOT_COMPARABLE = "Made by 'scalr corrupt' from clean scans: scores on it are not comparable with published ones."
 
 
+Share = Annotated[float, above(0), up_to(1)]
+
+
 @dataclass(frozen=True, kw_only=True)
-class CorruptConfig:
+class CorruptConfig(Settings):
     """Which copies to make of what; the fields are the options of `scalr corrupt`.
 
     `motion_blur_m` and `crosstalk_share` are light, moderate and heavy in place of the published values, which nuScenes
@@ -52,20 +57,16 @@ class CorruptConfig:
     split: str = "val"
     corruptions: tuple[str, ...] = CORRUPTIONS
     severities: tuple[str, ...] = SEVERITIES
-    motion_blur_m: tuple[float, ...] | None = None
-    crosstalk_share: tuple[float, ...] | None = None
-    seed: int = 0
-    workers: int = 0  # processes; 0 works in this one
+    motion_blur_m: tuple[PositiveAmount, PositiveAmount, PositiveAmount] | None = None
+    crosstalk_share: tuple[Share, Share, Share] | None = None
+    seed: Seed = 0
+    workers: Workers = 0  # processes; 0 works in this one
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_names("--dataset", (self.dataset,), tuple(BENCHMARKS))
         _check_names("--corruption", self.corruptions, CORRUPTIONS)
         _check_names("--severity", self.severities, SEVERITIES)
-        _check_levels("--motion-blur-m", self.motion_blur_m, math.inf)
-        _check_levels("--crosstalk-share", self.crosstalk_share, 1.0)
-        for option in ("seed", "workers"):
-            if getattr(self, option) < 0:
-                raise ScalrError(f"it is {getattr(self, option)}", where=f"--{option}", fix="Use 0 or more.")
 
     def copies(self) -> list[Copy]:
         """What is asked for, in the order of Robo3D's tables."""
@@ -242,7 +243,7 @@ def _write_manifest(config: CorruptConfig, copies: Sequence[Copy]) -> None:
                 )
     merged = before["strengths"] | strengths
     manifest = {**settings, "comparable": False, "note": NOT_COMPARABLE, "strengths": merged}
-    write_bytes(path, json.dumps(manifest, indent=2).encode())
+    write_bytes(path, json_text(manifest, indent=2).encode())
 
 
 def _read_manifest(path: Path) -> dict | None:
@@ -283,16 +284,3 @@ def _check_names(option: str, names: Sequence[str], choices: Sequence[str]) -> N
             )
     if not names:
         raise ScalrError("nothing is chosen", where=option, fix=f"Use some of {', '.join(choices)}.")
-
-
-def _check_levels(option: str, values: Sequence[float] | None, largest: float) -> None:
-    if values is None:
-        return
-    good = all(0 < value <= largest and math.isfinite(value) for value in values)
-    if len(values) != len(SEVERITIES) or not good:
-        limit = "above 0" if math.isinf(largest) else f"above 0, up to {largest:g}"
-        raise ScalrError(
-            f"it is {', '.join(map(str, values))}",
-            where=option,
-            fix=f"Give one number each for {', '.join(SEVERITIES)}, {limit}.",
-        )

@@ -16,7 +16,7 @@ from ..distill.waffleiron import Student
 from ..extract.datasets.frame import Dataset
 from .model import with_class_head
 from .origin import NEW_WEIGHTS
-from .schedules import Labels, Schedule, check_choice, finetuning
+from .schedules import Labels, LayerDecay, Schedule, finetuning
 from .supervision import SupervisedObjective, SupervisedResult, SupervisionConfig, learn, train_on_scans
 
 
@@ -29,13 +29,9 @@ class FinetuneConfig(SupervisionConfig):
 
     labels: Labels = "100%"
     from_scratch: bool = False  # the student's architecture with new weights: the supervised baseline
-    layer_decay: float | None = None
+    layer_decay: LayerDecay | None = None
     precision: Precision = "float32"
     activation_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("labels", self.labels, Labels)
 
     @property
     def labelled_split(self) -> str:

@@ -26,8 +26,9 @@ from ..distill.inputs import (
     voxel_representatives,
 )
 from ..distill.training import Batch
-from ..errors import ScalrError
+from ..errors import DatasetError, ScalrError
 from ..extract.datasets.frame import Dataset
+from ..extract.datasets.labels import IGNORE_LABEL
 from ..extract.datasets.scans import intensity_of, read_labelled_scan, read_labels, read_points
 from ..worker_processes import worker_context
 
@@ -82,6 +83,10 @@ class AugmentedScans(TorchDataset):
 
     def __len__(self) -> int:
         return len(self.dataset.frames)
+
+    def name_of(self, frame: int) -> str:
+        """Dataset, split and frame, for people."""
+        return _name_of(self.dataset, frame)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[ScanInput, np.ndarray]:
         """Network input of M points and their (M,) labels, of `key` = (visit, frame)."""
@@ -145,7 +150,7 @@ class EvaluationScans(TorchDataset):
         try:
             return self._scan(number)
         except ScalrError as error:
-            return error
+            return error.inside(_name_of(self.dataset, number))
 
     def _scan(self, number: int) -> EvaluationScan:
         frame = self.dataset.frames[number]
@@ -175,3 +180,26 @@ class EvaluationScans(TorchDataset):
             if isinstance(scan, ScalrError):
                 raise scan
             yield scan
+
+
+def require_labelled(dataset: Dataset) -> None:
+    """Look for a point with a label, which the first frame has as a rule.
+
+    Raises:
+        DatasetError: no frame of the split has any, or a label file before them cannot be used.
+    """
+    if not any((dataset.read_labels(frame) != IGNORE_LABEL).any() for frame in dataset.frames):
+        raise unlabelled(dataset)
+
+
+def unlabelled(dataset: Dataset) -> DatasetError:
+    """The error of a split without a labelled point."""
+    return DatasetError(
+        f"no point of split {dataset.split} of {dataset.name} has a label of its {len(dataset.class_names)} classes",
+        where=dataset.root,
+        fix="Check the label files: all of them say 'ignored'.",
+    )
+
+
+def _name_of(dataset: Dataset, frame: int) -> str:
+    return f"{dataset.name} split {dataset.split} frame {dataset.frames[frame].token}"

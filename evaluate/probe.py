@@ -20,7 +20,8 @@ from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
-from .labelled_scans import EvaluationScans
+from ..settings import Count, checked
+from .labelled_scans import EvaluationScans, require_labelled
 from .model import with_class_head
 from .schedules import Schedule, probing
 from .scoring import score, tokens_of
@@ -136,14 +137,17 @@ class QuickProbe:
     """The fast probe on some frames of a dataset: how good the features of a student in training are.
 
     Raises:
-        ScalrError: where this is made, if the dataset cannot be used or has no labels.
+        ScalrError: where this is made, if the dataset cannot be used or no point of these frames is labelled.
     """
 
     def __init__(self, dataset: str, root: Path, num_frames: int = 100) -> None:
         self.dataset = dataset
+        checked(num_frames, Count, "--eval-frames")
         self.training_set, self.validation_set = (
             _some_frames(open_dataset(dataset, root, split, need="labels"), num_frames) for split in ("train", "val")
         )
+        for each in (self.training_set, self.validation_set):
+            require_labelled(each)
         self.training = TrainingConfig(
             epochs=10, learning_rate=0.1, min_learning_rate=1e-5, weight_decay=3e-3, warmup_epochs=1
         )

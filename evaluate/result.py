@@ -14,6 +14,7 @@ import numpy as np
 from ..checkpoint_files import write_bytes
 from ..errors import StudentError
 from ..extract.datasets.labels import IGNORE_LABEL
+from ..json_text import json_text
 from .origin import description
 from .published import nearest, published_for
 from .scores import Scores
@@ -88,7 +89,7 @@ def card_of_scores(scores: Scores, **rest: Any) -> ResultCard:
             "miou_of_all_classes": scores.miou_of_all_classes,
             "fwiou": scores.fwiou,
             "accuracy": scores.accuracy,
-            "iou": {name: None if math.isnan(value) else value for name, value in iou.items()},
+            "iou": iou,
             "confusion": scores.confusion.tolist(),
             "scenes": dict(zip(scores.scenes, scores.confusions.tolist(), strict=True)),
         },
@@ -142,14 +143,14 @@ def write_result(card: ResultCard, out: Path) -> None:
         "departures": card.all_departures(),
         "departures_of_protocol": list(card.departures),
         "model": dict(card.model),
-        "figures": {name: None if math.isnan(value) else value for name, value in card.figures.items()},
+        "figures": dict(card.figures),
         "interval_95": card.interval and list(card.interval),
         **card.values,
         "protocol": dict(card.protocol),
         "provenance": dict(card.provenance),
         RECORD: card.record,
     }
-    for name, text in (("result.md", _as_markdown(card)), (RESULT, json.dumps(values))):
+    for name, text in (("result.md", _as_markdown(card)), (RESULT, json_text(values))):
         write_bytes(out / name, f"{text}\n".encode())
 
 
@@ -204,5 +205,5 @@ def percent(value: float) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json_text(value)
     return text.replace("|", "\\|")

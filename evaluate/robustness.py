@@ -16,6 +16,7 @@ from ..extract.datasets import open_dataset
 from ..extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
 from ..extract.datasets.frame import Dataset
 from ..extract.datasets.nuscenes_c import NuScenesC
+from ..settings import Settings, Workers
 from .corrupt import NOT_COMPARABLE
 from .labelled_frames import labelled_frames
 from .model import Model, load_model, require_classes, student_identity
@@ -40,7 +41,7 @@ CLEAN = {"nuscenes_c": "nuscenes", "semantic_kitti_c": "semantic_kitti"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustnessConfig:
+class RobustnessConfig(Settings):
     """One robustness run; the fields are the options of `scalr evaluate robustness`."""
 
     model: Path
@@ -48,7 +49,7 @@ class RobustnessConfig:
     clean_root: Path  # of the clean dataset
     out: Path
     dataset: str = "nuscenes_c"
-    workers: int = 0
+    workers: Workers = 0
     device: str = "auto"
 
 

@@ -5,32 +5,27 @@ and scalr_plus (ScaLR+).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from ..errors import StudentError
+from ..settings import Amount, Count, Settings, above, at_least, below, up_to
 
 Published = Literal["scalr", "scalr_plus"]
 Labels = Literal["100%", "10%", "1%"]  # share of the training set's labels
+LayerDecay = Annotated[float, above(0), up_to(1)]  # of the learning rate, from each layer to the one before
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(Settings, section="schedule"):
     """How a head or a whole model is trained on labels: AdamW, warm-up, cosine, loss cross-entropy + Lovász."""
 
-    epochs: int
-    warmup_epochs: float
-    learning_rate: float
-    min_learning_rate: float
-    weight_decay: float
-    batch_size: int = 8
-    layer_decay: float = 1.0  # of the learning rate, from each layer to the one before
-    stochastic_depth: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.layer_decay <= 1:
-            raise StudentError(
-                f"layer_decay is {self.layer_decay}", where="schedule", fix="Use a factor above 0, up to 1 (none)."
-            )
+    epochs: Count
+    warmup_epochs: Amount
+    learning_rate: Amount
+    min_learning_rate: Amount
+    weight_decay: Amount
+    batch_size: Count = 8
+    layer_decay: LayerDecay = 1.0
+    stochastic_depth: Annotated[float, at_least(0), below(1)] = 0.0
 
 
 def probing(published: Published, dataset: str) -> Schedule:
@@ -76,13 +71,3 @@ def changed(official: Schedule, values: dict[str, float | None]) -> tuple[Schedu
         if value != getattr(official, name)
     ]
     return schedule, departures
-
-
-def check_choice(name: str, value: str, choices: object) -> None:
-    """Refuse a value that is none of a Literal's.
-
-    Raises:
-        StudentError: it is another.
-    """
-    if value not in get_args(choices):
-        raise StudentError(f"{value!r} is unknown", where=f"--{name}", fix=f"Use {', '.join(get_args(choices))}.")

@@ -10,6 +10,7 @@ import torch
 
 from ..distill.processes import joined_processes, locked_by_first, process_index
 from ..extract.datasets import open_dataset
+from ..settings import Settings, Workers
 from .class_sets import with_classes
 from .model import load_model, require_classes
 from .result import card_of_scores, scoring_protocol, write_result
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
+class ScoreConfig(Settings):
     """One scoring; the fields are the options of `scalr evaluate score`."""
 
     model: Path
@@ -32,7 +33,7 @@ class ScoreConfig:
     split: str = "val"
     classes: str | None = None
     predictions: bool = False  # write them, too, below out/submission
-    workers: int = 0
+    workers: Workers = 0
     device: str = "auto"
 
 

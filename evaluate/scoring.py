@@ -14,7 +14,7 @@ from ..distill.waffleiron import Student
 from ..extract.datasets.frame import Dataset, Frame
 from ..extract.plan import frames_digest
 from ..progress import progress
-from .labelled_scans import EvaluationScan, EvaluationScans
+from .labelled_scans import EvaluationScan, EvaluationScans, unlabelled
 from .metrics import confusion_matrix
 from .scores import Scores
 
@@ -48,7 +48,7 @@ def score(
         workers: processes that prepare scans; 0 prepares them in this one.
 
     Raises:
-        ScalrError: a frame that cannot be read, or lacks labels.
+        ScalrError: a frame that cannot be read, or lacks labels, or no labelled point in all of them.
     """
     num_classes = len(dataset.class_names)
     scene_of_frame, scenes = scenes_of(dataset.frames)
@@ -63,6 +63,8 @@ def score(
             if keep is not None:
                 keep(dataset.frames[scan.frame], predictions)
     total = summed(confusions.ravel().tolist(), device)
+    if labelled and not any(total):
+        raise unlabelled(dataset)
     return Scores(
         class_names=tuple(dataset.class_names),
         scenes=scenes,

@@ -6,7 +6,6 @@ reads too; and the principal components of teacher and student side by side.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +29,8 @@ from ..extract.datasets.labels import IGNORE_LABEL
 from ..extract.datasets.scans import intensity_of, read_labels, read_points
 from ..extract.store import open_store
 from ..folder_lock import locked
+from ..json_text import json_text
+from ..settings import CountOrZero, Settings
 from .cloud_page import Cloud, PageError, cloud_page
 from .model import file_identity
 from .pictures import as_png, colour_range, perspective_view, side_by_side, top_view
@@ -44,7 +45,7 @@ ROUNDING = 1e-5  # of the largest value: a component that spreads less is none
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimilarityConfig:
+class SimilarityConfig(Settings):
     """Pictures of one scan; the fields are the options of `scalr evaluate similarity`."""
 
     student: Path
@@ -53,13 +54,14 @@ class SimilarityConfig:
     dataset: str = "nuscenes"
     split: str = "val"
     frame: str | None = None  # its token; None: the first of the split
-    point: int | None = None  # its row in the scan
+    point: CountOrZero | None = None  # its row in the scan
     class_name: str | None = None  # all points of a class instead: the mean of their unit features
     cache: Path | None = None  # a store with a teacher's targets of the frame, for its colours beside the student's
     teacher: str | None = None  # None: the only one of the store
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.point is not None and self.class_name is not None:
             raise ScalrError("both are given", where="--point and --class", fix="Pass one of the two.")
         if self.teacher is not None and self.cache is None:
@@ -211,7 +213,7 @@ def _similarity_maps(config: SimilarityConfig) -> SimilarityResult:
         pca=None if stored is None else out / "pca.png",
     )
     record = {"config": asdict(config), "student": file_identity(config.student), **asdict(result)}
-    write_bytes(out / "similarity.json", f"{json.dumps(record, indent=2, default=str)}\n".encode())
+    write_bytes(out / "similarity.json", f"{json_text(record, indent=2)}\n".encode())
     return result
 
 

@@ -23,9 +23,10 @@ from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
 from ..folder_lock import Lock
+from ..settings import Amount, Count, Seed, Settings, Workers
 from .class_sets import with_classes
 from .labelled_frames import labelled_frames
-from .labelled_scans import Augmentation, AugmentedScans, LabelledBatch, LabelledCollate
+from .labelled_scans import Augmentation, AugmentedScans, LabelledBatch, LabelledCollate, require_labelled
 from .model import MODEL, file_identity, load_model, save_model, student_identity
 from .origin import origin_of, teacher_summary
 from .result import (
@@ -37,7 +38,7 @@ from .result import (
     scoring_protocol,
     write_result,
 )
-from .schedules import Published, Schedule, changed, check_choice
+from .schedules import Published, Schedule, changed
 from .scores import Scores
 from .scoring import score
 from .segmentation_losses import segmentation_loss
@@ -50,7 +51,7 @@ OFFICIAL_SPLITS = (("train", "val"), ("slidr_train", "slidr_val"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisionConfig(ABC):
+class SupervisionConfig(Settings, ABC):
     """One training on labels; the fields are options of the command line. None takes the official value."""
 
     verb: ClassVar[str]
@@ -65,19 +66,15 @@ class SupervisionConfig(ABC):
     classes: str | None = None  # of domain generalisation, in place of the dataset's own
     schedule: Published = "scalr"  # whose
     augmentation: Augmentation = "official"
-    epochs: int | None = None
-    warmup_epochs: float | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
+    epochs: Count | None = None
+    warmup_epochs: Amount | None = None
+    batch_size: Count | None = None
+    learning_rate: Amount | None = None
     resume: bool = False
-    checkpoint_minutes: float = 10.0
-    workers: int = 0
-    seed: int = 0
+    checkpoint_minutes: Amount = 10.0
+    workers: Workers = 0
+    seed: Seed = 0
     device: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_choice("schedule", self.schedule, Published)
-        check_choice("augmentation", self.augmentation, Augmentation)
 
     @property
     def labelled_split(self) -> str:
@@ -177,6 +174,8 @@ def _learn(config: SupervisionConfig, device: torch.device, lock: Lock | None) -
         with_classes(open_dataset(config.dataset, config.root, split, need="labels"), config.classes)
         for split in (config.labelled_split, config.val_split)
     )
+    for each in (training_set, validation_set):
+        require_labelled(each)
     schedule, _ = config.chosen_schedule()
     protocol = {
         "schedule_of": config.schedule,

@@ -25,6 +25,8 @@ from ..extract.plan import frames_digest
 from ..extract.store import FeatureStore, open_store
 from ..folder_lock import locked
 from ..progress import progress
+from ..settings import Amount, Count, Seed, Settings, Workers
+from .labelled_scans import require_labelled, unlabelled
 from .metrics import confusion_matrix
 from .origin import teacher_summary
 from .probe import FeatureBatch, HeadObjective
@@ -41,7 +43,7 @@ PAIRS_OF_A_VIEW = 2048  # drawn anew each epoch, to train on; all are scored
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherProbeConfig:
+class TeacherProbeConfig(Settings):
     """One probing of stored targets; the fields are the options of `scalr evaluate teacher`."""
 
     cache: Path  # with the training split's targets
@@ -52,11 +54,11 @@ class TeacherProbeConfig:
     dataset: str = "nuscenes"
     train_split: str = "train"
     val_split: str = "val"
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    workers: int = 0
-    seed: int = 0
+    epochs: Count | None = None
+    batch_size: Count | None = None
+    learning_rate: Amount | None = None
+    workers: Workers = 0
+    seed: Seed = 0
     device: str = "auto"
 
 
@@ -81,6 +83,10 @@ class LabelledTargets(TorchDataset):
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def name_of(self, frame: int) -> str:
+        """Store and frame, for people."""
+        return f"{self.store.path} frame {self.frames[frame].frame.token}"
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Some pairs of all views of `key` = (visit, frame): (R, D) float32 and (R,) int64."""
@@ -134,6 +140,8 @@ def _probe_teacher(config: TeacherProbeConfig, device: torch.device) -> Scores:
         LabelledTargets(each, teacher, open_dataset(config.dataset, config.root, split, need="labels"), config.seed)
         for each, split in ((store, config.train_split), (val_store, config.val_split))
     )
+    for each in (training_set, validation_set):
+        require_labelled(each.dataset)
     values = {"epochs": config.epochs, "batch_size": config.batch_size, "learning_rate": config.learning_rate}
     schedule, departures = changed(probing("scalr", config.dataset), values)
     training = training_config(schedule, workers=config.workers, seed=config.seed)
@@ -202,6 +210,8 @@ def score_targets(head: nn.Module, targets: LabelledTargets, device: torch.devic
             predictions = head(features.to(device)).argmax(dim=1).cpu().numpy()
             confusions[scene_of_frame[number]] += confusion_matrix(labels.numpy(), predictions, len(class_names))
             bar.update()
+    if not confusions.any():
+        raise unlabelled(targets.dataset)
     return Scores(class_names, scenes, confusions, len(frames), frames_digest([frame.token for frame in frames]))
 
 

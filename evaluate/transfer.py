@@ -10,6 +10,7 @@ import torch
 from ..distill.processes import joined_processes, locked_by_first, process_index
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
+from ..settings import Settings, Workers
 from .class_sets import RAW_IDS, with_classes
 from .model import load_model, require_classes
 from .result import card_of_scores, scoring_protocol, write_result
@@ -26,7 +27,7 @@ INTENSITY = "normalised by the target's own statistics (SALUDA, whose mappings t
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig:
+class TransferConfig(Settings):
     """One transfer; the fields are the options of `scalr evaluate transfer`."""
 
     model: Path  # trained on nuScenes with the target's set of classes
@@ -34,7 +35,7 @@ class TransferConfig:
     out: Path
     dataset: str = "semantic_kitti"  # the target
     split: str = "val"
-    workers: int = 0
+    workers: Workers = 0
     device: str = "auto"
 
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Annotated
 
 from ..errors import ScalrError
-from .encoding import Encoding, Layout, StoredDtype
+from ..settings import Count, Settings, Workers, at_least, up_to
+from .encoding import Layout, StoredDtype
 from .plan import Part
 from .preparation import Occlusion, OnError, Points, Selection
 from .teachers.choices import PosEmbed, Precision, choose_weights
 
+Pixels = Annotated[int, at_least(1), up_to(65536)]
+
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractConfig:
+class ExtractConfig(Settings):
     """One extraction; the fields are the options of `scalr extract`."""
 
     root: Path
     out: Path = Path("store.zarr")
-    teachers: tuple[str, ...]
+    teachers: Annotated[tuple[str, ...], at_least(1)]
     dataset: str = "nuscenes"
     split: str = "train"
-    image_size: tuple[int, int] | None = None  # None: 224x448, or what is next to it with the teacher's patches
+    image_size: tuple[Pixels, Pixels] | None = None  # None: 224x448, or what is next to it with the teacher's patches
     encoding: Layout = "point"
     dtype: StoredDtype = "float16"
     points: Points = "all"
@@ -33,24 +36,14 @@ class ExtractConfig:
     pos_embed: PosEmbed | None = None
     precision: Precision = "float32"
     device: str = "auto"
-    batch_size: int | None = None  # None: as measured by the first job
-    frames_per_block: int | None = None  # None: as the store has it, else what suits the encoding
+    batch_size: Count | None = None  # None: as measured by the first job
+    frames_per_block: Count | None = None  # None: as the store has it, else what suits the encoding
     part: Part = field(default_factory=Part)
-    workers: int = 0  # processes; 0 works in this one
+    workers: Workers = 0  # processes; 0 works in this one
     scheduler: str | None = None  # address of a dask cluster
 
     def __post_init__(self) -> None:
-        Encoding(self.encoding, self.dtype)
-        for option, least in {"frames_per_block": 1, "batch_size": 1, "workers": 0}.items():
-            value = getattr(self, option)
-            if value is not None and value < least:
-                raise ScalrError(f"it is {value}", where=f"--{option.replace('_', '-')}", fix=f"Use {least} or more.")
-        choices_of = {"points": Points, "occlusion": Occlusion, "on_error": OnError, "precision": Precision}
-        for option, choices in {**choices_of, "pos_embed": PosEmbed}.items():
-            value = getattr(self, option)
-            if value is not None and value not in get_args(choices):
-                where = f"--{option.replace('_', '-')}"
-                raise ScalrError(f"it is '{value}'", where=where, fix=f"Use one of {get_args(choices)}.")
+        super().__post_init__()
         if self.workers and self.scheduler:
             raise ScalrError(
                 "the cluster at --scheduler brings its own workers", where="--workers", fix="Pass one of the two."

@@ -61,6 +61,12 @@ class EncodedTargets:
     def __len__(self) -> int:
         return len(self.vectors if self.rows is None else self.rows)
 
+    @property
+    def all_zero(self) -> bool:
+        """Whether there are vectors, and none has a direction."""
+        # The first one answers as a rule, without a look at the others.
+        return len(self.vectors) > 0 and not self.vectors[0].any() and not self.vectors.any()
+
     def decode(self) -> torch.Tensor:
         """(R, D) float32, on the device of `vectors`."""
         vectors = self.vectors.float()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..device import resolve_device
+from ..settings import CountOrZero, Settings
 from .recompute import Recomputed, recompute_targets
 from .store.format import ASIDE, SCANS
 from .store.inspect import ranges
@@ -16,12 +17,12 @@ MOST_STRAYS = 8  # that are listed
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
+class VerifyConfig(Settings):
     """One verification; the fields are the options of `scalr verify`."""
 
     store: Path
     repair: bool = False
-    sample: int = 0
+    sample: CountOrZero = 0
     root: Path | None = None
     weights: tuple[str, ...] = ()
     device: str = "auto"

@@ -71,6 +71,9 @@ class Numbered(Dataset):
     def __len__(self) -> int:
         return self.size
 
+    def name_of(self, frame):
+        return f"frame {frame}"
+
     def __getitem__(self, key):
         if key[1] == 7:
             raise StoreError("block 7 is gone", where="s.zarr", fix="Extract it again")

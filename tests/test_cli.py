@@ -130,6 +130,31 @@ def test_each_verb_of_evaluation(simulated, tmp_path):
     assert "epochs 2 instead of 25" in report.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("distill", "--checkpoint-minutes", -1),
+            "--checkpoint-minutes: -1.0 cannot be used. Give a number, at least 0",
+        ),
+        (("distill", "--checkpoint-minutes", "nan"), "--checkpoint-minutes: nan cannot be used"),
+        (("distill", "--set", "training.weight_decay=-1"), "training.weight_decay: -1 cannot be used"),
+        (("distill", "--eval-every", 1, "--eval-root", "w", "--eval-frames", 0), "--eval-frames: 0 cannot be used"),
+        (("evaluate", "probe", "--student", "s", "--root", "r", "--learning-rate", "inf"), "--learning-rate: inf"),
+        (("evaluate", "finetune", "--student", "s", "--root", "r", "--seed", 10**20), "--seed: 1000"),
+        (("evaluate", "score", "--model", "m", "--root", "r", "--workers", -1), "--workers: -1 cannot be used"),
+        (("extract", "--teacher", "t", "--root", "r", "--workers", 10**6), "--workers: 1000000 cannot be used"),
+    ],
+)
+def test_values_of_options_that_cannot_be_are_said_before_anything_starts(tmp_path, words, message):
+    result = scalr(*words, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    error = result.output.splitlines()[-1]
+    assert error.startswith(f"Error: {message}")
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_extracting_again_does_nothing_and_says_so(synthetic_world, tmp_path):
     command = ("extract", *TINY_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr")
     assert "1 blocks written now" in scalr(*command).output
@@ -331,7 +356,7 @@ def test_another_image_size_on_the_same_store_is_refused(synthetic_world, tmp_pa
         (("--device", "tpu"), ("no device 'tpu'",)),
         (("--dataset", "kitti"), ("unknown dataset 'kitti'",)),
         (("--part", "8/8"), ("--part", "no part 8 of 8", "0/8 to 7/8")),
-        (("--batch-size", "0"), ("--batch-size", "it is 0")),
+        (("--batch-size", "0"), ("--batch-size", "0 cannot be used")),
     ],
 )
 def test_wrong_options_of_extract(synthetic_world, tmp_path, arguments, parts):

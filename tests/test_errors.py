@@ -26,6 +26,12 @@ def test_an_error_survives_the_way_from_a_worker(kind, exit_code):
     assert error.exit_code == exit_code
 
 
+def test_an_error_can_say_in_which_larger_place_it_is():
+    error = StoreError("no scan", where="a.bin", fix="Copy it again.").inside("block 3 frame f")
+    assert type(error) is StoreError
+    assert str(error) == "block 3 frame f: a.bin: no scan. Copy it again"
+
+
 @pytest.mark.parametrize(
     ("what", "fix", "message"),
     [

@@ -5,12 +5,23 @@ A file says what differs from the defaults, or from the recipe that its first ke
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from ...checkpoint_files import shortened
 from ...errors import StudentError, did_you_mean
+from ...settings import shown
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as people and YAML 1.2 do; YAML 1.1 wants 1.0e-3."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def recipe_names() -> list[str]:
@@ -28,37 +39,61 @@ def read_recipe(name: str) -> dict[str, dict]:
     Raises:
         StudentError: unknown recipe, or a file that is no recipe.
     """
-    if name in recipe_names():
-        text = (resources.files(__package__) / f"{name}.yaml").read_text()
-    elif Path(name).is_file():
-        text = Path(name).read_text()
-    else:
-        raise StudentError(
-            f"no recipe '{name}'{did_you_mean(name, recipe_names())}",
-            where="--recipe",
-            fix=f"Use one of: {', '.join(recipe_names())}, or the path of a YAML file.",
-        )
     try:
-        values = yaml.safe_load(text) or {}
+        values = parsed(_text_of(name)) or {}
     except yaml.YAMLError as error:
-        raise StudentError(f"not valid YAML ({error})", where=name, fix="Correct that line.") from None
+        raise StudentError(f"not valid YAML ({shortened(error)})", where=name, fix="Correct that line.") from None
     if not isinstance(values, dict):
-        values = {str(values)[:40]: None}
+        raise _no_section(values, name)
     base = values.pop("base", None)
     for section, options in values.items():
-        if not isinstance(options, dict):
-            raise StudentError(
-                f"'{section}' is no section with lines of key: value",
-                where=name,
-                fix="Copy the shape of a bundled recipe.",
-            )
+        if not isinstance(options, dict) or not isinstance(section, str):
+            raise _no_section(section, name)
     if base is None:
         return values
     if base not in recipe_names() or base == name:
+        near = did_you_mean(base, recipe_names()) if isinstance(base, str) else ""
         raise StudentError(
-            f"base {base!r} is no bundled recipe{did_you_mean(str(base), recipe_names())}",
+            f"base {shown(base)} is no bundled recipe{near}",
             where=name,
             fix=f"Use one of: {', '.join(recipe_names())}.",
         )
     inherited = read_recipe(base)
     return inherited | {section: inherited.get(section, {}) | options for section, options in values.items()}
+
+
+def parsed(text: str | bytes) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: it has none.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # of a date that does not exist, a number of thousands of digits, brackets without end
+        raise yaml.YAMLError(shortened(error)) from None
+
+
+def _no_section(found: Any, name: str) -> StudentError:
+    return StudentError(
+        f"{shown(found)} is no section with lines of key: value", where=name, fix="Copy the shape of a bundled recipe."
+    )
+
+
+def _text_of(name: str) -> bytes:
+    try:
+        if name in recipe_names():
+            return (resources.files(__package__) / f"{name}.yaml").read_bytes()
+        if Path(name).is_file():
+            return Path(name).read_bytes()
+    except OSError as error:
+        raise StudentError(
+            f"the recipe cannot be read ({error.strerror})", where=name, fix="Pass another file as --recipe."
+        ) from None
+    raise StudentError(
+        f"no recipe '{name}'{did_you_mean(name, recipe_names())}",
+        where="--recipe",
+        fix=f"Use one of: {', '.join(recipe_names())}, or the path of a YAML file.",
+    )

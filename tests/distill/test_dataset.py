@@ -209,10 +209,13 @@ def test_a_sampling_comes_back_equal_from_yaml():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"views_per_sample": 0}, "sampling.views_per_sample: 0 cannot be used. Give a number of cameras, or all"),
+        (
+            {"views_per_sample": 0},
+            "sampling.views_per_sample: 0 cannot be used. Give a whole number, at least 1 .* or all$",
+        ),
         ({"views_per_sample": 1.5}, "views_per_sample: 1.5"),
         ({"views_per_sample": "both"}, "views_per_sample: 'both'"),
-        ({"voxel_point": "last"}, "sampling.voxel_point: 'last' cannot be used. Use random or first"),
+        ({"voxel_point": "last"}, "sampling.voxel_point: 'last' cannot be used. Give one of random, first"),
     ],
 )
 def test_values_that_make_no_sense_are_said(values, message):

@@ -43,7 +43,9 @@ def test_augmentations_have_bounds(name, highest):
     for value in (0, highest):
         assert getattr(AugmentConfig(**{name: value}), name) == value
     for value in (-1e-9, highest * (1 + 1e-9), "1", True, math.nan):
-        with pytest.raises(StudentError, match=rf"augmentation\.{name}: .* Give a number from 0 to {highest:.6g}"):
+        with pytest.raises(
+            StudentError, match=rf"augmentation\.{name}: .* Give a number, at least 0 and at most {highest:.6g}"
+        ):
             AugmentConfig(**{name: value})
 
 

@@ -111,13 +111,13 @@ def test_targets_learn_their_own_projection(batch):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"loss": "l2"}, "objective.loss: 'l2' cannot be used. Use one of similarity"),
+        ({"loss": "l2"}, "objective.loss: 'l2' cannot be used. Give one of similarity"),
         ({"target_head": "linear"}, "would make all targets equal"),
-        ({"teachers": {"a": 0}}, "positive weights"),
-        ({"teachers": {"a": 1.0, "b": -1.0}}, "positive weights"),
+        ({"teachers": {"a": 0}}, "each value a number, at least 1e-06 and at most 1,000,000$"),
+        ({"teachers": {"a": 1.0, "b": -1.0}}, "objective.teachers: {'a': 1.0, 'b': -1.0} cannot be used"),
         ({"teachers": ["a"]}, r"objective.teachers: \['a'\] cannot be used"),
         ({"temperature": 0}, "objective.temperature: 0 cannot be used"),
-        ({"contrastive_pairs": 0}, "objective.contrastive_pairs: 0 cannot be used. Give a positive number"),
+        ({"contrastive_pairs": 0}, "objective.contrastive_pairs: 0 cannot be used. Give a whole number, at least 1"),
         ({"target_head_channels": -1}, "objective.target_head_channels: -1 cannot be used"),
     ],
 )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from scalr.distill.recipe import load_recipe
 from scalr.distill.recipes import read_recipe, recipe_names
 from scalr.errors import StudentError
 
@@ -24,9 +25,53 @@ def test_a_recipe_is_its_base_s_with_its_own_values_over_them():
 
 
 def test_a_text_in_place_of_a_recipe_is_said_by_its_beginning(tmp_path):
-    (tmp_path / "mine.yaml").write_text("a" * 40 + "b" * 40)
-    with pytest.raises(StudentError, match=rf"mine\.yaml: '{'a' * 40}' is no section with lines of key: value"):
+    (tmp_path / "mine.yaml").write_text("a" * 400)
+    with pytest.raises(StudentError, match=r"mine\.yaml: .*aaa.* is no section with lines of key: value") as error:
         read_recipe(str(tmp_path / "mine.yaml"))
+    assert len(error.value.what) < 200
+
+
+LAUGHS = "\n".join(  # three times as long with each line
+    ["a: &a [x, x]", *(f"{b}: &{b} [*{a}, *{a}, *{a}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True))]
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (bytes(range(256)), "not valid YAML"),
+        ("training: {epochs: 3} # ü".encode("latin-1"), "not valid YAML"),
+        (b"\x00\x01", "not valid YAML"),
+        (b"training: {[a]: 3, {b: 4}: 5}", "not valid YAML"),
+        (b"training: {epochs: 2001-99-99}", "not valid YAML"),
+        (b"training: {epochs: !!int ''}", "not valid YAML"),
+        (b"training: {epochs: " + b"9" * 5000 + b"}", "not valid YAML"),
+        (b"training: " + b"[" * 3000, "not valid YAML"),
+        (b"training: {epochs: !!python/object:os.system {}}", "not valid YAML"),
+        (b"training: &a {epochs: *a}", r"training\.epochs: {'epochs': {.*cannot be used"),
+        (b"&a [*a]", "is no section"),
+        (LAUGHS.encode(), "'a' is no section"),
+        (b"[" + b"1, " * 1000 + b"1]", r"\[1, 1, 1, 1, 1, 1, \.\.\.\] is no section"),
+        (b"3: {epochs: 3}", "3 is no section"),
+        (b"null: {epochs: 3}", "None is no section"),
+        (b"base: [demo]", r"base \['demo'\] is no bundled recipe"),
+        (b"training: {3: 3}", "unknown key 3"),
+        (b"training: {null: 3}", "unknown key None"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_said_in_a_line(tmp_path, content, message):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(StudentError, match=message) as error:
+        load_recipe(str(path))
+    assert len(str(error.value)) < 1000
+
+
+def test_a_recipe_that_cannot_be_read_is_said(tmp_path):
+    with pytest.raises(StudentError, match="no recipe"):
+        read_recipe(str(tmp_path))
+    with pytest.raises(StudentError, match=r"the recipe cannot be read \(File name too long\)\. Pass another file"):
+        read_recipe("a" * 300)
 
 
 def test_an_empty_file_changes_nothing(tmp_path):

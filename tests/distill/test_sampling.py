@@ -106,7 +106,7 @@ def test_an_epoch_can_be_entered_anywhere(workers):
 def test_what_a_worker_cannot_read_is_said_in_one_line(workers):
     with (
         EpochLoader([Numbered(8)], list, batch_size=2, seed=0, workers=workers, device=CPU) as loader,
-        pytest.raises(StoreError, match=r"^s.zarr: block 7 is gone. Extract it again$"),
+        pytest.raises(StoreError, match=r"^frame 7: s.zarr: block 7 is gone. Extract it again$"),
     ):
         list(loader(0))
     assert not multiprocessing.active_children()

@@ -87,3 +87,24 @@ def test_a_log_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "run").write_text("a file in its place")
     with pytest.raises(StudentError, match=r"run: the log cannot be written \(File exists\)\. Choose another --out"):
         TrainingLog(tmp_path / "run")
+
+
+def test_what_is_damaged_in_a_log_is_left_out(tmp_path):
+    """A run goes on from its checkpoint, whatever has become of its curve."""
+    path = tmp_path / "log.csv"
+    whole = "step,epoch,loss\n1,0,0.5\n"
+    for content in (b"", b"step,epoch\n1,0\n", bytes(range(256)) * 9, b"\n\n\n", b"\xff\xfe1,2,3"):
+        path.write_bytes(content)
+        assert read_log(path) == []
+    for row in ("x,0,1.0", "2,0,", "2,0", "2,0,nan", "-2,0,1.0", "\x00,\x00,\x00"):
+        path.write_text(f"{whole}{row}\n3,0,0.25\n")
+        assert [row["step"] for row in read_log(path)] == ["1", "3"]
+
+
+def test_a_log_that_cannot_be_read_is_said(tmp_path):
+    (tmp_path / "log.csv").mkdir()
+    with pytest.raises(StudentError, match=r"log\.csv: the log cannot be read \(.*Is a directory.*\)\. Remove it"):
+        read_log(tmp_path / "log.csv")
+    (tmp_path / "long.csv").write_text("step,epoch,loss\n" + "1" * 200_000)
+    with pytest.raises(StudentError, match="the log cannot be read"):
+        read_log(tmp_path / "long.csv")

@@ -935,12 +935,12 @@ def test_robo3d_s_own_copies_are_not_touched(config):
         ({"severities": ("hevy",)}, "--severity: 'hevy' is unknown, did you mean 'heavy'?"),
         ({"dataset": "nuscene"}, "--dataset: 'nuscene' is unknown, did you mean 'nuscenes'?"),
         ({"corruptions": ()}, "--corruption: nothing is chosen"),
-        ({"motion_blur_m": (0.2, 0.3)}, "--motion-blur-m: it is 0.2, 0.3. Give one number each for light"),
-        ({"motion_blur_m": (0.2, 0.3, float("nan"))}, "--motion-blur-m: it is 0.2, 0.3, nan"),
-        ({"motion_blur_m": (0.2, 0.3, float("inf"))}, "--motion-blur-m: it is 0.2, 0.3, inf"),
-        ({"crosstalk_share": (0.1, 0.2, 1.2)}, "--crosstalk-share: it is 0.1, 0.2, 1.2"),
-        ({"seed": -1}, "--seed: it is -1. Use 0 or more"),
-        ({"workers": -1}, "--workers: it is -1"),
+        ({"motion_blur_m": (0.2, 0.3)}, "--motion-blur-m: (0.2, 0.3) cannot be used. Give a list of 3"),
+        ({"motion_blur_m": (0.2, 0.3, float("nan"))}, "--motion-blur-m: (0.2, 0.3, nan)"),
+        ({"motion_blur_m": (0.2, 0.3, float("inf"))}, "--motion-blur-m: (0.2, 0.3, inf)"),
+        ({"crosstalk_share": (0.1, 0.2, 1.2)}, "--crosstalk-share: (0.1, 0.2, 1.2)"),
+        ({"seed": -1}, "--seed: -1"),
+        ({"workers": -1}, "--workers: -1"),
     ],
 )
 def test_settings_that_cannot_be(config, changes, message):

@@ -78,14 +78,14 @@ def test_defaults_are_the_published_protocol(config):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"seed": -1}, "--seed: it is -1. Use 0 or more"),
-        ({"workers": -1}, "--workers: it is -1. Use 0 or more"),
+        ({"seed": -1}, "--seed: -1 cannot be used"),
+        ({"workers": -1}, "--workers: -1 cannot be used"),
         ({"crosstalk_share": (0.1, 0.2, 1.1)}, "--crosstalk-share"),
         (
             {"crosstalk_share": (0.1, 0.2)},
-            "--crosstalk-share: it is 0.1, 0.2. Give one number each for light, moderate",
+            r"--crosstalk-share: \(0.1, 0.2\) cannot be used. Give a list of 3, each item a",
         ),
-        ({"motion_blur_m": (0.1, 0.0, 0.3)}, "--motion-blur-m: it is 0.1, 0.0, 0.3.*above 0$"),
+        ({"motion_blur_m": (0.1, 0.0, 0.3)}, "--motion-blur-m: .*above 0 and at most 1,000,000,000 or null$"),
         ({"motion_blur_m": (0.1, 0.2, math.inf)}, "--motion-blur-m"),
         ({"corruptions": ("frog",)}, "--corruption.*did you mean 'fog'"),
         ({"severities": ("hevy",)}, "--severity.*did you mean 'heavy'"),

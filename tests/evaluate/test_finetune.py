@@ -14,7 +14,7 @@ from scalr.distill.convert import convert, write_official
 from scalr.distill.interruption import StoppedError
 from scalr.distill.training import Observer, TrainingConfig, _Trainer, train
 from scalr.distill.waffleiron import Student, WaffleIronConfig
-from scalr.errors import DatasetError, StudentError
+from scalr.errors import DatasetError, ScalrError, StudentError
 from scalr.evaluate import finetune as finetune_module
 from scalr.evaluate import supervision
 from scalr.evaluate.finetune import FinetuneConfig, finetune, layer_scale
@@ -332,16 +332,16 @@ def test_a_scaled_parameter_moves_and_decays_by_its_share(weight_decay):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedule": "scalar"}, "--schedule: 'scalar' is unknown. Use scalr, scalr_plus"),
-        ({"labels": "2%"}, "--labels: '2%' is unknown. Use 100%, 10%, 1%"),
-        ({"augmentation": "none"}, "--augmentation: 'none' is unknown. Use official, joint"),
-        ({"layer_decay": 0.0}, "layer_decay is 0.0"),
-        ({"layer_decay": 99.0}, "layer_decay is 99.0. Use a factor above 0, up to 1"),
+        ({"schedule": "scalar"}, "--schedule: 'scalar' cannot be used. Give one of scalr, scalr_plus"),
+        ({"labels": "2%"}, "--labels: '2%' cannot be used. Give one of 100%, 10%, 1%"),
+        ({"augmentation": "none"}, "--augmentation: 'none' cannot be used. Give one of official, joint"),
+        ({"layer_decay": 0.0}, "--layer-decay: 0.0 cannot be used"),
+        ({"layer_decay": 99.0}, "--layer-decay: 99.0 cannot be used. Give a number, above 0 and at most 1 or null"),
     ],
 )
 def test_choices_that_there_are_not_are_said(config, changes, message):
-    with pytest.raises(StudentError) as caught:
-        replace(config, **changes).chosen_schedule()
+    with pytest.raises(ScalrError) as caught:
+        replace(config, **changes)
     assert message in str(caught.value)
 
 

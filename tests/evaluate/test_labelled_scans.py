@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from scalr.distill.inputs import InputConfig, Motion, evaluation_input
-from scalr.errors import DatasetError
+from scalr.distill.sampling import EpochLoader
+from scalr.errors import DatasetError, StudentError
 from scalr.evaluate import labelled_scans
 from scalr.evaluate.labelled_scans import AugmentedScans, EvaluationScans, LabelledCollate
 from scalr.extract.datasets import open_dataset
@@ -140,3 +141,18 @@ def test_labels_that_are_not_counted_stay_what_they_are(tiny_dataset):
     _, labels = AugmentedScans(tiny_dataset, SMALL, 0)[0, 0]
     assert set(labels.tolist()) == {IGNORE_LABEL}
     assert set(EvaluationScans(tiny_dataset, SMALL)[0].labels.tolist()) == {IGNORE_LABEL}
+
+
+def test_a_scan_of_which_nothing_is_left_is_named(tiny_dataset):
+    """By the loader that trains and by the one that scores."""
+    nothing = InputConfig(fov_min_m=(-0.5, -0.5, -3), fov_max_m=(0.5, 0.5, 3))
+    scans = AugmentedScans(tiny_dataset, nothing, 0)
+    with (
+        EpochLoader(
+            [scans], LabelledCollate(nothing), batch_size=1, seed=0, workers=0, device=torch.device("cpu")
+        ) as loader,
+        pytest.raises(StudentError, match=r"^nuscenes split train frame frame\d: scan: no point is left inside"),
+    ):
+        list(loader(0))
+    with pytest.raises(StudentError, match=r"^nuscenes split train frame frame1: scan: no point is left inside"):
+        list(EvaluationScans(tiny_dataset, nothing).read([1]))

@@ -12,7 +12,7 @@ import torch
 from scalr.distill.checkpoint import load_student, save_student
 from scalr.distill.inputs import evaluation_input
 from scalr.distill.waffleiron import Student, WaffleIronConfig, probe_head
-from scalr.errors import DatasetError, StudentError
+from scalr.errors import DatasetError, ScalrError, StudentError
 from scalr.evaluate import probe as module
 from scalr.evaluate import supervision
 from scalr.evaluate.model import load_model, with_class_head
@@ -110,7 +110,35 @@ def test_labels_of_another_length_are_said(student_file, synthetic_world, tmp_pa
     labels.write_bytes(labels.read_bytes()[:-5])
     with pytest.raises(DatasetError, match="labels for the") as caught:
         probe(ProbeConfig(student=student_file, root=world, out=tmp_path / "out", epochs=1))
-    assert caught.value.where == str(labels)
+    token = open_dataset("nuscenes", world, "train").frames[0].token
+    assert caught.value.where == f"nuscenes split train frame {token}: {labels}"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_a_labelled_point_is_said_before_anything_is_trained(
+    student_file, synthetic_world, tmp_path, split
+):
+    world = Path(shutil.copytree(synthetic_world, tmp_path / "world"))
+    frames = open_dataset("nuscenes", world, split).frames
+    for frame in frames:
+        path = world / frame.labels
+        path.write_bytes(bytes(path.stat().st_size))  # noise, which is not scored
+    message = f"world: no point of split {split} of nuscenes has a label of its 16 classes. Check the label files"
+    with pytest.raises(DatasetError, match=message):
+        probe(ProbeConfig(student=student_file, root=world, out=tmp_path / "out", epochs=1))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DatasetError, match=message):
+        QuickProbe("nuscenes", world)
+    # The first labelled point is enough, wherever it is.
+    last = world / frames[-1].labels
+    last.write_bytes(bytes(last.stat().st_size - 1) + b"\x11")
+    QuickProbe("nuscenes", world)
+
+
+@pytest.mark.parametrize("num_frames", [0, -3, 2.5])
+def test_a_quick_probe_of_no_frames_is_refused(synthetic_world, num_frames):
+    with pytest.raises(ScalrError, match=f"--eval-frames: {num_frames} cannot be used"):
+        QuickProbe("nuscenes", synthetic_world, num_frames)
 
 
 def test_a_world_without_lidarseg_is_said(student_file, synthetic_world, tmp_path):
@@ -171,7 +199,7 @@ def test_a_quick_probe_takes_frames_from_all_over_a_split(monkeypatch):
 
     def open_dataset(name, root, split, need):
         splits.append((split, need))
-        return SimpleNamespace(frames=list(range(10)))
+        return SimpleNamespace(frames=list(range(10)), read_labels=lambda frame: np.zeros(1, np.uint8))
 
     monkeypatch.setattr(module, "open_dataset", open_dataset)
     quick_probe = QuickProbe("nuscenes", Path("world"), num_frames=4)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -77,6 +78,24 @@ def test_points_beyond_the_range_are_not_there(simulated):
     scores = score(random_model(16), dataset, CPU, max_range_m=max_range_m)
     assert scores.confusion.sum() == near
     assert scores.confusion.sum() < score(random_model(16), dataset, CPU).confusion.sum()
+
+
+def test_a_split_of_which_no_labelled_point_is_scored_is_said(simulated):
+    dataset = open_dataset("nuscenes", simulated("nuscenes"), "val")
+    with pytest.raises(DatasetError, match="no point of split val of nuscenes has a label of its 16 classes"):
+        score(random_model(16), unlabelled_but_for_far_points(dataset), CPU, max_range_m=15)
+    score(random_model(16), dataset, CPU, labelled=False)  # only predicted
+
+
+def unlabelled_but_for_far_points(dataset):
+    def read_labels(frame):
+        far = np.linalg.norm(dataset.read_points(frame)[:, :3], axis=1) > 15
+        return np.where(far, read(frame), IGNORE_LABEL).astype(np.uint8)
+
+    changed = copy.copy(dataset)
+    read = dataset.read_labels
+    changed.read_labels = read_labels
+    return changed
 
 
 @pytest.fixture

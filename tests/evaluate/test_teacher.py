@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scalr.errors import StoreError
+from scalr.errors import DatasetError, StoreError
 from scalr.evaluate import teacher as module
 from scalr.evaluate.teacher import LabelledTargets, TeacherProbeConfig, probe_teacher
 from scalr.extract.datasets import open_dataset
@@ -155,3 +155,19 @@ def test_a_store_of_another_dataset_is_noticed(stores, simulated, tmp_path):
     (points + 1).tofile(scan)
     with pytest.raises(StoreError, match="is not that of the dataset"):
         targets.read(0)
+
+
+def test_targets_of_which_no_point_is_labelled_are_said(stores, simulated, tmp_path, monkeypatch):
+    """In all of a split, before anything is trained; or of the pairs alone, before a score is given out."""
+    store, dataset = open_store(stores["all"]), open_dataset("nuscenes", simulated("nuscenes"), "val")
+    message = "no point of split val of nuscenes has a label"
+    unlabelled = copy.copy(dataset)
+    unlabelled.read_labels = lambda frame: np.full_like(dataset.read_labels(frame), IGNORE_LABEL)
+    head = torch.nn.Linear(store.target_dim(TEACHER), 16)
+    with pytest.raises(DatasetError, match=message):
+        module.score_targets(head, LabelledTargets(store, TEACHER, unlabelled, 0), torch.device("cpu"))
+    monkeypatch.setattr(module, "open_dataset", lambda name, root, split, need: unlabelled)
+    config = TeacherProbeConfig(cache=stores["all"], root=simulated("nuscenes"), out=tmp_path / "out")
+    with pytest.raises(DatasetError, match=message):
+        probe_teacher(config)
+    assert not (tmp_path / "out").exists()

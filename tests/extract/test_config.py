@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scalr.errors import ScalrError, StoreError, TeacherError
+from scalr.errors import ScalrError, TeacherError
 from scalr.extract.config import ExtractConfig
 from scalr.extract.encoding import Encoding
 from scalr.extract.plan import Part
@@ -53,14 +53,14 @@ def test_values_on_the_border_of_sense_are_taken():
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"frames_per_block": 0}, ScalrError, "--frames-per-block: it is 0. Use 1 or more"),
-        ({"batch_size": 0}, ScalrError, "--batch-size: it is 0. Use 1 or more"),
-        ({"workers": -1}, ScalrError, "--workers: it is -1. Use 0 or more"),
-        ({"points": "some"}, ScalrError, "--points: it is 'some'. Use one of"),
-        ({"occlusion": "hide"}, ScalrError, "--occlusion: it is 'hide'"),
-        ({"on_error": "go on"}, ScalrError, "--on-error: it is 'go on'"),
-        ({"precision": "fp16"}, ScalrError, "--precision: it is 'fp16'"),
-        ({"pos_embed": "mine"}, ScalrError, "--pos-embed: it is 'mine'"),
+        ({"frames_per_block": 0}, ScalrError, "--frames-per-block: 0 cannot be used. Give a whole number, at least 1"),
+        ({"batch_size": 0}, ScalrError, "--batch-size: 0 cannot be used"),
+        ({"workers": -1}, ScalrError, "--workers: -1 cannot be used"),
+        ({"points": "some"}, ScalrError, "--points: 'some' cannot be used. Give one of all, visible"),
+        ({"occlusion": "hide"}, ScalrError, "--occlusion: 'hide'"),
+        ({"on_error": "go on"}, ScalrError, "--on-error: 'go on'"),
+        ({"precision": "fp16"}, ScalrError, "--precision: 'fp16'"),
+        ({"pos_embed": "mine"}, ScalrError, "--pos-embed: 'mine' cannot be used. Give one of timm, official or null"),
         (
             {"workers": 1, "scheduler": "tcp://here:1"},
             ScalrError,
@@ -68,8 +68,8 @@ def test_values_on_the_border_of_sense_are_taken():
         ),
         ({"teachers": ("a", "b", "a")}, ScalrError, "--teacher: a is given twice"),
         ({"weights": ("w.pth",)}, TeacherError, "--weights: w.pth cannot serve a and b alike"),
-        ({"encoding": "pixel"}, StoreError, "unknown encoding pixel float16"),
-        ({"dtype": "int4"}, StoreError, "unknown encoding point int4"),
+        ({"encoding": "pixel"}, ScalrError, "--encoding: 'pixel' cannot be used"),
+        ({"dtype": "int4"}, ScalrError, "--dtype: 'int4'"),
     ],
 )
 def test_values_that_make_no_sense_are_said(values, error, message):

@@ -1,0 +1,74 @@
+"""Targets that teach nothing, noticed when a training begins: those of all points have one direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import StoreError
+from ..extract.targets import EncodedTargets
+from .dataset import DistillBatch, SampleId
+
+SAMPLES = 8  # so many are looked at before anything is said: the camera of one may see a single thing
+PAIRS = 256  # of a batch that are looked at first
+SAME = 0.02  # distance of unit vectors that rounding to int8 can set apart: a cosine of 0.9998
+
+
+class VaryingTargets:
+    """The batches of a loader; they are looked at until each teacher's targets are seen to vary.
+
+    Args:
+        batches: (epoch, first step) -> that epoch's batches.
+        teachers: in the order of a batch's targets.
+        describe: a sample -> its name for people.
+    """
+
+    def __init__(
+        self,
+        batches: Callable[[int, int], Iterable[DistillBatch]],
+        teachers: Sequence[str],
+        describe: Callable[[SampleId], str],
+    ) -> None:
+        self.batches, self.teachers, self.describe = batches, teachers, describe
+        self._in_doubt: dict[int, torch.Tensor | None] = dict.fromkeys(range(len(teachers)))  # the one direction (1, D)
+        self._seen: list[SampleId] = []
+
+    def __call__(self, epoch: int, first_step: int = 0) -> Iterator[DistillBatch]:
+        """That epoch's batches.
+
+        Raises:
+            StoreError: all targets of a teacher have one direction, in SAMPLES samples or more.
+        """
+        for batch in self.batches(epoch, first_step):
+            if self._in_doubt:
+                self._look_at(batch)
+            yield batch
+
+    def _look_at(self, batch: DistillBatch) -> None:
+        self._seen += batch.samples
+        for number, direction in list(self._in_doubt.items()):
+            targets = batch.targets[number]
+            if direction is None:
+                direction = self._in_doubt[number] = _directions(targets, 1)
+            if any(_varies(_directions(targets, count), direction) for count in (PAIRS, len(targets))):
+                del self._in_doubt[number]
+            elif len(self._seen) >= SAMPLES:
+                raise StoreError(
+                    f"{len(self._seen)} samples, of which this is the first, have the same target of"
+                    f" {self.teachers[number]} at all points",
+                    where=self.describe(self._seen[0]),
+                    fix="Check the teacher's weights, and extract its targets again: nothing can be learnt from these.",
+                )
+
+
+def _directions(targets: EncodedTargets, count: int) -> torch.Tensor:
+    """(count or fewer, D): unit targets of pairs spread evenly."""
+    pairs = torch.linspace(0, len(targets) - 1, min(count, len(targets))).round().long()
+    return F.normalize(targets.select(pairs).decode(), dim=1)
+
+
+def _varies(directions: torch.Tensor, direction: torch.Tensor) -> bool:
+    # Written so that values that are no numbers are left to the loss, which names their sample.
+    return not bool((torch.linalg.vector_norm(directions - direction, dim=1) < SAME).all())

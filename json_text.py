@@ -1,0 +1,23 @@
+"""JSON as every reader takes it: it has neither NaN nor infinity, so a number that is none is null."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Plain values, arrays and paths as JSON."""
+    return json.dumps(_plain(value), indent=indent, allow_nan=False, default=str)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # an array, or a number out of one
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
