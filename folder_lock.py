@@ -102,7 +102,7 @@ class Lock:
             os.replace(aside, self._path)
         except OSError as error:
             raise StudentError(
-                f"the folder cannot be written ({error.strerror})", where=self.folder, fix="Choose another --out."
+                f"the lock cannot be written ({error.strerror})", where=self.folder, fix="Choose another --out."
             ) from None
 
     def _keep_touching(self) -> None:

@@ -57,7 +57,7 @@ class RunRecord(NamedTuple):
         if found:
             more = f"; and {len(found) - LISTED_DIFFERENCES} more" if len(found) > LISTED_DIFFERENCES else ""
             raise StudentError(
-                f"made with other settings: {'; '.join(found[:LISTED_DIFFERENCES])}{more}",
+                f"the run was made with other settings: {'; '.join(found[:LISTED_DIFFERENCES])}{more}",
                 where=where,
                 fix="Run the command with the settings that it was started with, or choose another --out.",
             )

@@ -6,11 +6,11 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
+from ..errors import ScalrError
 from ..extract.datasets.frame import Dataset, Frame
 from ..extract.datasets.scans import read_labelled_scan
 from ..extract.plan import frames_digest
+from .labelled_scans import name_of_frame
 
 WHOLE_FRAMES = 8  # whose points and labels are read; of all others, the size of the label file is asked for
 THREADS = 16  # that ask: each waits for shared storage
@@ -29,8 +29,12 @@ def labelled_frames(dataset: Dataset) -> dict[str, int | str]:
     digest = hashlib.sha256("\n".join(_label_files(dataset)).encode())
     count = min(WHOLE_FRAMES, len(frames))
     for number in range(count):
-        for values in read_labelled_scan(dataset, frames[number * len(frames) // count]):
-            digest.update(np.ascontiguousarray(values).tobytes())
+        frame = number * len(frames) // count
+        try:
+            points, labels = read_labelled_scan(dataset, frames[frame])
+        except ScalrError as error:
+            raise error.inside(name_of_frame(dataset, frame)) from None
+        digest.update(points.tobytes() + labels.tobytes())
     return {
         "dataset": dataset.name,
         "split": dataset.split,

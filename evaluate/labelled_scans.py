@@ -86,7 +86,7 @@ class AugmentedScans(TorchDataset):
 
     def name_of(self, frame: int) -> str:
         """Dataset, split and frame, for people."""
-        return _name_of(self.dataset, frame)
+        return name_of_frame(self.dataset, frame)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[ScanInput, np.ndarray]:
         """Network input of M points and their (M,) labels, of `key` = (visit, frame)."""
@@ -150,7 +150,7 @@ class EvaluationScans(TorchDataset):
         try:
             return self._scan(number)
         except ScalrError as error:
-            return error.inside(_name_of(self.dataset, number))
+            return error.inside(name_of_frame(self.dataset, number))
 
     def _scan(self, number: int) -> EvaluationScan:
         frame = self.dataset.frames[number]
@@ -201,5 +201,5 @@ def unlabelled(dataset: Dataset) -> DatasetError:
     )
 
 
-def _name_of(dataset: Dataset, frame: int) -> str:
+def name_of_frame(dataset: Dataset, frame: int) -> str:
     return f"{dataset.name} split {dataset.split} frame {dataset.frames[frame].token}"

@@ -46,6 +46,7 @@ from .segmentation_losses import segmentation_loss
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+GO_ON = "Go on with --resume, or choose another --out."
 # Trained and scored on: the second are the 600 and 100 scenes of the paper's Table 1.
 OFFICIAL_SPLITS = (("train", "val"), ("slidr_train", "slidr_val"))
 
@@ -338,10 +339,7 @@ def _require_nothing_begun(out: Path) -> None:
     Raises:
         StudentError: it has.
     """
-    begun = {
-        "a result is there already": (out / RESULT).exists(),
-        "an interrupted run is here": checkpoints_at(out / CHECKPOINT),
-    }
-    for what, is_there in begun.items():
-        if is_there:
-            raise StudentError(what, where=out, fix="Go on with --resume, or choose another --out.")
+    if (out / RESULT).exists():
+        raise StudentError("a result is there already", where=out, fix=GO_ON)
+    if checkpoints_at(out / CHECKPOINT):
+        raise StudentError("an interrupted run is here", where=out, fix=GO_ON)

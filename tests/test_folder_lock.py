@@ -171,5 +171,5 @@ def test_one_whose_claim_was_taken_for_gone_stops(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudentError, match=r"the folder cannot be written .*Choose another --out"):
+    with pytest.raises(StudentError, match=r"the lock cannot be written .*Choose another --out"):
         locked(tmp_path / "file" / "run").__enter__()

@@ -224,7 +224,7 @@ def test_a_checkpoint_without_configuration_chooses_as_a_first_run(place):
         place.resume()
     # The checkpoint refuses what differs; the next try is not bound to what was refused.
     with pytest.raises(
-        StudentError, match=r"checkpoint\.pt: made with other settings: teachers\.doubled was not set and is"
+        StudentError, match=r"checkpoint\.pt: the run was made with other settings: teachers\.doubled was not set and is"
     ):
         place.resume(teachers=("doubled",))
     assert not config.exists()

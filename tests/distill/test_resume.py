@@ -123,7 +123,7 @@ def test_each_file_of_a_run_knows_its_settings(folder, tmp_path, run, file):
     if file is None:
         (copy / "config.yaml").unlink()
     with pytest.raises(
-        StudentError, match=rf"{where}: made with other settings: recipe\.training\.seed was 0 and is 1"
+        StudentError, match=rf"{where}: the run was made with other settings: recipe\.training\.seed was 0 and is 1"
     ):
         go_on(folder, str(copy), ("training.seed=1",))
 

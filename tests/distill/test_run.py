@@ -108,8 +108,9 @@ def test_a_student_is_never_overwritten(distilled):
 
 @pytest.mark.parametrize("log", [None, b"", b"step,epoch,loss\n", bytes(range(256))])
 def test_a_finished_run_without_its_log_is_still_finished(distilled, tmp_path, log):
-    config = DistillConfig(caches=(tmp_path / "s.zarr",), out=tmp_path / "run", device="cpu", resume=True)
-    student = distilled().student
+    student, recipe = distilled().student, load_recipe("scalr_wi256", SMALL)
+    paths = {"caches": (tmp_path / "s.zarr",), "out": tmp_path / "run"}
+    config = DistillConfig(**paths, recipe=recipe, device="cpu", resume=True)
     if log is None:
         (tmp_path / "run/log.csv").unlink()
     else:

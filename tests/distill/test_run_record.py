@@ -57,7 +57,7 @@ def test_a_difference_is_named_with_both_values(record, tmp_path, change, differ
     with pytest.raises(StudentError) as caught:
         record.require_same({**SETTINGS, **change}, tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: made with other settings: {difference}. "
+        f"{tmp_path}: the run was made with other settings: {difference}. "
         "Run the command with the settings that it was started with, or choose another --out"
     )
 
