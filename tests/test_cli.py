@@ -497,7 +497,8 @@ def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path, children)
     stderr = Path(f"{log}.err").read_text()
     assert stderr.endswith("Error: interrupted; committed blocks stay. Run the same command again to go on.\n")
     assert "Traceback" not in stderr
-    assert json.loads(scalr("verify", out, "--json").stdout)["whole"]
+    verified = json.loads(scalr("verify", out, "--json").stdout)  # how many blocks are there depends on the moment
+    assert (verified["damage"], verified["unreadable"], verified["stray"]) == ([], [], [])
     again = json.loads(scalr("extract", *options, "--out", out, "--json").stdout)
     assert again["store"]["leftovers"] == {}
     assert_same_store(open_store(out), open_store(whole))
