@@ -52,6 +52,8 @@ def text_of(value: Any) -> str:
     """A value of an origin or a protocol, for people."""
     if isinstance(value, list | tuple):
         return " + ".join(map(text_of, value)) or "none"
+    if isinstance(value, Mapping):  # a plane of the student
+        return f"{''.join('xyz'[axis] for axis in value['axes'])} {'x'.join(map(str, value['shape']))}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

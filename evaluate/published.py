@@ -88,7 +88,8 @@ def nearest(rows: Sequence[Published], model: Mapping[str, Any], protocol: Mappi
 
 
 def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Differences:
-    said = {name: value for name, value in wanted.items() if value is not None}
+    first = sorted(wanted, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    said = {name: wanted[name] for name in first if wanted[name] is not None}
     known = {name: value for name, value in said.items() if found.get(name) is not None}
     return Differences(
         [
@@ -100,6 +101,8 @@ def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Differe
         [name for name in wanted if name not in said],
     )
 
+
+FIRST = ("width", "depth", "teachers", "teacher's weights", "image size", "pretrained on")  # that people look for
 
 # --- settings --------------------------------------------------------------------------------------------------------
 

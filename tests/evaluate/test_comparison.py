@@ -142,7 +142,7 @@ def test_a_run_of_the_published_setting_stands_unmarked_beside_its_figure(tmp_pa
     assert rows[f"{ON_ALL}, published"][1:] == ["67.80", "–", "–"]
     assert rows[f"{PLUS_ON_ALL}, published for another setting"][1] == "70.40"
     (note,) = notes_of(report).values()
-    assert note.startswith(f"differs from {PLUS_ON_ALL} in: activation relu, not gelu; ")
+    assert note.startswith(f"differs from {PLUS_ON_ALL} in: image size 224x448, not 448x896; ")
     assert json.loads((tmp_path / "one/result.json").read_text())["departures"] == []
     assert "Not as published" not in (tmp_path / "one/result.md").read_text()
 
