@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+KINDS = (int, float, timedelta)
 
 
 def numbers_in(folder: str) -> dict[str, dict[str, Any]]:
@@ -34,4 +36,4 @@ def _names_at_the_top(tree: ast.Module) -> Iterator[str]:
 
 def _is_of_numbers(value: Any) -> bool:
     values = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else [value]
-    return bool(values) and all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+    return bool(values) and all(isinstance(each, KINDS) and not isinstance(each, bool) for each in values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from datetime import timedelta
 
 from constants import numbers_in
 
@@ -26,6 +27,7 @@ NUMBERS = {
     },
     "scalr.distill.nearest": {"LEAF_POINTS": 12, "NO_CHILD": -1},
     "scalr.distill.occupied_cells": {"NO_CELL": -1},
+    "scalr.distill.processes": {"TIMEOUT": timedelta(hours=4)},  # a probe of the first process may take as long
     "scalr.distill.run": {"SEEDS_APART": 1_000_003},
     "scalr.distill.run_record": {"LISTED_DIFFERENCES": 3, "LONGEST_VALUE": 60, "LONGEST_DIGEST": 12},
     "scalr.distill.training": {"LISTED_SAMPLES": 8},

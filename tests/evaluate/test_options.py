@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from calls import SeenEnough, calls_of
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.evaluate import corrupt, finetune, probe, robustness, score, similarity, supervision, teacher, transfer
 from scalr.evaluate.model import Model
@@ -24,27 +26,10 @@ FRAME = SimpleNamespace(token="1", scene="s", labels="1.label")
 SCORES = Scores(CLASSES, ("s",), np.ones((1, 2, 2), dtype=np.int64), num_frames=1, frames_sha256="0")
 
 
-class SeenEnough(Exception):  # noqa: N818
-    """Ends a verb where the test has seen what it wanted."""
-
-
 @pytest.fixture
 def seen(monkeypatch) -> Callable:
     """Call with a module, the name of a function of it and its result (or an error), for a list of its calls."""
-
-    def call(module: ModuleType, name: str, result: object = None) -> list[tuple[tuple, dict]]:
-        calls = []
-
-        def recorded(*arguments, **options):
-            calls.append((arguments, options))
-            if isinstance(result, Exception):
-                raise result
-            return result
-
-        monkeypatch.setattr(module, name, recorded)
-        return calls
-
-    return call
+    return partial(calls_of, monkeypatch)
 
 
 @pytest.fixture
