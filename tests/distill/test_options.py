@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +70,25 @@ def test_distill_hands_on_what_it_is_asked_for(extract_tiny, tmp_path, monkeypat
         "workers": 3, "accumulate": 2, "compile": True, "activation_checkpointing": True
     }  # fmt: skip
     assert "workers" not in checkpoints.record.settings["recipe"]["training"]
+
+
+def test_losses_of_stores_are_told_apart_by_name_or_number():
+    def parts(*paths: str) -> list[str]:
+        chosen = [SimpleNamespace(store=SimpleNamespace(path=Path(path))) for path in paths]
+        config = DistillConfig(caches=paths, out="o")
+        return run._observer(config, chosen, [], None).parts
+
+    assert parts("a/s.zarr") == []  # it is the loss
+    assert parts("a/s.zarr", "a/t.zarr") == ["s.zarr", "t.zarr"]
+    assert parts("a/s.zarr", "a/t.zarr", "b/s.zarr") == ["0_s.zarr", "t.zarr", "2_s.zarr"]
+
+
+def test_a_probe_is_due_every_so_many_epochs():
+    config = DistillConfig(caches=("s",), out="o", quick_probe=lambda student: 0.5, eval_every=3)
+    observer = run._observer(config, [], [], None)
+    assert [epoch for epoch in range(7) if observer.evaluate(epoch)] == [2, 5]
+    assert (observer.evaluate(2), observer.columns) == ({"probe_miou": 0.5}, ("probe_miou",))
+    assert run._observer(DistillConfig(caches=("s",), out="o"), [], [], None).columns == ()
 
 
 @pytest.mark.parametrize(("workers", "device"), [(0, "cpu"), (3, "cpu"), (0, "cuda"), (3, "cuda")])
