@@ -53,7 +53,7 @@ def test_the_file_before_stays_where_the_disk_is_full(tmp_path, monkeypatch, nam
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ScalrError, match="No space left.*Make room there"):
+    with pytest.raises(ScalrError, match=r"No space left.*Make room there"):
         WRITERS[name](path)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]

@@ -89,5 +89,5 @@ def test_a_frame_that_cannot_be_read_is_named(dataset):
         raise DatasetError("labels are cut off", where="0.label", fix="Copy them again.")
 
     frames.scan = unreadable
-    with pytest.raises(DatasetError, match="nuscenes split val frame t0.*labels are cut off"):
+    with pytest.raises(DatasetError, match=r"nuscenes split val frame t0.*labels are cut off"):
         labelled_frames(frames)
