@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from durable_moves import DurableMoves
 from scalr import folder_lock
 from scalr.errors import StudentError
 from scalr.folder_lock import CLAIM, locked
@@ -58,6 +59,14 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
     with locked(tmp_path / "run"):
         assert len(claims(tmp_path / "run")) == 1
     assert not (tmp_path / "run").exists()  # nothing was written into it
+
+
+def test_a_claim_is_whole_on_disk_before_others_see_it(tmp_path, monkeypatch):
+    moves = DurableMoves(monkeypatch)
+    with locked(tmp_path) as lock:
+        assert moves.targets == [lock._path, lock._path]  # once when it is made, and when it holds
+        assert json.loads(lock._path.read_text())["holds"] is True
+    assert not [each for each in moves.complaints if f"came before {tmp_path}/." in each]
 
 
 def test_a_killed_process_holds_nothing(tmp_path):

@@ -33,9 +33,23 @@ from scalr.evaluate.score import ScoreConfig
 from scalr.evaluate.similarity import SimilarityConfig
 from scalr.evaluate.teacher import TeacherProbeConfig
 from scalr.evaluate.transfer import TransferConfig
-from scalr.extract.config import ExtractConfig
+from scalr.extract.config import ExtractConfig, Pixels
 from scalr.extract.verification import VerifyConfig
-from scalr.settings import Settings, above, at_least, below, checked, up_to
+from scalr.settings import (
+    Amount,
+    Count,
+    CountOrZero,
+    PositiveAmount,
+    Seed,
+    Settings,
+    Weight,
+    Workers,
+    above,
+    at_least,
+    below,
+    checked,
+    up_to,
+)
 
 PATHS = {name: Path(name) for name in ("student", "model", "root", "clean_root", "out", "cache", "store")}
 NEEDED = PATHS | {
@@ -240,6 +254,36 @@ def test_what_is_wanted_is_said(values, what, fix):
 def test_bounds_belong_to_what_they_include():
     for values in ({"cups": 1}, {"cups": 4}, {"share": 1e-9}, {"share": 0.999}, {"kind": "black"}):
         Settled(**values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "most"),
+    [
+        (Count, 1, 1_000_000_000),
+        (CountOrZero, 0, 1_000_000_000),
+        (Workers, 0, 1024),
+        (Seed, 0, 2**63 - 1),
+        (Amount, 0.0, 1e9),
+        (Weight, 1e-6, 1e6),
+        (Pixels, 1, 65536),
+    ],
+)
+def test_shared_kinds_have_these_bounds(kind, least, most):
+    for value in (least, most):
+        assert checked(value, kind, "--here") == value
+    beyond = (
+        (least - 1, most + 1) if isinstance(least, int) else (math.nextafter(least, -1), math.nextafter(most, 1e10))
+    )
+    for value in beyond:
+        with pytest.raises(ScalrError, match="cannot be used"):
+            checked(value, kind, "--here")
+
+
+def test_a_positive_amount_is_above_0():
+    assert checked(1e-300, PositiveAmount, "--here") == 1e-300
+    for value in (0, 1e9 + 1):
+        with pytest.raises(ScalrError, match="above 0 and at most 1,000,000,000"):
+            checked(value, PositiveAmount, "--here")
 
 
 def test_options_are_named_as_they_are_typed():

@@ -9,10 +9,12 @@ import pytest
 import yaml
 
 from scalr.distill import run
+from scalr.distill.choice import Wanted, choose
 from scalr.distill.interruption import Signals, StoppedError
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
-from scalr.errors import StoreError, StudentError
+from scalr.errors import DamagedError, StoreError, StudentError
+from scalr.extract.store import open_store
 from tiny import TinyDataset, extract_with, tiny_teachers
 
 SMALL = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2", "inputs.num_neighbours=4")
@@ -69,6 +71,29 @@ class Workplace:
 @pytest.fixture
 def place(tmp_path) -> Workplace:
     return Workplace(tmp_path)
+
+
+def test_teachers_count_alike_unless_their_weight_is_given(extract_tiny):
+    store = extract_tiny("coordinates", "doubled")
+    wanted = Wanted(("coordinates", "doubled"), None)
+    assert choose([store], wanted, {}, None)[0].teachers == {"coordinates": 1.0, "doubled": 1.0}
+    assert choose([store], wanted, {"doubled": 2}, None)[0].teachers == {"coordinates": 1.0, "doubled": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("teachers/coordinates/zarr.json", "no longer recorded"),
+        ("sources/000/zarr.json", "no longer recorded"),
+        ("blocks/000000/points/c/0/0", "points"),
+        ("blocks/000000/targets/coordinates/vectors/c/0/0", "vectors"),
+    ],
+)
+def test_what_a_store_has_lost_is_said_before_anything_is_learnt(extract_tiny, lost, message):
+    store = extract_tiny()
+    (store.path / lost).unlink()
+    with pytest.raises(DamagedError, match=message):
+        choose([open_store(store.path)], Wanted(("coordinates",), "train"), {}, None)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +249,8 @@ def test_a_checkpoint_without_configuration_chooses_as_a_first_run(place):
         place.resume()
     # The checkpoint refuses what differs; the next try is not bound to what was refused.
     with pytest.raises(
-        StudentError, match=r"checkpoint\.pt: the run was made with other settings: teachers\.doubled was not set and is"
+        StudentError,
+        match=r"checkpoint\.pt: the run was made with other settings: teachers\.doubled was not set and is",
     ):
         place.resume(teachers=("doubled",))
     assert not config.exists()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, replace
 
 import pytest
 
+from scalr.distill.dataset import SamplingConfig
 from scalr.distill.inputs import (
     CROP_EPS_M,
     EVALUATION_REACH_M,
@@ -15,11 +16,48 @@ from scalr.distill.inputs import (
     InputConfig,
     inputs_for,
 )
+from scalr.distill.objective import ObjectiveConfig
 from scalr.distill.recipe import load_recipe
+from scalr.distill.run import DistillConfig
+from scalr.distill.waffleiron import WaffleIronConfig
 from scalr.errors import StudentError
 
 # WI_768_pretrain.yaml of valeoai/ScaLR: voxels of 10 cm in +-64, +-64, +-8 m; planes of cells of half a metre.
 PLANES = [((0, 1), (256, 256)), ((0, 2), (256, 32)), ((1, 2), (256, 32))]
+
+DEFAULTS = {
+    DistillConfig: {
+        "teachers": (),
+        "split": None,  # the stores' own
+        "device": "auto",
+        "resume": False,
+        "checkpoint_minutes": 10,
+        "quick_probe": None,
+        "eval_every": 1,
+    },
+    SamplingConfig: {"views_per_sample": 1, "voxel_point": "random", "store_weights": None},
+    ObjectiveConfig: {
+        "loss": "similarity",
+        "temperature": 0.07,  # this and the number of pairs: PPKT, as SLidR's repository has it
+        "contrastive_pairs": 4096,
+        "target_head": "none",
+        "target_head_channels": 64,
+    },
+    WaffleIronConfig: {
+        "width": 256,
+        "depth": 48,
+        "norm": "batch",
+        "activation": "relu",
+        "stochastic_depth": 0,
+        "head": "linear",
+        "out_channels": 1024,  # a ViT-L
+    },
+}
+
+
+@pytest.mark.parametrize("config", DEFAULTS, ids=lambda config: config.__name__)
+def test_defaults_are_scalr_s_pretraining(config):
+    assert {each.name: each.default for each in fields(config) if each.default is not MISSING} == DEFAULTS[config]
 
 
 def test_inputs_are_those_of_scalr():

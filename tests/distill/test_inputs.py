@@ -101,6 +101,12 @@ def test_voxels_of_no_points():
     assert voxel_representatives(np.empty((0, 3), np.float32), 0.1).shape == (0,)
 
 
+def test_points_whose_sum_overflows_are_finite_all_the_same():
+    points = random_points(0, 5)
+    points[:, 3] = 2e38  # of float32, two of these are more than the largest
+    assert len(evaluation_input(points, UNIT, SMALL)[1]) > 0
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_points_that_are_not_finite_are_refused(bad):
     points = random_points(0, 5)

@@ -221,6 +221,10 @@ def test_a_damaged_checkpoint_does_not_take_the_place_of_the_sound_one(tmp_path)
         checkpoints.save({"step": step})
         checkpoints.path.unlink()
         assert checkpoints.load()["step"] == 1
+    for step in (5, 6):
+        checkpoints.save({"step": step})
+    checkpoints.path.unlink()
+    assert checkpoints.load()["step"] == 5  # what was saved since is sound, and kept
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,21 @@ def test_the_loss_is_the_mean_over_all_pairs(batch, loss):
         assert (total, count) == (pytest.approx(mine.sum().item(), rel=1e-4), len(mine))
 
 
+def test_pairs_of_several_cameras_share_the_features_of_their_points(extract_tiny):
+    store = extract_tiny("coordinates", "doubled")
+    sampling = SamplingConfig(views_per_sample="all")
+    dataset = DistillDataset(store, ("coordinates", "doubled"), INPUTS, sampling, AugmentConfig(), 0)
+    batch = DistillCollate(INPUTS)([dataset[0, 0], dataset[0, 1]])
+    objective = objective_of(6)
+    with torch.no_grad():
+        mean, of_samples = objective(batch)
+        features = objective.student(batch.inputs)[batch.point]
+    targets = joint_targets([each.decode() for each in batch.targets], (1.0, 2.0))
+    distance = F.normalize(features, dim=1) - F.normalize(targets, dim=1)
+    torch.testing.assert_close(mean, distance.norm(dim=1).mean())
+    assert of_samples[1].sum() == batch.num_pairs > batch.num_points
+
+
 def test_one_teacher_s_targets_stay_as_they_are():
     """A head for the targets sees their lengths, as the teacher gives them."""
     targets = torch.randn(5, 3)

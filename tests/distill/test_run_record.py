@@ -50,6 +50,8 @@ def test_the_digest_is_of_all_settings_and_of_nothing_else(record):
         ({"teachers": {}}, 'teachers.t was not set and is {"dim": 4}'),
         ({"more": True}, "more was true and is not set"),
         ({"kind": "x" * 200}, f"kind was {'x' * 59}… and is c"),
+        ({"kind": "x" * 60}, f"kind was {'x' * 60} and is c"),
+        ({"kind": "x" * 61}, f"kind was {'x' * 59}… and is c"),
         ({"kind": "a0" * 32}, "kind was a0a0a0a0a0a… and is c"),
     ],
 )
@@ -68,6 +70,16 @@ def test_of_many_differences_three_are_named(tmp_path):
         StudentError, match=r"other settings: 0 was 1 and is 0; 1 was 2 and is 1; 2 was 3 .*; and 6 more"
     ):
         record.require_same({str(number): number + 1 for number in range(9)}, tmp_path)
+    record = run_record({"a": 1, "b": 2, "c": 3}, torch.device("cpu"))
+    with pytest.raises(StudentError, match=r"a was 0 and is 1; b was 0 and is 2; c was 0 and is 3\. Run"):
+        record.require_same({"a": 0, "b": 0, "c": 0}, tmp_path)
+
+
+def test_a_record_says_how_the_machine_is_used(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    machine = run_record(SETTINGS, torch.device("cuda", 1), workers=3).machine
+    expected = {"device": "cuda", "processes": 1, "threads": 7, "torch": torch.__version__, "workers": 3}
+    assert machine == expected
 
 
 def test_another_machine_is_said_once_and_not_refused(record, caplog):

@@ -375,3 +375,38 @@ def test_a_checkpoint_is_written_whenever_one_is_due_and_after_the_last_step(due
     assert [(state["epoch"], state["step_of_epoch"]) for state in saved] == steps
     assert set(saved[0]) == {"objective", "optimiser", "scaler", "epoch", "step_of_epoch", "seed"}
     assert saved[0]["seed"] == 5
+
+
+def trainer_with(checkpoints: SimpleNamespace, **options) -> training._Trainer:
+    config, cpu = TrainingConfig(**options), torch.device("cpu")
+    return training._Trainer(Objective(None), config, 2, cpu, Observer(), checkpoints, lambda name: 1.0)
+
+
+def test_a_signal_to_save_is_one_checkpoint():
+    saved = []
+    trainer = trainer_with(SimpleNamespace(due=False, save=saved.append))
+    signals = training.Signals()
+    for signals.save, expected in ((False, 0), (True, 1), (False, 1)):
+        trainer._act_on(signals)
+        assert (len(saved), signals.save) == (expected, False)
+
+
+def test_the_scale_of_float16_losses_goes_on_where_it_was():
+    """It is found by trial: from the first value on, steps would be lost."""
+    trainer = trainer_with(None, precision="float16")
+    state = trainer._state()
+    state["scaler"]["scale"] = 8.0
+    trainer.load(state)
+    trainer.scaler.scale(torch.zeros(1))  # makes it known
+    assert trainer.scaler.get_scale() == 8
+
+
+def test_losses_of_samples_are_for_parts_where_there_are_any():
+    batch = Numbers(torch.tensor([1.0]))
+    batch.samples = ("a", "b")
+    of_samples = torch.tensor([[1.0, math.nan], [2.0, 3.0]])
+    for parts, sums in ((0, []), (2, [0.0, 0.0, pytest.approx(math.nan, nan_ok=True), 5.0])):
+        local = training._LocalSums(parts)
+        local.add(batch, 0.5, of_samples, lambda sample: 1)
+        assert local.values == [0.5, 4, *sums]
+        assert local.offenders == ["b"]

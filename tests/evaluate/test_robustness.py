@@ -170,7 +170,9 @@ def test_results_of_another_model_are_not_taken(config):
     robustness(config)
     student = Student(WaffleIronConfig(width=8, depth=3))
     save_model(with_class_head(student, 19, student.input_config), Path(config.model), LABELS.class_names, {})
-    with pytest.raises(StudentError, match=r"clean/result\.json: the run was made with other settings: model\.tensors_sha256 was"):
+    with pytest.raises(
+        StudentError, match=r"clean/result\.json: the run was made with other settings: model\.tensors_sha256 was"
+    ):
         robustness(config)
 
 
@@ -180,7 +182,9 @@ def test_results_over_other_labels_are_not_taken(config, tmp_path):
     root = shutil.copytree(config.clean_root, tmp_path / "clean copy")
     for labels in (root / "sequences").rglob("*.label"):
         labels.write_bytes(bytes(labels.stat().st_size))
-    with pytest.raises(StudentError, match=r"clean/result\.json: the run was made with other settings: labels_sha256 was "):
+    with pytest.raises(
+        StudentError, match=r"clean/result\.json: the run was made with other settings: labels_sha256 was "
+    ):
         robustness(replace(config, clean_root=root))
 
 

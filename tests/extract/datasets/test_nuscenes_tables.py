@@ -45,6 +45,21 @@ def test_a_missing_field_is_named(world):
         open_dataset("nuscenes", world, "train")
 
 
+def test_a_table_that_may_be_missing_is_read_where_it_is_there(world):
+    """Without lidarseg, whatever else is wrong is named; with it, what is wrong with it."""
+    lidarseg, sensor = (world / f"v1.0-trainval/{name}.json" for name in ("lidarseg", "sensor"))
+    whole = sensor.read_text()
+    lidarseg.write_text("[{}]")
+    with pytest.raises(DatasetError, match=r"lidarseg\.json: record 0 has no field 'sample_data_token'"):
+        open_dataset("nuscenes", world, "train")
+    lidarseg.unlink()
+    sensor.write_text("[]")
+    with pytest.raises(DatasetError, match="the tables do not fit together"):
+        open_dataset("nuscenes", world, "train")
+    sensor.write_text(whole)
+    assert open_dataset("nuscenes", world, "train").frames[0].labels is None
+
+
 def test_something_else_in_place_of_a_table_is_named(world):
     (world / "v1.0-trainval/ego_pose.json").write_text('{"error": "404"}')  # as a download leaves it
     with pytest.raises(DatasetError, match=r"ego_pose\.json: the table is not a list of records\. Unpack the metadata"):

@@ -240,3 +240,47 @@ def test_a_file_system_that_refuses_is_one_clear_error(tmp_path, whole, monkeypa
             filled_store(path)
     assert open_store(path).committed_blocks("t") == {0}
     assert_same_store(filled_store(path), whole)
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_what_crosses_devices_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch, is_folder):
+    """As in a container, where a folder of a lower layer is on another device than all that is new."""
+    source, target, flushed = tmp_path / "here/a", tmp_path / "there/b", []
+    (source if is_folder else source.parent).mkdir(parents=True)
+    target.parent.mkdir()
+    (source / "file" if is_folder else source).write_text("content")
+
+    def renamed(from_path, to_path):
+        if Path(from_path).parent != Path(to_path).parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        copy = Path(from_path)
+        assert copy.name.startswith(".moving-")  # litter, should the process be killed now
+        assert set(flushed) == {copy, *copy.rglob("*")}
+        real(from_path, to_path)
+
+    real = os.rename
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(commit, "fsync", flushed.append)
+    commit.move(source, target)
+    assert not source.exists()
+    assert (target / "file" if is_folder else target).read_text() == "content"
+    assert [path.name for path in target.parent.iterdir()] == ["b"]
+
+
+def test_folders_that_cannot_be_flushed_are_taken_as_they_are(tmp_path, monkeypatch):
+    """Some network file systems know no fsync of folders; a file that is not on disk is an error everywhere."""
+
+    def refusing(code):
+        def fsync(descriptor):
+            raise OSError(code, os.strerror(code))
+
+        return fsync
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "fsync", refusing(errno.EINVAL))
+    commit.fsync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        commit.fsync(tmp_path / "file")
+    monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        commit.fsync(tmp_path)

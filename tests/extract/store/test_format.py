@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from scalr.errors import StoreError
 from scalr.extract.store import open_store
-from scalr.extract.store.format import read_record, write_record
+from scalr.extract.store.format import read_record, write_frames, write_record
 from scalr.extract.store.inspect import inspect_store
 from small_store import filled_store
 
@@ -22,6 +23,14 @@ def test_an_index_that_lacks_a_column_is_said(tmp_path, kind, column):
     again = open_store(store.path)
     with pytest.raises(StoreError, match=rf"an index cannot be read .*{column}"):
         again.read_view(0, "t") if column != "token" else again.views
+
+
+def test_tables_are_compressed_as_the_page_says(tmp_path):
+    store = filled_store(tmp_path / "s.zarr")
+    frames = write_frames(pa.table({"token": ["a"]}), tmp_path)
+    for file in (store.path / "index/scans/000001.parquet", store.path / "index/t/000000.parquet", frames):
+        columns = pq.read_metadata(file).row_group(0)
+        assert {columns.column(number).compression for number in range(columns.num_columns)} == {"ZSTD"}
 
 
 def test_a_damaged_index_is_said(tmp_path):

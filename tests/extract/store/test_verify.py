@@ -17,9 +17,9 @@ import zarr
 from scalr.errors import StoreError
 from scalr.extract.store import SCANS, create_store, open_store
 from scalr.extract.store.arrays import ArrayWriter
-from scalr.extract.store.format import crc32c, read_metadata, write_index
+from scalr.extract.store.format import crc32c, read_metadata, read_record, write_index
 from scalr.extract.store.repair import repair_store
-from scalr.extract.store.verify import verify_store
+from scalr.extract.store.verify import open_to_verify, verify_store
 from small_store import PROVENANCE, SETTINGS, a_block, filled_store, write_block, write_targets
 from store_comparison import assert_same_store
 
@@ -32,6 +32,15 @@ def flip_random_bit(file: Path, rng: np.random.Generator) -> None:
 
 def files_of_blocks(path: Path) -> list[Path]:
     return sorted(file for file in (path / "blocks").rglob("*") if file.is_file() and file.parent.name != "blocks")
+
+
+def test_a_record_that_only_one_block_can_tell_is_known(tmp_path):
+    path = filled_store(tmp_path / "s.zarr", blocks=(1,)).path
+    whole = read_record(path / "teachers/t/zarr.json")
+    (path / "teachers/t/zarr.json").unlink()
+    found = verify_store(open_to_verify(path))
+    assert found.records == {"teachers/t/zarr.json": whole}
+    assert [each.kind for each in found.damage] == ["teachers/t/zarr.json"]
 
 
 def test_a_whole_store_has_no_damage(tmp_path):

@@ -1,0 +1,72 @@
+"""The numbers that modules of extraction name: how many, how large, how exact."""
+
+from __future__ import annotations
+
+from constants import numbers_in
+
+NUMBERS = {
+    "scalr.extract.estimate": {
+        "SAMPLED_FRAMES": 4,
+        "MUCH_SMALLER": 3,
+        "LIBRARIES_BYTES": 600_000_000,
+        "SHARDS_HELD": 6,
+        "FRAMES_AHEAD": 8,
+    },
+    "scalr.extract.executors": {"CONNECT_TIMEOUT_S": 30},
+    "scalr.extract.frame_identity": {"TOLERANCE": {"rtol": 1e-9, "atol": 1e-9}},
+    "scalr.extract.occlusion": {"CELLS_PER_SPACING": 2, "TOLERANCE": 0.1, "TOLERANCE_M": 0.5},
+    "scalr.extract.pipeline": {"MAX_READERS": 8, "MAX_WAITING": 8},
+    "scalr.extract.plan": {"BLOCK_BYTES": 2**30, "FRAMES_PER_BLOCK": {"point": 16, "patch": 64}},
+    "scalr.extract.projection": {"WORST_CONDITION": 1e9},
+    "scalr.extract.recompute": {
+        "SEED": 0,
+        "APART": {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2},
+        "ALLOWANCE": 4,
+    },
+    "scalr.extract.run": {"TRIED_FRAMES": 8},
+    "scalr.extract.targets": {"FLOAT16_MAX": 65504.0, "INT8_MAX": 127},
+    "scalr.extract.verification": {"MOST_STRAYS": 8},
+    "scalr.extract.datasets.labels": {"IGNORE_LABEL": 255, "_UNKNOWN": 254},
+    "scalr.extract.datasets.nuscenes_c": {"ADDED": (41, 42, 43)},
+    "scalr.extract.datasets.nuscenes_tables": {"CACHE_VERSION": 1},
+    "scalr.extract.datasets.pandaset": {"TRAIN_LATITUDE": 37.6},
+    "scalr.extract.datasets.scans": {"MEASURED_SCANS": 64},
+    "scalr.extract.datasets.semantic_kitti": {"FRAME_US": 100_000},
+    "scalr.extract.datasets.semantic_kitti_c": {"ADDED": (21, 22, 23)},
+    "scalr.extract.datasets.splits": {"EVERY_NTH": {"1": 100, "5": 20, "10": 10, "25": 4, "50": 2}},
+    "scalr.extract.store.arrays": {
+        "CHUNK_BYTES": 2**20,
+        "SHARD_BYTES": 2**27,
+        "COMPRESSION_LEVEL": 3,
+        "READ_BACK_CHUNKS": 8,
+    },
+    "scalr.extract.store.commit": {"ATTEMPTS": 5},
+    "scalr.extract.store.format": {"FORMAT_VERSION": 2},
+    "scalr.extract.store.reader": {"OPEN_ARRAYS": 512, "LOOKING_THREADS": 4},
+    "scalr.extract.teachers.batch_size": {
+        "LARGEST": 64,
+        "WORTHWHILE": 1.1,
+        "LONG_S": 0.25,
+        "REPEATS": 3,
+        "MEMORY_SHARE": 0.25,
+        "LIVE_TENSORS": 16,
+    },
+    "scalr.extract.teachers.checkpoint": {"DEPTH": 4},
+    "scalr.extract.teachers.pos_embed": {"OFFSET": 0.1},
+    "scalr.extract.teachers.registry": {
+        "USUAL_IMAGE_SIZE": (224, 448),
+        "IMAGENET_MEAN": (0.485, 0.456, 0.406),
+        "IMAGENET_STD": (0.229, 0.224, 0.225),
+    },
+    "scalr.extract.teachers.weights": {"RANDOM_SEED": 0},
+}
+
+
+def test_every_number_that_a_module_names_is_here():
+    assert (
+        numbers_in("extract")
+        | numbers_in("extract/datasets")
+        | numbers_in("extract/store")
+        | numbers_in("extract/teachers")
+        == NUMBERS
+    )
