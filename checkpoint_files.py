@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from .errors import ScalrError
+from .folder_lock import require_held
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,7 @@ def written_aside(path: Path, error: type[ScalrError], *, keep: Path | None = No
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        require_held(path)
         if keep is not None:
             with suppress(FileNotFoundError):
                 os.replace(path, keep)

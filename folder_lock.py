@@ -53,6 +53,9 @@ class Claim:
         return f"process {self.pid} on {self.host}"
 
 
+_held: dict[Path, Lock] = {}  # by folder, of this process
+
+
 class Lock:
     """A claim to a folder, touched while its process lives."""
 
@@ -72,6 +75,7 @@ class Lock:
     def hold(self) -> None:
         """Say that there was no rival."""
         self._write(Claim(**{**asdict(self._claim), "holds": True}))
+        _held[self.folder.resolve()] = self
 
     def require(self) -> None:
         """Refuse to go on where this process was stopped for so long that another run took it for gone.
@@ -87,6 +91,7 @@ class Lock:
             )
 
     def release(self) -> None:
+        _held.pop(self.folder.resolve(), None)
         self._ended.set()
         self._beat.join()
         _remove(self._path)
@@ -99,8 +104,10 @@ class Lock:
                 json.dump(asdict(claim), file)
                 file.flush()
                 os.fsync(file.fileno())
+            aside.chmod(0o644)  # others must be able to read it, whatever the umask
             os.replace(aside, self._path)
         except OSError as error:
+            _remove(aside)
             raise StudentError(
                 f"the lock cannot be written ({error.strerror})", where=self.folder, fix="Choose another --out."
             ) from None
@@ -113,18 +120,33 @@ class Lock:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Lock]:
-    """Hold a folder for one run; it is made where it is missing, and removed where nothing was written into it.
+    """Hold a folder for one run. Folders that are missing are made, and removed if nothing is written into them.
 
     Raises:
         StudentError: another run is at work in it, or it cannot be written.
     """
-    lock = _hold(folder)
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        yield lock
+        lock = _hold(folder)
+        try:
+            yield lock
+        finally:
+            lock.release()
     finally:
-        lock.release()
         with suppress(OSError):  # not empty
-            folder.rmdir()
+            for each in made:
+                each.rmdir()
+
+
+def require_held(path: Path) -> None:
+    """Refuse to write a file into a folder that this process held and has lost: see `Lock.require`.
+
+    Raises:
+        StudentError: another run has begun there.
+    """
+    for folder in path.resolve().parents:
+        if folder in _held:
+            _held[folder].require()
 
 
 def _hold(folder: Path) -> Lock:

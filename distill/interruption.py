@@ -16,7 +16,6 @@ import torch
 
 from ..checkpoint_files import explained, first_line, written_aside
 from ..errors import ScalrError, StudentError
-from ..folder_lock import Lock
 from .processes import gathered
 from .run_record import RunRecord
 
@@ -89,13 +88,11 @@ class Checkpoints:
         path: of the last one.
         minutes: between two of them.
         record: what the training depends on; the checkpoint of another one is refused.
-        lock: of the folder; None in processes that do not write.
     """
 
     path: Path
     minutes: float
     record: RunRecord
-    lock: Lock | None = None
     _written: float = field(default_factory=time.monotonic, repr=False)
     _keeps_last: bool = field(default=True, repr=False)  # for the one before, when the next is written
 
@@ -114,8 +111,6 @@ class Checkpoints:
         Raises:
             StudentError: the file cannot be written; the last one is still there.
         """
-        if self.lock is not None:
-            self.lock.require()
         _remove_leftovers(self.path)
         keep = self.before if self._keeps_last else None
         with written_aside(self.path, StudentError, keep=keep) as temporary, temporary.open("wb") as file:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from ..device import resolve_device
-from ..folder_lock import Lock, locked
+from ..errors import StudentError
+from ..folder_lock import locked
+
+T = TypeVar("T")
 
 # The others wait while one process runs the quick probe.
 TIMEOUT = timedelta(hours=4)
@@ -68,13 +71,23 @@ def process_index() -> int:
 
 
 @contextmanager
-def locked_by_first(folder: Path) -> Iterator[Lock | None]:
-    """`folder_lock.locked` in the first process, for all of them; None in the others."""
-    if process_index() > 0:
-        yield None
-        return
-    with locked(folder) as lock:
-        yield lock
+def locked_by_first(folder: Path) -> Iterator[None]:
+    """`folder_lock.locked` in the first process, for all of them: where it is refused, all are.
+
+    Raises:
+        StudentError: another run is at work in the folder, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        refusal = None
+        if process_index() == 0:
+            try:
+                stack.enter_context(locked(folder))
+            except StudentError as error:
+                refusal = error
+        refusals = gathered([refusal] if refusal else [])
+        if refusals:
+            raise refusals[0]
+        yield
 
 
 def summed(values: Sequence[float], device: torch.device) -> list[float]:
@@ -86,8 +99,8 @@ def summed(values: Sequence[float], device: torch.device) -> list[float]:
     return total.tolist()
 
 
-def gathered(words: list[str]) -> list[str]:
-    """The words of all processes."""
+def gathered(words: list[T]) -> list[T]:
+    """The words of all processes, or whatever can be sent."""
     if num_processes() == 1:
         return words
     everybodys: list = [None] * num_processes()

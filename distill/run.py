@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,6 @@ import torch
 from ..errors import StudentError
 from ..extract.plan import frames_digest
 from ..extract.store import Source, open_store
-from ..folder_lock import Lock
 from ..settings import Amount, Count, Settings, at_least
 from .checkpoint import load_student, save_student, student_provenance
 from .choice import KIND, Chosen, Wanted, choose, started
@@ -23,7 +23,7 @@ from .interruption import Checkpoints
 from .objective import DistillObjective
 from .processes import joined_processes, locked_by_first, num_processes, process_index, summed
 from .recipe import Recipe, recipe_values
-from .run_record import CONFIG, RunRecord, read_record, run_record, write_record
+from .run_record import CONFIG, TARGETS, RunRecord, read_record, run_record, write_record
 from .sampling import EpochLoader
 from .training import Observer, train
 from .training_log import read_log
@@ -92,10 +92,10 @@ def distill(config: DistillConfig) -> DistillSummary:
         ScalrError: what is wrong with the stores, the recipe or the output folder.
     """
     path = config.out / STUDENT
-    if path.exists() and not config.resume:
-        raise StudentError("a student is there already", where=path, fix="Choose another --out.")
-    with joined_processes(config.device) as device, locked_by_first(config.out) as lock:
-        data_wait = _train(config, device, lock)
+    with joined_processes(config.device) as device, locked_by_first(config.out):
+        if path.exists() and not config.resume:
+            raise StudentError("a student is there already", where=path, fix="Choose another --out.")
+        data_wait = _train(config, device)
     return DistillSummary(path, _losses(config.out), data_wait)
 
 
@@ -112,7 +112,7 @@ def new_student(recipe: Recipe) -> Student:
         return Student(recipe.student, recipe.inputs)
 
 
-def _train(config: DistillConfig, device: torch.device, lock: Lock | None) -> float | None:
+def _train(config: DistillConfig, device: torch.device) -> float | None:
     """Train, write the student, and return the share of time without data; None where it was finished before."""
     path, before = config.out / STUDENT, _record_of_start(config, device)
     chosen = _choose(config, before)
@@ -122,7 +122,7 @@ def _train(config: DistillConfig, device: torch.device, lock: Lock | None) -> fl
     training = recipe.training
     datasets = [_samples(each, recipe, number) for number, each in enumerate(chosen)]
     record = _record(chosen, datasets, recipe, device)
-    checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, record, lock)
+    checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, record)
     if before is not None:
         record.require_same(before.settings, config.out / CONFIG)
     if config.resume and _seen_by_all((path,), device):
@@ -247,23 +247,43 @@ def _record(
     values = recipe_values(recipe)
     machine = {name: values["training"].pop(name) for name in OF_THE_MACHINE}
     stores = [
-        {"sources": [source.attributes for source in each.sources], **_in_use(dataset, each.sources)}
+        {"sources": [_without_record(source) for source in each.sources], **_in_use(dataset, each.sources)}
         for each, dataset in zip(chosen, datasets, strict=True)
     ]
     settings = {"kind": KIND, "stores": stores, "teachers": chosen[0].provenance, "recipe": values}
-    return run_record(settings, device, **machine)
+    targets = {name: _targets_sha256(chosen, datasets, name) for name in chosen[0].teachers}
+    return run_record(settings, device, **{TARGETS: targets}, **machine)
+
+
+def _without_record(source: Source) -> dict:
+    """What its scans depend on, without what is worth knowing besides: the dataset's folder, versions of libraries."""
+    return {name: value for name, value in source.attributes.items() if name != "record"}
 
 
 def _in_use(dataset: DistillDataset, sources: Sequence[Source]) -> dict[str, int | str | list[int]]:
-    """How many frames of each source are learnt from, as others may have been skipped, and which of their cameras."""
-    views = dataset.store.views.take(np.concatenate(dataset.frames))
-    names = zip(*(views[name].to_pylist() for name in ("dataset", "scene", "token", "camera")), strict=True)
+    """How many frames of each source are learnt from, as others may have been skipped, and what is in them.
+
+    `views_sha256` is over the names of their views and the checksums of their points and pairs.
+    """
+    rows = np.concatenate(dataset.frames)
+    views = dataset.store.views.take(rows)
+    columns = (views[name].to_pylist() for name in ("dataset", "scene", "token", "camera", "crc32c"))
     blocks = dataset.store.column("block")[[rows[0] for rows in dataset.frames]]
     return {
         "frames_in_use": [int(np.isin(blocks, source.blocks).sum()) for source in sources],
         "views_in_use": len(views),
-        "views_sha256": frames_digest(["\t".join(each) for each in names]),
+        "views_sha256": frames_digest(["\t".join(map(str, each)) for each in zip(*columns, strict=True)]),
     }
+
+
+def _targets_sha256(chosen: Sequence[Chosen], datasets: Sequence[DistillDataset], teacher: str) -> str:
+    """A digest of the checksums of all targets that are learnt from."""
+    digest = hashlib.sha256()
+    for each, dataset in zip(chosen, datasets, strict=True):
+        of_view = np.zeros(len(each.store.views), dtype="<u4")
+        of_view[each.store.rows_with_targets(teacher)] = each.store.read_target_views(teacher)["crc32c"]
+        digest.update(of_view[np.concatenate(dataset.frames)].tobytes())
+    return digest.hexdigest()
 
 
 def _losses(folder: Path) -> list[float]:

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 MACHINE, DIGEST = "machine", "settings_sha256"  # beside the settings in the file
+# In `machine`, for a block that was repaired has targets with other last bits: a run may go on with them, but a student
+# that is finished is not one of theirs.
+TARGETS = "targets"
 LISTED_DIFFERENCES = 3
 LONGEST_VALUE, LONGEST_DIGEST = 60, 12  # characters, in an error
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -74,12 +77,24 @@ class RunRecord(NamedTuple):
                 "it does not say with which settings it was made", where=where, fix="Choose another --out."
             )
         self.require_same(theirs.settings, where)
+        ours = RunRecord({TARGETS: self.machine.get(TARGETS)}, {})
+        ours.require_same({TARGETS: theirs.machine.get(TARGETS)}, where)
 
     def say_changes_of_machine(self, before: Mapping[str, Any]) -> None:
         """Say once in the log what of the machine is another than before: sums are then taken in another order."""
-        found = "; ".join(_differences(before, self.machine))
+        of_targets, found = [], []
+        for name in {**self.machine, **before}:
+            of_name = _differences(before.get(name, NOT_SET), self.machine.get(name, NOT_SET), name)
+            (of_targets if name == TARGETS else found).extend(of_name)
         if found:
-            logger.warning("the machine is used otherwise than before (%s): the last bits of results may differ", found)
+            logger.warning(
+                "the machine is used otherwise than before (%s): the last bits of results may differ", "; ".join(found)
+            )
+        if of_targets:
+            logger.warning(
+                "targets were extracted again since the run began (%s): it goes on with those that are there now",
+                "; ".join(of_targets),
+            )
 
 
 def run_record(settings: Mapping[str, Any], device: torch.device, **machine: Any) -> RunRecord:

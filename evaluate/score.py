@@ -46,8 +46,8 @@ def score_model(config: ScoreConfig) -> Scores | None:
     Raises:
         ScalrError: what is wrong with the model, the dataset or the output folder.
     """
-    require_new(config.out)
     with joined_processes(config.device) as device, locked_by_first(config.out):
+        require_new(config.out)
         return _score(config, device)
 
 

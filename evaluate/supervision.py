@@ -22,7 +22,6 @@ from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
-from ..folder_lock import Lock
 from ..settings import Amount, Count, Seed, Settings, Workers
 from .class_sets import with_classes
 from .labelled_frames import labelled_frames
@@ -163,13 +162,13 @@ def learn(config: SupervisionConfig) -> SupervisedResult:
         StoppedError: by a signal; the checkpoint is written.
         ScalrError: what is wrong with the student, the dataset or the output folder.
     """
-    if not config.resume:
-        _require_nothing_begun(config.out)
-    with joined_processes(config.device) as device, locked_by_first(config.out) as lock:
-        return _learn(config, device, lock)
+    with joined_processes(config.device) as device, locked_by_first(config.out):
+        if not config.resume:
+            _require_nothing_begun(config.out)
+        return _learn(config, device)
 
 
-def _learn(config: SupervisionConfig, device: torch.device, lock: Lock | None) -> SupervisedResult:
+def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
     student = load_student(config.student)
     training_set, validation_set = (
         with_classes(open_dataset(config.dataset, config.root, split, need="labels"), config.classes)
@@ -196,7 +195,7 @@ def _learn(config: SupervisionConfig, device: torch.device, lock: Lock | None) -
     before = read_record(config.out) if config.resume else None
     if before is not None:
         record.require_same(before.settings, config.out / CONFIG)
-    checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, record, lock)
+    checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, record)
     if config.resume and (config.out / RESULT).exists():
         return _finished_before(config.out, record, checkpoints)
     if before is not None:

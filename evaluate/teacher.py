@@ -126,8 +126,8 @@ def probe_teacher(config: TeacherProbeConfig) -> Scores:
     Raises:
         ScalrError: what is wrong with a store, the dataset or the output folder.
     """
-    require_new(config.out)
     with locked(config.out):
+        require_new(config.out)
         return _probe_teacher(config, resolve_device(config.device))
 
 

@@ -52,8 +52,8 @@ def transfer(config: TransferConfig) -> Scores:
         raise StudentError(
             f"no conventions for {config.dataset}", where="--dataset", fix=f"Use {' or '.join(TARGETS)}."
         )
-    require_new(config.out)
     with joined_processes(config.device) as device, locked_by_first(config.out):
+        require_new(config.out)
         return _transfer(config, device)
 
 

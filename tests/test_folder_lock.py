@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from durable_moves import DurableMoves
 from scalr import folder_lock
+from scalr.checkpoint_files import write_bytes
 from scalr.errors import StudentError
 from scalr.folder_lock import CLAIM, locked
 
@@ -182,3 +184,44 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StudentError, match=r"the lock cannot be written .*Choose another --out"):
         locked(tmp_path / "file" / "run").__enter__()
+
+
+def test_nothing_is_written_into_a_folder_that_was_lost(tmp_path):
+    """Neither students nor results: another run has begun there, while this one stood still."""
+    with locked(tmp_path):
+        write_bytes(tmp_path / "copies/result.json", b"before")
+        claims(tmp_path)[0].unlink()
+        with pytest.raises(StudentError, match="another run has begun here"):
+            write_bytes(tmp_path / "copies/result.json", b"after")
+    write_bytes(tmp_path / "result.json", b"of nobody's run")
+    assert (tmp_path / "copies/result.json").read_bytes() == b"before"
+    assert sorted(path.name for path in (tmp_path / "copies").iterdir()) == ["result.json"]
+
+
+def test_only_folders_that_it_made_are_removed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "mine", tmp_path / "mine/a/b", tmp_path / "c"):
+        with locked(folder):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_claim_can_be_read_by_others_whatever_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        with locked(tmp_path):
+            assert claims(tmp_path)[0].stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(before)
+
+
+def test_a_lock_that_finds_no_room_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", on_a_full_disk)
+    with pytest.raises(StudentError, match=r"the lock cannot be written \(No space left"):
+        locked(tmp_path / "run").__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def on_a_full_disk(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -63,7 +63,7 @@ def test_distill_hands_on_what_it_is_asked_for(extract_tiny, tmp_path, monkeypat
     assert objective.student.waffleiron.activation_checkpointing
     assert compiled == [objective.student]
     checkpoints = of_training["checkpoints"]
-    assert (checkpoints.minutes, checkpoints.lock.folder) == (2.5, config.out)
+    assert (checkpoints.minutes, checkpoints.path) == (2.5, config.out / "checkpoint.pt")
     assert (of_training["resume"], of_training["steps_per_epoch"]) == (False, 3)
     machine = checkpoints.record.machine
     assert {name: machine[name] for name in ("workers", "accumulate", "compile", "activation_checkpointing")} == {

@@ -26,7 +26,9 @@ from in_children import (
 )
 from scalr.cli import main
 from scalr.distill import processes
+from scalr.distill.processes import locked_by_first
 from scalr.distill.training import _Trainer
+from scalr.errors import StudentError
 
 RECIPE = ("student.width=8", "student.depth=3", "training.epochs=8", "training.batch_size=4", "training.warmup_steps=2",
           "training.learning_rate=1e-2", "inputs.num_neighbours=4")  # fmt: skip
@@ -169,3 +171,14 @@ def test_batch_norm_sees_the_rows_of_all_processes(tmp_path, children):
         torch.testing.assert_close(ours[0][number] + ours[1][number], expected[number])
     for values in ours:
         torch.testing.assert_close(values[3:], expected[3:])
+
+
+def test_all_processes_are_refused_where_the_first_one_is(tmp_path, monkeypatch):
+    refusal = StudentError("another run is at work here", where=tmp_path, fix="Choose another --out.")
+    monkeypatch.setattr(processes, "process_index", lambda: 1)
+    monkeypatch.setattr(processes, "gathered", lambda mine: [*mine, refusal])
+    with pytest.raises(StudentError, match="another run is at work here"), locked_by_first(tmp_path):
+        raise AssertionError
+    monkeypatch.setattr(processes, "gathered", lambda mine: mine)
+    with locked_by_first(tmp_path):  # which the first process holds
+        assert not list(tmp_path.iterdir())

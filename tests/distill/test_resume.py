@@ -17,7 +17,7 @@ from scalr.distill.run import OF_THE_MACHINE, DistillConfig, distill
 from scalr.distill.run_record import run_record, write_record
 from scalr.errors import ScalrError, StoreError, StudentError
 from scalr.folder_lock import CLAIM, locked
-from tiny import TinyDataset, extract_with, tiny_teachers
+from tiny import CoordinateTeacher, TinyDataset, extract_with, tiny_teachers
 
 SMALL = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2", "inputs.num_neighbours=4")
 # Of each field of a recipe, another value than SMALL or the default; and its name in the error where it is another.
@@ -220,3 +220,48 @@ def remove_claims(folder: Path):
         return True
 
     return remove
+
+
+class OfOtherImages(CoordinateTeacher):
+    """What it sees is turned upside down."""
+
+    def patch_maps(self, images: torch.Tensor) -> torch.Tensor:
+        return super().patch_maps(images).flip(1)
+
+
+def test_targets_that_were_extracted_again(tmp_path, caplog):
+    """Of other images of the same names and sizes: a finished student is not of them; a run goes on, and says so."""
+    (tmp_path / "images").mkdir()
+    frames, options = TinyDataset(tmp_path / "images", num_frames=2), {"frames_per_block": 1}
+    extract_with(frames, tiny_teachers(), tmp_path / "s.zarr", teachers=("coordinates",), **options)
+    go_on(tmp_path, "finished", resume=False)
+    stop(tmp_path, "stopped")
+    shutil.rmtree(tmp_path / "s.zarr")
+    extract_with(frames, {"coordinates": OfOtherImages()}, tmp_path / "s.zarr", teachers=("coordinates",), **options)
+    with pytest.raises(
+        StudentError, match=r"student\.safetensors: the run was made with other settings: targets\.coor"
+    ):
+        go_on(tmp_path, "finished")
+    with caplog.at_level(logging.WARNING, "scalr"):
+        go_on(tmp_path, "stopped")
+    assert sum("targets were extracted again since the run began" in line for line in caplog.messages) == 1
+
+
+def test_points_that_were_extracted_again_are_refused(tmp_path):
+    """Of the same frames with another calibration or other scans."""
+    (tmp_path / "images").mkdir()
+    frames, options = TinyDataset(tmp_path / "images", num_frames=2), {"frames_per_block": 1}
+    extract_with(frames, tiny_teachers(), tmp_path / "s.zarr", teachers=("coordinates",), **options)
+    stop(tmp_path, "stopped")
+    shutil.rmtree(tmp_path / "s.zarr")
+    for points in frames._points.values():
+        points[0, 0] += 0.5
+    extract_with(frames, tiny_teachers(), tmp_path / "s.zarr", teachers=("coordinates",), **options)
+    with pytest.raises(StudentError, match=r"stores\[0\]\.views_sha256 was "):
+        go_on(tmp_path, "stopped")
+
+
+def test_a_dataset_that_moved_and_other_releases_are_no_other_run(folder):
+    """The store keeps its dataset's folder and the versions of libraries beside what its scans depend on."""
+    record = yaml.safe_load((folder / "finished/config.yaml").read_text())
+    assert "record" not in record["stores"][0]["sources"][0]

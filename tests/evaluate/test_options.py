@@ -152,7 +152,7 @@ def learnt(seen, devices, tmp_path):
         assert [arguments[1] for arguments, _ in chosen] == ["c", "c"]
         assert scored[0][1] == {"workers": 3}
         (objective, _, training, _, checkpoints, augmentation, *rest), _ = fitted[0]
-        assert (checkpoints.minutes, checkpoints.lock.folder) == (2.5, tmp_path)
+        assert (checkpoints.minutes, checkpoints.path) == (2.5, tmp_path / "checkpoint.pt")
         assert checkpoints.path == tmp_path / "checkpoint.pt"
         assert checkpoints.record.machine["workers"] == 3
         assert augmentation == "joint"
