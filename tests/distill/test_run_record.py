@@ -24,6 +24,7 @@ def test_what_was_written_comes_back(record, tmp_path):
     assert read_record(tmp_path) == record
     assert record_of(record.values) == record
     assert read_record(tmp_path / "elsewhere") is None
+    assert list(yaml.safe_load((tmp_path / "config.yaml").read_text())) == list(record.values)  # as people read it
 
 
 def test_tuples_are_the_lists_that_come_back(tmp_path):

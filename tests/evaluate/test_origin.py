@@ -80,6 +80,12 @@ def test_what_probing_and_finetuning_replace_is_taken_from_the_recipe():
     assert "head" not in origin_of(WITH_CLASSES, CONVERTED)
 
 
+def test_a_network_that_starts_from_new_weights_has_seen_no_labels():
+    """Of the converted file of a model with classes, nobody knows."""
+    assert origin_of(WITH_CLASSES, NEW_WEIGHTS)["labels"] == []
+    assert "labels" not in origin_of(WITH_CLASSES, CONVERTED)
+
+
 def test_several_teachers_and_sets_are_told_apart():
     other = TEACHER | {"image_size": [56, 112], "pos_embed": "official"}
     stores = [

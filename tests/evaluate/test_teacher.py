@@ -85,6 +85,9 @@ def test_pairs_are_drawn_once_each_with_their_labels(stores, simulated, monkeypa
     ends = np.cumsum(pairs)
     kept = np.concatenate([np.arange(end - min(20, count), end) for end, count in zip(ends, pairs, strict=True)])
     features, labels = targets.read(0)
+    with monkeypatch.context() as patch:
+        patch.setattr("scalr.evaluate.teacher.PAIRS_OF_A_VIEW", max(pairs))
+        assert len(targets.read(0, None)[1]) == len(targets.read(0, object())[1])  # no more than asked for: none drawn
     some_features, some_labels = targets.read(0, Last())
     torch.testing.assert_close(some_features, features[kept])
     assert torch.equal(some_labels, labels[kept])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,14 @@ def test_a_group_stops_counting_before_it_is_moved_and_counts_after_it_is_back(p
     ]  # fmt: skip
     assert not folder.give_back(SCANS, 1)
     assert not folder.give_back(SCANS, 0)
+
+
+def test_a_group_comes_back_where_the_folders_of_indexes_are_gone(path):
+    folder = AsideFolder(path)
+    folder.take(SCANS, 1, indexes(path, 1))
+    shutil.rmtree(path / "index")
+    assert folder.give_back(SCANS, 1)
+    assert all(index.exists() for index in indexes(path, 1))
 
 
 def test_a_record_is_taken_and_its_folder_flushed(path, steps):

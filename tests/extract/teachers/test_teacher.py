@@ -3,12 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from scalr.errors import TeacherError
 from scalr.extract.teachers import registry
 from scalr.extract.teachers.batch_size import free_memory
-from scalr.extract.teachers.teacher import load_teacher
+from scalr.extract.teachers.teacher import Preprocessing, load_teacher
 from small_teachers import small_spec, small_teacher
 
 
@@ -27,6 +28,15 @@ def test_image_is_resized_and_normalised(teacher):
     expected = (124 / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     assert prepared.shape == (3, 28, 42)
     np.testing.assert_allclose(prepared[:, 5, 7].numpy(), expected, atol=1e-5)
+
+
+def test_images_shrink_without_aliasing():
+    """As Pillow shrinks them; stripes of a pixel become grey, not stripes of another width."""
+    image = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    image[:, ::2], image[45:, 1::2] = 0, 255
+    preprocessing = Preprocessing((28, 42), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), torch.device("cpu"))
+    expected = np.asarray(Image.fromarray(image).resize((42, 28), Image.Resampling.BILINEAR)) / 255
+    np.testing.assert_allclose(preprocessing.apply(image).permute(1, 2, 0).numpy(), expected, atol=0.01)
 
 
 def test_random_weights_are_seeded_and_leave_the_generator_alone(teacher):
