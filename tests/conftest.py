@@ -85,7 +85,9 @@ def one_server_of_children():
     def with_our_path(server: forkserver.ForkServer) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not get ours otherwise
+            held_back = signal.pthread_sigmask(signal.SIG_SETMASK, ())  # its children would get that from it
             ensure_running(server)
+            signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_processes, "START_METHOD", "forkserver")
