@@ -71,7 +71,14 @@ def real_nuscenes(real_data) -> Path:
 
 
 # What tests run there, and what torch would import at the first step of a training.
-PRELOADED = ("tiny", "distillation_in_child", "in_children", "zarr", "torch._dynamo", "torch.utils.tensorboard")
+PRELOADED = (
+    "tiny",
+    "distillation_in_child",
+    "in_children",
+    "zarr",
+    "torch._dynamo",
+    "tensorboard.compat.proto.event_pb2",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
