@@ -110,6 +110,11 @@ def _student_of(
             for name, value in expected.items()
             if name in tensors and tensors[name].shape != value.shape
         ],
+        "not floating-point": [
+            f"{name} {tensors[name].dtype}"
+            for name, value in expected.items()
+            if name in tensors and value.is_floating_point() and not tensors[name].is_floating_point()
+        ],
     }
     if any(differences.values()):
         raise _not_a_student(path, listed(differences))
