@@ -63,7 +63,11 @@ def written_aside(path: Path, error: type[ScalrError], *, keep: Path | None = No
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask, or the folder, asks for
         yield temporary
+        if temporary.stat().st_mode != mode:  # safetensors replaces the file by one that only its owner can read
+            temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         require_held(path)
@@ -73,7 +77,7 @@ def written_aside(path: Path, error: type[ScalrError], *, keep: Path | None = No
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as problem:  # the system, torch's writer, that of safetensors
         raise error(
-            f"the file cannot be written ({first_line(problem)})",
+            f"the file cannot be written ({_reason(problem)})",
             where=path,
             fix="Make room there, or choose another path.",
         ) from None
@@ -133,6 +137,12 @@ def listed(kinds: Mapping[str, Sequence[str]]) -> str:
         f"{len(keys)} {kind}: {', '.join(keys[:most])}{' …' if len(keys) > most else ''}"
         for kind, keys in there.items()
     )
+
+
+def _reason(problem: Exception) -> str:
+    """The first line of an error, or that of the system's error which torch hides behind one of its own."""
+    hidden = problem.__context__ if isinstance(problem, RuntimeError) else None
+    return first_line(hidden if isinstance(hidden, OSError) else problem)
 
 
 def _what_it_names(error: pickle.UnpicklingError) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -109,6 +110,11 @@ def _student_of(
             for name, value in expected.items()
             if name in tensors and tensors[name].shape != value.shape
         ],
+        "not floating-point": [
+            f"{name} {tensors[name].dtype}"
+            for name, value in expected.items()
+            if name in tensors and value.is_floating_point() and not tensors[name].is_floating_point()
+        ],
     }
     if any(differences.values()):
         raise _not_a_student(path, listed(differences))
@@ -128,9 +134,11 @@ def write_official(student: Student, path: Path) -> None:
         StudentError: the file cannot be written.
     """
     tensors = {name: value.cpu() for name, value in official_tensors(student).items()}
+    content = BytesIO()  # torch's own writer does not say that a disk is full
+    # ScaLR reads "model_point", WaffleIron "net"; torch stores tensors that are shared once.
+    torch.save({"model_point": tensors, "net": tensors}, content)
     with written_aside(path, StudentError) as temporary:
-        # ScaLR reads "model_point", WaffleIron "net"; torch stores tensors that are shared once.
-        torch.save({"model_point": tensors, "net": tensors}, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:

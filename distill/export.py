@@ -6,6 +6,7 @@ part of it. It fills whole planes: crops would have sizes that depend on the poi
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,10 @@ def export_student(student: Student, path: Path) -> None:
         program = torch.export.export(
             _OneScan(student).eval(), inputs, dynamic_shapes=({0: points}, {0: points}, {1: points})
         )
-    with written_aside(path, StudentError) as temporary, temporary.open("wb") as file:
-        torch.export.save(program, file)
+    content = BytesIO()  # on a full disk, torch's own writer ends the process
+    torch.export.save(program, content)
+    with written_aside(path, StudentError) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def _example(config: InputConfig) -> ScanInput:

@@ -228,7 +228,7 @@ def evaluation_input(
     Raises:
         StudentError: nothing in the field of view, a coordinate that is not finite, or points of another shape.
     """
-    points = _as_float32(points)
+    points = as_float32(points, "points", where="scan", fix="Pass x, y, z in metres and raw intensity")
     _check_points(points)
     kept = voxel_representatives(points[:, :3], config.voxel_size_m)
     kept = kept[inside_field_of_view(points[kept, :3], config)]
@@ -371,20 +371,30 @@ def _kept_tree(points: np.ndarray) -> Tree:
     return build_tree(points[:, :3])
 
 
-def _as_float32(points: ArrayLike) -> np.ndarray:
-    """In the machine's byte order: what the compiled loops read."""
+def as_float32(values: ArrayLike, what: str, *, where: str, fix: str) -> np.ndarray:
+    """Numbers of any kind in the machine's byte order: what the compiled loops read.
+
+    Args:
+        values: an array, a tensor of the CPU, or rows of numbers.
+        what, where, fix: of errors: what the values are, what they are given to, what to give instead.
+
+    Raises:
+        StudentError: they are no array of numbers, or values are masked.
+    """
     try:
-        values = np.asarray(points)
+        array = np.ma.asanyarray(values) if np.ma.isMaskedArray(values) else np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths; a tensor of a GPU
         raise StudentError(
-            f"points are no array ({shortened(error)})", where="scan", fix="Pass a numpy array or a list of rows"
+            f"{what} are no array ({shortened(error)})", where=where, fix="Pass a numpy array or a list of rows"
         ) from None
-    if values.dtype.kind not in "fiu":
+    if array.dtype.kind not in "fiu":
+        raise StudentError(f"{what} are {array.dtype}, not numbers", where=where, fix=fix)
+    if np.ma.is_masked(array):
         raise StudentError(
-            f"points are {values.dtype}, not numbers", where="scan", fix="Pass x, y, z in metres and raw intensity"
+            f"{what} have {np.ma.count_masked(array)} masked values", where=where, fix="Remove these rows"
         )
     with np.errstate(over="ignore"):  # what float32 does not hold is not finite then, and refused
-        return values.astype(np.float32, copy=False)
+        return np.asarray(array).astype(np.float32, copy=False)
 
 
 def _check_points(points: np.ndarray) -> None:

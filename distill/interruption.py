@@ -8,7 +8,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 STOP = (signal.SIGTERM, signal.SIGINT)  # what schedulers and people send before they kill
 SAVE = signal.SIGUSR1  # what schedulers can be told to send some time before the end
+SIGNALS = (*STOP, SAVE)
 SAME_KEYPRESS_SECONDS = 1
 WORKER_GRACE_SECONDS = 30  # after SIGTERM; schedulers kill about as late
 # A checkpoint is what torch writes and reads, this, and the SHA-256 of what torch wrote.
@@ -50,7 +54,7 @@ class Signals:
     def __enter__(self) -> Signals:
         self._before = {}
         if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
-            self._before = {number: signal.signal(number, self._note) for number in (*STOP, SAVE)}
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,12 +72,28 @@ class Signals:
             raise KeyboardInterrupt
 
 
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Hold signals back while a loader's workers are started; each lets them through when it has handlers of its own.
+
+    A worker inherits that from this process. Without it, a signal would end a worker that is still importing.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # the first worker starts it otherwise, and that lets signals through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_signals_to_the_trainer(_: int = 0) -> None:
     """In a loader's worker: schedulers and terminals signal all processes, but the trainer still needs its samples."""
     for number in (signal.SIGINT, SAVE):
         signal.signal(number, signal.SIG_IGN)
     # Not ignored for good: a process that ends waits for workers that it has sent this.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # as `starting_workers` left them
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ScalrError, StudentError
 from ..worker_processes import worker_context
-from .interruption import leave_signals_to_the_trainer
+from .interruption import leave_signals_to_the_trainer, starting_workers
 from .processes import num_processes, process_index
 
 
@@ -151,7 +151,9 @@ class EpochLoader:
             ScalrError: what a sample could not be made for.
         """
         self._batches.epoch, self._batches.first_step = epoch, first_step
-        for batch in self._loader:
+        with starting_workers():
+            batches = iter(self._loader)
+        for batch in batches:
             if isinstance(batch, ScalrError):
                 raise batch
             yield batch

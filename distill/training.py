@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import time
@@ -187,8 +188,7 @@ class _Trainer:
         self.config, self.steps_per_epoch, self.device = config, steps_per_epoch, device
         self.objective, self.observer, self.checkpoints = objective, observer, checkpoints
         self.parameters = [each for each in objective.parameters() if each.requires_grad]
-        # Statistics of batch norm are the same everywhere: there is nothing to broadcast.
-        self.parallel = DistributedDataParallel(objective, broadcast_buffers=False) if num_processes() > 1 else None
+        self.parallel = _in_parallel(objective) if num_processes() > 1 else None
         groups = _grouped_by_scale(objective, learning_rate_scale)
         self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
@@ -349,6 +349,13 @@ class _Trainer:
                 where=self.checkpoints.path,
                 fix="Run the same command with --resume to go on.",
             )
+
+
+def _in_parallel(objective: nn.Module) -> DistributedDataParallel:
+    """Statistics of batch norm are the same everywhere: there is nothing to broadcast."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
+    return DistributedDataParallel(objective, **{name: False})
 
 
 class _LocalSums:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Mapping, Sequence
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import StudentError
@@ -26,11 +29,8 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, more_fields: Sequence[str] = (), steps: int = 0) -> None:
-        # Imported here: a machine that only uses trained students need not have it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        path, self._fields = folder / "log.csv", (*FIELDS, *more_fields)
-        try:
+        self._folder, path, self._fields = folder, folder / "log.csv", (*FIELDS, *more_fields)
+        with self._errors_said():
             folder.mkdir(parents=True, exist_ok=True)
             kept = [row for row in read_log(path) if int(row["step"]) <= steps] if steps else []
             aside = path.with_name(".log.csv")
@@ -40,22 +40,70 @@ class TrainingLog:
             self._rows.writerows(kept)
             self._file.flush()
             os.replace(aside, path)
-            self._tensorboard = SummaryWriter(str(folder), purge_step=steps + 1 if steps else None)
-        except OSError as error:
-            raise StudentError(
-                f"the log cannot be written ({error.strerror})", where=folder, fix="Choose another --out."
-            ) from None
+            self._events = _Events(folder, purge_step=steps + 1 if steps else None)
 
     def write(self, row: Mapping[str, float]) -> None:
-        self._rows.writerow(row)
-        self._file.flush()  # so that a killed run keeps its curve
-        for name, value in row.items():
-            if name not in ("step", "epoch"):
-                self._tensorboard.add_scalar(name, value, row["step"])
+        """Append a row, at once, so that a killed run keeps its curve.
+
+        Raises:
+            StudentError: it cannot be written, for example on a full disk.
+        """
+        with self._errors_said():
+            self._rows.writerow(row)
+            self._file.flush()
+            self._events.write(
+                row["step"], {name: value for name, value in row.items() if name not in ("step", "epoch")}
+            )
 
     def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        for each in (self._file, self._events):
+            with suppress(OSError):  # each row has been written before; what could not be, was an error then
+                each.close()
+
+    @contextmanager
+    def _errors_said(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StudentError(
+                f"the log cannot be written ({error.strerror})",
+                where=self._folder,
+                fix="Make room there, or choose another --out.",
+            ) from None
+
+
+class _Events:
+    """A file of events for TensorBoard.
+
+    Its own writers work in a thread, which on a full disk ends with a traceback.
+
+    Args:
+        purge_step: events of files before this one count up to this step; None where there are none.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        # Imported here: a machine that only uses trained students need not have it.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("xb"))
+        self._add(file_version="brain.Event:2")
+        if purge_step is not None:
+            self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add(step=step, summary=self._summary(value=values))
+
+    def close(self) -> None:
+        self._records.close()
+
+    def _add(self, **content: object) -> None:
+        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+        self._records.flush()
 
 
 def read_log(path: Path) -> list[dict[str, str]]:

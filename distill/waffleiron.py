@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import StudentError
 from ..extract.intensity import IntensityStatistics, intensity_statistics
 from ..settings import Settings, at_least, below, up_to
-from .inputs import POINT_FEATURES, InputConfig, PackedBatch, ScanInput, evaluation_input, inputs_for, pack
+from .inputs import POINT_FEATURES, InputConfig, PackedBatch, ScanInput, as_float32, evaluation_input, inputs_for, pack
 from .occupied_cells import depthwise, occupied_cells
 from .processes import BatchNorm
 
@@ -40,6 +40,7 @@ Head = Literal["linear", "mlp", "probe"]  # of ScaLR, of ScaLR+, and of models p
 
 NORMS = {"batch": BatchNorm, "layer": nn.LayerNorm}
 ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
+FEATURES_WANTED = "Pass what student.extract gives: (N, width)."
 HEAD_HIDDEN = 2048  # channels between the two layers of the ScaLR+ head
 # Rows at a time where nothing depends on all of them: on a CPU what fits its cache, else what fits its memory.
 CPU_CHUNK, DEVICE_CHUNK = 2048, 131072
@@ -104,13 +105,27 @@ class Student(nn.Module):
         return self.waffleiron(self.embed(batch.features, batch.neighbours), batch)
 
     @torch.no_grad()
-    def project(self, features: torch.Tensor) -> torch.Tensor:
+    def project(self, features: torch.Tensor | ArrayLike) -> torch.Tensor:
         """(..., C) features -> (..., D), in the teacher's space: without gradients and in eval mode, as `extract`.
 
         What trains calls the student itself, or `tokens` and the head, `classif`.
+
+        Args:
+            features: numbers of any kind, on any device; taken to the student's.
+
+        Raises:
+            StudentError: no numbers, or not as many for a point as the student is wide.
         """
+        if not isinstance(features, torch.Tensor):
+            features = torch.from_numpy(as_float32(features, "features", where="project", fix=FEATURES_WANTED))
+        if features.shape[-1:] != (self.width,) or features.is_complex():
+            raise StudentError(
+                f"features are {features.dtype} of shape {tuple(features.shape)}, and the student is {self.width} wide",
+                where="project",
+                fix=FEATURES_WANTED,
+            )
         with _eval_mode(self):
-            return self.classif(features)
+            return self.classif(features.to(next(self.classif.parameters())))
 
     def compile_layers(self) -> None:
         """Let torch.compile make the kernels of what works point by point, from their next use on.

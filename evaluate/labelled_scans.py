@@ -25,6 +25,7 @@ from ..distill.inputs import (
     scan_input,
     voxel_representatives,
 )
+from ..distill.interruption import leave_signals_to_the_trainer, starting_workers
 from ..distill.training import Batch
 from ..errors import DatasetError, ScalrError
 from ..extract.datasets.frame import Dataset
@@ -175,8 +176,11 @@ class EvaluationScans(TorchDataset):
             sampler=list(numbers),
             num_workers=workers,
             multiprocessing_context=worker_context() if workers else None,
+            worker_init_fn=leave_signals_to_the_trainer,
         )
-        for scan in loader:
+        with starting_workers():
+            scans = iter(loader)
+        for scan in scans:
             if isinstance(scan, ScalrError):
                 raise scan
             yield scan

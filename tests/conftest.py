@@ -71,7 +71,14 @@ def real_nuscenes(real_data) -> Path:
 
 
 # What tests run there, and what torch would import at the first step of a training.
-PRELOADED = ("tiny", "distillation_in_child", "in_children", "zarr", "torch._dynamo", "torch.utils.tensorboard")
+PRELOADED = (
+    "tiny",
+    "distillation_in_child",
+    "in_children",
+    "zarr",
+    "torch._dynamo",
+    "tensorboard.compat.proto.event_pb2",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,7 +92,9 @@ def one_server_of_children():
     def with_our_path(server: forkserver.ForkServer) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server does not get ours otherwise
+            held_back = signal.pthread_sigmask(signal.SIG_SETMASK, ())  # its children would get that from it
             ensure_running(server)
+            signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_processes, "START_METHOD", "forkserver")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,29 @@ def test_the_file_before_stays_where_the_disk_is_full(tmp_path, monkeypatch, nam
         WRITERS[name](path)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_the_system_says_is_told_whichever_library_writes(tmp_path, name):
+    """Here a limit of bytes for a file stands for a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        with pytest.raises(ScalrError, match=r"cannot be written \(.*File too large"):
+            WRITERS[name](tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_is_for_those_whom_the_umask_lets_read_it(tmp_path, name):
+    before = os.umask(0o027)
+    try:
+        WRITERS[name](tmp_path / name)
+    finally:
+        os.umask(before)
+    assert oct((tmp_path / name).stat().st_mode & 0o777) == "0o640"
 
 
 def test_the_file_before_is_kept_where_that_is_asked_for(tmp_path):

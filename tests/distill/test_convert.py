@@ -206,6 +206,14 @@ class Payload:
         (official() | {"classif.weight": torch.zeros(6, 8, 1, dtype=torch.complex64)}, "no model_point, model_points"),
         (official() | {"classif.weight": torch.zeros(6, 8).to_sparse()}, "no model_point, model_points"),
         ([1, 2], "no model_point, model_points, net, state_dict, model with tensors"),
+        (
+            official() | {"classif.weight": torch.zeros(6, 8, 1).bool()},
+            "1 not floating-point: classif.weight torch.bool",
+        ),
+        (
+            {name: value.int() for name, value in official().items()},
+            "not floating-point: embed.norm.weight torch.int32",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path, capsys, content, what):

@@ -6,6 +6,8 @@ import csv
 import errno
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,13 @@ from distillation_in_child import EPOCHS, Moments, distill_in_child
 from durable_moves import DurableMoves
 from moments import Child
 from scalr.distill import interruption
-from scalr.distill.interruption import Checkpoints, Signals, checkpoints_at, leave_signals_to_the_trainer
+from scalr.distill.interruption import (
+    Checkpoints,
+    Signals,
+    checkpoints_at,
+    leave_signals_to_the_trainer,
+    starting_workers,
+)
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
 from scalr.distill.run_record import RunRecord
@@ -26,6 +34,7 @@ from scalr.distill.training import _Trainer
 from scalr.errors import ScalrError, StudentError
 from tiny import TinyDataset, extract_with, tiny_teachers
 
+GROUP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}  # that terminals and schedulers send to all processes
 STEPS = 3 * EPOCHS  # of six frames, two a batch: most moments are in the middle of an epoch
 
 
@@ -162,12 +171,32 @@ def test_a_loader_s_worker_outlives_the_signals_that_the_trainer_acts_on(monkeyp
     handlers, alarms = {}, []
     monkeypatch.setattr(signal, "signal", handlers.__setitem__)
     monkeypatch.setattr(signal, "alarm", alarms.append)
-    leave_signals_to_the_trainer(3)
+    with starting_workers():
+        leave_signals_to_the_trainer(3)
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & GROUP_SIGNALS
     assert handlers.pop(signal.SIGINT) == handlers.pop(signal.SIGUSR1) == signal.SIG_IGN
     handlers.pop(signal.SIGTERM)(signal.SIGTERM, None)
     assert not handlers
     assert len(alarms) == 1
     assert 10 <= alarms[0] <= 60
+
+
+def test_a_worker_that_starts_gets_no_signal_before_it_can_obey(monkeypatch):
+    """Its imports take seconds. The start of the tracker, which comes with the first worker, lets signals through."""
+
+    def starts_tracker():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
+
+    monkeypatch.setattr(interruption.resource_tracker, "ensure_running", starts_tracker)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    says_pending = "import signal; input(); print(sorted(map(int, signal.sigpending())))"
+    with starting_workers():
+        worker = subprocess.Popen([sys.executable, "-c", says_pending], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    for number in GROUP_SIGNALS:
+        worker.send_signal(number)
+    said, _ = worker.communicate(b"\n", timeout=60)
+    assert said.decode().strip() == str(sorted(map(int, GROUP_SIGNALS)))
 
 
 def test_a_save_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):

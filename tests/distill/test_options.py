@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,13 @@ import torch
 
 from calls import SeenEnough, calls_of
 from scalr.distill import run, sampling
+from scalr.distill.inputs import InputConfig
+from scalr.distill.interruption import leave_signals_to_the_trainer
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
 from scalr.distill.sampling import EpochLoader
+from scalr.evaluate import labelled_scans
+from scalr.evaluate.labelled_scans import EvaluationScans
 from scalr.worker_processes import worker_context
 
 OVERRIDES = (
@@ -104,3 +109,25 @@ def test_a_loader_uses_the_machine_as_it_is_told(monkeypatch, workers, device):
     assert options["pin_memory"] is (device == "cuda")
     assert options["worker_init_fn"] is sampling.leave_signals_to_the_trainer
     assert dataset is not None
+
+
+class NotesWhatIsHeldBack:
+    """In place of a DataLoader, which starts its workers when it is asked for the first batch."""
+
+    def __init__(self, *_: object, **options: object) -> None:
+        self.options = options
+
+    def __iter__(self):
+        held_back = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return iter([held_back] if self.options["worker_init_fn"] is leave_signals_to_the_trainer else [])
+
+
+def test_signals_are_held_back_while_workers_start_and_no_longer(monkeypatch):
+    for module in (sampling, labelled_scans):
+        monkeypatch.setattr(module, "DataLoader", NotesWhatIsHeldBack)
+    calls_of(monkeypatch, labelled_scans, "intensity_of")
+    loader = EpochLoader([range(2)], list, batch_size=2, seed=0, workers=1, device=torch.device("cpu"))
+    scans = EvaluationScans(SimpleNamespace(), InputConfig())
+    for read in (loader(0), scans.read([0], workers=1)):
+        assert {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1} <= next(read)
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import distributed, nn
 
 from bars import Bars
 from scalr.distill import training
@@ -410,3 +412,13 @@ def test_losses_of_samples_are_for_parts_where_there_are_any():
         local.add(batch, 0.5, of_samples, lambda sample: 1)
         assert local.values == [0.5, 4, *sums]
         assert local.offenders == ["b"]
+
+
+def test_processes_do_not_broadcast_statistics_and_torch_has_nothing_to_warn_of():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings(action="error"):
+            parallel = training._in_parallel(nn.BatchNorm1d(2))
+        assert not parallel.will_sync_module_buffers()
+    finally:
+        distributed.destroy_process_group()

@@ -1,49 +1,42 @@
 from __future__ import annotations
 
 import csv
+import resource
+import time
+from pathlib import Path
 
 import pytest
-from torch.utils import tensorboard
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from scalr.distill.training_log import FIELDS, TrainingLog, read_log
 from scalr.errors import StudentError
 
 
-@pytest.fixture
-def events(monkeypatch):
-    """What TensorBoard is given."""
-    seen = []
-
-    class Writer:
-        def __init__(self, folder, purge_step):
-            seen.append(("open", folder, purge_step))
-
-        def add_scalar(self, name, value, step):
-            seen.append((name, value, step))
-
-        def close(self):
-            seen.append("close")
-
-    monkeypatch.setattr(tensorboard, "SummaryWriter", Writer)
-    return seen
+def events(folder: Path) -> list[Event]:
+    """What TensorBoard reads there."""
+    return [event for path in sorted(folder.glob("events.*")) for event in LegacyEventFileLoader(str(path)).Load()]
 
 
-def test_a_row_is_a_line_and_events(tmp_path, events):
+def test_a_row_is_a_line_and_events(tmp_path):
     """At once, so that a killed run keeps its curve; columns that a row has not stay empty."""
     log = TrainingLog(tmp_path / "run", ["loss_a", "loss_b"])
     log.write({"step": 1, "epoch": 0, "loss": 0.5, "loss_b": 2.0})
     with (tmp_path / "run/log.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [[*FIELDS, "loss_a", "loss_b"], ["1", "0", "0.5", "", "", "", "", "", "2.0"]]
-    assert events == [("open", str(tmp_path / "run"), None), ("loss", 0.5, 1), ("loss_b", 2.0, 1)]
+    version, event = events(tmp_path / "run")
+    assert version.file_version == "brain.Event:2"
+    assert event.step == 1
+    assert event.wall_time == pytest.approx(time.time(), abs=60)
+    assert [(each.tag, each.simple_value) for each in event.summary.value] == [("loss", 0.5), ("loss_b", 2.0)]
     log.close()
-    assert events[3:] == ["close"]
     with pytest.raises(ValueError, match="closed"):
         log.write({"step": 2})
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["log.csv"]
+    assert sorted(path.name.split(".")[0] for path in (tmp_path / "run").iterdir()) == ["events", "log"]
 
 
-def test_a_resumed_log_is_whole_before_its_first_row(tmp_path, events):
+def test_a_resumed_log_is_whole_before_its_first_row(tmp_path):
     """As others see it, who look while the first step is made; values that are no columns are left out."""
     log = TrainingLog(tmp_path / "runs/one")
     log.write({"step": 1, "epoch": 0, "loss": 1.0, "loss_of_nobody": 3.0})
@@ -57,13 +50,13 @@ def test_fields_are_those_of_the_docs():
     assert FIELDS == ("step", "epoch", "loss", "learning_rate", "gradient_norm", "points_per_second", "data_wait")
 
 
-def test_events_of_steps_that_are_made_again_are_purged(tmp_path, events):
+def test_events_of_steps_that_are_made_again_are_purged(tmp_path):
     TrainingLog(tmp_path).close()
     TrainingLog(tmp_path, steps=7).close()
-    assert [event[2] for event in events if event[0] == "open"] == [None, 8]
+    assert [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START] == [8]
 
 
-def test_a_log_of_another_run_is_replaced(tmp_path, events):
+def test_a_log_of_another_run_is_replaced(tmp_path):
     for _ in range(2):
         log = TrainingLog(tmp_path)
         log.write({"step": 1, "epoch": 0, "loss": 1.0})
@@ -85,8 +78,28 @@ def test_a_log_goes_on_where_the_checkpoint_was(tmp_path):
 
 def test_a_log_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "run").write_text("a file in its place")
-    with pytest.raises(StudentError, match=r"run: the log cannot be written \(File exists\)\. Choose another --out"):
+    with pytest.raises(StudentError, match=r"run: the log cannot be written \(File exists\)\. Make room there"):
         TrainingLog(tmp_path / "run")
+
+
+@pytest.mark.parametrize("more", [10, 100])  # bytes that fit: not the row of the log, or that and not the events
+def test_a_disk_that_is_full_during_a_run_is_said(tmp_path, more):
+    """Here a limit of bytes for a file stands for it."""
+    log = TrainingLog(tmp_path)
+    size = (tmp_path / "log.csv").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + more, hard))
+    try:
+        with pytest.raises(StudentError, match=r"the log cannot be written \(File too large\)\. Make room"):
+            _write_rows(log)
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _write_rows(log: TrainingLog) -> None:
+    for step in range(9):
+        log.write({"step": step, "epoch": 0, "loss": 1.0})
 
 
 def test_what_is_damaged_in_a_log_is_left_out(tmp_path):

@@ -403,11 +403,44 @@ def test_points_are_numbers_of_any_kind(dtype):
         (np.full((3, 4), 1e300), "3 of 3 points are not finite"),
         ([1.0, 2.0, 3.0, 4.0], r"points have shape \(4,\)"),
         ([], r"points have shape \(0,\)"),
+        (np.ma.masked_greater(np.eye(4), 0.5), "points have 4 masked values. Remove these rows"),
     ],
 )
 def test_what_is_no_scan_is_said(points, message):
     with pytest.raises(StudentError, match=message):
         student(dtype=torch.float32).extract(points, UNIT)
+
+
+def test_a_masked_array_without_masked_values_is_a_scan():
+    points = points_between(0, 60, SMALL.fov_min_m, SMALL.fov_max_m)
+    module = student(dtype=torch.float32)
+    assert torch.equal(module.extract(np.ma.array(points, mask=False), UNIT), module.extract(points, UNIT))
+
+
+@pytest.mark.parametrize("kind", ["numpy", "tolist", "double", "half", "bfloat16", "int"])
+def test_numbers_of_any_kind_can_be_projected(kind):
+    """Such as those that were kept as float16 to save space."""
+    module = student(dtype=torch.float32)
+    features = torch.arange(2.0 * module.width).reshape(2, module.width)
+    projected = module.project(getattr(features, kind)())
+    assert projected.dtype == torch.float32
+    assert torch.equal(projected, module.project(features))
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (torch.zeros(3, 7), r"features are torch.float32 of shape \(3, 7\), and the student is \d+ wide\. Pass what"),
+        (np.zeros(()), r"of shape \(\)"),
+        (torch.zeros(3, 8, dtype=torch.complex64), "features are torch.complex64"),
+        ([["a"] * 8], "features are <U1, not numbers"),
+        ([[1, 2], [1]], "features are no array"),
+        (np.ma.masked_equal(np.zeros((1, 8)), 0), "features have 8 masked values"),
+    ],
+)
+def test_what_are_no_features_is_said(features, message):
+    with pytest.raises(StudentError, match=message):
+        student(dtype=torch.float32).project(features)
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "probe"])
