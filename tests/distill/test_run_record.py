@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 
-from scalr.distill.run_record import RunRecord, read_record, record_of, run_record, settings_sha256, write_record
+from scalr.distill.run_record import RunRecord, read_record, record_of, run_record, write_record
 from scalr.errors import StudentError
+from scalr.json_text import sha256_of_values
 
 SETTINGS = {"kind": "c", "recipe": {"epochs": 25, "planes": [[1, 2], [3, 4]]}, "teachers": {"t": {"dim": 4}}}
 
@@ -33,7 +34,7 @@ def test_tuples_are_the_lists_that_come_back(tmp_path):
 
 
 def test_the_digest_is_of_all_settings_and_of_nothing_else(record):
-    assert settings_sha256({"b": 1, "a": {"d": 2, "c": 3}}) == settings_sha256({"a": {"c": 3, "d": 2}, "b": 1})
+    assert sha256_of_values({"b": 1, "a": {"d": 2, "c": 3}}) == sha256_of_values({"a": {"c": 3, "d": 2}, "b": 1})
     other_machine = run_record(SETTINGS, torch.device("cpu"), workers=8)
     assert other_machine.values["settings_sha256"] == record.values["settings_sha256"]
     other = run_record({**SETTINGS, "seed": 1}, torch.device("cpu"))
