@@ -126,8 +126,7 @@ def _train(config: DistillConfig, device: torch.device, lock: Lock | None) -> fl
     if before is not None:
         record.require_same(before.settings, config.out / CONFIG)
     if config.resume and _seen_by_all((path,), device):
-        load_student(path)  # whole
-        record.require_made_with(student_provenance(path), path)
+        record.require_made_with(_provenance_of_whole(path), path)
         logger.info("%s: finished already", path)
         checkpoints.remove()  # where it was killed in between
         return None
@@ -177,6 +176,19 @@ def _train(config: DistillConfig, device: torch.device, lock: Lock | None) -> fl
         save_student(student, path, record.values)
         checkpoints.remove()
     return result.data_wait
+
+
+def _provenance_of_whole(path: Path) -> dict:
+    """What a finished student says of its run, where all of its file is as it was written."""
+    try:
+        load_student(path)
+        return student_provenance(path)
+    except StudentError as error:
+        raise StudentError(
+            f"the finished student cannot be used: {error.what}",
+            where=path,
+            fix="Remove it and run the same command with --resume: it trains anew.",
+        ) from None
 
 
 def _record_of_start(config: DistillConfig, device: torch.device) -> RunRecord | None:

@@ -73,6 +73,7 @@ class RunRecord(NamedTuple):
             raise StudentError(
                 "it does not say with which settings it was made", where=where, fix="Choose another --out."
             )
+        require_kind(theirs.settings, self.settings["kind"], where)
         self.require_same(theirs.settings, where)
 
     def say_changes_of_machine(self, before: Mapping[str, Any]) -> None:
@@ -80,6 +81,20 @@ class RunRecord(NamedTuple):
         found = "; ".join(_differences(before, self.machine))
         if found:
             logger.warning("the machine is used otherwise than before (%s): the last bits of results may differ", found)
+
+
+def require_kind(settings: Mapping[str, Any], kind: str, where: Path) -> None:
+    """Refuse the settings of another command.
+
+    Raises:
+        StudentError: they are.
+    """
+    if settings.get("kind") != kind:
+        raise StudentError(
+            f"the run in this folder is a {_shown(settings.get('kind', NOT_SET))}, not a {kind}",
+            where=where,
+            fix="Choose another --out.",
+        )
 
 
 def run_record(settings: Mapping[str, Any], device: torch.device, **machine: Any) -> RunRecord:

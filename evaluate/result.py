@@ -29,7 +29,7 @@ RECORD = "run"  # in a result, and in the header of a model: the record of the r
 DIGEST = "sha256"  # of all other values of a result, as they are read
 ON_EVERY_CARD = (
     *("title", "setting", "departures", "departures_of_protocol", "figures", "interval_95"),
-    *("model", "protocol", "provenance", DIGEST),
+    *("model", "protocol", "provenance", RECORD, DIGEST),
 )
 RUN_AGAIN = "Remove it and run the evaluation again."
 ABSENT_AS_0 = "absent classes as 0"  # of figures from SemanticKITTI's own mean

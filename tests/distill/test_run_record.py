@@ -131,5 +131,5 @@ def test_a_result_without_a_record_is_no_result_of_this_run(record, tmp_path):
     record.require_made_with(record.values, tmp_path)
     with pytest.raises(StudentError, match="it does not say with which settings it was made"):
         record.require_made_with(yaml.safe_load("distilled: {}"), tmp_path)
-    with pytest.raises(StudentError, match="kind was other and is c"):
+    with pytest.raises(StudentError, match="the run in this folder is a other, not a c"):
         record.require_made_with(run_record({**SETTINGS, "kind": "other"}, torch.device("cpu")).values, tmp_path)
