@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,6 +58,17 @@ class DistillConfig(Settings):
     checkpoint_minutes: Amount = 10.0
     quick_probe: QuickProbe | None = None  # the student while it trains -> mIoU
     eval_every: Count = 1  # epochs between two quick probes
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        places = [os.path.realpath(path) for path in self.caches]
+        for number, path in enumerate(self.caches):
+            if places[number] in places[:number]:
+                raise StudentError(
+                    "this store is given twice",
+                    where=path,
+                    fix="Name each --cache once; sampling.store_weights says how often each is learnt from.",
+                )
 
 
 @dataclass(frozen=True)
