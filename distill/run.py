@@ -65,8 +65,8 @@ class DistillConfig(Settings):
         for number, path in enumerate(self.caches):
             if places[number] in places[:number]:
                 raise StudentError(
-                    "this store is given twice",
-                    where=path,
+                    f"the store {path} is given twice",
+                    where="--cache",
                     fix="Name each --cache once; sampling.store_weights says how often each is learnt from.",
                 )
 
