@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -11,6 +12,11 @@ from typing import Any
 def json_text(value: Any, indent: int | None = None) -> str:
     """Plain values, arrays and paths as JSON."""
     return json.dumps(_plain(value), indent=indent, allow_nan=False, default=str)
+
+
+def sha256_of_values(values: Any) -> str:
+    """One digest of plain JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

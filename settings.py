@@ -121,7 +121,7 @@ def checked(value: Any, kind: Any, where: str, error: type[ScalrError] = ScalrEr
     try:
         return _fitted(value, kind)
     except (ValueError, OverflowError):
-        raise _refused(value, where, f"Give {_wanted(kind)}.", error) from None
+        raise _refused(value, where, _advice(kind, where), error) from None
 
 
 def shown(value: Any) -> str:
@@ -243,6 +243,14 @@ _NAMES = {
     Path: "a path",
     NoneType: "null",
 }
+
+
+def _advice(kind: Any, where: str) -> str:
+    """What to give. An option of the command line takes no null: it is left out."""
+    parts = get_args(kind)
+    if where.startswith("--") and NoneType in parts:
+        return f"Give {' or '.join(_wanted(part) for part in parts if part is not NoneType)}, or leave it out."
+    return f"Give {_wanted(kind)}."
 
 
 def _wanted(kind: Any) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..errors import StoreError, StudentError
 from ..extract.store import SCANS, FeatureStore, Source
 from ..extract.store.format import index_path
-from .run_record import RunRecord
+from .run_record import RunRecord, require_kind
 
 KIND = "distillation"
 
@@ -94,10 +94,7 @@ def started(record: RunRecord, path: Path) -> Started:
         StudentError: it is another command's.
     """
     settings = record.settings
-    if settings["kind"] != KIND:
-        raise StudentError(
-            f"the run in this folder is a {settings['kind']}, not a {KIND}", where=path, fix="Choose another --out."
-        )
+    require_kind(settings, KIND, path)
     sources = tuple(
         tuple((source["dataset"], source["split"]) for source in store["sources"]) for store in settings["stores"]
     )

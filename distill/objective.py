@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..settings import PositiveAmount, Settings, Weight, at_least, up_to
+from ..settings import Settings, Weight, at_least, up_to
 from .dataset import DistillBatch
 from .losses import contrastive_loss, cosine_loss, similarity_loss, smooth_loss
 from .waffleiron import Student
 
 Loss = Literal["similarity", "cosine", "smooth", "contrastive"]
 TargetHead = Literal["none", "linear"]
+Temperature = Annotated[float, at_least(1e-4), up_to(10_000)]  # of cosines: float32 holds their exponents
 
 OF_EACH_PAIR: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "similarity": similarity_loss,
@@ -36,7 +37,7 @@ class ObjectiveConfig(Settings, section="objective"):
     loss: Loss = "similarity"
     # Teacher -> weight of its unit vector in the joint target; empty takes the store's only one.
     teachers: dict[str, Weight] = field(default_factory=dict)
-    temperature: PositiveAmount = 0.07  # contrastive only, as all below
+    temperature: Temperature = 0.07  # contrastive only, as all below
     contrastive_pairs: Annotated[int, at_least(1), up_to(1_000_000)] = 4096  # drawn from a batch
     target_head: TargetHead = "none"  # linear: targets are projected too, by weights that are learnt
     target_head_channels: Annotated[int, at_least(1), up_to(65536)] = 64

@@ -29,6 +29,11 @@ class Recipe(Settings, section="recipe"):
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.student.head == "probe":  # which has seen labels
+            raise self.student.refused("head", "probe", "Use linear or mlp: probing and finetuning make that head.")
+
 
 SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Recipe)}
 

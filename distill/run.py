@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,6 +58,17 @@ class DistillConfig(Settings):
     checkpoint_minutes: Amount = 10.0
     quick_probe: QuickProbe | None = None  # the student while it trains -> mIoU
     eval_every: Count = 1  # epochs between two quick probes
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        places = [os.path.realpath(path) for path in self.caches]
+        for number, path in enumerate(self.caches):
+            if places[number] in places[:number]:
+                raise StudentError(
+                    f"the store {path} is given twice",
+                    where="--cache",
+                    fix="Name each --cache once; sampling.store_weights says how often each is learnt from.",
+                )
 
 
 @dataclass(frozen=True)
@@ -126,8 +138,7 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
     if before is not None:
         record.require_same(before.settings, config.out / CONFIG)
     if config.resume and _seen_by_all((path,), device):
-        load_student(path)  # whole
-        record.require_made_with(student_provenance(path), path)
+        record.require_made_with(_provenance_of_whole(path), path)
         logger.info("%s: finished already", path)
         checkpoints.remove()  # where it was killed in between
         return None
@@ -177,6 +188,19 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
         save_student(student, path, record.values)
         checkpoints.remove()
     return result.data_wait
+
+
+def _provenance_of_whole(path: Path) -> dict:
+    """What a finished student says of its run, where all of its file is as it was written."""
+    try:
+        load_student(path)
+        return student_provenance(path)
+    except StudentError as error:
+        raise StudentError(
+            f"the finished student cannot be used: {error.what}",
+            where=path,
+            fix="Remove it and run the same command with --resume: it trains anew.",
+        ) from None
 
 
 def _record_of_start(config: DistillConfig, device: torch.device) -> RunRecord | None:

@@ -6,7 +6,6 @@ is written beside them: it may change in between, and then the log says that the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -19,6 +18,7 @@ import yaml
 
 from ..checkpoint_files import shortened, written_aside
 from ..errors import StudentError
+from ..json_text import sha256_of_values
 from .processes import num_processes
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class RunRecord(NamedTuple):
     @property
     def values(self) -> dict[str, Any]:
         """As they are written: the settings by name, the machine, and a digest of the settings."""
-        return {**self.settings, MACHINE: self.machine, DIGEST: settings_sha256(self.settings)}
+        return {**self.settings, MACHINE: self.machine, DIGEST: sha256_of_values(self.settings)}
 
     def require_same(self, other: Mapping[str, Any], where: Path) -> None:
         """Refuse what was made with other settings.
@@ -76,6 +76,7 @@ class RunRecord(NamedTuple):
             raise StudentError(
                 "it does not say with which settings it was made", where=where, fix="Choose another --out."
             )
+        require_kind(theirs.settings, self.settings["kind"], where)
         self.require_same(theirs.settings, where)
         ours = RunRecord({TARGETS: self.machine.get(TARGETS)}, {})
         ours.require_same({TARGETS: theirs.machine.get(TARGETS)}, where)
@@ -97,6 +98,20 @@ class RunRecord(NamedTuple):
             )
 
 
+def require_kind(settings: Mapping[str, Any], kind: str, where: Path) -> None:
+    """Refuse the settings of another command.
+
+    Raises:
+        StudentError: they are.
+    """
+    if settings.get("kind") != kind:
+        raise StudentError(
+            f"the run in this folder is a {_shown(settings.get('kind', NOT_SET))}, not a {kind}",
+            where=where,
+            fix="Choose another --out.",
+        )
+
+
 def run_record(settings: Mapping[str, Any], device: torch.device, **machine: Any) -> RunRecord:
     """The record of a run on a device; `machine` is what else of the machine is chosen."""
     own = {
@@ -106,11 +121,6 @@ def run_record(settings: Mapping[str, Any], device: torch.device, **machine: Any
         "torch": str(torch.__version__),
     }
     return RunRecord(json.loads(json.dumps(settings)), {**own, **machine})
-
-
-def settings_sha256(settings: Mapping[str, Any]) -> str:
-    """One digest of plain values, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
@@ -152,7 +162,7 @@ def record_of(values: Any) -> RunRecord | None:
         return None
     settings = {key: value for key, value in values.items() if key not in (MACHINE, DIGEST)}
     try:
-        whole = settings_sha256(settings) == values.get(DIGEST)
+        whole = sha256_of_values(settings) == values.get(DIGEST)
     except (TypeError, ValueError):  # what JSON does not have, such as dates
         return None
     return RunRecord(settings, dict(values[MACHINE])) if whole else None

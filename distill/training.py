@@ -323,7 +323,9 @@ class _Trainer:
             f"the {what} of step {self.step + 1} is {value}{f'; samples: {listed}' if names else ''}",
             where="training",
             fix="Check the targets of these views, or, where all samples of a step are named, lower"
-            " training.learning_rate.",
+            " training.learning_rate."
+            if names
+            else "Give a lower learning rate, or check the student and the scans that it learns from.",
         )
 
     def _evaluate(self, epoch: int) -> dict[str, float]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoint_files import write_bytes
+from ..checkpoint_files import shortened, write_bytes
 from ..errors import StudentError
 from ..extract.datasets.labels import IGNORE_LABEL
-from ..json_text import json_text
+from ..json_text import json_text, sha256_of_values
 from .origin import description
 from .published import nearest, published_for
 from .scores import Scores
@@ -26,10 +26,12 @@ if TYPE_CHECKING:  # finished runs are compared without torch
 FORMAT = "scalr-result"
 RESULT = "result.json"
 RECORD = "run"  # in a result, and in the header of a model: the record of the run that made it
+DIGEST = "sha256"  # of all other values of a result, as they are read
 ON_EVERY_CARD = (
     *("title", "setting", "departures", "departures_of_protocol", "figures", "interval_95"),
-    *("model", "protocol", "provenance"),
+    *("model", "protocol", "provenance", RECORD, DIGEST),
 )
+RUN_AGAIN = "Remove it and run the evaluation again."
 ABSENT_AS_0 = "absent classes as 0"  # of figures from SemanticKITTI's own mean
 
 
@@ -150,7 +152,8 @@ def write_result(card: ResultCard, out: Path) -> None:
         "provenance": dict(card.provenance),
         RECORD: card.record,
     }
-    for name, text in (("result.md", _as_markdown(card)), (RESULT, json_text(values))):
+    signed = json_text({**values, DIGEST: sha256_of_values(json.loads(json_text(values)))})
+    for name, text in (("result.md", _as_markdown(card)), (RESULT, signed)):
         write_bytes(out / name, f"{text}\n".encode())
 
 
@@ -158,25 +161,25 @@ def read_result(folder: Path) -> dict:
     """The `result.json` of a run.
 
     Raises:
-        StudentError: there is none, or it is of another program.
+        StudentError: there is none, it is of another program or version, or not what was written.
     """
     path = folder / RESULT if folder.is_dir() else folder
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise StudentError("no result here", where=path, fix="Pass the --out of a finished evaluation.") from None
-    except (OSError, ValueError) as error:
-        raise StudentError(
-            f"the result cannot be read ({error})", where=path, fix="Run the evaluation again."
-        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise StudentError(f"the result cannot be read ({shortened(error)})", where=path, fix=RUN_AGAIN) from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise StudentError("not a result of scalr", where=path, fix="Pass the --out of a finished evaluation.")
     if missing := [key for key in ON_EVERY_CARD if key not in values]:
         raise StudentError(
             f"it lacks {', '.join(missing)}, as results of other versions of scalr do",
             where=path,
-            fix="Run the evaluation again.",
+            fix=RUN_AGAIN,
         )
+    if sha256_of_values({key: value for key, value in values.items() if key != DIGEST}) != values[DIGEST]:
+        raise StudentError("the result was cut off or changed since it was written", where=path, fix=RUN_AGAIN)
     return values
 
 

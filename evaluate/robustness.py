@@ -37,6 +37,7 @@ from .scoring import score
 
 logger = logging.getLogger(__name__)
 
+KIND = "robustness"
 CLEAN = {"nuscenes_c": "nuscenes", "semantic_kitti_c": "semantic_kitti"}
 
 
@@ -104,7 +105,10 @@ def _robustness(config: RobustnessConfig, device: torch.device) -> RobustnessRes
     result = RobustnessResult(100 * clean.miou, miou, mean_over(errors), mean_over(rates), missing)
     if process_index() == 0:
         card = _card(config, model, result, means, errors, rates, clean.num_frames)
-        write_result(replace(card, figures=card.figures | _of_all_classes(config, clean, scores, whole)), config.out)
+        figures = card.figures | _of_all_classes(config, clean, scores, whole)
+        settings = {"kind": KIND, "model": student_identity(model.student), "dataset": config.dataset, "copies": there}
+        record = run_record(settings, device, workers=config.workers)
+        write_result(replace(card, figures=figures, record=record.values), config.out)
     return result
 
 
@@ -135,14 +139,14 @@ def _scores_on(model: Model, dataset: Dataset, out: Path, config: RobustnessConf
     """What was scored on one copy, from its card where it has been scored before."""
     require_classes(model, dataset, config.model)
     settings = {
-        "kind": "robustness",
+        "kind": KIND,
         "model": student_identity(model.student),
         **labelled_frames(dataset),
     }
     record = run_record(settings, device, workers=config.workers)
     if (out / RESULT).exists():
         before = read_result(out)
-        record.require_made_with(before.get(RECORD), out / RESULT)
+        record.require_made_with(before[RECORD], out / RESULT)
         return scores_of(before)
     logger.info("robustness: %s of %s, %d frames", dataset.split, dataset.name, len(dataset.frames))
     scores = score(model.student, dataset, device, workers=config.workers)

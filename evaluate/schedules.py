@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
+from ..errors import ScalrError
 from ..settings import Amount, Count, Settings, above, at_least, below, up_to
 
 Published = Literal["scalr", "scalr_plus"]
@@ -62,8 +63,19 @@ def finetuning(published: Published, dataset: str, labels: Labels) -> Schedule:
 
 
 def changed(official: Schedule, values: dict[str, float | None]) -> tuple[Schedule, list[str]]:
-    """The schedule with the values that are not None, and what differs from the official one, for the result card."""
+    """The schedule with the values that are not None, and what differs from the official one, for the result card.
+
+    Raises:
+        ScalrError: a learning rate below the one that the schedule ends with.
+    """
     wanted = {name: value for name, value in values.items() if value is not None}
+    least = official.min_learning_rate
+    if wanted.get("learning_rate", least) < least:
+        raise ScalrError(
+            f"{wanted['learning_rate']:g} is below the learning rate that the published schedule ends with",
+            where="--learning-rate",
+            fix=f"Give at least {least:g}.",
+        )
     schedule = replace(official, **wanted)
     departures = [
         f"{name} {value:g} instead of {getattr(official, name):g}"

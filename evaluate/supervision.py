@@ -15,7 +15,7 @@ from torch import nn
 from ..distill.checkpoint import load_student, student_provenance
 from ..distill.interruption import Checkpoints, checkpoints_at
 from ..distill.processes import joined_processes, locked_by_first, process_index
-from ..distill.run_record import CONFIG, RunRecord, read_record, run_record, write_record
+from ..distill.run_record import CONFIG, RunRecord, read_record, require_kind, run_record, write_record
 from ..distill.sampling import EpochLoader
 from ..distill.training import Observer, TrainingConfig, train
 from ..distill.waffleiron import Student
@@ -194,6 +194,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
     record = run_record(settings, device, workers=config.workers, **config.machine)
     before = read_record(config.out) if config.resume else None
     if before is not None:
+        require_kind(before.settings, config.verb, config.out / CONFIG)
         record.require_same(before.settings, config.out / CONFIG)
     checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, record)
     if config.resume and (config.out / RESULT).exists():
@@ -232,13 +233,26 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
 
 def _finished_before(out: Path, record: RunRecord, checkpoints: Checkpoints) -> SupervisedResult:
     """The result that is there, which is of the same settings."""
-    load_model(out / MODEL)  # whole
     result = read_result(out)
-    record.require_made_with(result.get(RECORD), out / RESULT)
+    record.require_made_with(result[RECORD], out / RESULT)
+    record.require_made_with(_provenance_of_whole(out / MODEL).get(RECORD), out / MODEL)
     logger.info("%s: finished already", out)
     if process_index() == 0:
         checkpoints.remove()  # where it was killed in between
     return SupervisedResult(scores_of(result), [], out / MODEL)
+
+
+def _provenance_of_whole(path: Path) -> dict:
+    """What a finished model says of its run, where all of its file is as it was written."""
+    try:
+        load_model(path)
+        return student_provenance(path)
+    except StudentError as error:
+        raise StudentError(
+            f"the model of this finished run cannot be used: {error.what}",
+            where=path,
+            fix=f"Remove the {RESULT} beside it and run the same command with --resume: it trains anew.",
+        ) from None
 
 
 def _labels_seen_before(origin: dict) -> list[str]:

@@ -18,7 +18,16 @@ from ...settings import shown
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as people and YAML 1.2 do; YAML 1.1 wants 1.0e-3."""
+    """Reads 1e-3 as a number, as people and YAML 1.2 do; YAML 1.1 wants 1.0e-3. No key is there twice."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        mapping = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in mapping.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return mapping
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
@@ -40,9 +49,13 @@ def read_recipe(name: str) -> dict[str, dict]:
         StudentError: unknown recipe, or a file that is no recipe.
     """
     try:
-        values = parsed(_text_of(name)) or {}
+        values = parsed(_text_of(name))
     except yaml.YAMLError as error:
         raise StudentError(f"not valid YAML ({shortened(error)})", where=name, fix="Correct that line.") from None
+    if not values:
+        raise StudentError(
+            "no section in it: it would train by defaults alone", where=name, fix="Copy the shape of a bundled recipe."
+        )
     if not isinstance(values, dict):
         raise _no_section(values, name)
     base = values.pop("base", None)

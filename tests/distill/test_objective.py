@@ -131,6 +131,7 @@ def test_targets_learn_their_own_projection(batch):
         ({"teachers": {"a": 0}}, "each value a number, at least 1e-06 and at most 1,000,000$"),
         ({"teachers": {"a": 1.0, "b": -1.0}}, "objective.teachers: {'a': 1.0, 'b': -1.0} cannot be used"),
         ({"teachers": ["a"]}, r"objective.teachers: \['a'\] cannot be used"),
+        ({"temperature": 1e-300}, "objective.temperature: 1e-300 cannot be used. Give a number, at least 0.0001 and"),
         ({"temperature": 0}, "objective.temperature: 0 cannot be used"),
         ({"contrastive_pairs": 0}, "objective.contrastive_pairs: 0 cannot be used. Give a whole number, at least 1"),
         ({"target_head_channels": -1}, "objective.target_head_channels: -1 cannot be used"),

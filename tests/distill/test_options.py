@@ -80,7 +80,7 @@ def test_distill_hands_on_what_it_is_asked_for(extract_tiny, tmp_path, monkeypat
 def test_losses_of_stores_are_told_apart_by_name_or_number():
     def parts(*paths: str) -> list[str]:
         chosen = [SimpleNamespace(store=SimpleNamespace(path=Path(path))) for path in paths]
-        config = DistillConfig(caches=paths, out="o")
+        config = DistillConfig(caches=("s",), out="o")
         return run._observer(config, chosen, [], None).parts
 
     assert parts("a/s.zarr") == []  # it is the loss

@@ -74,9 +74,35 @@ def test_a_recipe_that_cannot_be_read_is_said(tmp_path):
         read_recipe("a" * 300)
 
 
-def test_an_empty_file_changes_nothing(tmp_path):
-    (tmp_path / "mine.yaml").write_text("# to be written\n")
-    assert read_recipe(str(tmp_path / "mine.yaml")) == {}
+@pytest.mark.parametrize("text", ["", "# to be written\n", "{}"])
+def test_an_empty_file_is_no_recipe(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(StudentError, match=r"mine\.yaml: no section in it.* Copy the shape"):
+        read_recipe(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("training: {epochs: 3}\nstudent: {width: 8}\ntraining: {batch_size: 2}", "training"),
+        ("training:\n  epochs: 3\n  'epochs': 4", "epochs"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named(tmp_path, text, key):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(StudentError, match=rf"not valid YAML \(the key {key} is there twice .*line 3"):
+        read_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_keys_that_merge_into_a_mapping_are_not_there_twice(tmp_path):
+    text = "training: &one {epochs: 3, batch_size: 2}\nstudent: {<<: *one, epochs: 4}"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert read_recipe(str(tmp_path / "mine.yaml"))["student"] == {"epochs": 4, "batch_size": 2}
+
+
+def test_a_head_for_classes_is_not_distilled():
+    with pytest.raises(StudentError, match=r"student\.head: 'probe' cannot be used\. Use linear or mlp"):
+        load_recipe("demo", ["student.head=probe"])
 
 
 def test_a_recipe_that_there_is_not_is_said():

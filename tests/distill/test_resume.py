@@ -153,7 +153,10 @@ def test_other_stores_are_refused(folder, tmp_path, run):
     with pytest.raises(StoreError, match=r"nowhere\.zarr"):
         go_on(folder, run, caches=(tmp_path / "nowhere.zarr",))
     with pytest.raises(StudentError, match="number of stores was 1 and is 2"):
-        go_on(folder, run, caches=(folder / "s.zarr", folder / "s.zarr"))
+        go_on(folder, run, caches=(folder / "s.zarr", more.path))
+    (tmp_path / "link").symlink_to(folder / "s.zarr")
+    with pytest.raises(StudentError, match=r"--cache: the store \S+link is given twice\. Name each --cache once"):
+        go_on(folder, run, caches=(folder / "s.zarr", tmp_path / "link"))
 
 
 def test_frames_that_came_later_are_not_mixed_in(tmp_path, monkeypatch):
@@ -184,7 +187,7 @@ def test_a_finished_student_that_was_cut_off_is_not_finished(folder, tmp_path, s
     copy = shutil.copytree(folder / "finished", tmp_path / "run")
     student = copy / "student.safetensors"
     student.write_bytes(student.read_bytes()[:size])
-    with pytest.raises(ScalrError, match=r"student\.safetensors: .*"):
+    with pytest.raises(ScalrError, match=r"the finished student cannot be used: .* Remove it and run the same"):
         go_on(folder, str(copy))
 
 

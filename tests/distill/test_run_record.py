@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 
-from scalr.distill.run_record import RunRecord, read_record, record_of, run_record, settings_sha256, write_record
+from scalr.distill.run_record import RunRecord, read_record, record_of, run_record, write_record
 from scalr.errors import StudentError
+from scalr.json_text import sha256_of_values
 
 SETTINGS = {"kind": "c", "recipe": {"epochs": 25, "planes": [[1, 2], [3, 4]]}, "teachers": {"t": {"dim": 4}}}
 
@@ -34,7 +35,7 @@ def test_tuples_are_the_lists_that_come_back(tmp_path):
 
 
 def test_the_digest_is_of_all_settings_and_of_nothing_else(record):
-    assert settings_sha256({"b": 1, "a": {"d": 2, "c": 3}}) == settings_sha256({"a": {"c": 3, "d": 2}, "b": 1})
+    assert sha256_of_values({"b": 1, "a": {"d": 2, "c": 3}}) == sha256_of_values({"a": {"c": 3, "d": 2}, "b": 1})
     other_machine = run_record(SETTINGS, torch.device("cpu"), workers=8)
     assert other_machine.values["settings_sha256"] == record.values["settings_sha256"]
     other = run_record({**SETTINGS, "seed": 1}, torch.device("cpu"))
@@ -131,5 +132,5 @@ def test_a_result_without_a_record_is_no_result_of_this_run(record, tmp_path):
     record.require_made_with(record.values, tmp_path)
     with pytest.raises(StudentError, match="it does not say with which settings it was made"):
         record.require_made_with(yaml.safe_load("distilled: {}"), tmp_path)
-    with pytest.raises(StudentError, match="kind was other and is c"):
+    with pytest.raises(StudentError, match="the run in this folder is a other, not a c"):
         record.require_made_with(run_record({**SETTINGS, "kind": "other"}, torch.device("cpu")).values, tmp_path)

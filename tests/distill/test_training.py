@@ -194,7 +194,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = TrainingConfig(epochs=1, learning_rate=0.1, warmup_steps=0)
-    with pytest.raises(StudentError, match="loss of step 1 is inf"):
+    with pytest.raises(
+        StudentError, match=r"loss of step 1 is inf\. Give a lower learning rate, or check the student and the scans"
+    ):
         fit(tmp_path, Objective(lambda p, batch: (p + batch.values).sum() / 0), config)
 
 

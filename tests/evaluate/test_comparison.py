@@ -96,11 +96,11 @@ def test_an_absent_class_is_a_dash(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["interval_95"] is None
 
 
-@pytest.mark.parametrize("text", ['{"format": "scalr-', ""])
+@pytest.mark.parametrize("text", ['{"format": "scalr-', "", "[" * 100_000])
 def test_a_card_that_was_cut_off_is_said(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(
-        StudentError, match=r"result\.json: the result cannot be read \(.+\)\. Run the evaluation again"
+        StudentError, match=r"result\.json: the result cannot be read \(.+\)\. Remove it and run the evaluation again"
     ):
         read_result(tmp_path)
 
@@ -255,5 +255,30 @@ def test_a_card_of_another_version_is_said(tmp_path):
     values = json.loads((tmp_path / "result.json").read_text())
     del values["model"]
     (tmp_path / "result.json").write_text(json.dumps(values))
-    with pytest.raises(StudentError, match=r"it lacks model, as results of other versions.*Run the evaluation again"):
+    with pytest.raises(
+        StudentError, match=r"it lacks model, as results of other versions.*Remove it and run the evaluation"
+    ):
+        compare([tmp_path])
+
+
+CHANGES = {
+    "figures": {"mIoU": 0.99},
+    "iou": 3,
+    "scenes": None,
+    "protocol": None,
+    "model": None,
+    "interval_95": "x",
+    "run": {},
+    "sha256": "0" * 64,
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_card_that_was_changed_is_said(tmp_path, key):
+    write(tmp_path)
+    values = read_result(tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps({**values, key: values[key]}, indent=1, sort_keys=True))
+    assert read_result(tmp_path) == values  # the form of the text is no change
+    (tmp_path / "result.json").write_text(json.dumps({**values, key: CHANGES[key]}))
+    with pytest.raises(StudentError, match=r"cut off or changed since it was written\. Remove it and run the eval"):
         compare([tmp_path])

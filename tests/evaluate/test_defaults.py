@@ -85,7 +85,7 @@ def test_defaults_are_the_published_protocol(config):
             {"crosstalk_share": (0.1, 0.2)},
             r"--crosstalk-share: \(0.1, 0.2\) cannot be used. Give a list of 3, each item a",
         ),
-        ({"motion_blur_m": (0.1, 0.0, 0.3)}, "--motion-blur-m: .*above 0 and at most 1,000,000,000 or null$"),
+        ({"motion_blur_m": (0.1, 0.0, 0.3)}, "--motion-blur-m: .*above 0 and at most 1,000,000,000, or leave it out$"),
         ({"motion_blur_m": (0.1, 0.2, math.inf)}, "--motion-blur-m"),
         ({"corruptions": ("frog",)}, "--corruption.*did you mean 'fog'"),
         ({"severities": ("hevy",)}, "--severity.*did you mean 'heavy'"),

@@ -14,10 +14,13 @@ import torch
 
 from scalr.distill.checkpoint import save_student
 from scalr.distill.interruption import Signals, StoppedError
+from scalr.distill.run_record import run_record, write_record
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import ScalrError, StudentError
 from scalr.evaluate.finetune import FinetuneConfig, finetune
+from scalr.evaluate.model import load_model
 from scalr.evaluate.probe import ProbeConfig, probe
+from scalr.evaluate.result import ResultCard, read_result, write_result
 from scalr.evaluate.robustness import RobustnessConfig, robustness
 from scalr.evaluate.score import ScoreConfig, score_model
 from scalr.evaluate.similarity import SimilarityConfig, similarity_maps
@@ -161,15 +164,55 @@ def test_the_same_data_elsewhere_and_another_use_of_the_machine_go_on(runs, tmp_
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_finished_model_that_was_cut_off_is_not_finished(runs, tmp_path, verb):
-    config = runs[f"{verb} finished"]
-    out = shutil.copytree(config.out, tmp_path / "run")
-    model = out / "model.safetensors"
-    model.write_bytes(model.read_bytes()[:-1])
-    with pytest.raises(StudentError, match=r"model\.safetensors: "):
-        VERBS[verb][1](replace(config, out=out))
+    """Nor one that is not there. What the error says leads to a new one."""
+    config = replace(runs[f"{verb} finished"], out=tmp_path / "run")
+    shutil.copytree(runs[f"{verb} finished"].out, config.out)
+    model = config.out / "model.safetensors"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1])
+    message = r"model\.safetensors: the model of this finished run cannot be used: {}.*Remove the result\.json"
+    with pytest.raises(StudentError, match=message.format("the file cannot be read")):
+        VERBS[verb][1](config)
     model.unlink()
-    with pytest.raises(StudentError, match=r"model\.safetensors: no student here"):
-        VERBS[verb][1](replace(config, out=out))
+    with pytest.raises(StudentError, match=message.format("no student here")):
+        VERBS[verb][1](config)
+    (config.out / "result.json").unlink()
+    VERBS[verb][1](config)
+    assert load_model(model).class_names
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_damaged_result_is_made_again_where_it_is_removed(runs, tmp_path, verb):
+    config = replace(runs[f"{verb} finished"], out=tmp_path / "run")
+    shutil.copytree(runs[f"{verb} finished"].out, config.out)
+    result = config.out / "result.json"
+    result.write_bytes(result.read_bytes()[:-9])
+    with pytest.raises(StudentError, match=r"the result cannot be read .* Remove it and run the evaluation again"):
+        VERBS[verb][1](config)
+    result.unlink()
+    VERBS[verb][1](replace(config, resume=False))
+    assert read_result(config.out)["title"]
+
+
+def test_another_run_s_model_is_not_the_finished_one(runs, tmp_path):
+    config = replace(runs["probe finished"], out=tmp_path / "run")
+    shutil.copytree(runs["probe finished"].out, config.out)
+    other = probe(replace(config, out=tmp_path / "other", seed=1, epochs=1, warmup_epochs=0, fast=True))
+    shutil.copy(other.model, config.out)
+    with pytest.raises(StudentError, match=r"model\.safetensors: the run was made with other settings: .*seed was 1"):
+        probe(config)
+
+
+@pytest.mark.parametrize("kind", ["robustness", "finetuning"])
+def test_another_kind_of_run_is_not_resumed(runs, tmp_path, kind):
+    settings = run_record({"kind": kind}, torch.device("cpu"))
+    if kind == "robustness":  # which has no configuration
+        card = ResultCard(title="t", figures={}, protocol={}, provenance={}, record=settings.values)
+        write_result(card, tmp_path)
+    else:
+        write_record(tmp_path, settings)
+    with pytest.raises(StudentError, match=f"the run in this folder is a {kind}, not a probing"):
+        probe(replace(runs["probe finished"], out=tmp_path))
 
 
 MANY = {"student": Path("s"), "model": Path("m"), "root": Path("r"), "clean_root": Path("c"), "cache": Path("c")}

@@ -14,6 +14,7 @@ from scalr.errors import StudentError
 from scalr.evaluate import robustness as module
 from scalr.evaluate.corrupt import NOT_COMPARABLE
 from scalr.evaluate.model import save_model, with_class_head
+from scalr.evaluate.result import read_result
 from scalr.evaluate.robo3d import BASELINE, corruption_errors, mean_over, resilience_rates
 from scalr.evaluate.robustness import RobustnessConfig, robustness
 from scalr.extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
@@ -167,6 +168,14 @@ def test_missing_copies_are_listed_and_left_out_of_the_means(config):
 
 
 def test_results_of_another_model_are_not_taken(config):
+    """Nor is one that was cut off, until it is removed."""
+    robustness(config)
+    assert read_result(config.out)["run"]["kind"] == "robustness"
+    damaged = config.out / "fog/light/result.json"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(StudentError, match=r"fog/light/result\.json: the result cannot be read .*Remove it and run"):
+        robustness(config)
+    damaged.unlink()
     robustness(config)
     student = Student(WaffleIronConfig(width=8, depth=3))
     save_model(with_class_head(student, 19, student.input_config), Path(config.model), LABELS.class_names, {})

@@ -4,6 +4,7 @@ from dataclasses import asdict, astuple, replace
 
 import pytest
 
+from scalr.errors import ScalrError
 from scalr.evaluate.schedules import Schedule, changed, finetuning, probing
 from scalr.evaluate.supervision import training_config
 
@@ -55,6 +56,12 @@ def test_training_takes_every_value_of_a_schedule():
     values = {name: value for name, value in asdict(schedule).items() if not name.startswith(("layer", "stochastic"))}
     values |= {"workers": 2, "seed": 11, "schedule": "cosine"}
     assert {name: getattr(training, name) for name in values} == values
+
+
+def test_a_learning_rate_below_the_last_one_is_refused():
+    with pytest.raises(ScalrError, match=r"--learning-rate: 1e-09 is below .* Give at least 1e-05$"):
+        changed(probing("scalr", "nuscenes"), {"learning_rate": 1e-9})
+    assert changed(probing("scalr_plus", "nuscenes"), {"learning_rate": 1e-9})[0].learning_rate == 1e-9
 
 
 def test_values_that_are_given_replace_the_official_ones_and_are_told():
