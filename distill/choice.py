@@ -27,7 +27,7 @@ class Chosen(NamedTuple):
 
     @property
     def provenance(self) -> dict[str, dict]:
-        return {name: self.store.teachers[name] for name in self.teachers}
+        return {name: self.store.teacher(name) for name in self.teachers}
 
     @property
     def target_dim(self) -> int:
@@ -148,6 +148,8 @@ def _sources_of(store: FeatureStore, name: str | None) -> tuple[Source, ...]:
 
 
 def _require_complete(chosen: Chosen) -> None:
+    for name in chosen.teachers:
+        chosen.store.teacher(name)
     blocks = {block for source in chosen.sources for block in source.blocks}
     for kind in (SCANS, *chosen.teachers):
         missing = sorted(blocks - chosen.store.committed_blocks(kind))

@@ -228,7 +228,7 @@ def evaluation_input(
     Raises:
         StudentError: nothing in the field of view, a coordinate that is not finite, or points of another shape.
     """
-    points = as_float32(points, "points", where="scan", fix="Pass x, y, z in metres and raw intensity")
+    points = as_float32(points, "points", where="scan", wanted="Pass x, y, z in metres and raw intensity")
     _check_points(points)
     kept = voxel_representatives(points[:, :3], config.voxel_size_m)
     kept = kept[inside_field_of_view(points[kept, :3], config)]
@@ -371,12 +371,12 @@ def _kept_tree(points: np.ndarray) -> Tree:
     return build_tree(points[:, :3])
 
 
-def as_float32(values: ArrayLike, what: str, *, where: str, fix: str) -> np.ndarray:
+def as_float32(values: ArrayLike, what: str, *, where: str, wanted: str) -> np.ndarray:
     """Numbers of any kind in the machine's byte order: what the compiled loops read.
 
     Args:
         values: an array, a tensor of the CPU, or rows of numbers.
-        what, where, fix: of errors: what the values are, what they are given to, what to give instead.
+        what, where, wanted: of errors: what the values are, what they are given to, what to pass instead.
 
     Raises:
         StudentError: they are no array of numbers, or values are masked.
@@ -388,7 +388,7 @@ def as_float32(values: ArrayLike, what: str, *, where: str, fix: str) -> np.ndar
             f"{what} are no array ({shortened(error)})", where=where, fix="Pass a numpy array or a list of rows"
         ) from None
     if array.dtype.kind not in "fiu":
-        raise StudentError(f"{what} are {array.dtype}, not numbers", where=where, fix=fix)
+        raise StudentError(f"{what} are {array.dtype}, not numbers", where=where, fix=wanted)
     if np.ma.is_masked(array):
         raise StudentError(
             f"{what} have {np.ma.count_masked(array)} masked values", where=where, fix="Remove these rows"

@@ -117,7 +117,7 @@ class Student(nn.Module):
             StudentError: no numbers, or not as many for a point as the student is wide.
         """
         if not isinstance(features, torch.Tensor):
-            features = torch.from_numpy(as_float32(features, "features", where="project", fix=FEATURES_WANTED))
+            features = torch.from_numpy(as_float32(features, "features", where="project", wanted=FEATURES_WANTED))
         if features.shape[-1:] != (self.width,) or features.is_complex():
             raise StudentError(
                 f"features are {features.dtype} of shape {tuple(features.shape)}, and the student is {self.width} wide",

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from doc_examples import DOCS, example
+from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import open_store
 from store_comparison import assert_same_store
@@ -71,6 +73,17 @@ def test_dask_jobqueue(tmp_path, options, expected):
     command = [sys.executable, tmp_path / "extract_on_slurm.py", *options]
     assert subprocess.run(command, env=environment()).returncode == 0
     assert_same_store(open_store(tmp_path / "s.zarr"), expected)
+
+
+def test_training_through_a_student():
+    """The page's code needs a student with a head for classes, scans and their labels."""
+    rng = np.random.default_rng(0)
+    student = Student(WaffleIronConfig(width=8, depth=3, out_channels=4)).eval()
+    scans = [rng.uniform(-20, 20, (count, 4)).astype(np.float32) for count in (300, 200)]
+    given = {"student": student, "scans": scans, "labels_of_scans": [rng.integers(0, 4, len(scan)) for scan in scans]}
+    exec(example("students.md", "python"), given)
+    assert given["outputs"].shape == (len(given["labels"]), 4)
+    assert all(weight.grad.abs().sum() > 0 for weight in (student.embed.conv1.weight, student.classif.weight))
 
 
 def test_every_option_that_a_page_names_exists():

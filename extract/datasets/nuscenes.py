@@ -82,6 +82,12 @@ class NuScenes:
         self.tables = tables = _version_folder(root, wanted.base)
         table, splits = keyframe_table(tables)
         scenes = chosen_scenes(wanted.base, splits, table["scene"].unique().to_pylist())
+        if scenes and len(scenes) < wanted.every_nth:
+            raise DatasetError(
+                f"'{split}' keeps every {wanted.every_nth}th scene of split '{wanted.base}', which has {len(scenes)}",
+                where=tables / "scene.json",
+                fix="Choose a larger share (--labels or --split), or a split with more scenes.",
+            )
         scenes = scenes[wanted.every_nth - 1 :: wanted.every_nth]
         self.frames = FrameTable(self.name, table.filter(pc.is_in(table["scene"], pa.array(scenes, pa.string()))))
         if not len(self.frames):

@@ -100,7 +100,7 @@ class FeatureStore:
 
     def read_target_views(self, teacher: str) -> pa.Table:
         """One row per view that has this teacher's targets, in block order: format.TARGETS_SCHEMA."""
-        self._teacher(teacher)
+        self.teacher(teacher)
         return self._read_indexes(teacher, sorted(self.committed_blocks(teacher)))
 
     def committed_blocks(self, kind: str = SCANS) -> set[int]:
@@ -173,11 +173,11 @@ class FeatureStore:
 
     def target_dim(self, teacher: str) -> int:
         """The dimension D of a teacher's targets."""
-        return self._teacher(teacher)["dim"]
+        return self.teacher(teacher)["dim"]
 
     def encoding(self, teacher: str) -> Encoding:
         """How a teacher's targets are kept."""
-        provenance = self._teacher(teacher)
+        provenance = self.teacher(teacher)
         return Encoding(provenance["encoding"], provenance["dtype"])
 
     def rows_with_targets(self, teacher: str) -> np.ndarray:
@@ -186,7 +186,7 @@ class FeatureStore:
         Raises:
             StoreError: the store has no such teacher.
         """
-        self._teacher(teacher)
+        self.teacher(teacher)
         return np.flatnonzero(np.isin(self.column("block"), list(self.committed_blocks(teacher))))
 
     def read_view(self, row: int, teacher: str | None = None) -> StoredView:
@@ -259,7 +259,7 @@ class FeatureStore:
 
         from ..targets import footprint
 
-        provenance = self._teacher(teacher)
+        provenance = self.teacher(teacher)
         patch_size = provenance["patch_size"]
         map_shape = tuple(side // patch_size for side in provenance["image_size"])
         return footprint(torch.from_numpy(pixel.astype(np.int64)), image_shape, map_shape, patch_size)
@@ -397,7 +397,12 @@ class FeatureStore:
     def _repair(self) -> str:
         return f"Run 'scalr verify {self.path} --repair', then the same 'scalr extract' again."
 
-    def _teacher(self, name: str) -> dict:
+    def teacher(self, name: str) -> dict:
+        """What the targets of one teacher were made with.
+
+        Raises:
+            StoreError: the store has no such teacher, or no longer its record.
+        """
         if name in self.teachers:
             return self.teachers[name]
         if name in self.teachers_without_record():
@@ -427,7 +432,7 @@ class FeatureStore:
         Raises:
             StoreError: what differs, with both values; or one of them has no targets of this teacher.
         """
-        ours, theirs = self._teacher(teacher), other._teacher(teacher)
+        ours, theirs = self.teacher(teacher), other.teacher(teacher)
         pairs = [(key, ours.get(key), theirs.get(key)) for key in sorted({*ours, *theirs})]
         differing = "; ".join(f"{key} is {left!r} and {right!r}" for key, left, right in pairs if left != right)
         if differing:

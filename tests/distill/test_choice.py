@@ -194,6 +194,13 @@ def test_an_incomplete_store_is_refused(extract_tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_teacher_that_the_store_lacks_is_said_with_those_it_has(extract_tiny, tmp_path):
+    store, message = extract_tiny(), r"s\.zarr: no targets of teacher 'foo' \(it has: coordinates\)\. Run"
+    with pytest.raises(StoreError, match=message):
+        distill(DistillConfig(caches=(store.path,), out=tmp_path / "run", teachers=("foo",)))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("split", "message"), [("val", "no split 'val'? The store has: train. Pass --split"), (None, "which split? The")]
 )

@@ -273,7 +273,9 @@ def test_few_labels_are_the_official_subset(config, simulated, tmp_path):
     finetune(kitti)
     protocol = json.loads((kitti.out / "result.json").read_text())["protocol"]
     assert (protocol["training_split"], protocol["training_frames"]) == ("train-1%", 1)
-    with pytest.raises(DatasetError, match="no scene of split"):  # one scene has no hundredth
+    with pytest.raises(
+        DatasetError, match=r"'train-1%' keeps every 100th scene of split 'train', which has 1\..*--labels"
+    ):
         finetune(replace(config, labels="1%", out=tmp_path / "none"))
 
 

@@ -34,6 +34,8 @@ def test_frames_are_those_of_the_split_in_order(synthetic_world):
         ("nowhere", "train", "the dataset folder is missing"),
         ("", "tran", "no split and no scene 'tran'"),
         ("", "mini_train", r"v1.0-mini: the version folder is missing \(found here: \['v1.0-trainval'\]\)"),
+        ("", "slidr_val", r"scene\.json: no scene of split 'slidr_val'\. Choose a split"),
+        ("", "train-1%", r"'train-1%' keeps every 100th scene of split 'train', which has \d\. Choose a larger share"),
         ("samples", "train", r"the version folder is missing \(found here: none\)"),
     ],
 )
