@@ -336,7 +336,7 @@ def test_a_scaled_parameter_moves_and_decays_by_its_share(weight_decay):
         ({"layer_decay": 0.0}, "--layer-decay: 0.0 cannot be used"),
         (
             {"layer_decay": 99.0},
-            "--layer-decay: 99.0 cannot be used. Give a number, .* at most 1, or leave it out",
+            "--layer-decay: 99.0 cannot be used. Give a number, above 0 and at most 1, or leave it out",
         ),
     ],
 )
