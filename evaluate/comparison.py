@@ -72,7 +72,7 @@ def _of_run(result: dict, published: Sequence[Published]) -> list[str]:
     if not published:
         return [f"not as published: {'; '.join(result['departures'])}"] if result["departures"] else []
     otherwise = {row.name: _otherwise(result, row) for row in published}
-    return [f"differs from {name} in: {found}" for name, found in otherwise.items() if found]
+    return [f"differs from {name} in {found}" for name, found in otherwise.items() if found]
 
 
 def _of_source(row: Published) -> list[str]:
@@ -82,8 +82,7 @@ def _of_source(row: Published) -> list[str]:
 
 def _otherwise(result: dict, row: Published) -> str:
     """Empty where the run is of the row's setting, as far as the source says it."""
-    found = row.differences(result["model"], result["protocol"]).of_run
-    return "; ".join([*result["departures_of_protocol"], *([found] if found else [])])
+    return row.otherwise(result["model"], result["protocol"], result["departures_of_protocol"])
 
 
 def _row(name: str, columns: Sequence[str], figures: dict[str, float | None], interval: str) -> str:

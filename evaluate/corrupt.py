@@ -37,7 +37,7 @@ from .corruptions.layout import LAYOUTS
 logger = logging.getLogger(__name__)
 
 OPTIONS = {"motion_blur": "--motion-blur-m", "crosstalk": "--crosstalk-share"}
-NOT_COMPARABLE = "Made by 'scalr corrupt' from clean scans: scores on it are not comparable with published ones."
+NOT_COMPARABLE = "Made by 'scalr corrupt' from clean scans: scores on it are not comparable with published ones"
 
 
 Share = Annotated[float, above(0), up_to(1)]

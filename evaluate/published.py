@@ -22,10 +22,9 @@ class Differences(NamedTuple):
     unsaid: list[str]  # by the source
 
     @property
-    def of_run(self) -> str:
+    def of_run(self) -> list[str]:
         """For people, empty where the run is known to be of this setting, as far as the source says."""
-        unknown = [f"not known of it: {', '.join(self.unknown)}"] * bool(self.unknown)
-        return "; ".join([*self.differing, *unknown])
+        return [*self.differing, *([f"not known of it: {', '.join(self.unknown)}"] if self.unknown else [])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +61,25 @@ class Published:
 
     def differences(self, model: Mapping[str, Any], protocol: Mapping[str, Any]) -> Differences:
         """Of a result card's model and protocol."""
+        pairs = zip(*self._differences(model, protocol), strict=True)
+        return Differences(*(of_model + of_protocol for of_model, of_protocol in pairs))
+
+    def otherwise(self, model: Mapping[str, Any], protocol: Mapping[str, Any], departures: Sequence[str] = ()) -> str:
+        """For people: in what the model is another, and in what the run that measured it is.
+
+        Empty where nothing is; `departures` are more of the run.
+        """
+        of_model, of_protocol = self._differences(model, protocol)
+        parts = {"model and pretraining": of_model.of_run, "this run": [*departures, *of_protocol.of_run]}
+        return "; and in ".join(f"{part}: {'; '.join(found)}" for part, found in parts.items() if found)
+
+    def _differences(self, model: Mapping[str, Any], protocol: Mapping[str, Any]) -> tuple[Differences, Differences]:
         of_model, of_protocol = _differences(self.model, model), _differences(self.protocol, protocol)
         if "teachers" in of_model.unknown:
             file = f"a file converted from {model['converted from']}" if "converted from" in model else "its file"
             kept = [name for name in of_model.unknown if name in (*OF_NETWORK, "labels")]
             of_model = of_model._replace(unknown=[*kept, f"what it was distilled from and how ({file} does not say)"])
-        return Differences(*(left + right for left, right in zip(of_model, of_protocol, strict=True)))
+        return of_model, of_protocol
 
 
 def published_for(setting: str | None) -> list[Published]:
@@ -93,16 +105,24 @@ def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Differe
     known = {name: value for name, value in said.items() if found.get(name) is not None}
     return Differences(
         [
-            f"{name} {text_of(found[name])}, not {text_of(value)}"
+            f"{NAMES.get(name, name)} {text_of(found[name])}, not {text_of(value)}"
             for name, value in known.items()
             if found[name] != value
         ],
-        [name for name in said if name not in known],
-        [name for name in wanted if name not in said],
+        [NAMES.get(name, name) for name in said if name not in known],
+        [NAMES.get(name, name) for name in wanted if name not in said],
     )
 
 
 FIRST = ("width", "depth", "teachers", "teacher's weights", "image size", "pretrained on")  # that people look for
+NAMES = {  # of a protocol's values, for people
+    "frames": "scored frames",
+    "split": "scored split",
+    "training_frames": "training frames",
+    "training_split": "training split",
+    "schedule_of": "schedule of",
+    "mean_over": "mean over classes",
+}
 
 # --- settings --------------------------------------------------------------------------------------------------------
 

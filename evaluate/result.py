@@ -70,8 +70,8 @@ class ResultCard:
         if not rows:
             return list(self.departures)
         row = nearest(rows, self.model, self.protocol)
-        found = row.differences(self.model, self.protocol).of_run
-        return [*self.departures, *([f"other than {row.name}: {found}"] if found else [])]
+        found = row.otherwise(self.model, self.protocol)
+        return [*self.departures, *([f"other than {row.name} in {found}"] if found else [])]
 
 
 def card_of_scores(scores: Scores, **rest: Any) -> ResultCard:

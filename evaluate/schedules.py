@@ -78,7 +78,7 @@ def changed(official: Schedule, values: dict[str, float | None]) -> tuple[Schedu
         )
     schedule = replace(official, **wanted)
     departures = [
-        f"{name} {value:g} instead of {getattr(official, name):g}"
+        f"{name} {value:g}, not {getattr(official, name):g}"
         for name, value in wanted.items()
         if value != getattr(official, name)
     ]

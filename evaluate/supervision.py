@@ -136,7 +136,7 @@ class SupervisionConfig(Settings, ABC):
             for what, split, official in zip(("trained", "scored"), splits, OFFICIAL_SPLITS[0], strict=True)
             if split != official and splits not in OFFICIAL_SPLITS
         ]
-        moved = [] if self.augmentation == "official" else [f"augmentation {self.augmentation} instead of official"]
+        moved = [] if self.augmentation == "official" else [f"augmentation {self.augmentation}, not official"]
         return [*self.chosen_schedule()[1], *others, *moved]
 
 

@@ -82,7 +82,7 @@ def test_from_images_to_a_probe(synthetic_world, tmp_path):
     report = scalr("evaluate", "report", tmp_path / "probe").stdout
     assert "all four datasets), published for another setting | 70.40 |" in report
     for note in re.findall(r"(?m)^\(\d+\) differs from .*$", report):
-        for part in ("epochs 3 instead of 20", "width 8, not ", "teacher's weights random, not published"):
+        for part in ("epochs 3, not 20", "width 8, not ", "teacher's weights random, not published"):
             assert part in note
     converted = tmp_path / "converted.safetensors"
     for source, target in ((student, tmp_path / "official.pth"), (tmp_path / "official.pth", converted)):
@@ -127,7 +127,7 @@ def test_each_verb_of_evaluation(simulated, tmp_path):
     report = scalr("evaluate", "report", *(tmp_path / name for name in ("finetune", "score", "transfer", "teacher")))
     assert report.exit_code == 0, report.output
     assert "all four datasets), published for another setting | 78.40 |" in report.stdout
-    assert "epochs 2 instead of 25" in report.stdout
+    assert "epochs 2, not 25" in report.stdout
 
 
 @pytest.mark.parametrize(

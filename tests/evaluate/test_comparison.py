@@ -28,7 +28,7 @@ def write(folder, seed: int = 0, **rest) -> Scores:
 
 
 def test_a_card_says_what_the_scores_are(tmp_path):
-    scores = write(tmp_path / "run", departures=["epochs 3 instead of 20", "a seed of 1"])
+    scores = write(tmp_path / "run", departures=["epochs 3, not 20", "a seed of 1"])
     result = read_result(tmp_path / "run")
     assert result["figures"] == {
         "mIoU": scores.miou,
@@ -50,7 +50,7 @@ def test_a_card_says_what_the_scores_are(tmp_path):
     assert f"| car | {100 * scores.iou[0]:.2f} % |" in text
     low, high = (100 * value for value in scores.interval)
     assert f"| 95 % interval of the mIoU, over scenes | {low:.2f} % to {high:.2f} % |" in text
-    assert "\nNot as published: epochs 3 instead of 20; a seed of 1.\n" in text
+    assert "\nNot as published: epochs 3, not 20; a seed of 1.\n" in text
 
 
 def test_scores_are_read_with_the_classes_that_their_mean_is_over(tmp_path):
@@ -142,7 +142,7 @@ def test_a_run_of_the_published_setting_stands_unmarked_beside_its_figure(tmp_pa
     assert rows[f"{ON_ALL}, published"][1:] == ["67.80", "–", "–"]
     assert rows[f"{PLUS_ON_ALL}, published for another setting"][1] == "70.40"
     (note,) = notes_of(report).values()
-    assert note.startswith(f"differs from {PLUS_ON_ALL} in: image size 224x448, not 448x896; ")
+    assert note.startswith(f"differs from {PLUS_ON_ALL} in model and pretraining: image size 224x448, not 448x896; ")
     assert json.loads((tmp_path / "one/result.json").read_text())["departures"] == []
     assert "Not as published" not in (tmp_path / "one/result.md").read_text()
 
@@ -166,12 +166,12 @@ OTHERWISE = {
     "augmentation.max_scale_change 0, not 0.1": {"model": {"augmentation.max_scale_change": 0.0}},
     "objective.loss cosine, not similarity": {"model": {"objective.loss": "cosine"}},
     "classes 10, not 16": {"protocol": {"classes": 10}},
-    "frames 4, not 6019": {"protocol": {"frames": 4}},
-    "training_frames 4, not 28130": {"protocol": {"training_frames": 4}},
-    "mean_over all, not present or predicted": {"protocol": {"mean_over": "all"}},
-    "epochs 3 instead of 20": {"departures": ["epochs 3 instead of 20"]},
+    "scored frames 4, not 6019": {"protocol": {"frames": 4}},
+    "training frames 4, not 28130": {"protocol": {"training_frames": 4}},
+    "mean over classes all, not present or predicted": {"protocol": {"mean_over": "all"}},
+    "epochs 3, not 20": {"departures": ["epochs 3, not 20"]},
     "not known of it: teacher's weights": {"model": {"teacher's weights": None}},
-    "not known of it: frames": {"protocol": {"frames": None}},
+    "not known of it: scored frames": {"protocol": {"frames": None}},
 }
 
 
@@ -182,10 +182,21 @@ def test_each_setting_that_is_another_is_named(tmp_path, text):
     report = compare([tmp_path])
     assert f"{ON_ALL}, published" not in rows_of(report)
     (note,) = (note for note in notes_of(report).values() if note.startswith(f"differs from {ON_ALL}"))
-    assert note.startswith(f"differs from {ON_ALL} in: {text}")
+    part = "model and pretraining" if "model" in OTHERWISE[text] else "this run"
+    assert note.startswith(f"differs from {ON_ALL} in {part}: {text}")
     assert "; " not in note  # nothing else
     assert any(text in departure for departure in read_result(tmp_path)["departures"])
     assert text in (tmp_path / "result.md").read_text()
+
+
+def test_what_differs_in_the_pretraining_and_in_the_run_itself_is_told_apart(tmp_path):
+    changes = {"model": {"training.epochs": 2, "width": 8}, "protocol": {"training_frames": 2}}
+    write_run(tmp_path, published("probe nuscenes", ON_ALL), **changes, departures=["epochs 3, not 20"])
+    (note,) = (note for note in notes_of(compare([tmp_path])).values() if note.startswith(f"differs from {ON_ALL}"))
+    assert note == (
+        f"differs from {ON_ALL} in model and pretraining: width 8, not 768; training.epochs 2, not 25;"
+        " and in this run: epochs 3, not 20; training frames 2, not 28130"
+    )
 
 
 def test_a_small_student_of_a_random_teacher_is_never_unmarked_beside_the_paper_s(tmp_path):

@@ -64,7 +64,7 @@ def test_every_labelled_point_is_scored_and_the_student_stays(
     assert all(torch.equal(before[key], after[key]) for key in before)
     written = json.loads((tmp_path / "result.json").read_text())
     assert written["miou"] == result.scores.miou
-    assert "epochs 3 instead of 20" in written["departures"]
+    assert "epochs 3, not 20" in written["departures"]
     assert any("fast" in departure for departure in written["departures"]) is fast
     model = load_model(tmp_path / "model.safetensors")
     assert model.class_names == dataset.class_names

@@ -11,7 +11,7 @@ from scalr.distill.recipe import load_recipe, recipe_values
 from scalr.evaluate.finetune import FinetuneConfig
 from scalr.evaluate.origin import origin_of
 from scalr.evaluate.probe import ProbeConfig
-from scalr.evaluate.published import PUBLISHED, Published, nearest, published_for
+from scalr.evaluate.published import NAMES, PUBLISHED, Published, nearest, published_for
 
 DATASETS = ("nuscenes", "semantic_kitti", "pandaset_64", "pandaset_gt")
 FINETUNED = (
@@ -119,14 +119,16 @@ def card_of(row: Published) -> tuple[dict, dict]:
 def test_a_figure_is_matched_by_its_own_setting_and_each_change_of_it_is_named(row):
     model, protocol = card_of(row)
     found = row.differences(model, protocol)
-    assert found.of_run == ""
-    assert found.unsaid == [name for name, value in {**row.model, **row.protocol}.items() if value is None]
+    assert found.of_run == []
+    assert found.unsaid == [
+        NAMES.get(name, name) for name, value in {**row.model, **row.protocol}.items() if value is None
+    ]
     for values in (model, protocol):
         for name in values:
             other = _other(values[name])
             changed = [{**each, name: other} if each is values else each for each in (model, protocol)]
             (text,) = row.differences(*changed).differing
-            assert text.startswith(f"{name} ")
+            assert text.startswith(f"{NAMES.get(name, name)} ")
             assert ", not " in text
             without = [
                 {key: value for key, value in each.items() if key != name or each is not values}
@@ -144,7 +146,7 @@ def _other(value: Any) -> Any:
 def test_the_nearest_row_is_of_the_setting_where_one_is():
     for row in PUBLISHED:
         found = card_of(row)
-        assert nearest(published_for(row.setting), *found).differences(*found).of_run == ""
+        assert nearest(published_for(row.setting), *found).differences(*found).of_run == []
 
 
 def test_what_is_not_said_brings_a_row_no_nearer():
@@ -204,7 +206,7 @@ def test_a_student_of_the_bundled_recipe_is_of_the_published_setting(name):
     made = provenance(*OF_RECIPES[name][:2], *OF_RECIPES[name][2])
     (row,) = (row for row in published_for("probe nuscenes") if row.name == name)
     _, protocol = card_of(row)
-    assert row.differences(origin_of(made["recipe"]["student"], made), protocol).of_run == ""
+    assert row.differences(origin_of(made["recipe"]["student"], made), protocol).of_run == []
 
 
 def test_two_teachers_are_those_of_table_7():
@@ -213,7 +215,7 @@ def test_two_teachers_are_those_of_table_7():
     name = "ScaLR (Table 7: WI-48-256, dinov2_vitl14 + maskclip_vitb16, nuscenes)"
     (row,) = (row for row in PUBLISHED if row.name == name)
     _, protocol = card_of(row)
-    assert row.differences(origin_of(made["recipe"]["student"], made), protocol).of_run == ""
+    assert row.differences(origin_of(made["recipe"]["student"], made), protocol).of_run == []
 
 
 # Keys of a recipe that are not compared: they follow from others, are of the machine, the precision, the draws, or of

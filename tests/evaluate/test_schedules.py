@@ -70,5 +70,5 @@ def test_values_that_are_given_replace_the_official_ones_and_are_told():
     assert (same, departures) == (official, [])
     other, departures = changed(official, {"epochs": 3, "warmup_epochs": 0, "learning_rate": 1e-3, "batch_size": None})
     assert other == replace(official, epochs=3, warmup_epochs=0, learning_rate=1e-3)
-    told = ["epochs 3 instead of 25", "warmup_epochs 0 instead of 2", "learning_rate 0.001 instead of 0.002"]
+    told = ["epochs 3, not 25", "warmup_epochs 0, not 2", "learning_rate 0.001, not 0.002"]
     assert departures == told

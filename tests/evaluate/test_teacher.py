@@ -125,7 +125,7 @@ def test_the_probe_counts_every_labelled_pair(stores, simulated, tmp_path, monke
     schedule = result["protocol"]["schedule"]
     assert (schedule["warmup_epochs"], schedule["min_learning_rate"], schedule["weight_decay"]) == (2, 1e-5, 3e-3)
     assert result["departures"] == [
-        "epochs 12 instead of 20", "batch_size 1 instead of 8", "learning_rate 0.05 instead of 0.001"
+        "epochs 12, not 20", "batch_size 1, not 8", "learning_rate 0.05, not 0.001"
     ]  # fmt: skip
 
 
