@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..distill.processes import joined_processes, locked_by_first, process_index
-from ..distill.run_record import run_record
+from ..distill.run_record import CONFIG, read_record, record_of, require_kind, run_record
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
@@ -82,7 +82,24 @@ def robustness(config: RobustnessConfig) -> RobustnessResult:
         return _robustness(config, device)
 
 
+def _require_own_folder(out: Path) -> None:
+    """Refuse a folder with the run of another command.
+
+    Raises:
+        StudentError: it has one.
+    """
+    begun = read_record(out)
+    if begun is not None:
+        require_kind(begun.settings, KIND, out / CONFIG)
+    if (out / RESULT).exists():
+        finished = record_of(read_result(out)[RECORD])
+        if finished is None:
+            raise StudentError("a result of another command is here", where=out, fix="Choose another --out.")
+        require_kind(finished.settings, KIND, out / RESULT)
+
+
 def _robustness(config: RobustnessConfig, device: torch.device) -> RobustnessResult:
+    _require_own_folder(config.out)
     model = load_model(config.model)
     model.student.to(device)
     copies = [f"{corruption}/{severity}" for corruption in CORRUPTIONS for severity in SEVERITIES]

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from scalr.distill.run_record import run_record, write_record
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import StudentError
 from scalr.evaluate import robustness as module
 from scalr.evaluate.corrupt import NOT_COMPARABLE
 from scalr.evaluate.model import save_model, with_class_head
 from scalr.evaluate.result import read_result
+from scalr.evaluate.result import ResultCard, write_result
 from scalr.evaluate.robo3d import BASELINE, corruption_errors, mean_over, resilience_rates
 from scalr.evaluate.robustness import RobustnessConfig, robustness
 from scalr.extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
@@ -195,6 +197,23 @@ def test_results_over_other_labels_are_not_taken(config, tmp_path):
         StudentError, match=r"clean/result\.json: the run was made with other settings: labels_sha256 was "
     ):
         robustness(replace(config, clean_root=root))
+
+
+def test_the_folder_of_another_command_is_left_alone(config, tmp_path):
+    """Of a probing, begun or finished, and of a score."""
+    record = run_record({"kind": "probing"}, torch.device("cpu"))
+    card = ResultCard(title="t", figures={}, protocol={}, provenance={}, model={})
+    for name, values in (("finished", record.values), ("score", None)):
+        write_result(replace(card, record=values), tmp_path / name)
+    (tmp_path / "begun").mkdir()
+    write_record(tmp_path / "begun", record)
+    for name, message in (
+        ("begun", "the run in this folder is a probing, not a robustness"),
+        ("finished", "the run in this folder is a probing, not a robustness"),
+        ("score", "a result of another command is here"),
+    ):
+        with pytest.raises(StudentError, match=message):
+            robustness(replace(config, out=tmp_path / name))
 
 
 def test_a_clean_set_is_no_set_of_corruptions(config):
