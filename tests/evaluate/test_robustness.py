@@ -15,8 +15,7 @@ from scalr.errors import StudentError
 from scalr.evaluate import robustness as module
 from scalr.evaluate.corrupt import NOT_COMPARABLE
 from scalr.evaluate.model import save_model, with_class_head
-from scalr.evaluate.result import read_result
-from scalr.evaluate.result import ResultCard, write_result
+from scalr.evaluate.result import ResultCard, read_result, write_result
 from scalr.evaluate.robo3d import BASELINE, corruption_errors, mean_over, resilience_rates
 from scalr.evaluate.robustness import RobustnessConfig, robustness
 from scalr.extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
