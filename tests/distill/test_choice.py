@@ -164,10 +164,11 @@ def test_what_contradicts_the_start_is_refused(grown, asked, difference, name):
     assert config.read_bytes() == before
 
 
-def test_another_number_of_stores_is_refused(grown):
+def test_another_number_of_stores_is_refused(grown, tmp_path):
+    copy = shutil.copytree(grown.folder / "s.zarr", tmp_path / "copy.zarr")
     message = r"config\.yaml: the run was started otherwise: number of stores was 1 and is 2\. Resume"
     with pytest.raises(StudentError, match=message):
-        grown.resume("s.zarr", "s.zarr", out="started")
+        grown.resume("s.zarr", str(copy), out="started")
 
 
 def test_a_first_run_takes_every_dataset_of_its_split(grown, tmp_path):

@@ -20,6 +20,7 @@ NUMBERS = {
     "scalr.distill.interruption": {
         "STOP": (signal.SIGTERM, signal.SIGINT),
         "SAVE": signal.SIGUSR1,
+        "SIGNALS": (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1),
         "SAME_KEYPRESS_SECONDS": 1,
         "WORKER_GRACE_SECONDS": 30,
         "END_BYTES": 48,

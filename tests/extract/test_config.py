@@ -60,7 +60,11 @@ def test_values_on_the_border_of_sense_are_taken():
         ({"occlusion": "hide"}, ScalrError, "--occlusion: 'hide'"),
         ({"on_error": "go on"}, ScalrError, "--on-error: 'go on'"),
         ({"precision": "fp16"}, ScalrError, "--precision: 'fp16'"),
-        ({"pos_embed": "mine"}, ScalrError, "--pos-embed: 'mine' cannot be used. Give one of timm, official or null"),
+        (
+            {"pos_embed": "mine"},
+            ScalrError,
+            "--pos-embed: 'mine' cannot be used. Give one of timm, official, or leave it out",
+        ),
         (
             {"workers": 1, "scheduler": "tcp://here:1"},
             ScalrError,
