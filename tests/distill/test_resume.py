@@ -268,3 +268,14 @@ def test_a_dataset_that_moved_and_other_releases_are_no_other_run(folder):
     """The store keeps its dataset's folder and the versions of libraries beside what its scans depend on."""
     record = yaml.safe_load((folder / "finished/config.yaml").read_text())
     assert "record" not in record["stores"][0]["sources"][0]
+
+
+def test_frames_of_one_camera_are_counted(tmp_path):
+    """As SemanticKITTI's."""
+    (tmp_path / "images").mkdir()
+    frames = TinyDataset(tmp_path / "images", num_frames=2)
+    frames.frames = [dataclasses.replace(frame, views=frame.views[:1]) for frame in frames.frames]
+    extract_with(frames, tiny_teachers(), tmp_path / "s.zarr", teachers=("coordinates",))
+    stop(tmp_path, "stopped")
+    (store,) = yaml.safe_load((tmp_path / "stopped/config.yaml").read_text())["stores"]
+    assert (store["frames_in_use"], store["views_in_use"]) == ([2], 2)
