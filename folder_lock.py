@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from .errors import StudentError
@@ -74,7 +74,7 @@ class Lock:
 
     def hold(self) -> None:
         """Say that there was no rival."""
-        self._write(Claim(**{**asdict(self._claim), "holds": True}))
+        self._write(replace(self._claim, holds=True))
         _held[self.folder.resolve()] = self
 
     def require(self) -> None:

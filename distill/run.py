@@ -147,30 +147,15 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
         raise StudentError(
             "an interrupted run is here", where=config.out, fix="Go on with --resume, or choose another --out."
         )
-    loader = EpochLoader(
-        datasets,
-        DistillCollate(recipe.inputs),
-        batch_size=training.batch_size,
-        seed=training.seed,
-        workers=training.workers,
-        device=device,
-        part_weights=recipe.sampling.store_weights,
-        accumulate=training.accumulate,
-    )
+    loader = _loader(datasets, recipe, device)
     if process_index() == 0 and not resume:  # the checkpoint may yet turn out to be another run's
         write_record(config.out, record)
     if before is not None:
         record.say_changes_of_machine(before.machine)
-    student = new_student(recipe)
-    student.waffleiron.activation_checkpointing = training.activation_checkpointing
-    if training.compile:
-        student.compile_layers()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)  # of a head for the targets
-        objective = DistillObjective(student, recipe.objective, tuple(first.teachers.values()), first.target_dim)
+    objective = _new_objective(recipe, first)
     for each, dataset in zip(chosen, datasets, strict=True):
         logger.info("distilling %s from %d frames of %s", " and ".join(each.teachers), len(dataset), each.store.path)
-    observer = _observer(config, chosen, datasets, student)
+    observer = _observer(config, chosen, datasets, objective.student)
     with loader:
         result = train(
             objective.to(device),
@@ -185,9 +170,34 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
         )
     if process_index() == 0:
         write_record(config.out, record)  # a resumed run may have used another machine or release
-        save_student(student, path, record.values)
+        save_student(objective.student, path, record.values)
         checkpoints.remove()
     return result.data_wait
+
+
+def _loader(datasets: Sequence[DistillDataset], recipe: Recipe, device: torch.device) -> EpochLoader:
+    training = recipe.training
+    return EpochLoader(
+        datasets,
+        DistillCollate(recipe.inputs),
+        batch_size=training.batch_size,
+        seed=training.seed,
+        workers=training.workers,
+        device=device,
+        part_weights=recipe.sampling.store_weights,
+        accumulate=training.accumulate,
+    )
+
+
+def _new_objective(recipe: Recipe, chosen: Chosen) -> DistillObjective:
+    """A new student, and what it is to learn."""
+    student, training = new_student(recipe), recipe.training
+    student.waffleiron.activation_checkpointing = training.activation_checkpointing
+    if training.compile:
+        student.compile_layers()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)  # of a head for the targets
+        return DistillObjective(student, recipe.objective, tuple(chosen.teachers.values()), chosen.target_dim)
 
 
 def _provenance_of_whole(path: Path) -> dict:
