@@ -1,0 +1,95 @@
+"""What a teacher's vectors have in common: their mean, and how they spread around it.
+
+Features of real teachers are far from isotropic: a few channels are ten times as large as the others, and most of every
+vector is one constant. Whoever stores them or compares their directions has to know both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherStatistics:
+    """Of the patch vectors, each once, that the pairs of some views read.
+
+    Attributes:
+        count: vectors, N.
+        mean: (D,) float64.
+        covariance: (D, D) float64, divided by N.
+        mean_unit: (D,) float64, the mean of the vectors as unit vectors.
+    """
+
+    count: int
+    mean: np.ndarray
+    covariance: np.ndarray
+    mean_unit: np.ndarray
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return len(self.mean)
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """(D,) float64: the standard deviation of each channel."""
+        return np.sqrt(np.diag(self.covariance).clip(min=0))
+
+    @property
+    def mean_unit_length(self) -> float:
+        """0 where directions are spread evenly, 1 where all are the same."""
+        return float(np.linalg.norm(self.mean_unit))
+
+    @property
+    def effective_rank(self) -> float:
+        """exp(entropy) of the shares of variance along the principal axes (Roy and Vetterli, 2007); 0 without any."""
+        variance = np.linalg.eigvalsh(self.covariance).clip(min=0)
+        if not variance.any():
+            return 0.0
+        shares = variance[variance > 0] / variance.sum()
+        return float(np.exp(-(shares * np.log(shares)).sum()))
+
+    @staticmethod
+    def pooled(parts: Sequence[TeacherStatistics]) -> TeacherStatistics:
+        """Those of all vectors of several samples together."""
+        count = sum(part.count for part in parts)
+        shares = [part.count / count if count else 1 / len(parts) for part in parts]
+        mean = sum(share * part.mean for share, part in zip(shares, parts, strict=True))
+        within = sum(share * part.covariance for share, part in zip(shares, parts, strict=True))
+        apart = [part.mean - mean for part in parts]
+        between = sum(share * np.outer(each, each) for share, each in zip(shares, apart, strict=True))
+        mean_unit = sum(share * part.mean_unit for share, part in zip(shares, parts, strict=True))
+        return TeacherStatistics(count, mean, within + between, mean_unit)
+
+
+class VectorSums:
+    """Statistics of vectors that come in batches, summed in float64 on the CPU.
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self._count = 0
+        self._sum, self._units = (torch.zeros(dim, dtype=torch.float64) for _ in range(2))
+        self._products = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def add(self, vectors: torch.Tensor) -> None:
+        """Count vectors (T, D) of any device."""
+        vectors = vectors.cpu().double()
+        self._count += len(vectors)
+        self._sum += vectors.sum(dim=0)
+        self._units += F.normalize(vectors, dim=1).sum(dim=0)
+        self._products += vectors.T @ vectors
+
+    def statistics(self) -> TeacherStatistics:
+        """Of all vectors so far; zeros where there are none."""
+        count = max(1, self._count)
+        mean = self._sum / count
+        covariance = self._products / count - torch.outer(mean, mean)
+        return TeacherStatistics(self._count, mean.numpy(), covariance.numpy(), (self._units / count).numpy())
