@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("extract", "distill", "evaluate")
 # What these draw is looked at: streets of the simulated world, pictures, pages.
 NOT_CHANGED = ("extract/datasets/synthetic/", "evaluate/pictures.py", "evaluate/report.py")
+OF_ALL_MODULES = ("test_constants.py", "test_options.py")  # test files that say little of any one module
 SLOWEST_S = 600  # of the tests of one module; a change that makes them wait for ever is noticed then
 PRELOADED = ("torch", "zarr", "numba", "scipy.ndimage", "scipy.spatial", "pyarrow.parquet", "hypothesis", "pytest",
              "matplotlib.figure", "safetensors.torch", "distributed", "PIL.Image", "yaml", "tqdm")  # fmt: skip
@@ -180,8 +181,9 @@ def tests_of(module: str) -> list[str]:
     in_stage = sorted((ROOT / "tests" / path.parts[0]).rglob("test_*.py"))
     importing = [file.relative_to(ROOT) for file in in_stage if re.search(names, file.read_text())]
     chosen = [own] * (ROOT / own).exists() + [file for file in importing if file != own]
-    if not chosen:
-        chosen = [file.relative_to(ROOT) for file in in_stage if file.parent == ROOT / "tests" / path.parent]
+    if all(file.name in OF_ALL_MODULES for file in chosen):
+        folder = [file.relative_to(ROOT) for file in in_stage if file.parent == ROOT / "tests" / path.parent]
+        chosen += [file for file in folder if file not in chosen]
     return [file.as_posix() for file in chosen]
 
 
