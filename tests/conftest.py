@@ -26,13 +26,32 @@ from error_record import (  # noqa: F401  # hooks of pytest
     pytest_terminal_summary,
     pytest_testnodedown,
 )
-from scalr import worker_processes
+from scalr import progress, worker_processes
 from scalr.extract.datasets.synthetic import write_world
 from scalr.extract.store import FeatureStore
 from tiny import TinyDataset, extract_with, tiny_teachers
 
 settings.register_profile("scalr", deadline=None)  # machines are noisy
 settings.load_profile("scalr")
+
+
+class ReachesItsEnd(progress._LogLines):
+    """A progress display that must have come to its total where the work was done, whether anybody sees it or not."""
+
+    def __init__(self, *, total: int, initial: int, **options: object) -> None:
+        super().__init__(total=total, initial=initial, **options)
+        self.wanted, self.counted = total, initial
+
+    def update(self, n: int = 1) -> bool | None:
+        self.counted += n
+        return super().update(n)
+
+    def __exit__(self, kind: type | None, *others: object) -> None:
+        super().__exit__(kind, *others)
+        assert kind is not None or self.counted == self.wanted, f"{self.desc}: {self.counted} of {self.wanted}"
+
+
+progress._LogLines = ReachesItsEnd
 
 # Tables that are kept for the next start must not end up in the cache of whoever runs the tests.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="scalr-tests-cache-")

@@ -21,7 +21,7 @@ from scalr.distill import run
 from scalr.distill.checkpoint import student_provenance
 from scalr.distill.recipe import Recipe, load_recipe, recipe_values
 from scalr.distill.recipes import recipe_names
-from scalr.distill.run import DistillConfig, distill
+from scalr.distill.run import DistillConfig, DistillSummary, distill
 from scalr.errors import ScalrError, StoreError, StudentError
 from scalr.extract import targets
 from scalr.json_text import json_text
@@ -104,6 +104,12 @@ def test_a_student_is_never_overwritten(distilled):
     distilled()
     with pytest.raises(StudentError, match="a student is there already"):
         distilled()
+
+
+def test_a_summary_says_how_long_it_waited_where_that_is_known(tmp_path):
+    summary = DistillSummary(tmp_path, [1.0, 0.5], data_wait=0.125)
+    assert summary.as_text() == f"{tmp_path}: loss 1.000 -> 0.500, 2 steps\n12.5% of the time was spent waiting for data"
+    assert replace(summary, data_wait=None).as_text() == f"{tmp_path}: loss 1.000 -> 0.500, 2 steps"
 
 
 @pytest.mark.parametrize("log", [None, b"", b"step,epoch,loss\n", bytes(range(256))])
