@@ -88,7 +88,8 @@ def loss_and_gradients(norm: torch.nn.Module, rows: torch.Tensor, weights: torch
     """Gradients of rows, weight and bias, and the running statistics, after one batch."""
     rows = rows.clone().requires_grad_()
     (norm(rows) * weights).sum().backward()
-    return [rows.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+    statistics = [norm.running_mean, norm.running_var, norm.num_batches_tracked]
+    return [rows.grad, norm.weight.grad, norm.bias.grad, *statistics]
 
 
 def one_of_two_is_on_its_own(rank: int, folder: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from doc_examples import DOCS
 from scalr.distill.recipe import load_recipe, recipe_values
+from scalr.evaluate.class_sets import RAW_IDS
 from scalr.evaluate.finetune import FinetuneConfig
 from scalr.evaluate.origin import origin_of
 from scalr.evaluate.probe import ProbeConfig
@@ -155,6 +156,14 @@ def test_what_is_not_said_brings_a_row_no_nearer():
     model, protocol = card_of(row)
     model |= {"pos_embed": "timm", "width": 16, "training.epochs": 25, "training.batch_size": 8}
     assert nearest(published_for("probe nuscenes"), model, protocol) is row
+
+
+def test_figures_on_other_lidars_are_of_the_classes_that_transfer_uses():
+    rows = {row.setting: row.protocol["classes"] for row in PUBLISHED if row.setting.startswith("transfer ")}
+    assert rows == {
+        f"transfer {dataset}": len(RAW_IDS[name][dataset])
+        for name, dataset in (("semantic_kitti_10", "semantic_kitti"), ("semantic_poss_6", "semantic_poss"))
+    }
 
 
 def test_a_supervised_model_is_set_beside_supervised_ones():

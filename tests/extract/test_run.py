@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections import Counter
 
 import numpy as np
@@ -30,6 +31,17 @@ def test_targets_are_the_features_at_each_points_pixel(extract_tiny, tiny_datase
         expected = pairs.pixel // 2 * [5 / 23, 7 / 31]
         np.testing.assert_allclose(stored.targets[:, :2], expected, atol=4e-3)
         np.testing.assert_allclose(stored.targets[:, 2], 1, atol=1e-3)
+
+
+def test_what_a_killed_run_left_is_cleared_and_said(extract_tiny, caplog):
+    with caplog.at_level(logging.INFO):
+        store = extract_tiny()
+        assert "cleared" not in caplog.text
+        left = store.path / "tmp" / "part-0-of-1" / "left"
+        left.mkdir(parents=True)
+        extract_tiny()
+    assert "cleared 1 leftovers of a run of part 0/1 that was killed" in caplog.text
+    assert not left.exists()
 
 
 def test_blocks_do_not_change_what_is_stored(extract_tiny):
