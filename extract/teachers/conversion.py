@@ -91,8 +91,7 @@ class Skeleton:
         Raises:
             Exception: timm has no model of that name, or not with these options.
         """
-        from timm.models import _builder
-
+        _builder = import_timm().models._builder
         request: dict[str, Any] = {}
 
         def instead(model: torch.nn.Module, **arguments: Any) -> None:
@@ -123,8 +122,7 @@ class Skeleton:
         Raises:
             Exception: each library's own.
         """
-        from timm.models import _builder
-
+        _builder = import_timm().models._builder
         fetched: list[object] = []
 
         def keep(content: object, model: torch.nn.Module) -> dict[str, torch.Tensor]:
