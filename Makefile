@@ -48,6 +48,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/no_teacher.py
 	$(BIN)/python tests/benchmarks/student.py $(if $(wildcard $(DATA)),--data $(DATA)) $(if $(PEER),--peer $(PEER))
 	test ! -d $(DATA) || $(BIN)/python tests/benchmarks/store_size.py $(DATA)
+	test ! -d $(DATA) || $(BIN)/python tests/benchmarks/encodings.py $(DATA)
 
 lint: install
 	$(BIN)/ruff check .
