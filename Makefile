@@ -49,6 +49,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/student.py $(if $(wildcard $(DATA)),--data $(DATA)) $(if $(PEER),--peer $(PEER))
 	test ! -d $(DATA) || $(BIN)/python tests/benchmarks/store_size.py $(DATA)
 	test ! -d $(DATA) || $(BIN)/python tests/benchmarks/encodings.py $(DATA)
+	test ! -d $(DATA)/nuscenes || $(BIN)/python tests/benchmarks/nuscenes_size.py $(DATA)/nuscenes
 
 lint: install
 	$(BIN)/ruff check .
