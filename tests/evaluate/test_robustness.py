@@ -109,6 +109,7 @@ def test_all_copies_are_scored_and_put_together(config):
     assert departure.startswith("other than ")
     assert written["model"]["width"] == 8
     assert written["protocol"]["frames"] == 2
+    assert written["protocol"]["corruptions"] == "as downloaded"
     assert written["figures"]["mIoU corrupted"] == pytest.approx((7 * result.clean + fog) / 800)
     assert "fog/heavy" in (config.out / "result.md").read_text()
     means = dict.fromkeys(CORRUPTIONS, result.clean) | {"fog": fog}
@@ -123,7 +124,9 @@ def test_all_copies_are_scored_and_put_together(config):
     (config.root / MANIFEST).write_text("{}")
     again = robustness(config)  # from the cards of all copies
     assert (again.clean, again.miou, again.mce, again.mrr) == (result.clean, result.miou, result.mce, result.mrr)
-    assert json.loads((config.out / "result.json").read_text())["departures_of_protocol"] == [NOT_COMPARABLE]
+    written = json.loads((config.out / "result.json").read_text())
+    assert written["departures_of_protocol"] == [NOT_COMPARABLE]
+    assert written["protocol"]["corruptions"] == "made by 'scalr corrupt'"
 
 
 def assert_figures_of_all_classes(out: Path, figures: dict[str, float]) -> None:
