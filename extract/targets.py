@@ -113,8 +113,7 @@ def encode(patch_map: torch.Tensor, footprint: Footprint, encoding: Encoding) ->
     if encoding.layout == "point":
         vectors = sample_targets(patch_map, footprint)
     else:
-        flat = patch_map.reshape(-1, patch_map.shape[-1]).float()
-        vectors = flat[footprint.touched]
+        vectors = patch_vectors(patch_map, footprint)
     stored, scale = _to_float16(vectors) if encoding.dtype == "float16" else _to_int8(vectors)
     return StoredVectors(stored, scale, F.cosine_similarity(stored.float(), vectors, dim=1))
 
@@ -171,6 +170,11 @@ def footprint(
         dim=1,
     )
     return Footprint(patches, weights.float(), map_shape[0] * map_shape[1])
+
+
+def patch_vectors(patch_map: torch.Tensor, footprint: Footprint) -> torch.Tensor:
+    """What the pairs read of a patch map (h, w, D): (T, D) float32, each patch once, in row-major order."""
+    return patch_map.reshape(-1, patch_map.shape[-1]).float()[footprint.touched]
 
 
 def sample_targets(patch_map: torch.Tensor, footprint: Footprint) -> torch.Tensor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from scalr.extract.statistics import TeacherStatistics
 from scalr.extract.store import (
     Draft,
     NewTargets,
     NewView,
     ScanBlock,
+    Source,
     StoreWriter,
     TargetBlock,
     create_store,
@@ -99,9 +102,24 @@ def add_targets(draft: Draft, teacher: str, targets: TargetBlock) -> None:
         draft.add_targets(teacher, NewTargets(targets.vectors[part], scale, cosine))
 
 
+def some_statistics(teachers: Iterable[str]) -> dict[str, TeacherStatistics]:
+    """Of vectors that nobody has seen, (3,) each."""
+    axes = np.diag([1.0, 4.0, 0.0])
+    return {
+        name: TeacherStatistics(7, np.array([3.0, 2.0, 1.0]), axes, np.array([0.5, 0.25, 0.0])) for name in teachers
+    }
+
+
+def add_inputs(writer: StoreWriter, settings: dict = SETTINGS, **teachers: dict) -> Source:
+    """Record a source and teachers, with statistics of each."""
+    source = writer.add_inputs(settings, record={}, teachers=teachers)
+    writer.statistics(teachers, source, some_statistics)
+    return source
+
+
 def filled_store(path: Path, blocks=(0, 1), owner: str = "part-0-of-1"):
     writer = create_store(path, owner)
-    writer.add_inputs(SETTINGS, record={}, teachers={"t": PROVENANCE})
+    add_inputs(writer, t=PROVENANCE)
     for block in blocks:
         scans, targets = a_block(block)
         write_block(writer, block, scans, t=targets)

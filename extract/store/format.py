@@ -5,6 +5,7 @@
       sources/000/zarr.json         a split of a dataset: its settings and its range of blocks
       sources/000/frames.parquet    what the dataset's tables say of its frames
       teachers/NAME/zarr.json       what one teacher's targets depend on
+      teachers/NAME/statistics/000/ mean, covariance, mean_unit of its vectors in a sample of source 000
       blocks/000017/                points, pairs/point_index, pairs/pixel, index.parquet
       blocks/000017/targets/NAME/   vectors, scale (int8 only), index.parquet
       index/scans/000017.parquet    the copy of a group's index.parquet that makes the group count: one row per view
@@ -111,7 +112,7 @@ def crc32c(start: int, *arrays: np.ndarray) -> int:
 
 def write_record(path: Path, attributes: Mapping) -> None:
     """Write a zarr group whose attributes cannot be altered unnoticed."""
-    write_group(path, {**attributes, DIGEST: _digest(attributes)})
+    write_group(path, {**attributes, DIGEST: digest(attributes)})
 
 
 def write_group(path: Path, attributes: dict) -> None:
@@ -130,11 +131,11 @@ def read_record(path: Path, required: Iterable[str] = ()) -> dict:
         DamagedError: it was altered, or lacks what is required.
     """
     attributes, signature = _parse_record(read_bytes(path), path)
-    if signature != _digest(attributes):
-        raise _damaged(path, ALTERED)
+    if signature != digest(attributes):
+        raise damaged(path, ALTERED)
     for name in required:
         if name not in attributes:
-            raise _damaged(path, f"no '{name}'")
+            raise damaged(path, f"no '{name}'")
     return attributes
 
 
@@ -152,7 +153,7 @@ def _parse_record(content: bytes, path: Path) -> tuple[dict, str | None]:
     try:
         attributes = dict(json.loads(content)["attributes"])
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+        raise damaged(path, f"{type(error).__name__}: {error}") from None
     return attributes, attributes.pop(DIGEST, None)
 
 
@@ -168,8 +169,8 @@ def check_root(path: Path) -> None:
     version = attributes.get("format_version")
     if signature is None and attributes.get("format") != FORMAT:
         raise StoreError("a zarr group, but not a feature store", where=path.parent, fix=MAKE_ONE)
-    if signature != _digest(attributes) and (signature is not None or version == FORMAT_VERSION):
-        raise _damaged(path, ALTERED)
+    if signature != digest(attributes) and (signature is not None or version == FORMAT_VERSION):
+        raise damaged(path, ALTERED)
     if version != FORMAT_VERSION:
         raise StoreError(
             f"format version {version}, this release reads {FORMAT_VERSION}",
@@ -178,11 +179,12 @@ def check_root(path: Path) -> None:
         )
 
 
-def _digest(attributes: Mapping) -> str:
+def digest(attributes: Mapping) -> str:
+    """SHA-256 over attributes as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(attributes, sort_keys=True).encode()).hexdigest()
 
 
-def _damaged(path: Path, reason: str) -> DamagedError:
+def damaged(path: Path, reason: str) -> DamagedError:
     return DamagedError(
         f"its metadata cannot be used ({reason})",
         where=path,
@@ -295,7 +297,7 @@ def read_metadata(path: Path) -> IndexMetadata:
 
 
 def _signature(metadata: Mapping[bytes, object]) -> str:
-    return _digest({key.decode(): value for key, value in metadata.items()})
+    return digest({key.decode(): value for key, value in metadata.items()})
 
 
 def _damaged_index(path: Path, error: object) -> DamagedError:

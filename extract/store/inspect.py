@@ -25,6 +25,15 @@ class KindReport:
 
 
 @dataclass(frozen=True)
+class StatisticsReport:
+    """What a teacher's vectors have in common, in all samples together."""
+
+    vectors: int
+    mean_unit_length: float  # of the mean of the unit vectors: 1 where all have one direction
+    effective_rank: float
+
+
+@dataclass(frozen=True)
 class TargetsReport(KindReport):
     """One teacher's targets; the cosines are those of stored and exact vectors."""
 
@@ -33,6 +42,7 @@ class TargetsReport(KindReport):
     bytes_per_pair: float
     mean_cosine: float
     worst_cosine: float
+    statistics: StatisticsReport | None  # None where there are none (yet)
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,12 @@ class StoreReport:
         ]
         for name, targets in self.teachers.items():
             lines.append(_row(width, name, targets, self.num_blocks, targets.bytes_per_pair, _kept_as(targets)))
+        for name, targets in self.teachers.items():
+            if (found := targets.statistics) is not None:
+                lines.append(
+                    f"{name} in a sample of {found.vectors:,} vectors: mean unit vector of length"
+                    f" {found.mean_unit_length:.3f}, effective rank {found.effective_rank:.1f}"
+                )
         lines += ["", *(f"{camera:<{width}}{count:>13,} pairs" for camera, count in self.pairs.items())]
         for name, kind in {"scans": self.scans, **self.teachers}.items():
             if kind.missing_blocks:
@@ -145,7 +161,15 @@ def _targets_report(store: FeatureStore, teacher: str, sizes: _Sizes) -> Targets
         bytes_per_pair=sizes.bytes[teacher] / max(1, num_pairs),
         mean_cosine=float(np.average(mean, weights=vectors)) if vectors.any() else 1.0,
         worst_cosine=float(targets["worst_cosine"].to_numpy().min(initial=1.0)),
+        statistics=_statistics_report(store, teacher),
     )
+
+
+def _statistics_report(store: FeatureStore, teacher: str) -> StatisticsReport | None:
+    if not any(store.has_statistics(teacher, source) for source in store.named_sources):
+        return None
+    found = store.statistics(teacher)
+    return StatisticsReport(found.count, found.mean_unit_length, found.effective_rank)
 
 
 def describe_weights(provenance: dict) -> str:

@@ -15,11 +15,13 @@ import pyarrow as pa
 from ...checkpoint_files import first_line
 from ...errors import DamagedError, StoreError, UnreadableError
 from ..encoding import Encoding
+from ..statistics import TeacherStatistics
 from . import format as fmt
 from .arrays import open_array
 from .contents import ScanBlock, Source, StoredView, TargetBlock, source_of
 from .files import indexed_blocks, is_folder, is_there, names_in, readable, size_of
 from .format import SCANS
+from .statistics_group import STATISTICS, read_statistics, statistics_name
 
 if TYPE_CHECKING:  # torch and zarr are loaded where targets and arrays are read: views are told without them
     import zarr
@@ -179,6 +181,41 @@ class FeatureStore:
         """How a teacher's targets are kept."""
         provenance = self.teacher(teacher)
         return Encoding(provenance["encoding"], provenance["dtype"])
+
+    def statistics(self, teacher: str, sources: Sequence[Source] | None = None) -> TeacherStatistics:
+        """What a teacher's vectors have in common, from a sample of each source.
+
+        Args:
+            teacher: whose vectors.
+            sources: of which samples; None takes all that have one.
+
+        Raises:
+            StoreError: no such teacher, or no statistics of it.
+            DamagedError, UnreadableError: they are damaged, or cannot be read now.
+        """
+        record = self.teacher(teacher)
+        if sources is None:
+            names = [name for name in self.named_sources if self.has_statistics(teacher, name)]
+        else:
+            names = [self.folder_of(source).name for source in sources]
+        try:
+            found = [
+                read_statistics(self.path / statistics_name(teacher, name), record, self.named_sources[name].attributes)
+                for name in names
+            ]
+        except FileNotFoundError:
+            found = []
+        if not found:
+            raise StoreError(
+                f"no statistics of {teacher}",
+                where=self.path / "teachers" / teacher / STATISTICS,
+                fix=f"Run the same 'scalr extract --teacher {teacher}' on this store again: it makes them.",
+            )
+        return TeacherStatistics.pooled(found)
+
+    def has_statistics(self, teacher: str, source: str) -> bool:
+        """Whether there are any of a teacher and a source, by the name of its folder."""
+        return is_there(self.path / statistics_name(teacher, source) / "zarr.json")
 
     def rows_with_targets(self, teacher: str) -> np.ndarray:
         """The rows of `views` that have this teacher's targets.

@@ -19,6 +19,7 @@ from .contents import ScanBlock, source_of
 from .files import NUMBERED_INDEX, is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
 from .reader import NEEDED_OF_SOURCE, NEEDED_OF_TEACHER, FeatureStore, open_store
+from .statistics_group import STATISTICS, read_statistics, statistics_name
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,14 @@ class Findings:
     unreadable: list[str] = field(default_factory=list)  # what cannot be read now, and why
     stray: list[str] = field(default_factory=list)  # paths in the store of files that are not its own
     missing: dict[str, list[int]] = field(default_factory=dict)  # blocks that are not there, by kind
+    without_statistics: list[str] = field(default_factory=list)  # teachers with targets of a split, and that split
     records: dict[str, dict | None] = field(default_factory=dict)  # what damaged ones have to say, by path
     closed: set[int] = field(default_factory=set)  # blocks of which something cannot be read now
 
     @property
     def whole(self) -> bool:
         """Whether the store is complete and every file of it was read and is right."""
-        return not (self.damage or self.unreadable or self.missing)
+        return not (self.damage or self.unreadable or self.missing or self.without_statistics)
 
 
 def open_to_verify(path: Path) -> FeatureStore:
@@ -75,8 +77,9 @@ def open_to_verify(path: Path) -> FeatureStore:
 def verify_store(store: FeatureStore) -> Findings:
     """Read everything that is committed and check it.
 
-    Checked are the records that describe the store, each file's size and SHA-256, each chunk's CRC32C, the checksum of
-    each view, the counts against the index, the ranges of indices and pixels, and that all values are finite.
+    Checked are the records that describe the store, the statistics of teachers, each file's size and SHA-256, each
+    chunk's CRC32C, the checksum of each view, the counts against the index, the ranges of indices and pixels, and that
+    all values are finite.
 
     Raises:
         UnreadableError: the indexes cannot be listed now, so that nothing can be told.
@@ -129,6 +132,18 @@ def _check_records(store: FeatureStore, found: Findings) -> None:
             if is_there(store.path / path):
                 with _noted(found, None, path):
                     fmt.read_record(store.path / path, ["batch_size"])
+        _check_statistics(store, name, found)
+
+
+def _check_statistics(store: FeatureStore, teacher: str, found: Findings) -> None:
+    committed = store.committed_blocks(teacher)
+    for name, source in store.named_sources.items():
+        path = statistics_name(teacher, name)
+        if is_folder(store.path / path):
+            with _noted(found, None, path):
+                read_statistics(store.path / path, store.teachers[teacher], source.attributes)
+        elif not committed.isdisjoint(source.blocks):
+            found.without_statistics.append(f"{teacher} of {source.dataset} {source.split}")
 
 
 def _check_described(path: Path, attributes: dict | None) -> None:
@@ -346,7 +361,8 @@ def _strays_beside_blocks(store: FeatureStore) -> Iterator[str]:
         "teachers": {"zarr.json", *store.teachers},
         "index": {SCANS, *store.teachers},
         **{f"sources/{name}": {"zarr.json", fmt.FRAMES_TABLE} for name in sources},
-        **{f"teachers/{name}": {"zarr.json", "batch"} for name in store.teachers},
+        **{f"teachers/{name}": {"zarr.json", "batch", STATISTICS} for name in store.teachers},
+        **{f"teachers/{name}/{STATISTICS}": set(store.named_sources) for name in store.teachers},
     }
     for folder, names in expected.items():
         there = names_in(store.path / folder) if is_folder(store.path / folder) else []
