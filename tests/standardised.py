@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from scalr.distill.standardisation import Standardisation
-from scalr.extract.statistics import TeacherStatistics, VectorSums
+from scalr.extract.statistics import TeacherStatistics
 
 WEIGHTS = (1.0, 0.5)
 
@@ -18,9 +19,12 @@ def vectors_of(dim: int, seed: int, scale: float = 1.0) -> torch.Tensor:
 
 
 def statistics_of(vectors: torch.Tensor) -> TeacherStatistics:
-    sums = VectorSums(vectors.shape[1])
-    sums.add(vectors)
-    return sums.statistics()
+    """By sums of squares, as extraction has them, whose last bits are noise."""
+    vectors = vectors.double()
+    mean = vectors.mean(dim=0)
+    covariance = vectors.T @ vectors / len(vectors) - torch.outer(mean, mean)
+    mean_unit = F.normalize(vectors, dim=1).mean(dim=0)
+    return TeacherStatistics(len(vectors), mean.numpy(), covariance.numpy(), mean_unit.numpy())
 
 
 def standardisation_of(kind: str, *vectors: torch.Tensor, weights: tuple[float, ...] | None = None) -> Standardisation:
