@@ -103,11 +103,9 @@ def add_targets(draft: Draft, teacher: str, targets: TargetBlock) -> None:
 
 
 def some_statistics(teachers: Iterable[str]) -> dict[str, TeacherStatistics]:
-    """Of vectors that nobody has seen, (3,) each."""
-    axes = np.diag([1.0, 4.0, 0.0])
-    return {
-        name: TeacherStatistics(7, np.array([3.0, 2.0, 1.0]), axes, np.array([0.5, 0.25, 0.0])) for name in teachers
-    }
+    """Of vectors (3,) that nobody has seen."""
+    mean, spread, mean_unit = np.array([3.0, 2.0, 1.0]), np.diag([1.0, 4.0, 0.0]), np.array([0.5, 0.25, 0.0])
+    return {name: TeacherStatistics(7, mean, spread, mean_unit) for name in teachers}
 
 
 def add_inputs(writer: StoreWriter, settings: dict = SETTINGS, **teachers: dict) -> Source:

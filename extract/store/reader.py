@@ -103,7 +103,7 @@ class FeatureStore:
     def read_target_views(self, teacher: str) -> pa.Table:
         """One row per view that has this teacher's targets, in block order: format.TARGETS_SCHEMA."""
         self.teacher(teacher)
-        return self._read_indexes(teacher, sorted(self.committed_blocks(teacher)))
+        return self._read_indexes(teacher, sorted(self.committed_blocks(teacher).intersection(self._blocks)))
 
     def committed_blocks(self, kind: str = SCANS) -> set[int]:
         """The blocks whose scans (or, with a teacher's name, whose targets) are there.
