@@ -155,9 +155,9 @@ def _pipeline(
         lacking = [teacher for teacher in teachers if teacher.name in names]
         return sample_statistics(dataset, lacking, config.selection, batch_sizes, writer.store, source)
 
-    writer.statistics(config.teachers, source, measure)
+    statistics = writer.statistics(config.teachers, source, measure)
     options = {"selection": config.selection, "on_error": config.on_error}
-    return Pipeline(dataset, teachers, encoding, writer, batch_sizes=batch_sizes, **options)
+    return Pipeline(dataset, teachers, encoding, writer, statistics=statistics, batch_sizes=batch_sizes, **options)
 
 
 def _add_to_store(config: ExtractConfig, writer: StoreWriter, dataset: Dataset, teachers: list[Teacher]) -> Source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -123,12 +123,18 @@ def _prepared(
 def _add(sums: VectorSums, teacher: Teacher, position: int, views: list[PreparedView]) -> None:
     """Let the teacher see the views, `position` being its place among those that they were prepared for."""
     if views:
-        patch_maps = teacher.patch_maps(torch.stack([view.images[position] for view in views]))
-        for patch_map, view in zip(patch_maps, views, strict=True):
-            vectors = patch_vectors(patch_map, teacher_footprint(teacher, view.pixel, view.image_shape))
-            if vectors.isfinite().all():
-                sums.add(vectors)
+        add_views(sums, teacher, teacher.patch_maps(torch.stack([view.images[position] for view in views])), views)
         views.clear()
+
+
+def add_views(
+    sums: VectorSums, teacher: Teacher, patch_maps: Iterable[torch.Tensor], views: Iterable[PreparedView]
+) -> None:
+    """Count what the pairs of some views read of their patch maps, unless a value is not finite."""
+    for patch_map, view in zip(patch_maps, views, strict=True):
+        vectors = patch_vectors(patch_map, teacher_footprint(teacher, view.pixel, view.image_shape))
+        if vectors.isfinite().all():
+            sums.add(vectors)
 
 
 @contextmanager

@@ -7,7 +7,7 @@
       teachers/NAME/zarr.json       what one teacher's targets depend on
       teachers/NAME/statistics/000/ mean, covariance, mean_unit of its vectors in a sample of source 000
       blocks/000017/                points, pairs/point_index, pairs/pixel, index.parquet
-      blocks/000017/targets/NAME/   vectors, scale (int8 only), index.parquet
+      blocks/000017/targets/NAME/   vectors, scale and channels (int8 only), index.parquet
       index/scans/000017.parquet    the copy of a group's index.parquet that makes the group count: one row per view
       index/NAME/000017.parquet
       aside/                        what was taken out, and may be looked at or thrown away
@@ -33,7 +33,7 @@ from ...checkpoint_files import sha256_of_file
 from ...errors import DamagedError, StoreError
 from .files import files_below, read_bytes, readable
 
-FORMAT, FORMAT_VERSION = "scalr-store", 2
+FORMAT, FORMAT_VERSION = "scalr-store", 3
 ROOT = {"format": FORMAT, "format_version": FORMAT_VERSION}  # the attributes at the top
 SKELETON = ("teachers", "sources", "blocks")  # zarr groups of their own, without attributes
 
@@ -65,13 +65,15 @@ SCANS_SCHEMA = pa.schema(
         ("crc32c", pa.uint32()),  # of the view's points, point_index and pixel
     ]
 )
+# Of stored and exact vectors, as they are and once the teacher's mean is taken away from both.
+COSINES = ("mean_cosine", "worst_cosine", "mean_cosine_centred", "worst_cosine_centred")
 TARGETS_SCHEMA = pa.schema(
     [
         ("block", pa.int32()),
         *((name, pa.string()) for name in ("token", "camera")),
         *((name, pa.int64()) for name in ("start", "stop")),
-        *((name, pa.float32()) for name in ("mean_cosine", "worst_cosine")),  # of stored and exact vectors
-        ("crc32c", pa.uint32()),  # of the view's crc32c, vectors and scale
+        *((name, pa.float32()) for name in COSINES),
+        ("crc32c", pa.uint32()),  # of the view's crc32c, vectors, scale and channels
     ]
 )
 

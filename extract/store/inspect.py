@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import readable, size_of
-from .format import ASIDE, SCANS
+from .format import ASIDE, COSINES, SCANS
 from .reader import FeatureStore
 
 
@@ -35,13 +35,15 @@ class StatisticsReport:
 
 @dataclass(frozen=True)
 class TargetsReport(KindReport):
-    """One teacher's targets; the cosines are those of stored and exact vectors."""
+    """One teacher's targets; the cosines are those of stored and exact vectors, as they are and less their mean."""
 
     provenance: dict
     vectors: int
     bytes_per_pair: float
     mean_cosine: float
     worst_cosine: float
+    mean_cosine_centred: float
+    worst_cosine_centred: float
     statistics: StatisticsReport | None  # None where there are none (yet)
 
 
@@ -151,7 +153,8 @@ def _targets_report(store: FeatureStore, teacher: str, sizes: _Sizes) -> Targets
     num_pairs = int((store.column("pairs_stop")[rows] - store.column("pairs_start")[rows]).sum())
     targets = store.read_target_views(teacher)
     vectors = targets["stop"].to_numpy() - targets["start"].to_numpy()
-    mean = targets["mean_cosine"].to_numpy()
+    cosines = {name: targets[name].to_numpy() for name in COSINES}
+    means = {name: values for name, values in cosines.items() if name.startswith("mean")}
     return TargetsReport(
         **_completeness(store, teacher),
         files=sizes.files[teacher],
@@ -159,8 +162,8 @@ def _targets_report(store: FeatureStore, teacher: str, sizes: _Sizes) -> Targets
         provenance=store.teachers[teacher],
         vectors=int(vectors.sum()),
         bytes_per_pair=sizes.bytes[teacher] / max(1, num_pairs),
-        mean_cosine=float(np.average(mean, weights=vectors)) if vectors.any() else 1.0,
-        worst_cosine=float(targets["worst_cosine"].to_numpy().min(initial=1.0)),
+        **{name: float(np.average(each, weights=vectors)) if vectors.any() else 1.0 for name, each in means.items()},
+        **{name: float(each.min(initial=1.0)) for name, each in cosines.items() if name not in means},
         statistics=_statistics_report(store, teacher),
     )
 
@@ -202,7 +205,8 @@ def _kept_as(targets: TargetsReport) -> str:
     provenance = targets.provenance
     return (
         f"{provenance['encoding']} {provenance['dtype']}, {provenance['dim']} dimensions,"
-        f" cosine {targets.mean_cosine:.6f} (worst {targets.worst_cosine:.6f}); {describe_weights(provenance)}"
+        f" cosine {targets.mean_cosine:.6f} (worst {targets.worst_cosine:.6f}), less the mean vector"
+        f" {targets.mean_cosine_centred:.6f} (worst {targets.worst_cosine_centred:.6f}); {describe_weights(provenance)}"
     )
 
 

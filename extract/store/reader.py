@@ -51,6 +51,7 @@ class FeatureStore:
         self.path = path
         self._known_records: set[tuple[str, int]] = set()  # (kind, block) whose index is of that record
         self._array = functools.lru_cache(OPEN_ARRAYS)(self._open_array)
+        self._channels = functools.lru_cache(OPEN_ARRAYS)(self._read_channels)
         self._target_rows = functools.lru_cache(OPEN_ARRAYS)(self._read_target_rows)
 
     def __reduce__(self) -> tuple:
@@ -103,7 +104,7 @@ class FeatureStore:
     def read_target_views(self, teacher: str) -> pa.Table:
         """One row per view that has this teacher's targets, in block order: format.TARGETS_SCHEMA."""
         self.teacher(teacher)
-        return self._read_indexes(teacher, sorted(self.committed_blocks(teacher)))
+        return self._read_indexes(teacher, sorted(self.committed_blocks(teacher).intersection(self._blocks)))
 
     def committed_blocks(self, kind: str = SCANS) -> set[int]:
         """The blocks whose scans (or, with a teacher's name, whose targets) are there.
@@ -276,10 +277,11 @@ class FeatureStore:
             StoreError: no such teacher, or damaged data.
         """
         everything = slice(None)
-        has_scale = self.encoding(teacher).dtype == "int8"
+        is_int8 = self.encoding(teacher).dtype == "int8"
         targets = TargetBlock(
             vectors=self._read(teacher, block, "vectors", everything),
-            scale=self._read(teacher, block, "scale", everything) if has_scale else None,
+            scale=self._read(teacher, block, "scale", everything) if is_int8 else None,
+            channels=self._read(teacher, block, "channels", everything) if is_int8 else None,
             views=self._read_index(fmt.index_path(self.path, teacher, block), teacher),
         )
         scans = fmt.read_index(fmt.index_path(self.path, SCANS, block), SCANS, ("crc32c",))
@@ -319,15 +321,14 @@ class FeatureStore:
                 fix=f"Run 'scalr extract --teacher {teacher}' on this store again.",
             )
         start, stop, checksum = self._target_row(row, teacher, block)
-        vectors = self._read(teacher, block, "vectors", slice(start, stop))
-        scale = self._read(teacher, block, "scale", slice(start, stop)) if encoding.dtype == "int8" else None
-        arrays = (vectors,) if scale is None else (vectors, scale)
-        if fmt.crc32c(int(self.column("crc32c")[row]), *arrays) != checksum:
+        arrays = [self._read(teacher, block, "vectors", slice(start, stop)), None, None]
+        if encoding.dtype == "int8":
+            arrays[1:] = self._read(teacher, block, "scale", slice(start, stop)), self._channels(teacher, block)
+        if fmt.crc32c(int(self.column("crc32c")[row]), *(each for each in arrays if each is not None)) != checksum:
             raise self._damaged(teacher, block, OTHER_VALUES)
         image_shape = (int(self.column("image_height")[row]), int(self.column("image_width")[row]))
         return encoded_targets(
-            torch.from_numpy(vectors),
-            None if scale is None else torch.from_numpy(scale),
+            *(None if each is None else torch.from_numpy(each) for each in arrays),
             self.footprint(teacher, pixel, image_shape),
             encoding,
         )
@@ -410,6 +411,9 @@ class FeatureStore:
         if len(rows) != stop_row - first_row:
             raise self._damaged(teacher, block, "it has targets of other views than its scans have")
         return rows[row - first_row].tolist()
+
+    def _read_channels(self, teacher: str, block: int) -> np.ndarray:
+        return self._read(teacher, block, "channels", slice(None))
 
     def _read_target_rows(self, teacher: str, block: int) -> np.ndarray:
         table = self._read_indexes(teacher, [block], ("start", "stop", "crc32c"))

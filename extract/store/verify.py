@@ -327,7 +327,12 @@ def _check_targets(store: FeatureStore, teacher: str, block: int, scans: ScanBlo
         _require(targets.views[name].equals(scans.views[name]), f"its {name}s are not those of the scans")
     if targets.scale is not None:
         _require(len(targets.scale) == len(targets.vectors), "scale and vectors differ in length")
-        _require(bool((np.isfinite(targets.scale) & (targets.scale > 0)).all()), "a scale is not finite and positive")
+        is_scale = np.isfinite(targets.scale) & (targets.scale >= 0)
+        _require(bool(is_scale.all()), "a scale is not finite, or negative")
+        _require(not targets.vectors[targets.scale == 0].any(), "a vector is not zero, though its scale is")
+        _require(targets.channels.shape == (2, store.target_dim(teacher)), "channels are not one of each dimension")
+        are_channels = np.isfinite(targets.channels).all() and (targets.channels[1] > 0).all()
+        _require(bool(are_channels), "a channel's offset is not finite, or its scale not positive")
     else:
         _require(bool(np.isfinite(targets.vectors).all()), "a vector is not finite")
     _require((stop - start).tolist() == _expected_vectors(store, teacher, scans), "vectors and pairs do not match")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from ...errors import DamagedError, StoreError
@@ -112,14 +113,26 @@ class StoreWriter:
 
     # --- blocks ------------------------------------------------------------------------------------------------
 
-    def draft(self, block: int, teachers: Iterable[str], scans: ScanBlock | None = None) -> Draft:
+    def draft(
+        self,
+        block: int,
+        teachers: Iterable[str],
+        scans: ScanBlock | None = None,
+        channels: Mapping[str, np.ndarray] | None = None,
+    ) -> Draft:
         """Begin a block: with `scans`, as they are committed, only targets of `teachers` are added; without, both.
 
         The scratch folder is to be removed in the end: `draft.scratch.remove()`.
+
+        Args:
+            block: its number.
+            teachers: whose targets it gets.
+            scans: as they are committed, or None.
+            channels: (2, D) float32 of each teacher whose vectors are int8, see `encoding.channels_of`.
         """
         records = {name: self.store.teachers[name] for name in teachers}
         source, views = self.store.record_of(SCANS, block), None if scans is None else scans.views
-        return Draft(block, self._scratch.new_folder(), source, records, views)
+        return Draft(block, self._scratch.new_folder(), source, records, channels or {}, views)
 
     def commit(self, draft: Draft, *, replacing: bool = False) -> bool:
         """Make a draft count; False where other scans of the block stand, so that it has to be made anew.
