@@ -226,6 +226,12 @@ def transfer(out: Path, as_json: bool, **options: Any) -> None:
     root_option,
     click.option("--train-split", default="train", show_default=True, help="Split that is trained on."),
     click.option("--val-split", default="val", show_default=True, help="Split that is scored."),
+    choice_option(
+        "--standardise",
+        ["none", "centre", "phi_s"],
+        "What is done to targets first, by the teacher's statistics in --cache: nothing; take the mean away; also "
+        "rotate and scale.",
+    ),
 )
 @under(
     "Training",

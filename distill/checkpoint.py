@@ -17,6 +17,7 @@ from ..checkpoint_files import LISTED_KEYS, shortened, tensors_digest, written_a
 from ..errors import StudentError
 from ..json_text import json_text
 from .inputs import InputConfig
+from .standardisation import Standardisation, StandardisationConfig
 from .waffleiron import Student, WaffleIronConfig
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ def save_student(student: Student, path: str | Path, provenance: dict) -> None:
         "provenance": json_text(provenance),
         TENSORS_DIGEST: tensors_digest(tensors),
     }
+    if student.standardisation is not None:
+        header["standardisation"] = json.dumps(asdict(student.standardisation.config))
     with written_aside(path, StudentError) as temporary:
         save_file(tensors, temporary, header | {HEADER_DIGEST: _header_digest(header)})
 
@@ -63,7 +66,9 @@ def load_student(path: str | Path) -> Student:
     header, tensors = _read(Path(path))
     try:
         student = Student(
-            WaffleIronConfig(**json.loads(header["student"])), InputConfig(**json.loads(header["inputs"]))
+            WaffleIronConfig(**json.loads(header["student"])),
+            InputConfig(**json.loads(header["inputs"])),
+            _standardisation(header),
         )
         student.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -74,6 +79,12 @@ def load_student(path: str | Path) -> Student:
         ) from None
     require_finite(tensors, path, "Train or convert it again.")
     return student.eval()
+
+
+def _standardisation(header: Mapping[str, str]) -> Standardisation | None:
+    """With buffers that are still to be filled; None for a student that learnt vectors as they are."""
+    values = header.get("standardisation")
+    return None if values is None else Standardisation(StandardisationConfig(**json.loads(values)))
 
 
 def student_provenance(path: str | Path) -> dict:

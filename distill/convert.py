@@ -68,6 +68,7 @@ def convert(source: Path, target: Path, inputs: InputConfig | None, activation: 
         f"{target}: WI-{config.depth}-{config.width}, {config.norm} norm, {config.activation}, "
         f"{config.head} head with {config.out_channels} outputs"
         f"{f'; {prefix!r} was taken off the names of its tensors' if prefix else ''}"
+        f"{_meaning_of_outputs(student, target)}"
     )
 
 
@@ -122,9 +123,26 @@ def _student_of(
     return student.eval()
 
 
+def _meaning_of_outputs(student: Student, target: Path) -> str:
+    """What the head of a student of standardised vectors gives in a file of a kind."""
+    if student.standardisation is None:
+        return ""
+    if target.suffix == ".pt2":
+        return "; its outputs are in the teacher's space, mean included"
+    return "; its outputs point along the teacher's vectors less their mean, which such a file cannot hold"
+
+
 def official_tensors(student: Student) -> dict[str, torch.Tensor]:
-    """The student's state dict as the official modules have it: linear layers as 1x1 convolutions."""
-    return {name: _as_convolution(name, value) for name, value in student.state_dict().items()}
+    """The student's state dict as the official modules have it: linear layers as 1x1 convolutions.
+
+    Of a standardisation, the last layer takes the rotation back; mean and lengths have no place there.
+    """
+    tensors = {name: value for name, value in student.state_dict().items() if name.startswith(PARTS)}
+    if student.standardisation is not None:
+        _, last = _head(tensors)
+        for name in (last, last.removesuffix("weight") + "bias"):
+            tensors[name] = student.standardisation.unrotated(tensors[name].movedim(0, -1)).movedim(-1, 0)
+    return {name: _as_convolution(name, value) for name, value in tensors.items()}
 
 
 def write_official(student: Student, path: Path) -> None:

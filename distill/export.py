@@ -33,7 +33,7 @@ class _OneScan(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         offsets = torch.zeros(2, dtype=torch.int64)  # which stochastic depth alone would ask for
         tokens = self.student.tokens(PackedBatch(features, neighbours, offsets, cells, self.plane_shapes))
-        return tokens, self.student.classif(tokens)
+        return tokens, self.student.answers(tokens)
 
 
 def exported_input(scan: ScanInput, config: InputConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -43,7 +43,8 @@ def exported_input(scan: ScanInput, config: InputConfig) -> tuple[torch.Tensor, 
 
 
 def export_student(student: Student, path: Path) -> None:
-    """Write a `.pt2` file: `torch.export.load(path).module()(*exported_input(…))` gives tokens (M, C) and head (M, D).
+    """Write a `.pt2` file: `torch.export.load(path).module()(*exported_input(…))` gives tokens (M, C) and what
+    `Student.project` makes of them (M, D).
 
     Args:
         student: on the CPU; exported in eval mode.

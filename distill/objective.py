@@ -13,6 +13,7 @@ from torch import nn
 from ..settings import Settings, Weight, at_least, up_to
 from .dataset import DistillBatch
 from .losses import contrastive_loss, cosine_loss, similarity_loss, smooth_loss
+from .standardisation import Standardise
 from .waffleiron import Student
 
 Loss = Literal["similarity", "cosine", "smooth", "contrastive"]
@@ -37,6 +38,7 @@ class ObjectiveConfig(Settings, section="objective"):
     loss: Loss = "similarity"
     # Teacher -> weight of its unit vector in the joint target; empty takes the store's only one.
     teachers: dict[str, Weight] = field(default_factory=dict)
+    standardise: Standardise = "none"  # of the teachers' vectors, see `standardisation`
     temperature: Temperature = 0.07  # contrastive only, as all below
     contrastive_pairs: Annotated[int, at_least(1), up_to(1_000_000)] = 4096  # drawn from a batch
     target_head: TargetHead = "none"  # linear: targets are projected too, by weights that are learnt
@@ -47,6 +49,11 @@ class ObjectiveConfig(Settings, section="objective"):
         if self.target_head != "none" and self.loss != "contrastive":
             fix = "Use it with loss contrastive: others would make all targets equal"
             raise self.refused("target_head", self.target_head, fix)
+        if self.target_head != "none" and self.standardise != "none":
+            fix = (
+                "Use none with a target_head: its linear layer learns to take away the mean, and to rotate, by itself."
+            )
+            raise self.refused("standardise", self.standardise, fix)
 
     def output_channels(self, target_dim: int) -> int:
         """Channels of the student's head, for targets of so many."""
@@ -57,7 +64,7 @@ class DistillObjective(nn.Module):
     """A student and what is learnt beside it; called with a batch, it gives the loss.
 
     Args:
-        student: with a head for `config.output_channels`.
+        student: with a head for `config.output_channels`, and the standardisation of what it is to learn.
         config: the loss.
         teacher_weights: in the order of a batch's targets.
         target_dim: of all teachers together.
@@ -76,7 +83,7 @@ class DistillObjective(nn.Module):
         """The mean over the batch's pairs; and, detached, (2, B): sum and number of the losses of each sample."""
         features = self.student(batch.inputs).float()
         features = features if batch.point is None else features.index_select(0, batch.point)
-        targets = self.target_head(joint_targets([each.decode() for each in batch.targets], self.teacher_weights))
+        targets = self.target_head(self._joint([each.decode() for each in batch.targets]))
         targets, sample = targets.float(), batch.sample
         if self.config.loss != "contrastive":
             losses = OF_EACH_PAIR[self.config.loss](features, targets)
@@ -85,6 +92,10 @@ class DistillObjective(nn.Module):
             losses = contrastive_loss(features[drawn], targets[drawn], self.config.temperature)
             sample = sample[drawn]
         return losses.mean(), _of_each_sample(losses.detach(), sample, batch.inputs.num_scans)
+
+    def _joint(self, targets: Sequence[torch.Tensor]) -> torch.Tensor:
+        standardisation = self.student.standardisation
+        return joint_targets(targets, self.teacher_weights) if standardisation is None else standardisation(targets)
 
 
 def joint_targets(targets: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +13,10 @@ from typing import Annotated
 import numpy as np
 import torch
 
+from ..checkpoint_files import tensors_digest
 from ..errors import StudentError
 from ..extract.plan import frames_digest
+from ..extract.statistics import TeacherStatistics
 from ..extract.store import Source, open_store
 from ..settings import Amount, Count, Settings, at_least
 from .checkpoint import load_student, save_student, student_provenance
@@ -24,8 +26,9 @@ from .interruption import Checkpoints
 from .objective import DistillObjective
 from .processes import joined_processes, locked_by_first, num_processes, process_index, summed
 from .recipe import Recipe, recipe_values
-from .run_record import CONFIG, TARGETS, RunRecord, read_record, run_record, write_record
+from .run_record import CONFIG, STATISTICS, TARGETS, RunRecord, read_record, run_record, write_record
 from .sampling import EpochLoader
+from .standardisation import Standardisation
 from .training import Observer, train
 from .training_log import read_log
 from .varying_targets import VaryingTargets
@@ -133,7 +136,8 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
     recipe = with_head_for(replace(config.recipe, objective=objective_config), first.target_dim)
     training = recipe.training
     datasets = [_samples(each, recipe, number) for number, each in enumerate(chosen)]
-    record = _record(chosen, datasets, recipe, device)
+    statistics = {} if recipe.objective.standardise == "none" else _statistics(chosen)
+    record = _record(chosen, datasets, recipe, statistics, device)
     checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, record)
     if before is not None:
         record.require_same(before.settings, config.out / CONFIG)
@@ -148,11 +152,11 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
             "an interrupted run is here", where=config.out, fix="Go on with --resume, or choose another --out."
         )
     loader = _loader(datasets, recipe, device)
+    objective = _new_objective(recipe, first, statistics)
     if process_index() == 0 and not resume:  # the checkpoint may yet turn out to be another run's
         write_record(config.out, record)
     if before is not None:
         record.say_changes_of_machine(before.machine)
-    objective = _new_objective(recipe, first)
     for each, dataset in zip(chosen, datasets, strict=True):
         logger.info("distilling %s from %d frames of %s", " and ".join(each.teachers), len(dataset), each.store.path)
     observer = _observer(config, chosen, datasets, objective.student)
@@ -189,15 +193,26 @@ def _loader(datasets: Sequence[DistillDataset], recipe: Recipe, device: torch.de
     )
 
 
-def _new_objective(recipe: Recipe, chosen: Chosen) -> DistillObjective:
+def _new_objective(recipe: Recipe, chosen: Chosen, statistics: Mapping[str, TeacherStatistics]) -> DistillObjective:
     """A new student, and what it is to learn."""
-    student, training = new_student(recipe), recipe.training
+    student, training, weights = new_student(recipe), recipe.training, tuple(chosen.teachers.values())
+    student.standardisation = Standardisation.of(
+        recipe.objective.standardise, statistics, weights, "objective.standardise"
+    )
     student.waffleiron.activation_checkpointing = training.activation_checkpointing
     if training.compile:
         student.compile_layers()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)  # of a head for the targets
-        return DistillObjective(student, recipe.objective, tuple(chosen.teachers.values()), chosen.target_dim)
+        return DistillObjective(student, recipe.objective, weights, chosen.target_dim)
+
+
+def _statistics(chosen: Sequence[Chosen]) -> dict[str, TeacherStatistics]:
+    """Of each teacher's vectors in all sources that are learnt from."""
+    return {
+        name: TeacherStatistics.pooled([each.store.statistics(name, each.sources) for each in chosen])
+        for name in chosen[0].teachers
+    }
 
 
 def _provenance_of_whole(path: Path) -> dict:
@@ -275,7 +290,11 @@ def _samples(chosen: Chosen, recipe: Recipe, number: int) -> DistillDataset:
 
 
 def _record(
-    chosen: Sequence[Chosen], datasets: Sequence[DistillDataset], recipe: Recipe, device: torch.device
+    chosen: Sequence[Chosen],
+    datasets: Sequence[DistillDataset],
+    recipe: Recipe,
+    statistics: Mapping[str, TeacherStatistics],
+    device: torch.device,
 ) -> RunRecord:
     """What a student is made from, and the machine that makes it."""
     values = recipe_values(recipe)
@@ -286,7 +305,8 @@ def _record(
     ]
     settings = {"kind": KIND, "stores": stores, "teachers": chosen[0].provenance, "recipe": values}
     targets = {name: _targets_sha256(chosen, datasets, name) for name in chosen[0].teachers}
-    return run_record(settings, device, **{TARGETS: targets}, **machine)
+    made_of = {TARGETS: targets} | ({STATISTICS: _statistics_sha256(statistics)} if statistics else {})
+    return run_record(settings, device, **made_of, **machine)
 
 
 def _without_record(source: Source) -> dict:
@@ -318,6 +338,13 @@ def _targets_sha256(chosen: Sequence[Chosen], datasets: Sequence[DistillDataset]
         of_view[each.store.rows_with_targets(teacher)] = each.store.read_target_views(teacher)["crc32c"]
         digest.update(of_view[np.concatenate(dataset.frames)].tobytes())
     return digest.hexdigest()
+
+
+def _statistics_sha256(statistics: Mapping[str, TeacherStatistics]) -> dict[str, str]:
+    return {
+        name: tensors_digest({"mean": torch.from_numpy(each.mean), "covariance": torch.from_numpy(each.covariance)})
+        for name, each in statistics.items()
+    }
 
 
 def _losses(folder: Path) -> list[float]:

@@ -28,11 +28,17 @@ MACHINE, DIGEST = "machine", "settings_sha256"  # beside the settings in the fil
 # In `machine`, for a block that was repaired has targets with other last bits: a run may go on with them, but a student
 # that is finished is not one of theirs.
 TARGETS = "targets"
+STATISTICS = "statistics"  # of the teachers, likewise: those that a run began with are in its checkpoint
 LISTED_DIFFERENCES = 3
 LONGEST_VALUE, LONGEST_DIGEST = 60, 12  # characters, in an error
 SHA256 = re.compile(r"[0-9a-f]{64}")
 BEGIN_ANEW = "Remove it to begin with the settings of this command, or choose another --out."
 NOT_SET = "not set"
+MACHINE_CHANGED = "the machine is used otherwise than before (%s): the last bits of results may differ"
+CHANGED = {
+    TARGETS: "targets were extracted again since the run began (%s): it goes on with those that are there now",
+    STATISTICS: "statistics were made again since the run began (%s): it goes on with those in its checkpoint, if any",
+}
 
 
 class RunRecord(NamedTuple):
@@ -78,24 +84,18 @@ class RunRecord(NamedTuple):
             )
         require_kind(theirs.settings, self.settings["kind"], where)
         self.require_same(theirs.settings, where)
-        ours = RunRecord({TARGETS: self.machine.get(TARGETS)}, {})
-        ours.require_same({TARGETS: theirs.machine.get(TARGETS)}, where)
+        ours, made_of = ({name: each.machine.get(name) for name in (TARGETS, STATISTICS)} for each in (self, theirs))
+        RunRecord(ours, {}).require_same(made_of, where)
 
     def say_changes_of_machine(self, before: Mapping[str, Any]) -> None:
         """Say once in the log what of the machine is another than before: sums are then taken in another order."""
-        of_targets, found = [], []
+        found: dict[str, list[str]] = {}
         for name in {**self.machine, **before}:
             of_name = _differences(before.get(name, NOT_SET), self.machine.get(name, NOT_SET), name)
-            (of_targets if name == TARGETS else found).extend(of_name)
-        if found:
-            logger.warning(
-                "the machine is used otherwise than before (%s): the last bits of results may differ", "; ".join(found)
-            )
-        if of_targets:
-            logger.warning(
-                "targets were extracted again since the run began (%s): it goes on with those that are there now",
-                "; ".join(of_targets),
-            )
+            found.setdefault(CHANGED.get(name, MACHINE_CHANGED), []).extend(of_name)
+        for message, differences in found.items():
+            if differences:
+                logger.warning(message, "; ".join(differences))
 
 
 def require_kind(settings: Mapping[str, Any], kind: str, where: Path) -> None:

@@ -33,6 +33,7 @@ from ..settings import Settings, at_least, below, up_to
 from .inputs import POINT_FEATURES, InputConfig, PackedBatch, ScanInput, as_float32, evaluation_input, inputs_for, pack
 from .occupied_cells import depthwise, occupied_cells
 from .processes import BatchNorm
+from .standardisation import Standardisation
 
 Norm = Literal["batch", "layer"]
 Activation = Literal["relu", "gelu"]
@@ -69,7 +70,13 @@ class WaffleIronConfig(Settings, section="student"):
 
 
 class Student(nn.Module):
-    """A lidar backbone and the head that maps its features to the teacher's space.
+    """A lidar backbone and the head that maps its features to the teacher's space, or to a standardised one.
+
+    Args:
+        config: the network.
+        input_config: voxels, field of view and planes.
+        standardisation: of the teachers' vectors that it learns; `project` undoes it. None where it learns them as
+            they are.
 
     >>> student = Student(WaffleIronConfig(width=96, depth=3, out_channels=1024)).eval()
     >>> points = np.random.default_rng(0).uniform(-20, 20, (500, 4)).astype(np.float32)  # a raw scan
@@ -78,21 +85,32 @@ class Student(nn.Module):
     (torch.Size([500, 96]), torch.Size([500, 1024]))
     """
 
-    def __init__(self, config: WaffleIronConfig | None = None, input_config: InputConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: WaffleIronConfig | None = None,
+        input_config: InputConfig | None = None,
+        standardisation: Standardisation | None = None,
+    ) -> None:
         super().__init__()
         self.config = config or WaffleIronConfig()
         self.input_config = input_config or InputConfig()
         self.embed = Embedding(POINT_FEATURES, self.config.width)
         self.waffleiron = WaffleIron(self.config)
         self.classif = _head(self.config)
+        self.standardisation = standardisation
 
     @property
     def width(self) -> int:
         return self.config.width
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """(M, D): the points' features in the teacher's space, to be trained."""
+        """(M, D): what the head makes of the points, to be trained: `answers` has it in the teacher's space."""
         return self.classif(self.tokens(batch))
+
+    def answers(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., C) tokens -> (..., D) in the teacher's space, in the student's mode and with gradients."""
+        of_head = self.classif(tokens)
+        return of_head if self.standardisation is None else self.standardisation.in_space_of_teachers(of_head)
 
     def tokens(self, batch: PackedBatch) -> torch.Tensor:
         """(M, C): the points' tokens after the last layer, which probing reads.
@@ -125,7 +143,7 @@ class Student(nn.Module):
                 fix=FEATURES_WANTED,
             )
         with _eval_mode(self):
-            return self.classif(features.to(next(self.classif.parameters())))
+            return self.answers(features.to(next(self.classif.parameters())))
 
     def compile_layers(self) -> None:
         """Let torch.compile make the kernels of what works point by point, from their next use on.

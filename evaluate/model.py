@@ -16,7 +16,7 @@ from .origin import origin_of, teacher_summary
 from .result import RECORD
 
 MODEL = "model.safetensors"  # in the folder of a probing or finetuning
-HEAD = "classif."  # what of a student's tensors is its head
+HEAD = ("classif.", "standardisation.")  # what of a student's tensors is its head
 
 
 @dataclass(frozen=True, eq=False)

@@ -158,6 +158,7 @@ SCALR = {
     "augmentation.flip_probability": 2 / 3,
     "augmentation.max_scale_change": 0.1,
     "objective.loss": "similarity",
+    "objective.standardise": "none",
     "objective.target_head": "none",
     "training.epochs": 25,
     "training.batch_size": 8,

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..device import resolve_device
 from ..distill.sampling import EpochLoader
+from ..distill.standardisation import Standardisation, Standardise
 from ..distill.training import Observer, TrainingConfig, train
 from ..distill.waffleiron import probe_head
 from ..errors import StoreError
@@ -22,6 +23,7 @@ from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset, Frame
 from ..extract.datasets.scans import read_labelled_scan
 from ..extract.plan import frames_digest
+from ..extract.statistics import TeacherStatistics
 from ..extract.store import FeatureStore, open_store
 from ..folder_lock import locked
 from ..progress import progress
@@ -40,6 +42,11 @@ from .supervision import require_new, training_config
 logger = logging.getLogger(__name__)
 
 PAIRS_OF_A_VIEW = 2048  # drawn anew each epoch, to train on; all are scored
+FEATURES: dict[Standardise, str] = {
+    "none": "targets as unit vectors, as students learn them",
+    "centre": "targets less the mean of the training store's, as unit vectors (standardise centre)",
+    "phi_s": "targets less the mean of the training store's and rotated, as unit vectors (standardise phi_s)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,7 @@ class TeacherProbeConfig(Settings):
     out: Path
     val_cache: Path | None = None  # with the validation split's; None: the same store
     teacher: str | None = None  # None: the only one of the store
+    standardise: Standardise = "none"  # by the statistics of the training split
     dataset: str = "nuscenes"
     train_split: str = "train"
     val_split: str = "val"
@@ -73,13 +81,25 @@ class StoredFrame:
 class LabelledTargets(TorchDataset):
     """The targets of a split's pairs as unit vectors, which is all that a student learns of them, with their labels.
 
+    Attributes:
+        standardisation: of the targets before they are made unit vectors; None takes them as they are.
+
     Raises:
         StoreError: no targets of the teacher in this split, or of scans that are not the dataset's.
     """
 
+    standardisation: Standardisation | None = None
+
     def __init__(self, store: FeatureStore, teacher: str, dataset: Dataset, seed: int) -> None:
         self.store, self.teacher, self.dataset, self.seed = store, teacher, dataset, seed
         self.frames = _stored_frames(store, teacher, dataset)
+
+    @property
+    def statistics(self) -> TeacherStatistics:
+        """Of the teacher's vectors in the sources that these frames are of."""
+        rows = [row for stored in self.frames for row in stored.rows]
+        blocks = set(self.store.column("block")[rows].tolist())
+        return self.store.statistics(self.teacher, [s for s in self.store.sources if not blocks.isdisjoint(s.blocks)])
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -106,7 +126,9 @@ class LabelledTargets(TorchDataset):
                 pairs = np.sort(rng.choice(pairs, PAIRS_OF_A_VIEW, replace=False))
             targets.append(view.encoded.select(torch.from_numpy(pairs)).decode())
             of_pairs.append(torch.from_numpy(label[pairs].astype(np.int64)))
-        return F.normalize(torch.cat(targets), dim=1), torch.cat(of_pairs)
+        vectors = torch.cat(targets)
+        vectors = vectors if self.standardisation is None else self.standardisation([vectors])
+        return F.normalize(vectors, dim=1), torch.cat(of_pairs)
 
 
 @dataclass(frozen=True)
@@ -142,6 +164,10 @@ def _probe_teacher(config: TeacherProbeConfig, device: torch.device) -> Scores:
     )
     for each in (training_set, validation_set):
         require_labelled(each.dataset)
+    if config.standardise != "none":
+        statistics = {teacher: training_set.statistics}
+        training_set.standardisation = Standardisation.of(config.standardise, statistics, (1.0,), "--standardise")
+        validation_set.standardisation = training_set.standardisation
     values = {"epochs": config.epochs, "batch_size": config.batch_size, "learning_rate": config.learning_rate}
     schedule, departures = changed(probing("scalr", config.dataset), values)
     training = training_config(schedule, workers=config.workers, seed=config.seed)
@@ -156,7 +182,7 @@ def _probe_teacher(config: TeacherProbeConfig, device: torch.device) -> Scores:
             "dataset": config.dataset,
             "split": config.val_split,
             "scored_points": "every pair of a labelled point and a camera that sees it",
-            "features": "targets as unit vectors, as students learn them",
+            "features": FEATURES[config.standardise],
             "pairs_of_a_view": PAIRS_OF_A_VIEW,
             "schedule": asdict(schedule),
             "seed": config.seed,

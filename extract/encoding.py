@@ -2,7 +2,8 @@
 
 `point` keeps one vector per pair, its target. `patch` keeps only the patch vectors that some pair reads, in row-major
 order of the patch map; a pair's target is then the weighted sum of four of them. Either is kept as float16, or as int8
-with one scale per vector. `targets.py` has the arithmetic; this module needs no torch.
+with a scale per vector, and an offset and a scale per channel. `targets.py` has the arithmetic; this module needs no
+torch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+
 from ..errors import StoreError
+from .statistics import TeacherStatistics
 
 Layout = Literal["point", "patch"]
 StoredDtype = Literal["float16", "int8"]
@@ -42,3 +46,16 @@ class Encoding:
 
 
 ENCODINGS = tuple(Encoding(layout, dtype) for layout in get_args(Layout) for dtype in get_args(StoredDtype))
+
+
+def channels_of(statistics: TeacherStatistics) -> np.ndarray:
+    """Offset and scale of each channel, (2, D) float32, between which int8 has its steps.
+
+    The offset is the mean, since most of a real teacher's vector is one constant. The scale is the standard deviation,
+    since a few channels spread ten times as far as the others: one scale for all would leave these no steps. Channels
+    that spread less than the root mean square of all have that: they could not be told apart from the error of the
+    others, and one that is constant in the sample would have no scale at all.
+    """
+    deviation = statistics.deviation
+    scale = np.maximum(deviation, np.sqrt(np.mean(deviation**2)))
+    return np.stack([statistics.mean, np.where(scale > 0, scale, 1)]).astype(np.float32)

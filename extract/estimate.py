@@ -16,14 +16,16 @@ import torch
 from ..errors import DatasetError
 from ..progress import progress
 from .datasets.frame import Dataset
-from .encoding import ENCODINGS, Encoding
+from .encoding import ENCODINGS, Encoding, channels_of
 from .intensity import IntensityStatistics
-from .pipeline import encode_view, new_views, recorded_provenance, teacher_footprint
+from .pipeline import ViewEncoder, new_views, recorded_provenance, teacher_footprint
 from .plan import BLOCK_BYTES, FRAMES_PER_BLOCK, plan_blocks
 from .preparation import OnError, PreparedFrame, PreparedView, Selection, prepare_or_skip
+from .statistics import TeacherStatistics
 from .store import create_store
 from .store.arrays import SHARD_BYTES
 from .store.inspect import StoreReport, inspect_store, readable_bytes
+from .teacher_sample import VectorSums, add_views
 from .teachers.batch_size import bytes_per_image
 from .teachers.teacher import Teacher
 
@@ -39,13 +41,17 @@ FRAMES_AHEAD = 8
 
 @dataclass(frozen=True)
 class EncodingEstimate:
-    """The targets of all teachers in one encoding; `mean_cosine` is that of stored and exact vectors."""
+    """The targets of all teachers in one encoding; the cosines are those of stored and exact vectors, as they are and
+    once their mean is taken away.
+    """
 
     encoding: Encoding
     bytes: int
     files: int
     mean_cosine: float
     worst_cosine: float
+    mean_cosine_centred: float
+    worst_cosine_centred: float
 
 
 @dataclass(frozen=True)
@@ -75,13 +81,15 @@ class Estimate:
             f" (extrapolated from {self.sampled_frames} frames)",
             f"scans and pairs: {readable_bytes(self.scan_bytes)} in {self.scan_files:,} files",
             "",
-            f"{'targets as':<18}{'size':>10}{'bytes/pair':>12}{'files':>10}{'mean cosine':>14}{'worst':>10}",
+            f"{'targets as':<18}{'size':>10}{'bytes/pair':>12}{'files':>10}"
+            f"{'mean cosine':>14}{'worst':>10}{'less mean':>12}{'worst':>10}",
         ]
         for each in self.encodings:
             name = f"{each.encoding.layout} {each.encoding.dtype}"
             lines.append(
                 f"{name:<18}{readable_bytes(each.bytes):>10}{each.bytes / max(1, self.pairs):>12.1f}{each.files:>10,}"
                 f"{each.mean_cosine:>14.6f}{each.worst_cosine:>10.6f}"
+                f"{each.mean_cosine_centred:>12.6f}{each.worst_cosine_centred:>10.6f}"
                 + ("   as asked for" if each.encoding == self.chosen else "")
             )
         lines += ["", f"free space at the target: {readable_bytes(self.free_bytes)}"]
@@ -140,12 +148,13 @@ def estimate(
             patch_maps_of(teacher, position, frames, batch_sizes[teacher.name])
             for position, teacher in enumerate(teachers)
         ]
+        statistics = [_statistics_of(*each, frames) for each in zip(teachers, patch_maps, strict=True)]
         shared_seconds = time.perf_counter() - start
         measured = {}
         for encoding in ENCODINGS:
             start = time.perf_counter()
             path = Path(folder) / f"{encoding.layout}-{encoding.dtype}"
-            report = write_sample(path, dataset.name, dataset.split, frames, teachers, patch_maps, encoding)
+            report = write_sample(path, dataset.name, dataset.split, frames, teachers, patch_maps, statistics, encoding)
             measured[encoding] = (report, shared_seconds + time.perf_counter() - start)
     report, seconds = measured[chosen]
     scale = len(dataset.frames) / len(frames)
@@ -252,6 +261,15 @@ def patch_maps_of(teacher: Teacher, position: int, frames: list[PreparedFrame], 
     return maps
 
 
+def _statistics_of(
+    teacher: Teacher, patch_maps: Sequence[torch.Tensor], frames: Sequence[PreparedFrame]
+) -> TeacherStatistics:
+    """Of the frames that are measured, in place of the sample that an extraction takes."""
+    sums = VectorSums(teacher.dim)
+    add_views(sums, teacher, patch_maps, [view for frame in frames for view in frame.views])
+    return sums.statistics()
+
+
 def write_sample(
     path: Path,
     dataset: str,
@@ -259,6 +277,7 @@ def write_sample(
     frames: Sequence[PreparedFrame],
     teachers: Sequence[Teacher],
     patch_maps: Sequence[Sequence[torch.Tensor]],
+    statistics: Sequence[TeacherStatistics],
     encoding: Encoding,
 ) -> StoreReport:
     """Write a store of one block: for each teacher the targets of `patch_maps`, one for every view of the frames."""
@@ -267,13 +286,15 @@ def write_sample(
     settings["intensity"] = asdict(IntensityStatistics(0.0, 1.0))  # a store has some; nobody trains on this one
     recorded = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
     writer.add_inputs(settings, record={}, teachers=recorded)
-    draft = writer.draft(0, recorded)
+    channels = {teacher.name: channels_of(each) for teacher, each in zip(teachers, statistics, strict=True)}
+    draft = writer.draft(0, recorded, channels=channels)
     for frame in frames:
         draft.add_frame(frame.points, new_views(frame, split))
     views = [view for frame in frames for view in frame.views]
     for teacher, maps in zip(teachers, patch_maps, strict=True):
+        encoder = ViewEncoder(teacher, encoding, channels[teacher.name])
         for patch_map, view in zip(maps, views, strict=True):
-            draft.add_targets(teacher.name, encode_view(teacher, encoding, patch_map, view.pixel, view.image_shape))
+            draft.add_targets(teacher.name, encoder.encode(patch_map, view.pixel, view.image_shape))
     writer.commit(draft)
     return inspect_store(writer.store)
 
@@ -288,6 +309,8 @@ def _encoding_estimate(encoding: Encoding, report: StoreReport, scale: float, nu
         files=(sum(each.files for each in targets) + more_shards) * num_blocks,
         mean_cosine=float(np.mean([each.mean_cosine for each in targets])),
         worst_cosine=min(each.worst_cosine for each in targets),
+        mean_cosine_centred=float(np.mean([each.mean_cosine_centred for each in targets])),
+        worst_cosine_centred=min(each.worst_cosine_centred for each in targets),
     )
 
 

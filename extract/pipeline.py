@@ -22,9 +22,10 @@ import torch
 
 from ..errors import DatasetError
 from .datasets.frame import Dataset
-from .encoding import Encoding
+from .encoding import Encoding, channels_of
 from .plan import Block
 from .preparation import OnError, PreparedFrame, Selection, SkippedFrame, prepare_or_skip
+from .statistics import TeacherStatistics
 from .store import SCANS, NewTargets, NewView, ScanBlock, StoreWriter
 from .store.commit import ATTEMPTS, ScratchTakenError, taken_away_again
 from .targets import Footprint, encode, footprint
@@ -68,6 +69,7 @@ class Pipeline:
         teachers: recorded in the store.
         encoding: of their targets.
         writer: of the store.
+        statistics: of each teacher's vectors, by its name.
         selection: which points and pairs are kept.
         on_error: at a frame that cannot be used, stop or go on without it.
         batch_sizes: images that each teacher sees at once, by its name; the last batch of a block may be smaller.
@@ -80,11 +82,13 @@ class Pipeline:
         encoding: Encoding,
         writer: StoreWriter,
         *,
+        statistics: Mapping[str, TeacherStatistics],
         selection: Selection,
         batch_sizes: Mapping[str, int],
         on_error: OnError = "stop",
     ) -> None:
         self.dataset, self.teachers, self.encoding, self.writer = dataset, teachers, encoding, writer
+        self.channels = {name: channels_of(each) for name, each in statistics.items()}
         self.selection, self.batch_sizes, self.on_error = selection, batch_sizes, on_error
 
     def run(self, blocks: Sequence[Block]) -> Iterator[BlockDone]:
@@ -125,7 +129,7 @@ class Pipeline:
         """Compute a block, while a thread writes it; it is committed once that thread has come so far."""
         task, first = next(prepared)
         others = (frame for _, frame in itertools.islice(prepared, block.num_frames - 1))
-        writing = BlockWriting(self.writer, task, thread)
+        writing = BlockWriting(self.writer, task, self.channels, thread)
         try:
             writing.commit(self._compute(task, itertools.chain([first], others), writing))
         except BaseException:
@@ -178,7 +182,11 @@ class Pipeline:
         self, task: BlockTask, frames: Iterable[PreparedFrame | SkippedFrame], writing: BlockWriting
     ) -> list[SkippedFrame]:
         encoders = [
-            TargetEncoder(teacher, self.encoding, self.batch_sizes[teacher.name], writing.add_targets)
+            TargetEncoder(
+                ViewEncoder(teacher, self.encoding, self.channels[teacher.name]),
+                self.batch_sizes[teacher.name],
+                writing.add_targets,
+            )
             for teacher in task.teachers
         ]
         skipped = []
@@ -204,12 +212,16 @@ class BlockWriting:
     Args:
         writer: of the store.
         task: which block.
+        channels: of each teacher, see `channels_of`.
         thread: does all writing of a pipeline, in order.
     """
 
-    def __init__(self, writer: StoreWriter, task: BlockTask, thread: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, writer: StoreWriter, task: BlockTask, channels: Mapping[str, np.ndarray], thread: ThreadPoolExecutor
+    ) -> None:
         self.writer, self.task, self._thread = writer, task, thread
-        self._draft = writer.draft(task.block.index, [teacher.name for teacher in task.teachers], task.scans)
+        names = [teacher.name for teacher in task.teachers]
+        self._draft = writer.draft(task.block.index, names, task.scans, channels)
         self._waiting: deque[Future] = deque()
         self._is_lost = False
 
@@ -267,16 +279,13 @@ class TargetEncoder:
     """Encodes one teacher's targets as views come in; the teacher sees full batches, whatever frames they are of.
 
     Args:
-        teacher: whose.
-        encoding: of the targets.
+        encoder: of the teacher.
         batch_size: images at once.
         put: takes the teacher's name and the targets of each view, in the order they came.
     """
 
-    def __init__(
-        self, teacher: Teacher, encoding: Encoding, batch_size: int, put: Callable[[str, NewTargets], None]
-    ) -> None:
-        self.teacher, self.encoding, self.batch_size, self._put = teacher, encoding, batch_size, put
+    def __init__(self, encoder: ViewEncoder, batch_size: int, put: Callable[[str, NewTargets], None]) -> None:
+        self.encoder, self.batch_size, self._put = encoder, batch_size, put
         self._waiting: list[tuple[torch.Tensor, np.ndarray, tuple[int, int]]] = []
 
     def add(self, image: torch.Tensor, pixel: np.ndarray, image_shape: tuple[int, int]) -> None:
@@ -289,18 +298,31 @@ class TargetEncoder:
         """Encode the views that wait."""
         if not self._waiting:
             return
-        patch_maps = self.teacher.patch_maps(torch.stack([image for image, _, _ in self._waiting]))
+        teacher = self.encoder.teacher
+        patch_maps = teacher.patch_maps(torch.stack([image for image, _, _ in self._waiting]))
         for patch_map, (_, pixel, image_shape) in zip(patch_maps, self._waiting, strict=True):
-            self._put(self.teacher.name, encode_view(self.teacher, self.encoding, patch_map, pixel, image_shape))
+            self._put(teacher.name, self.encoder.encode(patch_map, pixel, image_shape))
         self._waiting.clear()
 
 
-def encode_view(
-    teacher: Teacher, encoding: Encoding, patch_map: torch.Tensor, pixel: np.ndarray, image_shape: tuple[int, int]
-) -> NewTargets:
-    """Encode where the patch map is, and bring the result to the CPU."""
-    encoded = encode(patch_map, teacher_footprint(teacher, pixel, image_shape), encoding)
-    return NewTargets(*(None if part is None else part.cpu().numpy() for part in encoded))
+class ViewEncoder:
+    """Encodes one teacher's patch maps where they are, and brings the results to the CPU.
+
+    Args:
+        teacher: whose.
+        encoding: of the targets.
+        channels: (2, D) float32, see `channels_of`.
+    """
+
+    def __init__(self, teacher: Teacher, encoding: Encoding, channels: np.ndarray) -> None:
+        self.teacher, self.encoding = teacher, encoding
+        self._channels = torch.from_numpy(channels).to(teacher.device)
+
+    def encode(self, patch_map: torch.Tensor, pixel: np.ndarray, image_shape: tuple[int, int]) -> NewTargets:
+        """What the pairs at `pixel` (R, 2) of an (H, W) image read of a map (h, w, D)."""
+        reads = teacher_footprint(self.teacher, pixel, image_shape)
+        encoded = encode(patch_map, reads, self.encoding, self._channels)
+        return NewTargets(*(None if part is None else part.cpu().numpy() for part in encoded))
 
 
 def teacher_footprint(teacher: Teacher, pixel: np.ndarray, image_shape: tuple[int, int]) -> Footprint:

@@ -81,6 +81,17 @@ def plan_blocks(num_frames: int, frames_per_block: int, first_block: int = 0) ->
     ]
 
 
+def spread(num_frames: int) -> list[int]:
+    """All frames in an order of which every beginning is spread evenly over the split (van der Corput's).
+
+    >>> spread(num_frames=6)
+    [0, 4, 2, 1, 5, 3]
+    """
+    bits = max(1, (num_frames - 1).bit_length())
+    reversed_bits = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(1 << bits))
+    return [number for number in reversed_bits if number < num_frames]
+
+
 def frames_digest(tokens: Sequence[str]) -> str:
     """SHA-256 over frames' tokens in their order: which frames were learnt from or scored."""
     return hashlib.sha256("\n".join(tokens).encode()).hexdigest()

@@ -27,8 +27,10 @@ from .frame_identity import first_difference, frames_sha256, frames_table
 from .pipeline import BlockDone, Pipeline, recorded_provenance
 from .plan import FRAMES_PER_BLOCK, Block, plan_blocks
 from .preparation import PreparedFrame, Selection, SkippedFrame, prepare_frame, prepare_or_skip
+from .statistics import TeacherStatistics
 from .store import SCANS, FeatureStore, Source, StoreWriter, create_store, open_store
 from .store.inspect import StoreReport, inspect_store
+from .teacher_sample import sample_statistics
 from .teachers.batch_size import fitting_batch_size, kind_of_device
 from .teachers.choices import choose_weights
 from .teachers.teacher import Teacher, load_teacher
@@ -86,11 +88,13 @@ def extract(config: ExtractConfig) -> ExtractSummary:
             warn_of_size(first, len(dataset.frames), teachers, Encoding(config.encoding, config.dtype))
     written, skipped = 0, {}
     if todo and in_this_process:
-        written, skipped = _follow(_pipeline(config, dataset, teachers, writer).run(todo), todo)
+        written, skipped = _follow(_pipeline(config, dataset, teachers, writer, source).run(todo), todo)
     elif todo:
         del teachers  # the workers have their own
         with existing_cluster(config.scheduler) if config.scheduler else local_cluster(config.workers) as client:
             written, skipped = _follow(run_on_cluster(client, extractor, config, todo), todo)
+    elif writer.lacks_statistics(config.teachers, source):
+        _pipeline(config, dataset, teachers, writer, source)  # whose first step makes them
     writer.clear_leftovers()
     for block in blocks:
         skipped |= _skipped_before(writer.store, block)
@@ -125,8 +129,8 @@ def extractor(config: ExtractConfig) -> Extractor:
         )
     dataset, teachers = _open_inputs(config, device_of_worker(config.device))
     writer = create_store(config.out, config.part.folder_name)
-    _add_to_store(config, writer, dataset, teachers)  # all is recorded: this compares
-    return _pipeline(config, dataset, teachers, writer).run
+    source = _add_to_store(config, writer, dataset, teachers)  # all is recorded: this compares
+    return _pipeline(config, dataset, teachers, writer, source).run
 
 
 def _open_inputs(config: ExtractConfig, device: str) -> tuple[Dataset, list[Teacher]]:
@@ -137,15 +141,23 @@ def _open_inputs(config: ExtractConfig, device: str) -> tuple[Dataset, list[Teac
     return dataset, [load_teacher(name, weights=weights.get(name, "hub"), **options) for name in config.teachers]
 
 
-def _pipeline(config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], writer: StoreWriter) -> Pipeline:
+def _pipeline(
+    config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], writer: StoreWriter, source: Source
+) -> Pipeline:
     encoding = Encoding(config.encoding, config.dtype)
     batch_sizes = {
         each.name: config.batch_size
         or writer.batch_size(each.name, kind_of_device(each.device), partial(fitting_batch_size, each))
         for each in teachers
     }
+
+    def measure(names: list[str]) -> dict[str, TeacherStatistics]:
+        lacking = [teacher for teacher in teachers if teacher.name in names]
+        return sample_statistics(dataset, lacking, config.selection, batch_sizes, writer.store, source)
+
+    statistics = writer.statistics(config.teachers, source, measure)
     options = {"selection": config.selection, "on_error": config.on_error}
-    return Pipeline(dataset, teachers, encoding, writer, batch_sizes=batch_sizes, **options)
+    return Pipeline(dataset, teachers, encoding, writer, statistics=statistics, batch_sizes=batch_sizes, **options)
 
 
 def _add_to_store(config: ExtractConfig, writer: StoreWriter, dataset: Dataset, teachers: list[Teacher]) -> Source:

@@ -1,7 +1,8 @@
 """What a teacher's vectors have in common: their mean, and how they spread around it.
 
 Features of real teachers are far from isotropic: a few channels are ten times as large as the others, and most of every
-vector is one constant. Whoever stores them or compares their directions has to know both.
+vector is one constant. Whoever stores them or compares their directions has to know both. `teacher_sample.py` makes
+them; this module needs no torch.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,31 +64,3 @@ class TeacherStatistics:
         between = sum(share * np.outer(each, each) for share, each in zip(shares, apart, strict=True))
         mean_unit = sum(share * part.mean_unit for share, part in zip(shares, parts, strict=True))
         return TeacherStatistics(count, mean, within + between, mean_unit)
-
-
-class VectorSums:
-    """Statistics of vectors that come in batches, summed in float64 on the CPU.
-
-    Args:
-        dim: D.
-    """
-
-    def __init__(self, dim: int) -> None:
-        self._count = 0
-        self._sum, self._units = (torch.zeros(dim, dtype=torch.float64) for _ in range(2))
-        self._products = torch.zeros(dim, dim, dtype=torch.float64)
-
-    def add(self, vectors: torch.Tensor) -> None:
-        """Count vectors (T, D) of any device."""
-        vectors = vectors.cpu().double()
-        self._count += len(vectors)
-        self._sum += vectors.sum(dim=0)
-        self._units += F.normalize(vectors, dim=1).sum(dim=0)
-        self._products += vectors.T @ vectors
-
-    def statistics(self) -> TeacherStatistics:
-        """Of all vectors so far; zeros where there are none."""
-        count = max(1, self._count)
-        mean = self._sum / count
-        covariance = self._products / count - torch.outer(mean, mean)
-        return TeacherStatistics(self._count, mean.numpy(), covariance.numpy(), (self._units / count).numpy())

@@ -6,7 +6,7 @@ Everything works on torch tensors of any device; `encoding.py` says which encodi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -40,6 +40,7 @@ class StoredVectors(NamedTuple):
     vectors: torch.Tensor  # (T, D) float16 or int8
     scale: torch.Tensor | None  # (T,) float32 with int8, else None
     cosine: torch.Tensor  # (T,) float32, of the stored and the exact vectors
+    cosine_centred: torch.Tensor  # (T,) float32, the same once the teacher's mean is taken away from both
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +49,17 @@ class EncodedTargets:
 
     Attributes:
         vectors: (T, D) float16 or int8.
-        scale: (T,) float32 with int8, else None.
+        scale: (T,) float32 with int8, else None; 0 of a vector of zeros.
+        channels: (C, 2, D) float32 with int8, else None: offset and scale of each channel.
+        channels_of: (T,) int64, which of the C a vector was encoded with; None where C is 1.
         rows: (R, 4) int64, the vectors that each pair reads; None where pair r reads vector r alone.
         weights: (R, 4) float32, None with `rows`.
     """
 
     vectors: torch.Tensor
     scale: torch.Tensor | None = None
+    channels: torch.Tensor | None = None
+    channels_of: torch.Tensor | None = None
     rows: torch.Tensor | None = None
     weights: torch.Tensor | None = None
 
@@ -64,23 +69,28 @@ class EncodedTargets:
     @property
     def all_zero(self) -> bool:
         """Whether there are vectors, and none has a direction."""
+        lengths = self.vectors if self.scale is None else self.scale
         # The first one answers as a rule, without a look at the others.
-        return len(self.vectors) > 0 and not self.vectors[0].any() and not self.vectors.any()
+        return len(lengths) > 0 and not lengths[0].any() and not lengths.any()
 
     def decode(self) -> torch.Tensor:
         """(R, D) float32, on the device of `vectors`."""
         vectors = self.vectors.float()
         if self.scale is not None:
-            vectors = vectors * self.scale[:, None]
+            offset, channel_scale = (
+                self.channels if self.channels_of is None else self.channels[self.channels_of]
+            ).unbind(1)
+            vectors = _from_int8(vectors, self.scale, offset, channel_scale)
         if self.rows is None:
             return vectors
         return F.embedding_bag(self.rows, vectors, per_sample_weights=self.weights, mode="sum")
 
     def select(self, pairs: torch.Tensor) -> EncodedTargets:
         """The targets of some pairs, by index, in that order."""
-        if self.rows is None:
-            return EncodedTargets(self.vectors[pairs], None if self.scale is None else self.scale[pairs])
-        return EncodedTargets(self.vectors, self.scale, self.rows[pairs], self.weights[pairs])
+        if self.rows is not None:
+            return replace(self, rows=self.rows[pairs], weights=self.weights[pairs])
+        of_vectors = {name: getattr(self, name) for name in ("vectors", "scale", "channels_of")}
+        return replace(self, **{name: None if part is None else part[pairs] for name, part in of_vectors.items()})
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> EncodedTargets:
         return self._map(lambda part: part.to(device, non_blocking=non_blocking))
@@ -97,43 +107,80 @@ class EncodedTargets:
         """The pairs of several views, all of one encoding, one after the other."""
         vectors = torch.cat([part.vectors for part in parts])
         scale = None if parts[0].scale is None else torch.cat([part.scale for part in parts])
+        channels = (None, None) if parts[0].channels is None else _shared_channels(parts)
         if parts[0].rows is None:
-            return EncodedTargets(vectors, scale)
+            return EncodedTargets(vectors, scale, *channels)
         first = torch.tensor([0, *(len(part.vectors) for part in parts[:-1])]).cumsum(0).tolist()
         rows = torch.cat([part.rows + start for part, start in zip(parts, first, strict=True)])
-        return EncodedTargets(vectors, scale, rows, torch.cat([part.weights for part in parts]))
+        return EncodedTargets(vectors, scale, *channels, rows, torch.cat([part.weights for part in parts]))
 
 
-def encode(patch_map: torch.Tensor, footprint: Footprint, encoding: Encoding) -> StoredVectors:
+def _shared_channels(parts: Sequence[EncodedTargets]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The different channels of some parts, each once, and which of them each vector was encoded with.
+
+    Blocks of one split have equal ones as a rule: then there is nothing to look up in the batch.
+    """
+    different: list[torch.Tensor] = []
+    of_vectors = []
+    for part in parts:
+        number_of = torch.tensor([_number_among(different, each) for each in part.channels])
+        of_part = torch.zeros(len(part.vectors), dtype=torch.int64) if part.channels_of is None else part.channels_of
+        of_vectors.append(number_of[of_part])
+    return torch.stack(different), None if len(different) == 1 else torch.cat(of_vectors)
+
+
+def _number_among(different: list[torch.Tensor], channels: torch.Tensor) -> int:
+    for number, each in enumerate(different):
+        if torch.equal(each, channels):
+            return number
+    different.append(channels)
+    return len(different) - 1
+
+
+def encode(patch_map: torch.Tensor, footprint: Footprint, encoding: Encoding, channels: torch.Tensor) -> StoredVectors:
     """Keep what the pairs read of one view's patch map (h, w, D), on its device.
+
+    Args:
+        patch_map, footprint: of the view.
+        encoding: how it is kept.
+        channels: (2, D) float32, see `encoding.channels_of`.
 
     Raises:
         StoreError: values that are not finite, or that float16 cannot hold.
     """
-    if encoding.layout == "point":
-        vectors = sample_targets(patch_map, footprint)
+    vectors = (sample_targets if encoding.layout == "point" else patch_vectors)(patch_map, footprint)
+    offset, channel_scale = channels
+    if encoding.dtype == "float16":
+        stored, scale = _to_float16(vectors), None
+        kept = stored.float()
     else:
-        flat = patch_map.reshape(-1, patch_map.shape[-1]).float()
-        vectors = flat[footprint.touched]
-    stored, scale = _to_float16(vectors) if encoding.dtype == "float16" else _to_int8(vectors)
-    return StoredVectors(stored, scale, F.cosine_similarity(stored.float(), vectors, dim=1))
+        stored, scale = _to_int8(vectors, offset, channel_scale)
+        kept = _from_int8(stored.float(), scale, offset, channel_scale)
+    centred = F.cosine_similarity(kept - offset, vectors - offset, dim=1)
+    return StoredVectors(stored, scale, F.cosine_similarity(kept, vectors, dim=1), centred)
 
 
 def encoded_targets(
-    vectors: torch.Tensor, scale: torch.Tensor | None, footprint: Footprint, encoding: Encoding
+    vectors: torch.Tensor,
+    scale: torch.Tensor | None,
+    channels: torch.Tensor | None,
+    footprint: Footprint,
+    encoding: Encoding,
 ) -> EncodedTargets:
     """The targets of a view's pairs; `.decode()` gives them as (R, D) float32.
 
     Args:
         vectors, scale: what `encode` gave.
+        channels: (2, D), what `encode` took, with int8.
         footprint: of the same pairs, in the same order.
     """
+    stored = EncodedTargets(vectors, scale, None if channels is None else channels[None])
     if encoding.layout == "point":
-        return EncodedTargets(vectors, scale)
+        return stored
     touched = footprint.touched
     rank = torch.zeros(footprint.map_patches, dtype=torch.int64, device=touched.device)
     rank[touched] = torch.arange(len(touched), device=touched.device)
-    return EncodedTargets(vectors, scale, rank[footprint.patches], footprint.weights)
+    return replace(stored, rows=rank[footprint.patches], weights=footprint.weights)
 
 
 def num_vectors(footprint: Footprint, encoding: Encoding) -> int:
@@ -173,6 +220,11 @@ def footprint(
     return Footprint(patches, weights.float(), map_shape[0] * map_shape[1])
 
 
+def patch_vectors(patch_map: torch.Tensor, footprint: Footprint) -> torch.Tensor:
+    """What the pairs read of a patch map (h, w, D): (T, D) float32, each patch once, in row-major order."""
+    return patch_map.reshape(-1, patch_map.shape[-1]).float()[footprint.touched]
+
+
 def sample_targets(patch_map: torch.Tensor, footprint: Footprint) -> torch.Tensor:
     """Read a patch map (h, w, D) at the pairs' footprint: the exact (R, D) float32 targets."""
     flat = patch_map.reshape(-1, patch_map.shape[-1]).float()
@@ -188,7 +240,7 @@ def _taps(index: torch.Tensor, size: int, patches: int, patch_size: int):
     return first, (first + 1).clamp(max=patches - 1), position - first
 
 
-def _to_float16(vectors: torch.Tensor) -> tuple[torch.Tensor, None]:
+def _to_float16(vectors: torch.Tensor) -> torch.Tensor:
     largest = _largest(vectors)
     if largest > FLOAT16_MAX:
         raise StoreError(
@@ -196,14 +248,28 @@ def _to_float16(vectors: torch.Tensor) -> tuple[torch.Tensor, None]:
             where="teacher features",
             fix="Use --dtype int8, whose scale holds any magnitude, or check the teacher's weights.",
         )
-    return vectors.to(torch.float16), None
+    return vectors.to(torch.float16)
 
 
-def _to_int8(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _to_int8(
+    vectors: torch.Tensor, offset: torch.Tensor, channel_scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors (T, D) as int8 and their scales (T,), 0 of a vector of zeros, which then stays one exactly."""
     _largest(vectors)
-    scale = vectors.abs().amax(dim=1) / INT8_MAX if vectors.numel() else vectors.new_zeros(len(vectors))
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # a vector of zeros stays one
-    return (vectors / scale[:, None]).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scale
+    even = (vectors - offset) / channel_scale
+    _largest(even)
+    scale = even.abs().amax(dim=1) / INT8_MAX if even.numel() else even.new_zeros(len(even))
+    scale = torch.where(scale > 0, scale, 1)  # of the offset itself
+    is_zero = ~vectors.any(dim=1)
+    stored = (even / scale[:, None]).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
+    return stored.masked_fill(is_zero[:, None], 0), scale.masked_fill(is_zero, 0)
+
+
+def _from_int8(
+    vectors: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, channel_scale: torch.Tensor
+) -> torch.Tensor:
+    even = vectors * scale[:, None]
+    return torch.addcmul(offset, even, channel_scale).masked_fill_((scale == 0)[:, None], 0)
 
 
 def _largest(vectors: torch.Tensor) -> float:

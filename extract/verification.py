@@ -14,6 +14,7 @@ from .store.repair import repair_store
 from .store.verify import Damage, Findings, open_to_verify, verify_store
 
 MOST_STRAYS = 8  # that are listed
+LISTED = ("blocks", "unreadable", "stray", "missing", "without_statistics")  # of the findings, as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Verification:
 
     def as_json(self) -> dict:
         """Plain JSON values."""
-        lists = {name: getattr(self.found, name) for name in ("blocks", "unreadable", "stray", "missing")}
+        lists = {name: getattr(self.found, name) for name in LISTED}
         return {
             "store": str(self.store),
             "whole": self.whole,
@@ -78,7 +79,9 @@ class Verification:
         for kind, blocks in found.missing.items():
             whose = "scans" if kind == SCANS else f"targets of {kind}"
             lines.append(f"incomplete: {len(blocks)} blocks of {whose} are missing ({ranges(blocks)})")
-        if found.missing and not self.damage:
+        for each in found.without_statistics:
+            lines.append(f"incomplete: the statistics of {each} are missing")
+        if (found.missing or found.without_statistics) and not self.damage:
             lines.append("Run the same 'scalr extract' again: it makes what is missing.")
         lines += [f"stray, no file of the store: {each}" for each in found.stray[:MOST_STRAYS]]
         if len(found.stray) > MOST_STRAYS:

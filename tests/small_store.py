@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from scalr.extract.statistics import TeacherStatistics
 from scalr.extract.store import (
     Draft,
     NewTargets,
     NewView,
     ScanBlock,
+    Source,
     StoreWriter,
     TargetBlock,
     create_store,
     open_store,
 )
 from scalr.extract.store.commit import ATTEMPTS, ScratchTakenError, taken_away_again
+from scalr.extract.store.format import COSINES
 
 SETTINGS = {
     "dataset": "nuscenes", "split": "train", "frames_per_block": 3, "num_blocks": 2,
@@ -52,8 +56,8 @@ def a_block(block: int, views: int = 3) -> tuple[ScanBlock, TargetBlock]:
     )
     ranges = {name: table[name] for name in ("block", "token", "camera")}
     ranges |= {"start": table["pairs_start"], "stop": table["pairs_stop"]}
-    ranges |= dict.fromkeys(("mean_cosine", "worst_cosine"), pa.array(np.ones(views, np.float32)))
-    return scans, TargetBlock(rng.normal(size=(pairs_stop[-1], 3)).astype(np.float16), None, pa.table(ranges))
+    ranges |= dict.fromkeys(COSINES, pa.array(np.ones(views, np.float32)))
+    return scans, TargetBlock(rng.normal(size=(pairs_stop[-1], 3)).astype(np.float16), None, None, pa.table(ranges))
 
 
 def write_scans(writer: StoreWriter, block: int, scans: ScanBlock) -> bool:
@@ -69,7 +73,8 @@ def write_targets(writer: StoreWriter, block: int, teacher: str, targets: Target
 def write_block(writer: StoreWriter, block: int, scans: ScanBlock | None, **targets: TargetBlock) -> bool:
     """Commit targets together with scans, or (without) of those that are there; again where the scratch is taken."""
     for _ in range(ATTEMPTS):
-        draft = writer.draft(block, targets, writer.store.read_scans(block) if scans is None else None)
+        there = writer.store.read_scans(block) if scans is None else None
+        draft = writer.draft(block, targets, there, {name: each.channels for name, each in targets.items()})
         try:
             if scans is not None:
                 add_scans(draft, scans)
@@ -94,14 +99,32 @@ def add_scans(draft: Draft, scans: ScanBlock) -> None:
 def add_targets(draft: Draft, teacher: str, targets: TargetBlock) -> None:
     for row in targets.views.to_pylist():
         part = slice(row["start"], row["stop"])
-        cosine = np.array([row["worst_cosine"], 2 * row["mean_cosine"] - row["worst_cosine"]], np.float32)
+        cosines = [_cosines(row[mean], row[worst]) for mean, worst in zip(COSINES[::2], COSINES[1::2], strict=True)]
         scale = None if targets.scale is None else targets.scale[part]
-        draft.add_targets(teacher, NewTargets(targets.vectors[part], scale, cosine))
+        draft.add_targets(teacher, NewTargets(targets.vectors[part], scale, *cosines))
+
+
+def _cosines(mean: float, worst: float) -> np.ndarray:
+    """Two with this mean, of which the worse is `worst`."""
+    return np.array([worst, 2 * mean - worst], np.float32)
+
+
+def some_statistics(teachers: Iterable[str]) -> dict[str, TeacherStatistics]:
+    """Of vectors (3,) that nobody has seen."""
+    mean, spread, mean_unit = np.array([3.0, 2.0, 1.0]), np.diag([1.0, 4.0, 0.0]), np.array([0.5, 0.25, 0.0])
+    return {name: TeacherStatistics(7, mean, spread, mean_unit) for name in teachers}
+
+
+def add_inputs(writer: StoreWriter, settings: dict = SETTINGS, **teachers: dict) -> Source:
+    """Record a source and teachers, with statistics of each."""
+    source = writer.add_inputs(settings, record={}, teachers=teachers)
+    writer.statistics(teachers, source, some_statistics)
+    return source
 
 
 def filled_store(path: Path, blocks=(0, 1), owner: str = "part-0-of-1"):
     writer = create_store(path, owner)
-    writer.add_inputs(SETTINGS, record={}, teachers={"t": PROVENANCE})
+    add_inputs(writer, t=PROVENANCE)
     for block in blocks:
         scans, targets = a_block(block)
         write_block(writer, block, scans, t=targets)

@@ -20,7 +20,7 @@ def files(path: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def assert_same_store(ours: FeatureStore, theirs: FeatureStore) -> None:
-    """The same blocks, array by array and index by index, bit for bit; nothing unfinished in `ours`."""
+    """The same blocks and statistics, array by array and index by index, bit for bit; nothing unfinished in `ours`."""
     assert ours.committed_blocks() == theirs.committed_blocks()
     assert ours.teachers == theirs.teachers
     for block in sorted(ours.committed_blocks()):
@@ -29,6 +29,8 @@ def assert_same_store(ours: FeatureStore, theirs: FeatureStore) -> None:
         assert ours.committed_blocks(teacher) == theirs.committed_blocks(teacher)
         for block in sorted(ours.committed_blocks(teacher)):
             _assert_equal(ours.read_targets(block, teacher), theirs.read_targets(block, teacher))
+        if ours.committed_blocks(teacher):
+            _assert_equal(ours.statistics(teacher), theirs.statistics(teacher))
     assert not [path for path in (ours.path / "tmp").rglob("*") if path.is_file()]
 
 

@@ -21,6 +21,7 @@ from scalr.distill.inputs import AugmentConfig, InputConfig, Plane
 from scalr.distill.objective import ObjectiveConfig
 from scalr.distill.recipe import SECTIONS, Recipe, load_recipe, recipe_values
 from scalr.distill.run import DistillConfig
+from scalr.distill.standardisation import StandardisationConfig
 from scalr.distill.training import TrainingConfig
 from scalr.distill.waffleiron import WaffleIronConfig
 from scalr.errors import ScalrError, StudentError
@@ -54,12 +55,12 @@ from scalr.settings import (
 PATHS = {name: Path(name) for name in ("student", "model", "root", "clean_root", "out", "cache", "store")}
 NEEDED = PATHS | {
     "axes": (0, 1), "shape": (4, 4), "caches": (Path("s.zarr"),), "teachers": ("t",), "epochs": 1, "warmup_epochs": 0,
-    "learning_rate": 1e-3, "min_learning_rate": 0, "weight_decay": 0,
+    "learning_rate": 1e-3, "min_learning_rate": 0, "weight_decay": 0, "kind": "centre", "dims": (4,), "weights": (1.0,),
 }  # fmt: skip
 CONFIGS = (
     WaffleIronConfig, Plane, InputConfig, AugmentConfig, SamplingConfig, ObjectiveConfig, TrainingConfig, Recipe,
     DistillConfig, Schedule, ProbeConfig, FinetuneConfig, TeacherProbeConfig, ScoreConfig, RobustnessConfig,
-    TransferConfig, SimilarityConfig, CorruptConfig, ExtractConfig, VerifyConfig,
+    TransferConfig, SimilarityConfig, CorruptConfig, ExtractConfig, VerifyConfig, StandardisationConfig,
 )  # fmt: skip
 
 NUMBERS = st.one_of(

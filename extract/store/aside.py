@@ -48,7 +48,7 @@ class AsideFolder:
         return entry
 
     def take_file(self, path: Path) -> Path | None:
-        """Move a file that describes the store here; gives where, None where there was none.
+        """Move a file, or a folder, that describes the store here; gives where, None where there was none.
 
         Raises:
             StoreError: the file system refuses.
@@ -57,7 +57,8 @@ class AsideFolder:
             return None
         with _said(path):
             entry = self._new_entry(".".join(path.relative_to(self.store).parts))
-            move(path, entry / path.name)
+            with suppress(FileNotFoundError):  # another run has just taken it
+                move(path, entry / path.name)
             fsync(path.parent)
         return entry
 

@@ -69,14 +69,16 @@ class TargetBlock:
     """One teacher's targets of a block, encoded and concatenated; `views` has format.TARGETS_SCHEMA."""
 
     vectors: np.ndarray  # (T, D) float16 or int8
-    scale: np.ndarray | None  # (T,) float32 with int8
+    scale: np.ndarray | None  # (T,) float32 with int8; 0 of a vector of zeros
+    channels: np.ndarray | None  # (2, D) float32 with int8: offset and scale of each channel
     views: pa.Table
 
     def by_view(self) -> Rows:
-        """Vectors (and scale, with int8) of each view, and its row."""
-        arrays = [self.vectors] if self.scale is None else [self.vectors, self.scale]
+        """Vectors (and scale and the block's channels, with int8) of each view, and its row."""
         for row in self.views.to_pylist():
-            yield tuple(array[row["start"] : row["stop"]] for array in arrays), row
+            rows = slice(row["start"], row["stop"])
+            of_int8 = () if self.scale is None else (self.scale[rows], self.channels)
+            yield (self.vectors[rows], *of_int8), row
 
 
 @dataclass(frozen=True, eq=False)

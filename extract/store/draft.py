@@ -14,7 +14,7 @@ from . import format as fmt
 from .arrays import ArrayWriter
 from .commit import ScratchFolder
 from .files import files_below
-from .format import SCANS, SCANS_SCHEMA, TARGETS_SCHEMA
+from .format import COSINES, SCANS, SCANS_SCHEMA, TARGETS_SCHEMA
 
 
 class NewView(NamedTuple):
@@ -31,6 +31,7 @@ class NewTargets(NamedTuple):
     vectors: np.ndarray  # (T, D) float16 or int8
     scale: np.ndarray | None  # (T,) float32 with int8, else None
     cosine: np.ndarray  # (T,) of stored and exact vectors
+    cosine_centred: np.ndarray  # (T,) once the teacher's mean is taken away from both
 
 
 class Draft:
@@ -43,6 +44,7 @@ class Draft:
         scratch: where it is written.
         source: the record of its source.
         teachers: the record of each teacher whose targets it gets.
+        channels: (2, D) float32 of each teacher whose vectors are int8, see `encoding.channels_of`.
         views: of the scans that are committed already: format.SCANS_SCHEMA. None where this draft brings them.
     """
 
@@ -52,6 +54,7 @@ class Draft:
         scratch: ScratchFolder,
         source: Mapping,
         teachers: Mapping[str, Mapping],
+        channels: Mapping[str, np.ndarray],
         views: pa.Table | None = None,
     ) -> None:
         self.block, self.scratch, self.source = block, scratch, source
@@ -59,7 +62,9 @@ class Draft:
         self.skipped: dict[str, str] = {}  # frames that are left out: token -> why
         self.num_bytes = 0  # on disk, once it is finished
         self._rows: list[dict] = [] if views is None else views.to_pylist()
-        self._targets = {name: _TargetsDraft(record, self.group(name)) for name, record in teachers.items()}
+        self._targets = {
+            name: _TargetsDraft(record, self.group(name), channels.get(name)) for name, record in teachers.items()
+        }
         self._scans: list[ArrayWriter] | None = None
         self._points = self._pairs = 0
 
@@ -150,37 +155,48 @@ class Draft:
 class _TargetsDraft:
     """One teacher's targets of the block."""
 
-    def __init__(self, record: Mapping, group: Path) -> None:
+    def __init__(self, record: Mapping, group: Path, channels: np.ndarray | None) -> None:
         self.record, self.group, self.rows = record, group, []
         self._start = 0
         encoding = Encoding(record["encoding"], record["dtype"])
-        self._vectors = ArrayWriter(group / "vectors", (record["dim"],), encoding.dtype)
-        self._scale = ArrayWriter(group / "scale", (), "float32") if encoding.dtype == "int8" else None
+        self._arrays = [ArrayWriter(group / "vectors", (record["dim"],), encoding.dtype)]
+        self._channels: list[np.ndarray] = []
+        if encoding.dtype == "int8":
+            self._arrays.append(ArrayWriter(group / "scale", (), "float32"))
+            self._channels.append(channels)
 
     @property
     def views(self) -> pa.Table:
         return pa.Table.from_pylist(self.rows, schema=TARGETS_SCHEMA)
 
     def add(self, view: dict, targets: NewTargets) -> None:
-        arrays = [targets.vectors] if self._scale is None else [targets.vectors, targets.scale]
-        self._vectors.append(targets.vectors)
-        if self._scale is not None:
-            self._scale.append(targets.scale)
+        values = [targets.vectors, targets.scale][: len(self._arrays)]
+        for array, value in zip(self._arrays, values, strict=True):
+            array.append(value)
         stop = self._start + len(targets.vectors)
+        kept = (targets.cosine, targets.cosine_centred)
+        cosines = [value for each in kept for value in _mean_and_worst(each)]
         self.rows.append(
             {
                 **{name: view[name] for name in ("block", "token", "camera")},
                 "start": self._start,
                 "stop": stop,
-                "mean_cosine": float(targets.cosine.mean()) if len(targets.cosine) else 1.0,
-                "worst_cosine": float(targets.cosine.min(initial=1.0)),
-                "crc32c": fmt.crc32c(view["crc32c"], *arrays),
+                **dict(zip(COSINES, cosines, strict=True)),
+                "crc32c": fmt.crc32c(view["crc32c"], *values, *self._channels),
             }
         )
         self._start = stop
 
     def finish(self) -> None:
-        self._vectors.finish()
-        if self._scale is not None:
-            self._scale.finish()
+        for channels in self._channels:
+            array = ArrayWriter(self.group / "channels", channels.shape[1:], "float32")
+            array.append(channels)
+            self._arrays.append(array)
+        for array in self._arrays:
+            array.finish()
         fmt.write_group(self.group, {})
+
+
+def _mean_and_worst(cosine: np.ndarray) -> tuple[float, float]:
+    """Where there are none, nothing is lost."""
+    return (float(cosine.mean()), float(cosine.min())) if len(cosine) else (1.0, 1.0)

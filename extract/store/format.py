@@ -5,8 +5,9 @@
       sources/000/zarr.json         a split of a dataset: its settings and its range of blocks
       sources/000/frames.parquet    what the dataset's tables say of its frames
       teachers/NAME/zarr.json       what one teacher's targets depend on
+      teachers/NAME/statistics/000/ mean, covariance, mean_unit of its vectors in a sample of source 000
       blocks/000017/                points, pairs/point_index, pairs/pixel, index.parquet
-      blocks/000017/targets/NAME/   vectors, scale (int8 only), index.parquet
+      blocks/000017/targets/NAME/   vectors, scale and channels (int8 only), index.parquet
       index/scans/000017.parquet    the copy of a group's index.parquet that makes the group count: one row per view
       index/NAME/000017.parquet
       aside/                        what was taken out, and may be looked at or thrown away
@@ -32,7 +33,7 @@ from ...checkpoint_files import sha256_of_file
 from ...errors import DamagedError, StoreError
 from .files import files_below, read_bytes, readable
 
-FORMAT, FORMAT_VERSION = "scalr-store", 2
+FORMAT, FORMAT_VERSION = "scalr-store", 3
 ROOT = {"format": FORMAT, "format_version": FORMAT_VERSION}  # the attributes at the top
 SKELETON = ("teachers", "sources", "blocks")  # zarr groups of their own, without attributes
 
@@ -64,13 +65,15 @@ SCANS_SCHEMA = pa.schema(
         ("crc32c", pa.uint32()),  # of the view's points, point_index and pixel
     ]
 )
+# Of stored and exact vectors, as they are and once the teacher's mean is taken away from both.
+COSINES = ("mean_cosine", "worst_cosine", "mean_cosine_centred", "worst_cosine_centred")
 TARGETS_SCHEMA = pa.schema(
     [
         ("block", pa.int32()),
         *((name, pa.string()) for name in ("token", "camera")),
         *((name, pa.int64()) for name in ("start", "stop")),
-        *((name, pa.float32()) for name in ("mean_cosine", "worst_cosine")),  # of stored and exact vectors
-        ("crc32c", pa.uint32()),  # of the view's crc32c, vectors and scale
+        *((name, pa.float32()) for name in COSINES),
+        ("crc32c", pa.uint32()),  # of the view's crc32c, vectors, scale and channels
     ]
 )
 
@@ -111,7 +114,7 @@ def crc32c(start: int, *arrays: np.ndarray) -> int:
 
 def write_record(path: Path, attributes: Mapping) -> None:
     """Write a zarr group whose attributes cannot be altered unnoticed."""
-    write_group(path, {**attributes, DIGEST: _digest(attributes)})
+    write_group(path, {**attributes, DIGEST: digest(attributes)})
 
 
 def write_group(path: Path, attributes: dict) -> None:
@@ -130,11 +133,11 @@ def read_record(path: Path, required: Iterable[str] = ()) -> dict:
         DamagedError: it was altered, or lacks what is required.
     """
     attributes, signature = _parse_record(read_bytes(path), path)
-    if signature != _digest(attributes):
-        raise _damaged(path, ALTERED)
+    if signature != digest(attributes):
+        raise damaged(path, ALTERED)
     for name in required:
         if name not in attributes:
-            raise _damaged(path, f"no '{name}'")
+            raise damaged(path, f"no '{name}'")
     return attributes
 
 
@@ -152,7 +155,7 @@ def _parse_record(content: bytes, path: Path) -> tuple[dict, str | None]:
     try:
         attributes = dict(json.loads(content)["attributes"])
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+        raise damaged(path, f"{type(error).__name__}: {error}") from None
     return attributes, attributes.pop(DIGEST, None)
 
 
@@ -168,8 +171,8 @@ def check_root(path: Path) -> None:
     version = attributes.get("format_version")
     if signature is None and attributes.get("format") != FORMAT:
         raise StoreError("a zarr group, but not a feature store", where=path.parent, fix=MAKE_ONE)
-    if signature != _digest(attributes) and (signature is not None or version == FORMAT_VERSION):
-        raise _damaged(path, ALTERED)
+    if signature != digest(attributes) and (signature is not None or version == FORMAT_VERSION):
+        raise damaged(path, ALTERED)
     if version != FORMAT_VERSION:
         raise StoreError(
             f"format version {version}, this release reads {FORMAT_VERSION}",
@@ -178,11 +181,12 @@ def check_root(path: Path) -> None:
         )
 
 
-def _digest(attributes: Mapping) -> str:
+def digest(attributes: Mapping) -> str:
+    """SHA-256 over attributes as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(attributes, sort_keys=True).encode()).hexdigest()
 
 
-def _damaged(path: Path, reason: str) -> DamagedError:
+def damaged(path: Path, reason: str) -> DamagedError:
     return DamagedError(
         f"its metadata cannot be used ({reason})",
         where=path,
@@ -295,7 +299,7 @@ def read_metadata(path: Path) -> IndexMetadata:
 
 
 def _signature(metadata: Mapping[bytes, object]) -> str:
-    return _digest({key.decode(): value for key, value in metadata.items()})
+    return digest({key.decode(): value for key, value in metadata.items()})
 
 
 def _damaged_index(path: Path, error: object) -> DamagedError:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import readable, size_of
-from .format import ASIDE, SCANS
+from .format import ASIDE, COSINES, SCANS
 from .reader import FeatureStore
 
 
@@ -25,14 +25,26 @@ class KindReport:
 
 
 @dataclass(frozen=True)
+class StatisticsReport:
+    """What a teacher's vectors have in common, in all samples together."""
+
+    vectors: int
+    mean_unit_length: float  # of the mean of the unit vectors: 1 where all have one direction
+    effective_rank: float
+
+
+@dataclass(frozen=True)
 class TargetsReport(KindReport):
-    """One teacher's targets; the cosines are those of stored and exact vectors."""
+    """One teacher's targets; the cosines are those of stored and exact vectors, as they are and less their mean."""
 
     provenance: dict
     vectors: int
     bytes_per_pair: float
     mean_cosine: float
     worst_cosine: float
+    mean_cosine_centred: float
+    worst_cosine_centred: float
+    statistics: StatisticsReport | None  # None where there are none (yet)
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,12 @@ class StoreReport:
         ]
         for name, targets in self.teachers.items():
             lines.append(_row(width, name, targets, self.num_blocks, targets.bytes_per_pair, _kept_as(targets)))
+        for name, targets in self.teachers.items():
+            if (found := targets.statistics) is not None:
+                lines.append(
+                    f"{name} in a sample of {found.vectors:,} vectors: mean unit vector of length"
+                    f" {found.mean_unit_length:.3f}, effective rank {found.effective_rank:.1f}"
+                )
         lines += ["", *(f"{camera:<{width}}{count:>13,} pairs" for camera, count in self.pairs.items())]
         for name, kind in {"scans": self.scans, **self.teachers}.items():
             if kind.missing_blocks:
@@ -135,7 +153,8 @@ def _targets_report(store: FeatureStore, teacher: str, sizes: _Sizes) -> Targets
     num_pairs = int((store.column("pairs_stop")[rows] - store.column("pairs_start")[rows]).sum())
     targets = store.read_target_views(teacher)
     vectors = targets["stop"].to_numpy() - targets["start"].to_numpy()
-    mean = targets["mean_cosine"].to_numpy()
+    cosines = {name: targets[name].to_numpy() for name in COSINES}
+    means = {name: values for name, values in cosines.items() if name.startswith("mean")}
     return TargetsReport(
         **_completeness(store, teacher),
         files=sizes.files[teacher],
@@ -143,9 +162,17 @@ def _targets_report(store: FeatureStore, teacher: str, sizes: _Sizes) -> Targets
         provenance=store.teachers[teacher],
         vectors=int(vectors.sum()),
         bytes_per_pair=sizes.bytes[teacher] / max(1, num_pairs),
-        mean_cosine=float(np.average(mean, weights=vectors)) if vectors.any() else 1.0,
-        worst_cosine=float(targets["worst_cosine"].to_numpy().min(initial=1.0)),
+        **{name: float(np.average(each, weights=vectors)) if vectors.any() else 1.0 for name, each in means.items()},
+        **{name: float(each.min(initial=1.0)) for name, each in cosines.items() if name not in means},
+        statistics=_statistics_report(store, teacher),
     )
+
+
+def _statistics_report(store: FeatureStore, teacher: str) -> StatisticsReport | None:
+    if not any(store.has_statistics(teacher, source) for source in store.named_sources):
+        return None
+    found = store.statistics(teacher)
+    return StatisticsReport(found.count, found.mean_unit_length, found.effective_rank)
 
 
 def describe_weights(provenance: dict) -> str:
@@ -178,7 +205,8 @@ def _kept_as(targets: TargetsReport) -> str:
     provenance = targets.provenance
     return (
         f"{provenance['encoding']} {provenance['dtype']}, {provenance['dim']} dimensions,"
-        f" cosine {targets.mean_cosine:.6f} (worst {targets.worst_cosine:.6f}); {describe_weights(provenance)}"
+        f" cosine {targets.mean_cosine:.6f} (worst {targets.worst_cosine:.6f}), less the mean vector"
+        f" {targets.mean_cosine_centred:.6f} (worst {targets.worst_cosine_centred:.6f}); {describe_weights(provenance)}"
     )
 
 

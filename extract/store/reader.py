@@ -15,11 +15,13 @@ import pyarrow as pa
 from ...checkpoint_files import first_line
 from ...errors import DamagedError, StoreError, UnreadableError
 from ..encoding import Encoding
+from ..statistics import TeacherStatistics
 from . import format as fmt
 from .arrays import open_array
 from .contents import ScanBlock, Source, StoredView, TargetBlock, source_of
 from .files import indexed_blocks, is_folder, is_there, names_in, readable, size_of
 from .format import SCANS
+from .statistics_group import STATISTICS, read_statistics, statistics_name
 
 if TYPE_CHECKING:  # torch and zarr are loaded where targets and arrays are read: views are told without them
     import zarr
@@ -49,6 +51,7 @@ class FeatureStore:
         self.path = path
         self._known_records: set[tuple[str, int]] = set()  # (kind, block) whose index is of that record
         self._array = functools.lru_cache(OPEN_ARRAYS)(self._open_array)
+        self._channels = functools.lru_cache(OPEN_ARRAYS)(self._read_channels)
         self._target_rows = functools.lru_cache(OPEN_ARRAYS)(self._read_target_rows)
 
     def __reduce__(self) -> tuple:
@@ -101,7 +104,7 @@ class FeatureStore:
     def read_target_views(self, teacher: str) -> pa.Table:
         """One row per view that has this teacher's targets, in block order: format.TARGETS_SCHEMA."""
         self.teacher(teacher)
-        return self._read_indexes(teacher, sorted(self.committed_blocks(teacher)))
+        return self._read_indexes(teacher, sorted(self.committed_blocks(teacher).intersection(self._blocks)))
 
     def committed_blocks(self, kind: str = SCANS) -> set[int]:
         """The blocks whose scans (or, with a teacher's name, whose targets) are there.
@@ -180,6 +183,41 @@ class FeatureStore:
         provenance = self.teacher(teacher)
         return Encoding(provenance["encoding"], provenance["dtype"])
 
+    def statistics(self, teacher: str, sources: Sequence[Source] | None = None) -> TeacherStatistics:
+        """What a teacher's vectors have in common, from a sample of each source.
+
+        Args:
+            teacher: whose vectors.
+            sources: of which samples; None takes all that have one.
+
+        Raises:
+            StoreError: no such teacher, or no statistics of it.
+            DamagedError, UnreadableError: they are damaged, or cannot be read now.
+        """
+        record = self.teacher(teacher)
+        if sources is None:
+            names = [name for name in self.named_sources if self.has_statistics(teacher, name)]
+        else:
+            names = [self.folder_of(source).name for source in sources]
+        try:
+            found = [
+                read_statistics(self.path / statistics_name(teacher, name), record, self.named_sources[name].attributes)
+                for name in names
+            ]
+        except FileNotFoundError:
+            found = []
+        if not found:
+            raise StoreError(
+                f"no statistics of {teacher}",
+                where=self.path / "teachers" / teacher / STATISTICS,
+                fix=f"Run the same 'scalr extract --teacher {teacher}' on this store again: it makes them.",
+            )
+        return TeacherStatistics.pooled(found)
+
+    def has_statistics(self, teacher: str, source: str) -> bool:
+        """Whether there are any of a teacher and a source, by the name of its folder."""
+        return is_there(self.path / statistics_name(teacher, source) / "zarr.json")
+
     def rows_with_targets(self, teacher: str) -> np.ndarray:
         """The rows of `views` that have this teacher's targets.
 
@@ -239,10 +277,11 @@ class FeatureStore:
             StoreError: no such teacher, or damaged data.
         """
         everything = slice(None)
-        has_scale = self.encoding(teacher).dtype == "int8"
+        is_int8 = self.encoding(teacher).dtype == "int8"
         targets = TargetBlock(
             vectors=self._read(teacher, block, "vectors", everything),
-            scale=self._read(teacher, block, "scale", everything) if has_scale else None,
+            scale=self._read(teacher, block, "scale", everything) if is_int8 else None,
+            channels=self._read(teacher, block, "channels", everything) if is_int8 else None,
             views=self._read_index(fmt.index_path(self.path, teacher, block), teacher),
         )
         scans = fmt.read_index(fmt.index_path(self.path, SCANS, block), SCANS, ("crc32c",))
@@ -282,15 +321,14 @@ class FeatureStore:
                 fix=f"Run 'scalr extract --teacher {teacher}' on this store again.",
             )
         start, stop, checksum = self._target_row(row, teacher, block)
-        vectors = self._read(teacher, block, "vectors", slice(start, stop))
-        scale = self._read(teacher, block, "scale", slice(start, stop)) if encoding.dtype == "int8" else None
-        arrays = (vectors,) if scale is None else (vectors, scale)
-        if fmt.crc32c(int(self.column("crc32c")[row]), *arrays) != checksum:
+        arrays = [self._read(teacher, block, "vectors", slice(start, stop)), None, None]
+        if encoding.dtype == "int8":
+            arrays[1:] = self._read(teacher, block, "scale", slice(start, stop)), self._channels(teacher, block)
+        if fmt.crc32c(int(self.column("crc32c")[row]), *(each for each in arrays if each is not None)) != checksum:
             raise self._damaged(teacher, block, OTHER_VALUES)
         image_shape = (int(self.column("image_height")[row]), int(self.column("image_width")[row]))
         return encoded_targets(
-            torch.from_numpy(vectors),
-            None if scale is None else torch.from_numpy(scale),
+            *(None if each is None else torch.from_numpy(each) for each in arrays),
             self.footprint(teacher, pixel, image_shape),
             encoding,
         )
@@ -373,6 +411,9 @@ class FeatureStore:
         if len(rows) != stop_row - first_row:
             raise self._damaged(teacher, block, "it has targets of other views than its scans have")
         return rows[row - first_row].tolist()
+
+    def _read_channels(self, teacher: str, block: int) -> np.ndarray:
+        return self._read(teacher, block, "channels", slice(None))
 
     def _read_target_rows(self, teacher: str, block: int) -> np.ndarray:
         table = self._read_indexes(teacher, [block], ("start", "stop", "crc32c"))

@@ -13,6 +13,7 @@ from .contents import Source
 from .files import files_below, is_there, names_in, size_of
 from .format import SCANS
 from .reader import FeatureStore
+from .statistics_group import statistics_name
 
 OWNER = "remove"  # of the scratch folder
 
@@ -97,11 +98,12 @@ def removal_of_split(store: FeatureStore, name: str) -> Removal:
     source = _source_named(store, name)
     blocks = [block for block in _blocks_on_disk(store) if block in source.blocks]
     kinds = sorted(store.indexed_kinds(), key=lambda kind: kind == SCANS)  # last: without scans, targets are of nothing
+    statistics = [store.path / statistics_name(teacher, store.folder_of(source).name) for teacher in store.teachers]
     return Removal(
         store=store.path,
         what=f"split {name}",
         indexes=[fmt.index_path(store.path, kind, block) for kind in kinds for block in source.blocks],
-        groups=[fmt.group_path(store.path, SCANS, block) for block in blocks],
+        groups=[*(fmt.group_path(store.path, SCANS, block) for block in blocks), *statistics],
         record=store.folder_of(source),
     )
 

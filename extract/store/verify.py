@@ -19,6 +19,7 @@ from .contents import ScanBlock, source_of
 from .files import NUMBERED_INDEX, is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
 from .reader import NEEDED_OF_SOURCE, NEEDED_OF_TEACHER, FeatureStore, open_store
+from .statistics_group import STATISTICS, read_statistics, statistics_name
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,14 @@ class Findings:
     unreadable: list[str] = field(default_factory=list)  # what cannot be read now, and why
     stray: list[str] = field(default_factory=list)  # paths in the store of files that are not its own
     missing: dict[str, list[int]] = field(default_factory=dict)  # blocks that are not there, by kind
+    without_statistics: list[str] = field(default_factory=list)  # teachers with targets of a split, and that split
     records: dict[str, dict | None] = field(default_factory=dict)  # what damaged ones have to say, by path
     closed: set[int] = field(default_factory=set)  # blocks of which something cannot be read now
 
     @property
     def whole(self) -> bool:
         """Whether the store is complete and every file of it was read and is right."""
-        return not (self.damage or self.unreadable or self.missing)
+        return not (self.damage or self.unreadable or self.missing or self.without_statistics)
 
 
 def open_to_verify(path: Path) -> FeatureStore:
@@ -75,8 +77,9 @@ def open_to_verify(path: Path) -> FeatureStore:
 def verify_store(store: FeatureStore) -> Findings:
     """Read everything that is committed and check it.
 
-    Checked are the records that describe the store, each file's size and SHA-256, each chunk's CRC32C, the checksum of
-    each view, the counts against the index, the ranges of indices and pixels, and that all values are finite.
+    Checked are the records that describe the store, the statistics of teachers, each file's size and SHA-256, each
+    chunk's CRC32C, the checksum of each view, the counts against the index, the ranges of indices and pixels, and that
+    all values are finite.
 
     Raises:
         UnreadableError: the indexes cannot be listed now, so that nothing can be told.
@@ -129,6 +132,18 @@ def _check_records(store: FeatureStore, found: Findings) -> None:
             if is_there(store.path / path):
                 with _noted(found, None, path):
                     fmt.read_record(store.path / path, ["batch_size"])
+        _check_statistics(store, name, found)
+
+
+def _check_statistics(store: FeatureStore, teacher: str, found: Findings) -> None:
+    committed = store.committed_blocks(teacher)
+    for name, source in store.named_sources.items():
+        path = statistics_name(teacher, name)
+        if is_folder(store.path / path):
+            with _noted(found, None, path):
+                read_statistics(store.path / path, store.teachers[teacher], source.attributes)
+        elif not committed.isdisjoint(source.blocks):
+            found.without_statistics.append(f"{teacher} of {source.dataset} {source.split}")
 
 
 def _check_described(path: Path, attributes: dict | None) -> None:
@@ -312,7 +327,12 @@ def _check_targets(store: FeatureStore, teacher: str, block: int, scans: ScanBlo
         _require(targets.views[name].equals(scans.views[name]), f"its {name}s are not those of the scans")
     if targets.scale is not None:
         _require(len(targets.scale) == len(targets.vectors), "scale and vectors differ in length")
-        _require(bool((np.isfinite(targets.scale) & (targets.scale > 0)).all()), "a scale is not finite and positive")
+        is_scale = np.isfinite(targets.scale) & (targets.scale >= 0)
+        _require(bool(is_scale.all()), "a scale is not finite, or negative")
+        _require(not targets.vectors[targets.scale == 0].any(), "a vector is not zero, though its scale is")
+        _require(targets.channels.shape == (2, store.target_dim(teacher)), "channels are not one of each dimension")
+        are_channels = np.isfinite(targets.channels).all() and (targets.channels[1] > 0).all()
+        _require(bool(are_channels), "a channel's offset is not finite, or its scale not positive")
     else:
         _require(bool(np.isfinite(targets.vectors).all()), "a vector is not finite")
     _require((stop - start).tolist() == _expected_vectors(store, teacher, scans), "vectors and pairs do not match")
@@ -346,7 +366,8 @@ def _strays_beside_blocks(store: FeatureStore) -> Iterator[str]:
         "teachers": {"zarr.json", *store.teachers},
         "index": {SCANS, *store.teachers},
         **{f"sources/{name}": {"zarr.json", fmt.FRAMES_TABLE} for name in sources},
-        **{f"teachers/{name}": {"zarr.json", "batch"} for name in store.teachers},
+        **{f"teachers/{name}": {"zarr.json", "batch", STATISTICS} for name in store.teachers},
+        **{f"teachers/{name}/{STATISTICS}": set(store.named_sources) for name in store.teachers},
     }
     for folder, names in expected.items():
         there = names_in(store.path / folder) if is_folder(store.path / folder) else []

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from ...errors import DamagedError, StoreError
+from ..statistics import TeacherStatistics
 from . import format as fmt
 from .aside import AsideFolder
 from .commit import Scratch, move_file, move_folder
@@ -17,6 +20,7 @@ from .draft import Draft
 from .files import is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
 from .reader import FeatureStore, open_store
+from .statistics_group import statistics_name, write_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +69,12 @@ class StoreWriter:
             self._find_teacher(name, provenance)
         for name, provenance in teachers.items():
             while not self._find_teacher(name, provenance):
-                self._claim(f"teachers/{name}", provenance)
+                self._claim(f"teachers/{name}", partial(fmt.write_record, attributes=provenance))
         while (source := self._find_source(settings)) is None:
             # Number and first block come from the look at the store that found no such source. Should another job
             # claim this number first, the next round sees what it claimed it for.
             attributes = {**settings, "first_block": self._next_block(), "record": record}
-            self._claim(f"sources/{self._next_source():03d}", attributes, frames)
+            self._claim(f"sources/{self._next_source():03d}", partial(_write_source, attributes, frames))
         self._keep_frames(source, frames)
         return source
 
@@ -80,19 +84,55 @@ class StoreWriter:
         """
         name = f"teachers/{teacher}/batch/{device}"
         if not is_there(self.path / name):
-            self._claim(name, {"batch_size": measure()})
+            self._claim(name, partial(fmt.write_record, attributes={"batch_size": measure()}))
         return fmt.read_record(self.path / name / "zarr.json", ["batch_size"])["batch_size"]
+
+    def statistics(
+        self, teachers: Iterable[str], source: Source, measure: Callable[[list[str]], dict[str, TeacherStatistics]]
+    ) -> dict[str, TeacherStatistics]:
+        """What teachers' vectors in the sample of a source have in common, as the first job measured it for all.
+
+        Args:
+            teachers: recorded in the store.
+            source: likewise.
+            measure: called with the names of those teachers that have none, or damaged ones.
+
+        Raises:
+            UnreadableError: something cannot be looked at now.
+        """
+        teachers, folder = list(teachers), self.store.folder_of(source).name
+        lacking = [name for name in teachers if not self._find_statistics(name, folder)]
+        for name, made in (measure(lacking) if lacking else {}).items():
+            write = partial(write_statistics, statistics=made, teacher=self.store.teachers[name])
+            self._claim(statistics_name(name, folder), partial(write, source=source.attributes))
+        return {name: self.store.statistics(name, [source]) for name in teachers}
+
+    def lacks_statistics(self, teachers: Iterable[str], source: Source) -> bool:
+        """Whether `statistics` would have to measure."""
+        return not all(self._find_statistics(name, self.store.folder_of(source).name) for name in teachers)
 
     # --- blocks ------------------------------------------------------------------------------------------------
 
-    def draft(self, block: int, teachers: Iterable[str], scans: ScanBlock | None = None) -> Draft:
+    def draft(
+        self,
+        block: int,
+        teachers: Iterable[str],
+        scans: ScanBlock | None = None,
+        channels: Mapping[str, np.ndarray] | None = None,
+    ) -> Draft:
         """Begin a block: with `scans`, as they are committed, only targets of `teachers` are added; without, both.
 
         The scratch folder is to be removed in the end: `draft.scratch.remove()`.
+
+        Args:
+            block: its number.
+            teachers: whose targets it gets.
+            scans: as they are committed, or None.
+            channels: (2, D) float32 of each teacher whose vectors are int8, see `encoding.channels_of`.
         """
         records = {name: self.store.teachers[name] for name in teachers}
         source, views = self.store.record_of(SCANS, block), None if scans is None else scans.views
-        return Draft(block, self._scratch.new_folder(), source, records, views)
+        return Draft(block, self._scratch.new_folder(), source, records, channels or {}, views)
 
     def commit(self, draft: Draft, *, replacing: bool = False) -> bool:
         """Make a draft count; False where other scans of the block stand, so that it has to be made anew.
@@ -278,6 +318,7 @@ class StoreWriter:
                     return source
                 if self.store.committed_blocks() & set(source.blocks):
                     raise _other_settings(self.store.folder_of(source), source.attributes, settings, differing)
+                self._drop_statistics(self.store.folder_of(source).name)
                 self._drop(self.store.folder_of(source), differing)
                 return self._find_source(settings)  # another job may have begun it meanwhile
         return None
@@ -295,6 +336,18 @@ class StoreWriter:
             return False
         return True
 
+    def _find_statistics(self, teacher: str, source: str) -> bool:
+        """Whether sound ones are there; damaged ones are kept aside."""
+        if not self.store.has_statistics(teacher, source):
+            return False
+        try:
+            self.store.statistics(teacher, [self.store.named_sources[source]])
+        except DamagedError as error:
+            kept = self.aside.take_file(self.path / statistics_name(teacher, source))
+            logger.warning("%s; they are made anew, and the damaged ones kept in %s", error.what, kept)
+            return False
+        return True
+
     def _keep_frames(self, source: Source, frames: pa.Table | None) -> None:
         """Write the table of frames again where it was lost."""
         target = self.store.folder_of(source) / fmt.FRAMES_TABLE
@@ -309,6 +362,10 @@ class StoreWriter:
             "%s: %s of a run that committed nothing is replaced by this one's", folder, " and ".join(differing)
         )
         self._scratch.discard(folder)
+
+    def _drop_statistics(self, source: str) -> None:
+        for teacher in names_in(self.path / "teachers"):
+            self._scratch.discard(self.path / statistics_name(teacher, source))
 
     def _next_source(self) -> int:
         return max((int(name) for name in self.store.named_sources if name.isdigit()), default=-1) + 1
@@ -329,17 +386,15 @@ class StoreWriter:
 
         self._scratch.attempt(attempt)
 
-    def _claim(self, name: str, attributes: dict, frames: pa.Table | None = None) -> bool:
-        """Make a group that nobody else has made; says whether it did."""
+    def _claim(self, name: str, write: Callable[[Path], object]) -> bool:
+        """Make a record, and what belongs to it, that nobody else has made; says whether it did."""
         if is_there(self.path / name):  # folder and record come by one rename, so this order cannot see one alone
             if is_there(self.path / name / "zarr.json"):
                 return False
             self._scratch.discard(self.path / name)  # its record was lost before there was a block
 
         def attempt(scratch: Path) -> bool:
-            fmt.write_record(scratch / "group", attributes)
-            if frames is not None:
-                fmt.write_frames(frames, scratch / "group")
+            write(scratch / "group")
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             return move_folder(scratch / "group", self.path / name, scratch)
 
@@ -362,6 +417,12 @@ def create_store(path: str | Path, owner: str) -> StoreWriter:
     if not is_there(path / "zarr.json"):
         Scratch(path / fmt.TMP, owner).attempt(lambda scratch: _write_skeleton(path, scratch))
     return StoreWriter(open_store(path), owner)
+
+
+def _write_source(attributes: dict, frames: pa.Table | None, group: Path) -> None:
+    fmt.write_record(group, attributes)
+    if frames is not None:
+        fmt.write_frames(frames, group)
 
 
 def _refuse_other_content(path: Path) -> None:

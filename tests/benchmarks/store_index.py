@@ -62,7 +62,8 @@ print(f", +{resident() - before:.0f} MB after 1000 random views ({time.perf_coun
 
 def write_block(writer, block: int, frames: int) -> None:
     rng, rows = np.random.default_rng(block), index_of(block, frames).to_pylist()
-    draft, encoding = writer.draft(block, ["t"]), Encoding("patch", "int8")
+    channels = np.stack([np.zeros(DIM, np.float32), np.ones(DIM, np.float32)])
+    draft, encoding = writer.draft(block, ["t"], channels={"t": channels}), Encoding("patch", "int8")
     for frame in range(frames):
         points = (rng.normal(size=(POINTS, 4)) * [20, 20, 2, 30]).astype(np.float32)
         views = []
@@ -73,7 +74,7 @@ def write_block(writer, block: int, frames: int) -> None:
         draft.add_frame(points, views)
         for view in views:
             reads = footprint(torch.from_numpy(view.pixel.astype(np.int64)), (900, 1600), (16, 32), 14)
-            stored = encode(torch.randn(16, 32, DIM), reads, encoding)
+            stored = encode(torch.randn(16, 32, DIM), reads, encoding, torch.from_numpy(channels))
             draft.add_targets("t", NewTargets(*(part.numpy() for part in stored)))
     writer.commit(draft)
     draft.scratch.remove()

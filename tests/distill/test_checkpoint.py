@@ -14,6 +14,7 @@ from scalr.checkpoint_files import tensors_digest
 from scalr.distill.checkpoint import FORMAT, WITHOUT_DIGESTS, load_student, save_student, student_provenance
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import StudentError
+from standardised import standardisation_of, vectors_of
 
 
 @pytest.fixture
@@ -73,6 +74,23 @@ def test_what_is_not_as_it_was_written_is_refused(path, change, message):
     if "header" in message:
         with pytest.raises(StudentError, match=message):
             student_provenance(path)
+
+
+@pytest.mark.parametrize("kind", ["centre", "phi_s"])
+def test_a_student_keeps_the_way_back_to_its_teachers_space(tmp_path, kind):
+    student = Student(WaffleIronConfig(width=8, depth=1, out_channels=12)).eval()
+    student.standardisation = standardisation_of(kind, vectors_of(8, 0), vectors_of(4, 1), weights=(1.0, 0.3))
+    save_student(student, tmp_path / "student.safetensors", {})
+    features = torch.randn(20, 8)
+    assert torch.equal(load_student(tmp_path / "student.safetensors").project(features), student.project(features))
+    assert not torch.allclose(student.project(features), student.classif(features))
+
+
+def test_a_student_without_standardisation_has_the_file_that_it_always_had(path):
+    with safe_open(path, "pt") as file:
+        header, names = file.metadata(), set(file.keys())
+    assert not {name for name in names if not name.startswith(("embed.", "waffleiron.", "classif."))}
+    assert header.keys() == {"format", "student", "inputs", "provenance", "tensors_sha256", "header_sha256"}
 
 
 @pytest.mark.parametrize("provenance", [None, "{"])

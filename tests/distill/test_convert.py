@@ -18,6 +18,7 @@ from scalr.distill.inputs import InputConfig, pack, scan_input
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import StudentError
 from scalr.extract.intensity import IntensityStatistics
+from standardised import standardisation_of, vectors_of
 
 WIDTH, DEPTH, OUT = 8, 2, 6
 
@@ -161,6 +162,27 @@ def test_the_converted_layers_compute_what_the_convolutions_did(checkpoint):
     torch.testing.assert_close(found, expected[0].T, rtol=1e-5, atol=1e-5)
     logits = torch.conv1d(expected, tensors["classif.weight"], tensors["classif.bias"])
     torch.testing.assert_close(student.project(found), logits[0].T, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["centre", "phi_s"])
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_an_official_file_points_along_the_teacher_s_vectors_less_their_mean(tmp_path, monkeypatch, head, kind):
+    """Of each of two teachers; lengths and mean have no place there, and the student's own file has them."""
+    torch.manual_seed(0)
+    student = Student(WaffleIronConfig(width=WIDTH, depth=DEPTH, head=head, out_channels=OUT))
+    student.standardisation = standardisation_of(kind, vectors_of(4, 0), vectors_of(2, 1))
+    save_student(student, tmp_path / "student.safetensors", {})
+    said = convert(tmp_path / "student.safetensors", tmp_path / "student.pth", None)
+    assert said.endswith("point along the teacher's vectors less their mean, which such a file cannot hold")
+    official = read_official(tmp_path / "student.pth")
+    assert official.state_dict().keys() == Student(official.config).state_dict().keys()
+    features = torch.randn(50, WIDTH)
+    centred = student.project(features) - student.standardisation.mean
+    for mine, theirs in zip(official.project(features).split([4, 2], 1), centred.split([4, 2], 1), strict=True):
+        torch.testing.assert_close(nn.functional.normalize(mine), nn.functional.normalize(theirs), rtol=0, atol=1e-5)
+    monkeypatch.setattr(convert_module, "export_student", lambda student, path: None)  # test_export.py has it
+    exported = convert(tmp_path / "student.safetensors", tmp_path / "student.pt2", None)
+    assert exported.endswith("; its outputs are in the teacher's space, mean included")
 
 
 def test_what_the_file_does_not_hold(checkpoint):

@@ -38,6 +38,7 @@ DEFAULTS = {
     SamplingConfig: {"views_per_sample": 1, "voxel_point": "random", "store_weights": None},
     ObjectiveConfig: {
         "loss": "similarity",
+        "standardise": "none",  # the paper's
         "temperature": 0.07,  # this and the number of pairs: PPKT, as SLidR's repository has it
         "contrastive_pairs": 4096,
         "target_head": "none",

@@ -12,15 +12,17 @@ from scalr.distill.inputs import InputConfig, Plane, pack, scan_input
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import StudentError
 from scalr.extract.intensity import IntensityStatistics
+from standardised import standardisation_of, vectors_of
 
 WIDTH, OUT = 8, 6
 CONFIG = InputConfig(planes=[Plane((0, 1), (32, 32)), Plane((1, 2), (32, 8))])
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_an_exported_student_gives_the_same_for_any_scan_without_scalr(tmp_path, norm):
+@pytest.mark.parametrize(("norm", "standardise"), [("batch", "none"), ("layer", "phi_s")])
+def test_an_exported_student_gives_the_same_for_any_scan_without_scalr(tmp_path, norm, standardise):
     torch.manual_seed(0)
     student = Student(WaffleIronConfig(width=WIDTH, depth=3, norm=norm, out_channels=OUT), CONFIG).eval()
+    student.standardisation = standardisation_of(standardise, vectors_of(4, 0), vectors_of(2, 1))
     export_student(student, tmp_path / "student.pt2")
     code = (
         "import sys, torch; program = torch.export.load(sys.argv[1]).module();"

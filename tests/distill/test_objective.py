@@ -9,6 +9,7 @@ from scalr.distill.inputs import AugmentConfig, InputConfig
 from scalr.distill.objective import DistillObjective, ObjectiveConfig, joint_targets
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import StudentError
+from standardised import standardisation_of
 
 INPUTS = InputConfig(num_neighbours=4)
 
@@ -55,6 +56,19 @@ def test_the_loss_is_the_mean_over_all_pairs(batch, loss):
     for number, (total, count) in enumerate(of_samples.T.tolist()):
         mine = expected[batch.sample == number]
         assert (total, count) == (pytest.approx(mine.sum().item(), rel=1e-4), len(mine))
+
+
+def test_the_student_learns_targets_as_it_keeps_them(batch):
+    """Those of the first teacher less their mean; the loss of each pair is not that of the vectors as they are."""
+    objective, targets = objective_of(6), [each.decode() for each in batch.targets]
+    as_they_are = objective(batch)[0]
+    standardisation = objective.student.standardisation = standardisation_of("centre", *targets, weights=(1.0, 2.0))
+    with torch.no_grad():
+        mean = objective(batch)[0]
+        features = F.normalize(objective.student(batch.inputs), dim=1)
+    expected = (features - F.normalize(standardisation(targets), dim=1)).norm(dim=1).mean()
+    torch.testing.assert_close(mean, expected)
+    assert (mean - as_they_are).abs() > 0.01
 
 
 def test_pairs_of_several_cameras_share_the_features_of_their_points(extract_tiny):
@@ -128,6 +142,11 @@ def test_targets_learn_their_own_projection(batch):
     [
         ({"loss": "l2"}, "objective.loss: 'l2' cannot be used. Give one of similarity"),
         ({"target_head": "linear"}, "would make all targets equal"),
+        (
+            {"loss": "contrastive", "target_head": "linear", "standardise": "centre"},
+            "objective.standardise: 'centre' cannot be used. Use none with a target_head",
+        ),
+        ({"standardise": "mean"}, "objective.standardise: 'mean' cannot be used. Give one of none, centre, phi_s"),
         ({"teachers": {"a": 0}}, "each value a number, at least 1e-06 and at most 1,000,000$"),
         ({"teachers": {"a": 1.0, "b": -1.0}}, "objective.teachers: {'a': 1.0, 'b': -1.0} cannot be used"),
         ({"teachers": ["a"]}, r"objective.teachers: \['a'\] cannot be used"),

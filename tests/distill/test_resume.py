@@ -11,11 +11,14 @@ import pytest
 import torch
 import yaml
 
+from scalr.distill.checkpoint import load_student
 from scalr.distill.interruption import Signals, StoppedError
 from scalr.distill.recipe import SECTIONS, load_recipe
 from scalr.distill.run import OF_THE_MACHINE, DistillConfig, distill
 from scalr.distill.run_record import run_record, write_record
 from scalr.errors import ScalrError, StoreError, StudentError
+from scalr.extract.statistics import TeacherStatistics
+from scalr.extract.store import FeatureStore
 from scalr.folder_lock import CLAIM, locked
 from tiny import CoordinateTeacher, TinyDataset, extract_with, tiny_teachers
 
@@ -43,6 +46,7 @@ OTHERS = {
     "augmentation.max_scale_change": 0.2,
     "objective.loss": "cosine",
     "objective.teachers": "{coordinates: 2.0}",
+    "objective.standardise": "centre",
     "objective.temperature": 0.1,
     "objective.contrastive_pairs": 64,
     "objective.target_head": None,  # with the contrastive loss alone
@@ -86,11 +90,11 @@ def go_on(folder: Path, run: str, overrides: tuple[str, ...] = (), **options):
     return distill(DistillConfig(out=folder / run, recipe=recipe, **values))
 
 
-def stop(folder: Path, run: str) -> None:
+def stop(folder: Path, run: str, overrides: tuple[str, ...] = ()) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Signals, "stop", property(lambda self: True, lambda self, value: None), raising=False)
         with pytest.raises(StoppedError, match="after step 1 of 2"):
-            go_on(folder, run, resume=False)
+            go_on(folder, run, overrides, resume=False)
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -248,6 +252,58 @@ def test_targets_that_were_extracted_again(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "scalr"):
         go_on(tmp_path, "stopped")
     assert sum("targets were extracted again since the run began" in line for line in caplog.messages) == 1
+
+
+class OfFourChannels(CoordinateTeacher):
+    """As many as PHI-S can mix."""
+
+    name, dim = "four", 4
+    provenance = dataclasses.replace(CoordinateTeacher.provenance, teacher="four", dim=4)
+
+    def patch_maps(self, images: torch.Tensor) -> torch.Tensor:
+        maps = super().patch_maps(images)
+        return torch.cat([maps, maps[..., :1] * maps[..., 1:2]], dim=-1)
+
+
+def test_a_run_keeps_the_standardisation_that_it_began_with(tmp_path, monkeypatch, caplog):
+    """The statistics are made again: it ends with the same weights, and says so; a finished student is not of them."""
+    (tmp_path / "images").mkdir()
+    teachers, phi_s = {"four": OfFourChannels()}, ("objective.standardise=phi_s",)
+    frames = TinyDataset(tmp_path / "images", num_frames=2)
+    extract_with(frames, teachers, tmp_path / "s.zarr", teachers=("four",), frames_per_block=1)
+    go_on(tmp_path, "finished", phi_s, resume=False)
+    stop(tmp_path, "stopped", phi_s)
+    stop(tmp_path, "untouched", phi_s)
+    statistics = FeatureStore.statistics
+    go_on(tmp_path, "untouched", phi_s)
+    assert not any("statistics were made again" in line for line in caplog.messages)
+    monkeypatch.setattr(FeatureStore, "statistics", lambda *arguments: moved(statistics(*arguments)))
+    with pytest.raises(
+        StudentError, match=r"student\.safetensors: the run was made with other settings: statistics\.four"
+    ):
+        go_on(tmp_path, "finished", phi_s)
+    with caplog.at_level(logging.WARNING, "scalr"):
+        go_on(tmp_path, "stopped", phi_s)
+    assert sum("statistics were made again since the run began" in line for line in caplog.messages) == 1
+    finished, *others = (
+        load_student(tmp_path / run / "student.safetensors") for run in ("finished", "stopped", "untouched")
+    )
+    assert finished.standardisation.config.kind == "phi_s"
+    for other in others:
+        assert all(torch.equal(other.state_dict()[name], value) for name, value in finished.state_dict().items())
+
+
+def moved(statistics: TeacherStatistics) -> TeacherStatistics:
+    return dataclasses.replace(statistics, mean=statistics.mean + 0.25, covariance=2 * statistics.covariance)
+
+
+def test_what_cannot_be_standardised_leaves_nothing(folder, tmp_path):
+    """Three channels, which PHI-S cannot mix."""
+    with pytest.raises(
+        StudentError, match=r"objective\.standardise: no Hadamard matrix is known here for the 3 channels"
+    ):
+        go_on(folder, str(tmp_path / "run"), ("objective.standardise=phi_s",))
+    assert not (tmp_path / "run").exists()
 
 
 def test_points_that_were_extracted_again_are_refused(tmp_path):

@@ -199,6 +199,19 @@ def test_targets_made_otherwise_are_not_mixed(extract_tiny, tmp_path, key, value
     assert not (tmp_path / "run").exists()
 
 
+def test_the_mean_that_is_taken_away_is_that_of_all_stores(extract_tiny, tiny_dataset, tmp_path):
+    stores = [extract_tiny()]
+    tiny_dataset.frames = tiny_dataset.frames[:1]
+    stores.append(extract_tiny(out="other.zarr"))
+    recipe = load_recipe("scalr_wi256", [*SMALL, "objective.standardise=centre"])
+    summary = distill(DistillConfig(caches=[store.path for store in stores], out=tmp_path / "run", recipe=recipe))
+    first, second = (store.statistics("coordinates") for store in stores)
+    expected = (first.count * first.mean + second.count * second.mean) / (first.count + second.count)
+    found = scalr.load_student(summary.student).standardisation.mean.numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert not np.allclose(first.mean, second.mean)
+
+
 def test_the_log_tells_the_stores_apart(extract_tiny, tiny_dataset, tmp_path):
     """The mean of a step is that of its stores, by their pairs; a quick probe has a column too."""
     first = extract_tiny()

@@ -48,6 +48,7 @@ DEFAULTS = {
     TeacherProbeConfig: {
         "val_cache": None,
         "teacher": None,
+        "standardise": "none",
         "dataset": "nuscenes",
         "train_split": "train",
         "val_split": "val",

@@ -224,15 +224,17 @@ def test_teacher_hands_on_what_it_is_asked_for(seen, devices, tmp_path, monkeypa
     seen(teacher, "require_labelled")
     monkeypatch.setattr(teacher, "LabelledTargets", lambda *arguments: _Targets(arguments, targets))
     fitted = seen(teacher, "fit_head", SeenEnough())
+    standardised = seen(teacher.Standardisation, "of", "a standardisation")
     config = teacher.TeacherProbeConfig(
         cache="a", val_cache="b", teacher="t", root="r", out=tmp_path, dataset="d", train_split="s", val_split="v",
-        epochs=7, batch_size=5, learning_rate=0.5, workers=3, seed=11, device="x",
+        epochs=7, batch_size=5, learning_rate=0.5, workers=3, seed=11, device="x", standardise="centre",
     )  # fmt: skip
     with pytest.raises(SeenEnough):
         teacher.probe_teacher(config)
     assert devices == ["x"]
     assert opened == [(("d", Path("r"), split), {"need": "labels"}) for split in ("s", "v")]
     assert [(store, name, seed) for store, name, _, seed in targets] == [(stores[n], "t", 11) for n in "ab"]
+    assert standardised == [(("centre", {"t": "statistics of the split s"}, (1.0,), "--standardise"), {})]
     training, folder = fitted[0][0][1], fitted[0][0][3]
     assert (training.epochs, training.batch_size, training.learning_rate) == (7, 5, 0.5)
     assert (training.workers, training.seed, folder) == (3, 11, tmp_path)
@@ -241,7 +243,7 @@ def test_teacher_hands_on_what_it_is_asked_for(seen, devices, tmp_path, monkeypa
 class _Targets:
     def __init__(self, arguments: tuple, noted: list) -> None:
         noted.append(arguments)
-        self.dataset = arguments[2]
+        self.dataset, self.statistics = arguments[2], "statistics of the split s" if len(noted) == 1 else "others"
 
     def __len__(self) -> int:
         return 1

@@ -28,6 +28,7 @@ from scalr.evaluate.probe import (
 from scalr.evaluate.scoring import score
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
+from standardised import standardisation_of, vectors_of
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,9 @@ def test_a_quick_probe_leaves_the_student_in_training_as_it_is(student_file, syn
     miou = quick_probe(student)
     assert 0 < miou < 1
     assert quick_probe(student) == miou
+    student.standardisation = standardisation_of("centre", vectors_of(4, 0))  # of targets: a probe reads features
+    assert quick_probe(student) == miou
+    student.standardisation = None
     assert student.training
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())

@@ -31,6 +31,7 @@ from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import open_store
+from standardised import standardisation_of, vectors_of
 
 TEACHER, TEACHER_DIM = "dinov2_vits14", 384
 CLASSES = ("road", "car", "pole")
@@ -406,6 +407,10 @@ def test_only_a_head_for_this_teacher_is_in_its_space(student_file):
     with torch.inference_mode():
         expected = unit(student.project(scan.tokens).numpy()[:, 1:])
     np.testing.assert_allclose(projected(another=1, mine=3), expected, atol=1e-6)
+    standardisation = student.standardisation = standardisation_of("centre", vectors_of(1, 0), vectors_of(3, 1))
+    with torch.inference_mode():
+        answers = standardisation.in_space_of_teachers(student.classif(scan.tokens)).numpy()[:, 1:]
+    np.testing.assert_allclose(projected(another=1, mine=3), unit(answers), atol=1e-6)
 
 
 def test_pictures_of_an_earlier_call_do_not_stay(student_file, synthetic_world, stores, tmp_path):

@@ -129,6 +129,38 @@ def test_the_probe_counts_every_labelled_pair(stores, simulated, tmp_path, monke
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["centre", "phi_s"])
+def test_both_splits_are_standardised_by_the_training_split(stores, simulated, tmp_path, monkeypatch, kind):
+    store, read = open_store(stores["all"]), []
+    monkeypatch.setattr(module, "fit_head", lambda targets, *_: read.append(targets.read(0)[0]) or a_head(384))
+    score = module.score_targets
+    monkeypatch.setattr(
+        module, "score_targets", lambda head, targets, *_: read.append(targets.read(0)[0]) or score(head, targets, *_)
+    )
+    config = TeacherProbeConfig(
+        cache=stores["all"], root=simulated("nuscenes"), out=tmp_path / "out", standardise=kind, device="cpu"
+    )
+    probe_teacher(config)
+    sources = {source.split: source for source in store.sources}
+    statistics = store.statistics(TEACHER, [sources["train"]])
+    assert not np.allclose(statistics.mean, store.statistics(TEACHER, [sources["val"]]).mean)
+    for split, found in zip(("train", "val"), read, strict=True):
+        dataset = open_dataset("nuscenes", simulated("nuscenes"), split)
+        rows = LabelledTargets(store, TEACHER, dataset, seed=0).frames[0].rows
+        vectors = np.concatenate([store.read_view(row, TEACHER).targets for row in rows])
+        centred = F.normalize(torch.from_numpy(vectors - statistics.mean).float(), dim=1)
+        if kind == "centre":
+            torch.testing.assert_close(found, centred, rtol=0, atol=1e-5)
+        else:  # the same but for a rotation
+            some = slice(0, 200)
+            torch.testing.assert_close(found[some] @ found[some].T, centred[some] @ centred[some].T, rtol=0, atol=1e-4)
+    assert f"(standardise {kind})" in json.loads((tmp_path / "out/result.json").read_text())["protocol"]["features"]
+
+
+def a_head(dim: int) -> torch.nn.Module:
+    return torch.nn.Linear(dim, 16)
+
+
 def test_what_is_missing_is_said(stores, simulated, tmp_path):
     root = simulated("nuscenes")
     base = {"root": root, "out": tmp_path / "out"}

@@ -24,6 +24,7 @@ NUMBERS = {
         "ALLOWANCE": 4,
     },
     "scalr.extract.run": {"TRIED_FRAMES": 8},
+    "scalr.extract.teacher_sample": {"SAMPLED_VIEWS": 64, "TRIED_FRAMES": 128},
     "scalr.extract.targets": {"FLOAT16_MAX": 65504.0, "INT8_MAX": 127},
     "scalr.extract.verification": {"MOST_STRAYS": 8},
     "scalr.extract.datasets.labels": {"IGNORE_LABEL": 255, "_UNKNOWN": 254},
@@ -41,7 +42,7 @@ NUMBERS = {
         "READ_BACK_CHUNKS": 8,
     },
     "scalr.extract.store.commit": {"ATTEMPTS": 5},
-    "scalr.extract.store.format": {"FORMAT_VERSION": 2},
+    "scalr.extract.store.format": {"FORMAT_VERSION": 3},
     "scalr.extract.store.reader": {"OPEN_ARRAYS": 512, "LOOKING_THREADS": 4},
     "scalr.extract.teachers.batch_size": {
         "LARGEST": 64,

@@ -105,12 +105,12 @@ def test_visible_keeps_the_points_that_some_view_sees(extract_tiny):
 
 
 def test_the_teacher_sees_full_batches(extract_tiny, monkeypatch):
-    """Two views a frame, batches of four: only the last batch of a block may be smaller."""
+    """Two views a frame, batches of four: only the last batch of the sample and of a block may be smaller."""
     teacher, sizes = extract_tiny.teachers["coordinates"], []
     forward = teacher.patch_maps
     monkeypatch.setattr(teacher, "patch_maps", lambda images: (sizes.append(len(images)), forward(images))[1])
     extract_tiny(batch_size=4, frames_per_block=3)
-    assert sizes == [4, 2]
+    assert sizes == [4, 2, 4, 2]
 
 
 def test_two_teachers_share_scans_images_and_pairs(extract_tiny, tiny_dataset, monkeypatch):
@@ -136,7 +136,7 @@ def test_two_teachers_share_scans_images_and_pairs(extract_tiny, tiny_dataset, m
     counts.clear()
     extract_tiny("coordinates", "doubled", out="two.zarr", frames_per_block=3)
     assert counts == one
-    assert (one["read_image_file"], one["apply"]) == (6, 6)
+    assert (one["read_image_file"], one["apply"]) == (12, 12)  # of the sample and of the blocks
 
 
 def test_the_batch_size_is_measured_once_for_a_store(extract_tiny, monkeypatch):
@@ -150,7 +150,8 @@ def test_the_batch_size_is_measured_once_for_a_store(extract_tiny, monkeypatch):
     extract_tiny(frames_per_block=2, out="split.zarr", part=Part(0, 2))
     monkeypatch.setattr(run, "fitting_batch_size", lambda teacher: pytest.fail("measured again"))
     extract_tiny(frames_per_block=2, out="split.zarr", part=Part(1, 2))
-    assert sizes == [5, 1, 3, 3, 3, 1, 2]
+    sample = [3, 3]
+    assert sizes == [5, 1, 5, 1, *sample, 3, 3, *sample, 3, 1, 2]
 
 
 def test_a_run_goes_on_where_it_stopped(extract_tiny, tiny_dataset, monkeypatch):

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from scalr.extract.statistics import TeacherStatistics, VectorSums
+from scalr.extract.statistics import TeacherStatistics
+from scalr.extract.teacher_sample import VectorSums
 
 
 def statistics_of(*batches: np.ndarray) -> TeacherStatistics:

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalr.errors import StoreError
-from scalr.extract.encoding import ENCODINGS, Encoding
+from scalr.extract.encoding import ENCODINGS, Encoding, channels_of
 from scalr.extract.targets import EncodedTargets, encode, encoded_targets, footprint, num_vectors, sample_targets
+from scalr.extract.teacher_sample import VectorSums
 
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 6))
 IMAGE, MAP, PATCH = (90, 160), (16, 32), 14
@@ -30,9 +31,23 @@ def a_view(num_pairs: int = 300, dim: int = 64, seed: int = 0, rows=(30, 70)):
     return patch_map, footprint(pixel, IMAGE, MAP, PATCH)
 
 
-def decoded(encoding: Encoding, patch_map, reads) -> EncodedTargets:
-    stored = encode(patch_map, reads, encoding)
-    return encoded_targets(stored.vectors, stored.scale, reads, encoding)
+def plain(dim: int) -> torch.Tensor:
+    """Channels that change nothing."""
+    return torch.stack([torch.zeros(dim), torch.ones(dim)])
+
+
+def own(patch_map: torch.Tensor) -> torch.Tensor:
+    """Those of the map's own vectors."""
+    sums = VectorSums(patch_map.shape[-1])
+    sums.add(patch_map.reshape(-1, patch_map.shape[-1]))
+    return torch.from_numpy(channels_of(sums.statistics()))
+
+
+def decoded(encoding: Encoding, patch_map, reads, channels: torch.Tensor | None = None) -> EncodedTargets:
+    channels = plain(patch_map.shape[-1]) if channels is None else channels
+    stored = encode(patch_map, reads, encoding, channels)
+    is_int8 = encoding.dtype == "int8"
+    return encoded_targets(stored.vectors, stored.scale, channels if is_int8 else None, reads, encoding)
 
 
 @given(
@@ -76,7 +91,7 @@ def test_decoding_gives_the_exact_targets_back(encoding):
 
 def test_patch_keeps_what_pairs_read_and_nothing_else():
     patch_map, reads = a_view(rows=(40, 44))
-    stored = encode(patch_map, reads, Encoding("patch"))
+    stored = encode(patch_map, reads, Encoding("patch", "float16"), plain(64))
     touched = sorted(set(reads.patches.flatten().tolist()))
     assert len(touched) < MAP[0] * MAP[1] / 4
     torch.testing.assert_close(stored.vectors, patch_map.reshape(-1, 64)[touched].half())
@@ -86,10 +101,15 @@ def test_patch_keeps_what_pairs_read_and_nothing_else():
 @given(chosen=st.lists(st.integers(0, 29), min_size=1, max_size=20), seed=st.integers(0, 20))
 def test_selecting_then_decoding_is_decoding_then_selecting(encoding, chosen, seed):
     """And batches decode to their views' targets one after the other."""
-    views = [decoded(encoding, *a_view(30, 8, seed + view)) for view in range(3)]
+    shifted = own(3 + a_view(30, 8, seed)[0] * torch.arange(1.0, 9))
+    channels = (shifted, shifted.clone(), plain(8)) if seed % 2 else (shifted, shifted.clone(), shifted.clone())
+    views = [decoded(encoding, *a_view(30, 8, seed + view), channels[view]) for view in range(3)]
     pairs = torch.tensor(chosen)
     batch = EncodedTargets.concatenate([view.select(pairs) for view in views])
+    batch = EncodedTargets.concatenate([batch.select(torch.arange(len(batch)))])
     assert len(batch) == 3 * len(chosen)
+    if encoding.dtype == "int8":
+        assert (len(batch.channels), batch.channels_of is None) == ((2, False) if seed % 2 else (1, True))
     torch.testing.assert_close(
         batch.to(torch.device("cpu")).decode(), torch.cat([view.decode()[pairs] for view in views]), rtol=0, atol=0
     )
@@ -98,7 +118,7 @@ def test_selecting_then_decoding_is_decoding_then_selecting(encoding, chosen, se
 @by_name
 def test_bytes_per_view_are_those_of_the_arrays(encoding):
     patch_map, reads = a_view()
-    stored = encode(patch_map, reads, encoding)
+    stored = encode(patch_map, reads, encoding, plain(64))
     arrays = [part for part in (stored.vectors, stored.scale) if part is not None]
     num_bytes = sum(array.numel() * array.element_size() for array in arrays)
     assert num_bytes == encoding.bytes_per_view(len(reads.patches), len(reads.touched), 64)
@@ -107,15 +127,48 @@ def test_bytes_per_view_are_those_of_the_arrays(encoding):
 
 @given(peak=st.floats(1, 100), seed=st.integers(0, 50), magnitude=st.sampled_from([1e-6, 1.0, 1e6]))
 def test_int8_error_stays_below_half_a_step(peak, seed, magnitude):
-    """Even where one channel is far larger than the others; the recorded cosine says what it costs."""
+    """Of the step of each channel, whatever the channels are; the recorded cosines say what it costs."""
     patch_map = magnitude * torch.randn(2, 2, 64, generator=torch.Generator().manual_seed(seed))
     patch_map[..., 0] *= peak
     reads = footprint(torch.tensor([[0, 0], [9, 9], [5, 2]]), (10, 10), (2, 2), 14)
-    stored = encode(patch_map, reads, Encoding("patch", "int8"))
     exact = patch_map.reshape(-1, 64)
-    kept = stored.vectors.float() * stored.scale[:, None]
-    assert ((kept - exact).abs() <= exact.abs().amax(dim=1, keepdim=True) / 254 * 1.001).all()
-    torch.testing.assert_close(stored.cosine, F.cosine_similarity(kept, exact, dim=1))
+    for channels in (plain(64), own(patch_map)):
+        stored = encode(patch_map, reads, Encoding("patch", "int8"), channels)
+        offset, scale = channels.double()
+        kept = stored.vectors.double() * stored.scale.double()[:, None] * scale + offset
+        largest = ((exact - offset) / scale).abs().amax(dim=1, keepdim=True)
+        assert ((kept - exact).abs() <= largest * scale / 254 * 1.001).all()
+        torch.testing.assert_close(stored.cosine.double(), F.cosine_similarity(kept, exact.double(), dim=1))
+        centred = F.cosine_similarity(kept - offset, exact - offset, dim=1)
+        torch.testing.assert_close(stored.cosine_centred.double(), centred)
+
+
+def test_channels_keep_what_one_scale_a_vector_loses():
+    """Most of each vector is one constant, and two channels are ten times as large as the others: as of a real ViT."""
+    patch_map, reads = a_view(dim=384)
+    patch_map[..., :2] *= 10
+    patch_map += 4 * torch.randn(384, generator=torch.Generator().manual_seed(9))
+    channels = own(patch_map)
+    before, now = (encode(patch_map, reads, Encoding("patch", "int8"), each) for each in (plain(384), channels))
+    exact = patch_map.reshape(-1, 384)[reads.touched] - channels[0]
+    kept = before.vectors * before.scale[:, None] - channels[0]
+    assert F.cosine_similarity(kept, exact, dim=1).mean() < 0.9998
+    assert now.cosine.min() > 0.99998
+    assert now.cosine_centred.mean() > 0.99997
+
+
+def test_a_constant_vector_and_a_vector_of_zeros_are_kept_exactly():
+    """The one has the scale 1, the other 0, and only that one has no direction."""
+    patch_map, reads = torch.full((*MAP, 8), 0.1), a_view()[1]
+    patch_map[:4] = 0
+    reads = footprint(torch.tensor([[0, 0], [89, 159]]), IMAGE, MAP, PATCH)
+    channels = own(patch_map[8:])
+    stored = encode(patch_map, reads, Encoding("point", "int8"), channels)
+    assert stored.scale.tolist() == [0, 1]
+    targets = decoded(Encoding("point", "int8"), patch_map, reads, channels)
+    assert targets.decode().tolist() == [[0] * 8, [pytest.approx(0.1)] * 8]
+    assert targets.select(torch.tensor([0])).all_zero
+    assert not targets.all_zero
 
 
 @pytest.mark.parametrize("layout", ["point", "patch"])
@@ -123,7 +176,7 @@ def test_what_float16_cannot_hold_is_refused_and_int8_holds_it(layout):
     patch_map, reads = a_view()
     patch_map *= 7e4
     with pytest.raises(StoreError, match=r"float16 cannot store.*--dtype int8"):
-        encode(patch_map, reads, Encoding(layout, "float16"))
+        encode(patch_map, reads, Encoding(layout, "float16"), plain(patch_map.shape[-1]))
     targets = decoded(Encoding(layout, "int8"), patch_map, reads).decode()
     assert F.cosine_similarity(targets, sample_targets(patch_map, reads), dim=1).min() > 0.999
 
@@ -138,7 +191,7 @@ def test_the_largest_float16_is_kept_and_nothing_beyond_it(layout, sign):
     for beyond in (65505.0, 70000.0):
         patch_map[0, 0, 3] = sign * beyond
         with pytest.raises(StoreError, match=f"a target holds {beyond:g}, which float16 cannot store"):
-            encode(patch_map, reads, Encoding(layout, "float16"))
+            encode(patch_map, reads, Encoding(layout, "float16"), plain(patch_map.shape[-1]))
 
 
 @by_name
@@ -147,7 +200,7 @@ def test_what_is_not_finite_is_refused(encoding, value):
     patch_map, reads = a_view()
     patch_map[8] = value
     with pytest.raises(StoreError, match="not finite"):
-        encode(patch_map, reads, encoding)
+        encode(patch_map, reads, encoding, plain(64))
 
 
 @by_name

@@ -29,7 +29,7 @@ TEACHER = "dinov2_vits14"
 def views_by_the_page(path: Path, teacher: str) -> Iterator[dict[str, np.ndarray]]:
     """Points, pairs and targets of each view that has this teacher's targets, in the order of the blocks."""
     root = zarr.open_group(path, mode="r")
-    assert (root.attrs["format"], root.attrs["format_version"]) == ("scalr-store", 2)
+    assert (root.attrs["format"], root.attrs["format_version"]) == ("scalr-store", 3)
     kept = root[f"teachers/{teacher}"].attrs
     for index in sorted((path / "index" / teacher).glob("*.parquet")):
         block = root[f"blocks/{index.stem}"]
@@ -40,7 +40,8 @@ def views_by_the_page(path: Path, teacher: str) -> Iterator[dict[str, np.ndarray
             rows = slice(target["start"], target["stop"])
             vectors = block[f"targets/{teacher}/vectors"][rows].astype(np.float32)
             if kept["dtype"] == "int8":
-                vectors *= block[f"targets/{teacher}/scale"][rows][:, None]
+                scale, channels = block[f"targets/{teacher}/scale"][rows], block[f"targets/{teacher}/channels"][:]
+                vectors = np.where(scale[:, None] > 0, vectors * scale[:, None] * channels[1] + channels[0], 0)
             if kept["encoding"] == "patch":
                 image_shape = (scan["image_height"], scan["image_width"])
                 vectors = of_pairs(vectors, pixel, image_shape, kept["image_size"], kept["patch_size"])
@@ -104,6 +105,7 @@ def test_checksums_are_those_of_the_page(synthetic_world, tmp_path):
             parts += [block["pairs/point_index"][pairs], block["pairs/pixel"][pairs]]
             assert scan["crc32c"] == checksum(0, parts)
             parts = [block[f"targets/{TEACHER}/{name}"][rows] for name in ("vectors", "scale")]
+            parts.append(block[f"targets/{TEACHER}/channels"][:])
             assert target["crc32c"] == checksum(scan["crc32c"], parts)
 
 

@@ -15,7 +15,16 @@ from scalr.errors import StoreError
 from scalr.extract.store import open_store
 from scalr.extract.store.remove import removal_of_split, removal_of_teacher
 from scalr.extract.verification import VerifyConfig, verify
-from small_store import PROVENANCE, SETTINGS, a_block, create_store, filled_store, write_block, write_targets
+from small_store import (
+    PROVENANCE,
+    SETTINGS,
+    a_block,
+    add_inputs,
+    create_store,
+    filled_store,
+    write_block,
+    write_targets,
+)
 from store_comparison import assert_same_store, files
 
 
@@ -23,10 +32,10 @@ def add_more(path: Path) -> None:
     """A second teacher of both blocks, and a second split of one block with both teachers."""
     writer = create_store(path, "part-0-of-1")
     both = {name: {**PROVENANCE, "teacher": name} for name in "tu"} | {"t": PROVENANCE}
-    writer.add_inputs(SETTINGS, {}, both)
+    add_inputs(writer, **both)
     for block in (0, 1):
         write_targets(writer, block, "u", a_block(block)[1])
-    writer.add_inputs({**SETTINGS, "split": "val", "num_blocks": 1}, {}, both)
+    add_inputs(writer, {**SETTINGS, "split": "val", "num_blocks": 1}, **both)
     scans, targets = a_block(2)
     write_block(writer, 2, scans, t=targets, u=targets)
 

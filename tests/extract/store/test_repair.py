@@ -17,7 +17,7 @@ from scalr.extract.store import SCANS, commit, create_store, open_store
 from scalr.extract.store.format import read_record
 from scalr.extract.store.inspect import inspect_store
 from scalr.extract.verification import VerifyConfig, verify
-from small_store import PROVENANCE, SETTINGS, a_block, filled_store, write_block, write_scans, write_targets
+from small_store import PROVENANCE, SETTINGS, a_block, add_inputs, filled_store, write_block, write_scans, write_targets
 from store_comparison import assert_same_store, files
 
 RECORDS = ("zarr.json", "blocks/zarr.json", "sources/zarr.json", "teachers/zarr.json", "sources/000/zarr.json",
@@ -361,7 +361,7 @@ def test_a_block_of_another_store_is_noticed_and_taken_out(path, whole, tmp_path
 
 def test_a_record_in_two_places_is_one(path, tmp_path):
     writer = create_store(path, "p")
-    writer.add_inputs({**SETTINGS, "split": "val", "num_blocks": 1}, {}, {"t": PROVENANCE})
+    add_inputs(writer, {**SETTINGS, "split": "val", "num_blocks": 1}, t=PROVENANCE)
     scans, targets = a_block(2)
     write_block(writer, 2, scans, t=targets)
     before = [source.attributes for source in open_store(path).sources]

@@ -230,15 +230,39 @@ def test_arrays_that_cannot_be_read_are_found(path, kind, array):
     assert f"block 0 cannot be read: array '{array}', " in found.what
 
 
-@pytest.mark.parametrize("last", [0.0, -1.0, np.nan, np.inf])
-def test_scales_that_are_no_positive_number_are_found(path, last):
-    add_int8_targets(path, last)
+@pytest.mark.parametrize("last", [-1.0, np.nan, np.inf])
+def test_scales_that_cannot_be_are_found(path, last):
+    add_int8_targets(path, last_scale=last)
     (found,) = verify_store(open_store(path)).damage
-    assert (found.block, found.kind, found.what) == (0, "u", "a scale is not finite and positive")
+    assert (found.block, found.kind, found.what) == (0, "u", "a scale is not finite, or negative")
+
+
+def test_the_scale_0_is_of_a_vector_of_zeros_alone(path):
+    add_int8_targets(path, last_scale=0.0, last_vector=0)
+    assert verify_store(open_store(path)).damage == []
+    add_int8_targets(path, last_scale=0.0, last_vector=1, name="v")
+    (found,) = verify_store(open_store(path)).damage
+    assert (found.block, found.kind, found.what) == (0, "v", "a vector is not zero, though its scale is")
+
+
+@pytest.mark.parametrize(
+    ("channels", "what"),
+    [
+        ([[0, 0, np.inf], [1, 1, 1]], "a channel's offset is not finite, or its scale not positive"),
+        ([[0, 0, 0], [1, 0, 1]], "a channel's offset is not finite, or its scale not positive"),
+        ([[0, 0, 0], [1, 1, np.nan]], "a channel's offset is not finite, or its scale not positive"),
+        ([[0, 0], [1, 1]], "channels are not one of each dimension"),
+        ([[0, 0, 0]], "channels are not one of each dimension"),
+    ],
+)
+def test_channels_that_cannot_be_are_found(path, channels, what):
+    add_int8_targets(path, channels=channels)
+    (found,) = verify_store(open_store(path)).damage
+    assert (found.block, found.kind, found.what) == (0, "u", what)
 
 
 def test_more_scales_than_vectors_are_found(path):
-    add_int8_targets(path, 0.5)
+    add_int8_targets(path)
     group = path / "blocks/000000/targets/u"
     shutil.rmtree(group / "scale")
     write_array(group / "scale", np.full(len(a_block(0)[1].vectors) + 1, 0.5, np.float32))
@@ -247,14 +271,16 @@ def test_more_scales_than_vectors_are_found(path):
     assert (found.block, found.kind, found.what) == (0, "u", "scale and vectors differ in length")
 
 
-def add_int8_targets(path: Path, last_scale: float) -> None:
-    """Of a second teacher, in both blocks; block 0 ends with this scale."""
+def add_int8_targets(path, last_scale=0.5, last_vector=1, channels=((3, 0, 0), (1, 1, 2)), name="u") -> None:
+    """Of another teacher, in both blocks; block 0 has these channels, and ends with this vector and scale."""
     writer = create_store(path, "part-0-of-1")
-    writer.add_inputs(SETTINGS, record={}, teachers={"u": {**PROVENANCE, "dtype": "int8"}})
+    writer.add_inputs(SETTINGS, record={}, teachers={name: {**PROVENANCE, "dtype": "int8"}})
     for block, last in ((0, last_scale), (1, 1e-12)):
-        targets = a_block(block)[1]
-        scale = np.array([0.5] * (len(targets.vectors) - 1) + [last], np.float32)
-        write_targets(writer, block, "u", replace(targets, vectors=targets.vectors.astype(np.int8), scale=scale))
+        exact = a_block(block)[1]
+        vectors, scale = np.ones_like(exact.vectors, np.int8), np.full(len(exact.vectors), 0.5, np.float32)
+        vectors[-1], scale[-1] = last_vector, last
+        kept = np.array(channels if block == 0 else [[0] * 3, [1] * 3], np.float32)
+        write_targets(writer, block, name, replace(exact, vectors=vectors, scale=scale, channels=kept))
 
 
 def write_array(path: Path, values: np.ndarray) -> None:

@@ -1,0 +1,84 @@
+"""A teacher's statistics on disk: a group of three arrays, whose attributes tell whether anything was altered.
+
+teachers/NAME/statistics/000/
+  zarr.json     attributes: count; SHA-256 of the arrays' values and of the teacher's and the source's record
+  mean          (D,) float32
+  covariance    (D, D) float32
+  mean_unit     (D,) float32
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ...checkpoint_files import first_line
+from ...errors import DamagedError, UnreadableError
+from ..statistics import TeacherStatistics
+from . import format as fmt
+from .arrays import ArrayWriter, open_array
+
+STATISTICS = "statistics"  # the folder in a teacher's
+ARRAYS = ("mean", "covariance", "mean_unit")
+MAKE_ANEW = "Run 'scalr verify' with --repair, then the same 'scalr extract' again: it makes them anew."
+
+
+def statistics_name(teacher: str, source: str) -> str:
+    """Where a teacher's statistics of a source are in the store, by the name of the source's folder."""
+    return f"teachers/{teacher}/{STATISTICS}/{source}"
+
+
+def write_statistics(group: Path, statistics: TeacherStatistics, teacher: Mapping, source: Mapping) -> None:
+    """Write them into a new group, with the records that they belong to.
+
+    float32 is more than a sample tells, and hides in which order a machine adds up float64.
+    """
+    values = {name: getattr(statistics, name).astype(np.float32) for name in ARRAYS}
+    digests = {name: _sha256(value) for name, value in values.items()}
+    fmt.write_record(group, {"count": statistics.count, "sha256_of": digests, **_belongs_to(teacher, source)})
+    for name, value in values.items():
+        array = ArrayWriter(group / name, value.shape[1:], value.dtype)
+        array.append(value)
+        array.finish()
+
+
+def read_statistics(group: Path, teacher: Mapping, source: Mapping) -> TeacherStatistics:
+    """Read them back.
+
+    Raises:
+        FileNotFoundError, UnreadableError: there are none, or they cannot be read now.
+        DamagedError: they were altered, or are of another teacher or source than these records say.
+    """
+    attributes = fmt.read_record(group / "zarr.json", ["count", "sha256_of"])
+    belongs_to = _belongs_to(teacher, source)
+    if any(attributes.get(name) != digest for name, digest in belongs_to.items()):
+        raise _damaged(group, "made with other settings than are recorded")
+    values = [_read_array(group, name, attributes["sha256_of"].get(name)) for name in ARRAYS]
+    return TeacherStatistics(attributes["count"], *values)
+
+
+def _read_array(group: Path, name: str, digest: str | None) -> np.ndarray:
+    try:
+        values = open_array(group / name)[...]
+    except UnreadableError:
+        raise
+    except Exception as error:  # whatever zarr and its codecs make of damaged files
+        raise _damaged(group, f"array '{name}', {first_line(error)}") from error
+    if _sha256(values) != digest:
+        raise _damaged(group, f"array '{name}', {fmt.ALTERED}")
+    return values.astype(np.float64)
+
+
+def _belongs_to(teacher: Mapping, source: Mapping) -> dict[str, str]:
+    return {"teacher_sha256": fmt.digest(teacher), "source_sha256": fmt.digest(source)}
+
+
+def _sha256(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+
+
+def _damaged(group: Path, reason: str) -> DamagedError:
+    return DamagedError(f"a teacher's statistics cannot be used ({reason})", where=group, fix=MAKE_ANEW)

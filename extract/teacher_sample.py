@@ -1,0 +1,148 @@
+"""The sample of a split from which a teacher's statistics are made: which views, and what the pairs read of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import ScalrError
+from ..progress import progress
+from .datasets.frame import Dataset
+from .pipeline import teacher_footprint
+from .plan import spread
+from .preparation import PreparedFrame, PreparedView, Selection, prepare_frame
+from .statistics import TeacherStatistics
+from .store import SCANS, FeatureStore, Source
+from .targets import patch_vectors
+from .teachers.teacher import Teacher
+
+SAMPLED_VIEWS = 64  # of which each pair's patches are many thousand vectors
+TRIED_FRAMES = 128  # for these views: a split of which little is there is not read through
+
+
+class VectorSums:
+    """Statistics of vectors that come in batches, summed in float64 on the CPU.
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self._count = 0
+        self._sum, self._units = (torch.zeros(dim, dtype=torch.float64) for _ in range(2))
+        self._products = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def add(self, vectors: torch.Tensor) -> None:
+        """Count vectors (T, D) of any device."""
+        vectors = vectors.cpu().double()
+        self._count += len(vectors)
+        with _one_thread():
+            self._sum += vectors.sum(dim=0)
+            self._units += F.normalize(vectors, dim=1).sum(dim=0)
+            self._products += vectors.T @ vectors
+
+    def statistics(self) -> TeacherStatistics:
+        """Of all vectors so far; zeros where there are none."""
+        count = max(1, self._count)
+        mean = self._sum / count
+        covariance = self._products / count - torch.outer(mean, mean)
+        return TeacherStatistics(self._count, mean.numpy(), covariance.numpy(), (self._units / count).numpy())
+
+
+def sample_statistics(
+    dataset: Dataset,
+    teachers: Sequence[Teacher],
+    selection: Selection,
+    batch_sizes: Mapping[str, int],
+    store: FeatureStore,
+    source: Source,
+) -> dict[str, TeacherStatistics]:
+    """Each teacher's statistics of the patch vectors, each once, that pairs of sampled views read.
+
+    Views whose vectors are not all finite do not count: whoever extracts them says what is wrong.
+
+    Args:
+        dataset: whose split is sampled.
+        teachers: that look at each view.
+        selection: which pairs are kept.
+        batch_sizes: images that each teacher sees at once, by its name.
+        store: scans that are committed there are not read again.
+        source: of the split in the store.
+
+    Raises:
+        TeacherError: a batch does not fit in the memory of the GPU.
+    """
+    sums = {teacher.name: VectorSums(teacher.dim) for teacher in teachers}
+    waiting: dict[str, list[PreparedView]] = {teacher.name: [] for teacher in teachers}
+    with progress(SAMPLED_VIEWS, "sample", "view") as bar:
+        for view in _sampled_views(dataset, teachers, selection, store, source):
+            for position, teacher in enumerate(teachers):
+                waiting[teacher.name].append(view)
+                if len(waiting[teacher.name]) == batch_sizes[teacher.name]:
+                    _add(sums[teacher.name], teacher, position, waiting[teacher.name])
+            bar.update()
+        for position, teacher in enumerate(teachers):
+            _add(sums[teacher.name], teacher, position, waiting[teacher.name])
+    return {name: each.statistics() for name, each in sums.items()}
+
+
+def _sampled_views(
+    dataset: Dataset, teachers: Sequence[Teacher], selection: Selection, store: FeatureStore, source: Source
+) -> Iterator[PreparedView]:
+    """All views that see points of frames spread over the split, until there are enough."""
+    found = 0
+    for number in spread(len(dataset.frames))[:TRIED_FRAMES]:
+        frame = _prepared(dataset, number, teachers, selection, store, source)
+        views = [view for view in frame.views if len(view.pixel)] if frame else []
+        yield from views
+        found += len(views)
+        if found >= SAMPLED_VIEWS:
+            return
+
+
+def _prepared(
+    dataset: Dataset,
+    number: int,
+    teachers: Sequence[Teacher],
+    selection: Selection,
+    store: FeatureStore,
+    source: Source,
+) -> PreparedFrame | None:
+    """None where the frame cannot be used: that stops those who extract it, and nobody else."""
+    block = source.blocks[number // source.frames_per_block]
+    try:
+        committed = store.read_scans(block) if store.is_committed(SCANS, block) else None
+        return prepare_frame(dataset, dataset.frames[number], teachers, selection, committed)
+    except ScalrError:
+        return None
+
+
+def _add(sums: VectorSums, teacher: Teacher, position: int, views: list[PreparedView]) -> None:
+    """Let the teacher see the views, `position` being its place among those that they were prepared for."""
+    if views:
+        add_views(sums, teacher, teacher.patch_maps(torch.stack([view.images[position] for view in views])), views)
+        views.clear()
+
+
+def add_views(
+    sums: VectorSums, teacher: Teacher, patch_maps: Iterable[torch.Tensor], views: Iterable[PreparedView]
+) -> None:
+    """Count what the pairs of some views read of their patch maps, unless a value is not finite."""
+    for patch_map, view in zip(patch_maps, views, strict=True):
+        vectors = patch_vectors(patch_map, teacher_footprint(teacher, view.pixel, view.image_shape))
+        if vectors.isfinite().all():
+            sums.add(vectors)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The order in which products are added up, and with it the last bits, depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
