@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 TEACHER = "dinov2_vits14"
 WORLD = {"train_scenes": 8, "val_scenes": 4, "keyframes": 3}
-IMAGE_SIZE = (112, 224)  # a quarter of ScaLR's pixels
+IMAGE_SIZE = (224, 448)  # as in ScaLR
 RECIPE = "demo"
 # Options that are called otherwise than the fields they fill.
 OPTIONS = {"teachers": "teacher", "caches": "cache"}
@@ -79,7 +79,7 @@ def run_demo(out: Path, seed: int = 0, weights: str | None = None) -> DemoRun:
     distillation = DistillConfig(caches=(of_train.out,), out=out / "distilled", recipe=recipe)
     command = as_command("distill", chosen(distillation)) + f" --recipe {RECIPE} --set training.seed={seed}"
     losses = steps.run(command, distill, distillation).losses
-    _save_undistilled(out / "undistilled/student.safetensors", recipe, store.teachers[TEACHER].provenance["dim"])
+    save_undistilled(out / "undistilled/student.safetensors", recipe, store.teachers[TEACHER].provenance["dim"])
     probes = {student: _probe_config(out, student, seed) for student in ("distilled", "undistilled")}
     scores = {
         student: steps.run(as_command("evaluate probe", chosen(config)), probe, config).scores
@@ -146,7 +146,7 @@ def _extract_config(out: Path, store: str, split: str, weights: str) -> ExtractC
     )
 
 
-def _save_undistilled(path: Path, recipe: Recipe, target_dim: int) -> None:
+def save_undistilled(path: Path, recipe: Recipe, target_dim: int) -> None:
     """The student as distillation starts with it."""
     recipe = with_head_for(recipe, target_dim)
     save_student(new_student(recipe), path, {"store": None, "recipe": recipe_values(recipe)})
