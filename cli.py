@@ -421,13 +421,18 @@ def synth(out: Path, **options: Any) -> None:
 
 @main.command(epilog="scalr demo --out demo")
 @out_option("demo", "New folder for everything the demo makes.")
+@click.option(
+    "--weights",
+    metavar="hub|FILE|random",
+    help="Weights of the teacher, dinov2_vits14.  [default: hub where it answers, else random]",
+)
 @seed_option
-def demo(out: Path, seed: int) -> None:
+def demo(out: Path, weights: str | None, seed: int) -> None:
     """The whole path on a simulated world: synth, extract, distill, probe; ends in one HTML report."""
     loading_torch()
     from .demo import run_demo
 
-    result = run_demo(out, seed)
+    result = run_demo(out, seed, weights)
     click.echo(f"mIoU distilled {result.distilled.miou:.1%}, undistilled {result.undistilled.miou:.1%} (seed {seed})")
     click.echo(f"report: {result.report}")
 

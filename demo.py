@@ -1,8 +1,8 @@
 """The whole path on a simulated world, in one process: synth, extract, distill, probe, similarity maps, report.
 
-The teacher has random weights, since a demo cannot fetch real ones: its features tell little more than the colours
-around a pixel, and the simulated world paints each class in colours of its own. That is enough to see the path work:
-the probe of the distilled student is compared with the same probe of the same student before distillation.
+The probe of the distilled student is compared with the same probe of the same student before distillation. Where the
+teacher's weights cannot be had, it has random ones: its features tell little more than the colours around a pixel, and
+the simulated world paints each class in colours of its own, which is enough to see the path work.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from .evaluate.similarity import SimilarityConfig, similarity_maps
 from .extract.datasets import open_dataset
 from .extract.datasets.synthetic import write_world
 from .extract.run import ExtractConfig, estimate_extraction, extract
+from .extract.teachers.teacher import load_teacher
+from .extract.teachers.weights import hub_answers
 
 logger = logging.getLogger(__name__)
 
 TEACHER = "dinov2_vits14"
 WORLD = {"train_scenes": 8, "val_scenes": 4, "keyframes": 3}
-IMAGE_SIZE = (112, 224)  # a quarter of ScaLR's pixels
+IMAGE_SIZE = (224, 448)  # as in ScaLR
 RECIPE = "demo"
 # Options that are called otherwise than the fields they fill.
 OPTIONS = {"teachers": "teacher", "caches": "cache"}
@@ -53,31 +55,38 @@ class Steps:
         return result
 
 
-def run_demo(out: Path, seed: int = 0) -> DemoRun:
+def run_demo(out: Path, seed: int = 0, weights: str | None = None) -> DemoRun:
     """Make everything below `out`, ending in `out/report.html`.
 
+    Args:
+        out: a new folder.
+        seed: of the world and of every random choice.
+        weights: of the teacher: "hub", "random" or a file; None: of the hub where it answers, else random.
+
     Raises:
-        ScalrError: `out` is there already.
+        ScalrError: `out` is there already, or the weights cannot be had.
     """
     if out.exists():
         raise ScalrError("the folder is there already", where=out, fix="Remove it, or choose another --out.")
+    weights = weights or ("hub" if hub_answers() else "random")
+    load_teacher(TEACHER, image_size=IMAGE_SIZE, weights=weights)  # what is wrong with them is said before all else
     steps, recipe = Steps(), load_recipe(RECIPE, [f"training.seed={seed}"])
     world = {"out": out / "world", **WORLD, "seed": seed}
     steps.run(as_command("synth", world), write_world, world["out"], **WORLD, seed=seed)
-    of_train = _extract_config(out, "store.zarr", "train")
+    of_train = _extract_config(out, "store.zarr", "train", weights)
     encodings = steps.run(f"{as_command('extract', chosen(of_train))} --dry-run", estimate_extraction, of_train)
     store = steps.run(as_command("extract", chosen(of_train)), extract, of_train).store
     distillation = DistillConfig(caches=(of_train.out,), out=out / "distilled", recipe=recipe)
     command = as_command("distill", chosen(distillation)) + f" --recipe {RECIPE} --set training.seed={seed}"
     losses = steps.run(command, distill, distillation).losses
-    _save_undistilled(out / "undistilled/student.safetensors", recipe, store.teachers[TEACHER].provenance["dim"])
+    save_undistilled(out / "undistilled/student.safetensors", recipe, store.teachers[TEACHER].provenance["dim"])
     probes = {student: _probe_config(out, student, seed) for student in ("distilled", "undistilled")}
     scores = {
         student: steps.run(as_command("evaluate probe", chosen(config)), probe, config).scores
         for student, config in probes.items()
     }
     frame = open_dataset("nuscenes", world["out"], "val").frames[0]
-    of_scene = _extract_config(out, "val.zarr", frame.scene)
+    of_scene = _extract_config(out, "val.zarr", frame.scene, weights)
     steps.run(as_command("extract", chosen(of_scene)), extract, of_scene)
     maps = SimilarityConfig(
         student=distillation.out / "student.safetensors", root=world["out"], out=out / "similarity", cache=of_scene.out
@@ -125,19 +134,19 @@ def chosen(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name, value in defaults.items() if getattr(config, name) != value}
 
 
-def _extract_config(out: Path, store: str, split: str) -> ExtractConfig:
+def _extract_config(out: Path, store: str, split: str, weights: str) -> ExtractConfig:
     return ExtractConfig(
         root=out / "world",
         out=out / store,
         teachers=(TEACHER,),
         split=split,
         image_size=IMAGE_SIZE,
-        weights=("random",),
+        weights=(weights,),
         batch_size=8,  # not as measured: the demo gives the same result again
     )
 
 
-def _save_undistilled(path: Path, recipe: Recipe, target_dim: int) -> None:
+def save_undistilled(path: Path, recipe: Recipe, target_dim: int) -> None:
     """The student as distillation starts with it."""
     recipe = with_head_for(recipe, target_dim)
     save_student(new_student(recipe), path, {"store": None, "recipe": recipe_values(recipe)})

@@ -15,7 +15,7 @@ from .extract.datasets import open_dataset
 from .extract.datasets.files import read_image
 from .extract.estimate import Estimate
 from .extract.projection import project
-from .extract.store.inspect import StoreReport, readable_bytes
+from .extract.store.inspect import StoreReport, TargetsReport, describe_weights, readable_bytes
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,12 @@ class DemoRun:
 def write_demo_report(run: DemoRun) -> None:
     """Write `out/report.html`: one file, legible on light and dark paper, that asks for nothing."""
     seconds = sum(step.seconds for step in run.steps)
-    world = run.world
+    world, targets = run.world, run.store.teachers[run.teacher]
     report.write_report(
         run.report,
         title="scalr demo",
         summary=f"A simulated world, seed {run.seed}: {world['train_scenes']} training and {world['val_scenes']}"
-        f" validation scenes of {world['keyframes']} keyframes. Teacher {run.teacher} with RANDOM weights, which tell"
-        " little more than colours: this shows the path, not what DINOv2 is worth.",
+        f" validation scenes of {world['keyframes']} keyframes. {teacher_sentences(run.teacher, targets)}",
         numbers=[
             report.Number(report.percent(run.distilled.miou), "mIoU of a linear probe, distilled student"),
             report.Number(report.percent(run.undistilled.miou), "the same student, undistilled"),
@@ -82,6 +81,19 @@ def write_demo_report(run: DemoRun) -> None:
             _classes(run),
             _store(run),
         ],
+    )
+
+
+def teacher_sentences(name: str, targets: TargetsReport) -> str:
+    """Whose features these are, and what the page can show of them."""
+    if targets.provenance["weights"] == "random":
+        return (
+            f"Teacher {name} with RANDOM weights, which tell little more than colours: this shows the path, not"
+            " what DINOv2 is worth."
+        )
+    return (
+        f"Teacher {name}, {describe_weights(targets.provenance)}. The streets are not real: this shows the path, not"
+        " what DINOv2 is worth on real ones."
     )
 
 

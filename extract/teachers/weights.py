@@ -22,6 +22,7 @@ from .timm_import import import_timm
 logger = logging.getLogger(__name__)
 
 RANDOM_SEED = 0  # of `--weights random`
+HUB_TIMEOUT_S = 5
 ImageSize = tuple[int, int]  # (h, w) [px]
 
 
@@ -49,6 +50,18 @@ def build_model(
         return _random(spec, image_size, officially)
     checkpoint = _from_hub(spec) if weights == "hub" else read_checkpoint(Path(weights))
     return _loaded(spec, checkpoint, image_size, officially, needs_head)
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached now, asked once: a download that fails tries again for a minute."""
+    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.utils import get_session
+
+    try:
+        return get_session().head(ENDPOINT, timeout=HUB_TIMEOUT_S).status_code < 400
+    except Exception as error:  # of whatever library the hub's client speaks through, or offline as its user chose
+        logger.info("the hub does not answer: %s", first_line(error))
+        return False
 
 
 def _loaded(

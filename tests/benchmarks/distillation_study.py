@@ -10,16 +10,11 @@ study that was killed goes on.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from simulated_teacher import train_teacher
+from studies import at_once, distil, evaluate, extract, miou, print_table, synth
 
 # What each knows: all classes of nuScenes, what moves (and stands in its way), what does not.
 TEACHERS = {
@@ -68,17 +63,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a core each")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     arguments = parser.parse_args()
-    scalr("synth", "--out", arguments.folder / "world-of-teachers", "--train-scenes", 12, "--val-scenes", 0,
-          "--keyframes", 3, "--seed", TEACHER_SEED)  # fmt: skip
+    folder, seeds = arguments.folder, arguments.seeds
     for name in TEACHERS:
-        make_teacher(arguments.folder, name)
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        worlds = [(layout, seed) for seed in arguments.seeds for layout in LAYOUTS]
-        list(pool.map(lambda world: make_store(arguments.folder, *world), worlds))
-        runs = [(name, seed) for seed in arguments.seeds for name in arguments.only]
-        list(pool.map(lambda run: train_and_probe(arguments.folder, *run), runs))
+        make_teacher(folder, name)
+    at_once(arguments.jobs, make_store, [(folder, layout, seed) for seed in seeds for layout in LAYOUTS])
+    at_once(arguments.jobs, train_and_probe, [(folder, name, seed) for seed in seeds for name in arguments.only])
     for layout in LAYOUTS:
-        print_table(arguments.folder, arguments.only, arguments.seeds, layout)
+        names = [name for name in arguments.only if layout in SETTINGS[name].layouts]
+        rows = {name: [miou(run_of(folder, name, seed) / f"probe-{layout}") for seed in seeds] for name in names}
+        print_table(f"probe in the world of {layout}, mIoU %", rows, seeds)
 
 
 def weights_of(folder: Path, teacher: str) -> Path:
@@ -89,68 +82,31 @@ def make_teacher(folder: Path, name: str) -> None:
     path = weights_of(folder, name)
     if not path.exists():
         classes, world = TEACHERS[name], folder / "world-of-teachers"
+        synth(world, "--train-scenes", 12, "--val-scenes", 0, "--keyframes", 3, "--seed", TEACHER_SEED)
         rate = train_teacher(name.removeprefix("timm:"), world, IMAGE_SIZE, path, classes, TEACHER_EPOCHS, TEACHER_SEED)
         print(f"{name} tells {rate:.0%} of its training points", flush=True)
 
 
 def make_store(folder: Path, layout: str, seed: int) -> None:
-    world, store = folder / f"world-{layout}-{seed}", folder / f"{layout}-{seed}.zarr"
-    scalr("synth", "--out", world, "--layout", layout, "--train-scenes", 8, *LAYOUTS[layout], "--seed", seed)
-    teachers = [word for name in TEACHERS for word in ("--teacher", name)]
-    teachers += [word for name in TEACHERS for word in ("--weights", f"{name}={weights_of(folder, name)}")]
-    size = "x".join(map(str, IMAGE_SIZE))
-    scalr(
-        "extract",
-        *teachers,
-        "--image-size",
-        size,
-        "--dataset",
-        layout,
-        "--root",
-        world,
-        "--out",
-        store,
-        "--encoding",
-        "patch",
-    )
+    world = folder / f"world-{layout}-{seed}"
+    synth(world, "--layout", layout, "--train-scenes", 8, *LAYOUTS[layout], "--seed", seed)
+    files = {name: weights_of(folder, name) for name in TEACHERS}
+    extract(folder / f"{layout}-{seed}.zarr", files, IMAGE_SIZE, "--dataset", layout, "--root", world)
 
 
 def train_and_probe(folder: Path, name: str, seed: int) -> None:
-    setting = SETTINGS[name]
-    run = folder / f"{name.replace(' ', '_')}-{seed}"
-    overrides = (f"training.seed={seed}", f"training.epochs={setting.epochs}", "training.workers=0", *setting.overrides)
-    scalr(
-        "distill", "--recipe", "demo", "--out", run, "--resume",
-        *(word for layout in setting.layouts for word in ("--cache", folder / f"{layout}-{seed}.zarr")),
-        *(word for teacher in setting.teachers for word in ("--teacher", teacher)),
-        *(word for override in overrides for word in ("--set", override)),
-    )  # fmt: skip
+    setting, run = SETTINGS[name], run_of(folder, name, seed)
+    stores = [folder / f"{layout}-{seed}.zarr" for layout in setting.layouts]
+    teachers = [word for teacher in setting.teachers for word in ("--teacher", teacher)]
+    distil(run, stores, seed, setting.epochs, *teachers, overrides=setting.overrides)
     for layout in setting.layouts:
-        probe = run / f"probe-{layout}"
-        if not (probe / "result.json").exists():
-            world = ("--dataset", layout, "--root", folder / f"world-{layout}-{seed}")
-            student = run / "student.safetensors"
-            scalr("evaluate", "probe", "--student", student, *world, *PROBE, "--seed", seed, "--out", probe)
+        world = ("--dataset", layout, "--root", folder / f"world-{layout}-{seed}")
+        student = ("--student", run / "student.safetensors", "--seed", seed)
+        evaluate("probe", run / f"probe-{layout}", "result.json", *student, *world, *PROBE)
 
 
-def print_table(folder: Path, names: list[str], seeds: list[int], layout: str) -> None:
-    print(f"\nprobe in the world of {layout}, mIoU %\n")
-    print("| student | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean |")
-    print("|---" * (len(seeds) + 2) + "|")
-    for name in names:
-        if layout in SETTINGS[name].layouts:
-            runs = [folder / f"{name.replace(' ', '_')}-{seed}" for seed in seeds]
-            values = [100 * json.loads((run / f"probe-{layout}/result.json").read_text())["miou"] for run in runs]
-            print(f"| {name} | " + " | ".join(f"{value:.1f}" for value in values) + f" | {np.mean(values):.1f} |")
-
-
-def scalr(verb: str, *arguments: object) -> None:
-    if verb == "synth" and Path(arguments[1]).exists():
-        return
-    command = [sys.executable, "-c", "from scalr.cli import main; main()", "-q", verb, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        raise SystemExit(done.stderr)
+def run_of(folder: Path, name: str, seed: int) -> Path:
+    return folder / f"{name.replace(' ', '_')}-{seed}"
 
 
 if __name__ == "__main__":

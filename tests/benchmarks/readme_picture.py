@@ -1,9 +1,8 @@
 """The picture of README.md: what teacher and student see in a simulated street that neither was trained on.
 
-    python tests/benchmarks/readme_picture.py FOLDER docs/features.png
+    python tests/benchmarks/readme_picture.py FOLDER WEIGHTS docs/features.png
 
-The teacher is the study's that knows all classes (distillation_study.py), since one with random weights sees little.
-What is in FOLDER is not made again.
+WEIGHTS are DINOv2 ViT-S/14's (tests/real_teacher.py). What is in FOLDER is not made again.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from distillation_study import ALL, IMAGE_SIZE, TEACHER_SEED, make_teacher, scalr, weights_of
 from matplotlib.figure import Figure
 from PIL import Image
+from studies import distil, extract, synth
 
 from scalr.distill.checkpoint import load_student, student_provenance
 from scalr.evaluate.pictures import similarity_colours, softened
@@ -29,6 +28,7 @@ from scalr.evaluate.similarity import (
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.files import read_image
 
+TEACHER, IMAGE_SIZE = "dinov2_vits14", (448, 896)
 SEED, EPOCHS, FRAME = 0, 160, 6
 WIDTH_PX, COLOURS = 1600, 128
 
@@ -36,38 +36,22 @@ WIDTH_PX, COLOURS = 1600, 128
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("weights", type=Path)
     parser.add_argument("picture", type=Path)
     parser.add_argument("--frame", type=int, default=FRAME, help="of the validation split")
     arguments = parser.parse_args()
-    student, world, stores = make_student(arguments.folder)
+    student, world, stores = make_student(arguments.folder, arguments.weights)
     draw(student, world, stores["val"], arguments.frame, arguments.picture)
 
 
-def make_student(folder: Path) -> tuple[Path, Path, dict[str, Path]]:
+def make_student(folder: Path, weights: Path) -> tuple[Path, Path, dict[str, Path]]:
     """The student's file, its world, and the stores of both splits."""
-    few = ("--keyframes", 3)
-    scalr(
-        "synth",
-        "--out",
-        folder / "world-of-teachers",
-        "--train-scenes",
-        12,
-        "--val-scenes",
-        0,
-        *few,
-        "--seed",
-        TEACHER_SEED,
-    )
-    make_teacher(folder, ALL)
     world, run = folder / "world", folder / "run"
-    scalr("synth", "--out", world, "--train-scenes", 8, "--val-scenes", 4, *few, "--seed", SEED)
+    synth(world, "--train-scenes", 8, "--val-scenes", 4, "--keyframes", 3, "--seed", SEED)
     stores = {split: folder / f"{split}.zarr" for split in ("train", "val")}
-    size = "x".join(map(str, IMAGE_SIZE))
     for split, store in stores.items():
-        teacher = ("--teacher", ALL, "--weights", weights_of(folder, ALL), "--image-size", size, "--encoding", "patch")
-        scalr("extract", *teacher, "--root", world, "--split", split, "--out", store)
-    epochs = ("--set", f"training.epochs={EPOCHS}", "--set", "training.workers=0")
-    scalr("distill", "--recipe", "demo", *epochs, "--cache", stores["train"], "--out", run, "--resume")
+        extract(store, {TEACHER: weights}, IMAGE_SIZE, "--root", world, "--split", split)
+    distil(run, [stores["train"]], SEED, EPOCHS)
     return run / "student.safetensors", world, stores
 
 
@@ -75,7 +59,7 @@ def draw(student_file: Path, world: Path, store: Path, frame_number: int, pictur
     student, dataset = load_student(student_file), open_dataset("nuscenes", world, "val")
     frame = dataset.frames[frame_number]
     scan = scan_features(student, dataset, frame, "nuscenes", labelled=True)
-    stored = stored_features(store, ALL, dataset, frame, scan)
+    stored = stored_features(store, TEACHER, dataset, frame, scan)
     targets = unit(stored.targets)
     answers = in_space_of(stored, student, scan, student_provenance(student_file))
     _, vector = chosen_query(scan, dataset.class_names, None, None)

@@ -7,7 +7,9 @@ import os
 import pickle
 import warnings
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 
 from plain_vit import cubic
 from scalr.errors import TeacherError
-from scalr.extract.teachers import registry
+from scalr.extract.teachers import registry, weights
 from scalr.extract.teachers.conversion import Skeleton
 from scalr.extract.teachers.registry import TeacherSpec
 from scalr.extract.teachers.teacher import Teacher, load_teacher
@@ -428,6 +430,31 @@ def test_a_hub_out_of_reach_explains_the_way_out(monkeypatch):
     monkeypatch.setattr(import_timm(), "create_model", unreachable)
     with pytest.raises(TeacherError, match=r"from the hub .*no network.*--weights FILE.*huggingface.*\$HF_HOME"):
         load_teacher("dinov2_vits14")
+
+
+class Answers(BaseHTTPRequestHandler):
+    """A hub that is there, and nothing more; below /broken, not even that."""
+
+    def do_HEAD(self):
+        self.send_response(503 if self.path.startswith("/broken") else 200)
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_whether_the_hub_answers(monkeypatch):
+    from huggingface_hub import constants
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        Thread(target=server.serve_forever, daemon=True).start()
+        for endpoint, answers in {address: True, f"{address}/broken": False}.items():
+            monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+            assert weights.hub_answers() == answers
+        server.shutdown()
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    assert not weights.hub_answers()  # nobody is there
 
 
 @pytest.fixture
