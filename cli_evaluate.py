@@ -36,6 +36,7 @@ from .cli_options import (
 
 if TYPE_CHECKING:
     from .evaluate.scores import Scores
+    from .evaluate.split_areas import SplitAreas
 
 
 @click.group(
@@ -263,16 +264,36 @@ def teacher(out: Path, as_json: bool, **options: Any) -> None:
     "Compared with",
     click.option("--point", type=int, help="Row of the point in the scan.  [default: one on a car]"),
     click.option("--class", "class_name", help="All points of a class instead, such as pedestrian."),
+    click.option(
+        "--centre/--no-centre",
+        default=True,
+        show_default=True,
+        help="Take the mean of the scan's features away before features are compared. --no-centre: plain cosines, as in"
+        " Figure 1 of ScaLR.",
+    ),
 )
 @under(
     "The teacher beside it",
     click.option("--cache", type=path, help="Store with the frame's targets."),
     click.option("--teacher", help="Whose targets.  [default: the only one in the store]", **completed(teacher_names)),
 )
+@under(
+    "Classes",
+    click.option(
+        "--area-frames",
+        default=8,
+        show_default=True,
+        help="Number of labelled frames, spread evenly over the split, for the area under the ROC curve of each class."
+        " 0: none.",
+    ),
+)
 @under("Run", out_option("runs/similarity", "Folder for the pictures."), device_option)
 @json_option
 def similarity(out: Path, as_json: bool, **options: Any) -> None:
-    """Colour a scan by the similarity of its points to one: pictures, and a page in which a click recolours all."""
+    """Colour a scan by the similarity of its points to one: pictures, and a page in which a click recolours all.
+
+    With labels, also how well features rank each class above the others: the area under the ROC curve.
+    """
     loading_torch()
     from .evaluate.similarity import SimilarityConfig, similarity_maps
 
@@ -280,11 +301,32 @@ def similarity(out: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         show_file(out / "similarity.json")
         return
-    low, high = result.similarity_range
-    click.echo(f"{result.num_points:,} points compared with {result.query.text}: {low:.2f} to {high:.2f}")
+    lowest = ", ".join(f"{share} {cosine:.3f}" for share, cosine in result.cosines.items())
+    click.echo(f"{result.num_points:,} points compared with {result.query.text}, {result.compared}")
+    click.echo(f"  lowest cosine among the most similar points: {lowest}")
     for written in (result.top_view, result.perspective_view, result.page, result.pca):
         if written is not None:
             click.echo(f"  {written}")
+    if result.areas is not None:
+        show_areas(result.areas, options["split"])
+
+
+def show_areas(areas: SplitAreas, split: str) -> None:
+    """A row for each class, two columns for each kind of features; "–" where a class has no points."""
+    click.echo(f"\nArea under the ROC curve, class against the rest, {len(areas.frames)} frames of split {split}:")
+    names = {"student": "student", "student_on_pairs": "student, pairs", "teacher": "teacher, pairs"}
+    columns = areas.columns
+    click.echo(f"  {'':<22}{'':>11}" + "".join(f"{names[what]:>18}" for what in columns))
+    click.echo(f"  {'':<22}{'points':>11}" + f"{'plain':>9}{'centred':>9}" * len(columns))
+    values = [each.tolist() for of in columns.values() for each in (of.plain, of.centred)]
+    for name, points, *row in zip(areas.class_names, areas.points.tolist(), *values, strict=True):
+        click.echo(f"  {name:<22}{points:>11,}" + "".join(map(_area, row)))
+    means = [mean for of in columns.values() for mean in (of.means["plain"], of.means["centred"])]
+    click.echo(f"  {'mean':<22}{'':>11}" + "".join(map(_area, means)))
+
+
+def _area(value: float) -> str:
+    return f"{value:9.3f}" if value == value else f"{'–':>9}"
 
 
 @evaluate.command(epilog="scalr evaluate report runs/probe runs/finetune > results.md")

@@ -128,7 +128,7 @@ def _components(run: DemoRun) -> report.Section:
 
 
 def _similarity(run: DemoRun) -> report.Section:
-    error = run.similarity.page_error
+    error = run.similarity.page_error.centred
     caption = (
         f"{run.similarity.num_points:,} points of {run.similarity.frame}, at first compared with"
         f" {run.similarity.query.text}. Off by {error.maximum:.1g} at most: the page keeps small features."

@@ -1,8 +1,10 @@
-"""One HTML file with a scan to turn and to click: every point takes the colour of its similarity to the one clicked.
+"""One HTML file with a scan to turn and to click: every point takes a colour by its similarity to the one clicked.
 
 The page has all it needs inside and asks for nothing. A click is answered in the browser from features that are small:
-one for each voxel, in 32 bytes along the axes of an uncentred principal component analysis, so that dot products stay
-near cosines. How far they are from the exact ones is measured, and said on the page.
+the mean of the scan is kept apart, and the directions of what is left are one vector for each voxel, in 32 bytes along
+the axes of a principal component analysis that does not centre them again, so that dot products stay near cosines. With
+two numbers more for each voxel, the page has the cosines of the features as they were, too. How far both are from the
+exact ones is measured, and said on the page.
 """
 
 from __future__ import annotations
@@ -10,14 +12,15 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from ..json_text import json_text
-from .pictures import NO_CLASS, RAMP, class_colours, reach_of, softened, viewpoint
+from .cosines import centred, unit
+from .pictures import NO_CLASS, RAMP, SHARES, class_colours, reach_of, softened, viewpoint
 
 BYTES_PER_VOXEL = 32
 INT8_MAX = 127
@@ -27,30 +30,67 @@ TEMPLATE = "cloud_page.html"
 
 @dataclass(frozen=True, eq=False)
 class SmallFeatures:
-    """Unit vectors (V, C) by their coordinates on A orthonormal axes, which are sums of K small numbers.
+    """V unit vectors (C,), as their mean m and what is left of each: length_v times a direction d_v.
+
+    A direction is kept by its coordinates on A orthonormal axes, which are sums of K small numbers.
 
     Attributes:
         digits: (V, K) int8.
         scale: (K,) float32, the unit of each digit.
         axis: (K,) the axis that each digit is of; some have several digits, each finer than the one before.
         basis: (C, A) float32, the axes as columns.
+        mean: (C,) float32.
+        length: (V,) float32.
+        along: (V,) float32, the dot product of m and length_v d_v.
     """
 
     digits: np.ndarray
     scale: np.ndarray
     axis: np.ndarray
     basis: np.ndarray
+    mean: np.ndarray
+    length: np.ndarray
+    along: np.ndarray
 
     def coordinates(self, rows: np.ndarray) -> np.ndarray:
-        """(R, A) float32, of some of the vectors."""
+        """(R, A) float32, of some of the directions."""
         found = np.zeros((len(rows), self.basis.shape[1]), np.float32)
         for digit, scale, axis in zip(self.digits[rows].T, self.scale, self.axis, strict=True):
             found[:, axis] += scale * digit
         return found
 
-    def similarity(self, queries: np.ndarray) -> np.ndarray:
-        """(Q, A) coordinates -> (Q, V), as the page computes it."""
-        return (queries[:, self.axis] * self.scale) @ self.digits.T.astype(np.float32)
+    def query(self, vectors: np.ndarray) -> SmallQuery:
+        """Q vectors (Q, C) among the unit vectors, such as means of some of them."""
+        rest = centred(vectors, self.mean)
+        return SmallQuery(rest @ self.basis, np.linalg.norm(rest, axis=1), rest @ self.mean)
+
+    def query_of(self, rows: np.ndarray) -> SmallQuery:
+        """Some of the vectors, as the page knows them."""
+        length = self.length[rows]
+        return SmallQuery(length[:, None] * self.coordinates(rows), length, self.along[rows])
+
+    def centred_cosines(self, query: SmallQuery) -> np.ndarray:
+        """(Q, V), less the mean."""
+        return self._dots(query) / _or_one(query.length)[:, None]
+
+    def plain_cosines(self, query: SmallQuery) -> np.ndarray:
+        """(Q, V): (m + a) (m + b) = m m + m a + m b + a b, where the first three are known exactly."""
+        square = float(self.mean @ self.mean)
+        dots = square + query.along[:, None] + self.along + self.length * self._dots(query)
+        whole = np.sqrt(np.maximum(square + 2 * query.along + query.length**2, 0))
+        return dots / _or_one(whole)[:, None]
+
+    def _dots(self, query: SmallQuery) -> np.ndarray:
+        return (query.rest[:, self.axis] * self.scale) @ self.digits.T.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class SmallQuery:
+    """Q vectors to compare with, less the mean m of the others."""
+
+    rest: np.ndarray  # (Q, A) float32, coordinates
+    length: np.ndarray  # (Q,), before its components on other axes were left out
+    along: np.ndarray  # (Q,), the dot product with m
 
 
 @dataclass(frozen=True)
@@ -62,6 +102,14 @@ class PageError:
     queries: int
 
 
+@dataclass(frozen=True)
+class PageErrors:
+    """Of cosines of the features as they are, and less their mean."""
+
+    plain: PageError
+    centred: PageError
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cloud:
     """What a page shows: N points that share the features of V voxels.
@@ -71,8 +119,10 @@ class Cloud:
         points: (N, 3 or more), x y z first [m].
         voxels: (N,) row of each point's voxel.
         units: (V, C) float32 unit features.
+        mean: (C,) float32 of those of the scan's points.
         pca: (V, 3) colours in 0..1.
-        query: (C,) unit vector that points are compared with at first; `query_text` says what it is.
+        query: (C,) among the unit features, what points are compared with at first; `query_text` says what it is.
+        centre: whether the page takes the mean away at first.
         selected: the point whose feature it is, if it is one point's.
         focus: the point that the perspective view turns to.
         labels: (N,) uint8 train ids, an index into `class_names` or 255 for none; None where there are none.
@@ -83,36 +133,40 @@ class Cloud:
     points: np.ndarray
     voxels: np.ndarray
     units: np.ndarray
+    mean: np.ndarray
     pca: np.ndarray
     query: np.ndarray
     query_text: str
+    centre: bool
     selected: int | None
     focus: int
     labels: np.ndarray | None = None
     class_names: Sequence[str] = ()
 
 
-def cloud_page(cloud: Cloud) -> tuple[str, PageError]:
-    """The page as HTML, and the error of its similarities."""
-    small = compress(cloud.units)
-    error = page_error(small, cloud.units)
+def cloud_page(cloud: Cloud) -> tuple[str, PageErrors]:
+    """The page as HTML, and the errors of its similarities."""
+    small = compress(cloud.units, cloud.mean)
+    errors = page_errors(small, cloud.units)
     # `<` in a name from a dataset must not end the script that the data are in.
-    data = json_text(_data(cloud, small, error)).replace("<", "\\u003c")
+    data = json_text(_data(cloud, small, errors)).replace("<", "\\u003c")
     page = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     for name, text in (("title", html.escape(cloud.title)), ("summary", html.escape(cloud.summary)), ("data", data)):
         page = page.replace("{{" + name + "}}", text)
-    return page, error
+    return page, errors
 
 
-def compress(units: np.ndarray, num_bytes: int = BYTES_PER_VOXEL) -> SmallFeatures:
-    """Unit vectors (V, C) in `num_bytes` bytes each.
+def compress(units: np.ndarray, mean: np.ndarray, num_bytes: int = BYTES_PER_VOXEL) -> SmallFeatures:
+    """Unit vectors (V, C), of which a mean (C,) is kept apart, their directions in `num_bytes` bytes each.
 
     The axes are the leading right singular vectors, without centring: they keep dot products best. Each byte goes to
     the axis that spoils dot products most, be it that nothing of it is kept yet, or that it is rounded coarsely.
     """
-    _, vectors = np.linalg.eigh((units.T @ units).astype(np.float64))
+    rest = centred(units, mean)
+    directions = unit(rest)
+    _, vectors = np.linalg.eigh((directions.T @ directions).astype(np.float64))
     basis = vectors[:, ::-1][:, :num_bytes].astype(np.float32)
-    left = units @ basis
+    left = directions @ basis
     power = np.square(left).mean(axis=0)
     digits, scales, axes = [], [], []
     for _ in range(num_bytes):
@@ -121,22 +175,46 @@ def compress(units: np.ndarray, num_bytes: int = BYTES_PER_VOXEL) -> SmallFeatur
         digit = np.rint(left[:, axis] / scale).astype(np.int8)
         left[:, axis] -= scale * digit
         digits.append(digit), scales.append(scale), axes.append(axis)
-    return SmallFeatures(np.stack(digits, axis=1), np.array(scales, np.float32), np.array(axes), basis)
+    return SmallFeatures(
+        digits=np.stack(digits, axis=1),
+        scale=np.array(scales, np.float32),
+        axis=np.array(axes),
+        basis=basis,
+        mean=mean,
+        length=np.linalg.norm(rest, axis=1),
+        along=rest @ mean,
+    )
 
 
-def page_error(small: SmallFeatures, units: np.ndarray, num_queries: int = MEASURED_QUERIES) -> PageError:
-    """The error over all voxels, for queries spread evenly over them (all voxels, where they are few)."""
+def page_errors(small: SmallFeatures, units: np.ndarray, num_queries: int = MEASURED_QUERIES) -> PageErrors:
+    """The errors over all voxels, for queries spread evenly over them (all voxels, where they are few)."""
     rows = np.unique(np.linspace(0, len(units) - 1, num_queries).round().astype(int))
-    maximum, total = 0.0, 0.0
+    directions = unit(centred(units, small.mean))
+    plain, less_mean = [], []
     for some in np.array_split(rows, -(-len(rows) // QUERIES_AT_ONCE)):
-        error = np.abs(small.similarity(small.coordinates(some)) - units[some] @ units.T)
-        maximum, total = max(maximum, float(error.max())), total + float(error.sum(dtype=np.float64))
-    return PageError(maximum, total / (len(rows) * len(units)), len(rows))
+        query = small.query_of(some)
+        plain.append(_worst_and_sum(small.plain_cosines(query) - units[some] @ units.T))
+        less_mean.append(_worst_and_sum(small.centred_cosines(query) - directions[some] @ directions.T))
+
+    def over_all(parts: list[tuple[float, float]]) -> PageError:
+        worst, sums = zip(*parts, strict=True)
+        return PageError(max(worst), sum(sums) / (len(rows) * len(units)), len(rows))
+
+    return PageErrors(over_all(plain), over_all(less_mean))
 
 
-def _data(cloud: Cloud, small: SmallFeatures, error: PageError) -> dict[str, Any]:
+def _worst_and_sum(error: np.ndarray) -> tuple[float, float]:
+    return float(np.abs(error).max()), float(np.abs(error).sum(dtype=np.float64))
+
+
+def _or_one(lengths: np.ndarray) -> np.ndarray:
+    return np.where(lengths > 0, lengths, 1)
+
+
+def _data(cloud: Cloud, small: SmallFeatures, errors: PageErrors) -> dict[str, Any]:
     xyz = cloud.points[:, :3]
     eye, target = viewpoint(xyz[cloud.focus].astype(np.float64))
+    query = small.query(cloud.query[None])
     colours = _bytes(class_colours(len(cloud.class_names))).tolist()
     named = [{"name": name, "colour": colour} for name, colour in zip(cloud.class_names, colours, strict=True)]
     return {
@@ -145,13 +223,24 @@ def _data(cloud: Cloud, small: SmallFeatures, error: PageError) -> dict[str, Any
         "digits": _base64(small.digits),
         "scale": small.scale.tolist(),
         "axis": small.axis.tolist(),
+        "lengths": _base64(np.stack([small.length, small.along], axis=1).astype("<f4")),
+        "mean_square": float(small.mean @ small.mean),
         "pca": _base64(_bytes(softened(cloud.pca))),
         "ramp": _base64(_bytes(RAMP(np.arange(256))[:, :3])),
+        "shares": list(SHARES.values()),
+        "share_names": list(SHARES),
         "labels": None if cloud.labels is None else _base64(cloud.labels.astype(np.uint8)),
         "classes": named,
         "no_class": {"name": "no class", "colour": _bytes(np.array(NO_CLASS)).tolist()},
-        "query": {"vector": (cloud.query @ small.basis).tolist(), "text": cloud.query_text, "point": cloud.selected},
-        "error": {"maximum": error.maximum, "mean": error.mean, "queries": error.queries},
+        "query": {
+            "rest": query.rest[0].tolist(),
+            "length": float(query.length[0]),
+            "along": float(query.along[0]),
+            "text": cloud.query_text,
+            "point": cloud.selected,
+        },
+        "centre": cloud.centre,
+        "errors": asdict(errors),
         "eye": eye.tolist(),
         "target": target.tolist(),
         "reach_m": reach_of(xyz),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from io import BytesIO
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.stats import rankdata
 
 from ..extract.projection import Calibration, Visibility, project, rigid_transform
 
@@ -21,7 +23,9 @@ PALETTE = (  # likewise
     *("#9461d6", "#b05a7a", "#d98c78", "#8fae5d", "#22a559", "#6b8e23", "#7cc04a", "#5c74c8", "#4f9d8e", "#7a6fd0"),
 )
 NO_CLASS = (0.58, 0.60, 0.63)  # also of points without a colour
-LOW_QUANTILE = 0.01  # a few odd points must not use up half of the colours
+# Similarities are coloured by their rank: a point takes a colour of RAMP by the share of points that are less similar.
+# These shares have its five colours: the least similar half is blue, red is kept for the most similar few percent.
+SHARES = {"all": 0.0, "50 %": 0.5, "25 %": 0.75, "10 %": 0.9, "3 %": 0.97}  # by what is at least as similar
 
 VIEW_PX = (900, 1600)
 FOCAL_PX = 1150.0
@@ -31,14 +35,24 @@ POINT_PX = (1.8, 12.0)
 DPI = 160
 
 
-def colour_range(similarity: np.ndarray) -> tuple[float, float]:
-    """Which similarities (N,) are the bluest and the reddest: the lowest hundredth, and the highest."""
-    return float(np.quantile(similarity, LOW_QUANTILE)), float(np.max(similarity))
+def shares_below(similarity: np.ndarray) -> np.ndarray:
+    """For each point (N,) the share of points with a lower similarity; of equal ones, half count as lower."""
+    return (rankdata(similarity) - 0.5) / len(similarity)
 
 
 def similarity_colours(similarity: np.ndarray) -> np.ndarray:
-    """(N, 3) in 0..1, of (N,), by RAMP over its `colour_range`."""
-    return RAMP(Normalize(*colour_range(similarity), clip=True)(similarity))[:, :3]
+    """(N, 3) in 0..1, of (N,), by rank: RAMP has its five colours at SHARES, whatever the values are."""
+    return RAMP(np.interp(shares_below(similarity), list(SHARES.values()), np.linspace(0, 1, len(SHARES))))[:, :3]
+
+
+def cosines_at_shares(similarity: np.ndarray) -> dict[str, float]:
+    """What the colours stand for: the lowest similarity among the most similar points, by their share of all.
+
+    >>> cosines_at_shares(np.linspace(0, 1, 101))
+    {'all': 0.0, '50 %': 0.5, '25 %': 0.75, '10 %': 0.9, '3 %': 0.97}
+    """
+    ordered = np.sort(similarity)
+    return {name: float(ordered[math.ceil(share * (len(ordered) - 1))]) for name, share in SHARES.items()}
 
 
 def class_colours(num_classes: int) -> np.ndarray:
@@ -172,5 +186,10 @@ def _ring(axes: Axes, x: float, y: float) -> None:
 
 
 def _bar(figure: Figure, axes: Axes, similarity: np.ndarray, **place: object) -> None:
-    scale = matplotlib.cm.ScalarMappable(Normalize(*colour_range(similarity)), RAMP)
-    figure.colorbar(scale, ax=axes, label="cosine similarity", pad=0.01, **place)
+    bar = figure.colorbar(matplotlib.cm.ScalarMappable(cmap=RAMP), ax=axes, pad=0.01, **place)
+    bar.set_ticks(
+        np.linspace(0, 1, len(SHARES)),
+        labels=[f"{share}\n{cosine:.3f}" for share, cosine in cosines_at_shares(similarity).items()],
+    )
+    bar.ax.tick_params(labelsize=9, length=0)
+    bar.set_label("most similar points, and their lowest cosine", fontsize=9)

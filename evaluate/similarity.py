@@ -1,40 +1,42 @@
 """What a student's features have in common: every point of a scan coloured by its similarity to one point, or a class.
 
 These are the correlation maps of Figure 1 of ScaLR (CVPR 2024), made with the features of the backbone, which probing
-reads too; and the principal components of teacher and student side by side.
+reads too; the principal components of teacher and student side by side; and, where there are labels, how well features
+rank each class above the others.
+
+The figure shows plain cosines. Features of a real teacher's student have most of their length in common, so that all
+cosines are high; by default the mean of the scan is therefore taken away before features are compared.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
-import torch
 from scipy.spatial import cKDTree
 
 from ..checkpoint_files import write_bytes
 from ..device import resolve_device
 from ..distill.checkpoint import load_student, student_provenance
-from ..distill.inputs import evaluation_input, inputs_for, pack
 from ..distill.waffleiron import Student
-from ..errors import DatasetError, ScalrError, StoreError, did_you_mean
+from ..errors import DatasetError, ScalrError, did_you_mean
 from ..extract.datasets import open_dataset
 from ..extract.datasets.files import read_image
 from ..extract.datasets.frame import Dataset, Frame
 from ..extract.datasets.labels import IGNORE_LABEL
-from ..extract.datasets.scans import intensity_of, read_labels, read_points
 from ..extract.store import open_store
 from ..folder_lock import locked
 from ..json_text import json_text
 from ..settings import CountOrZero, Settings
-from .cloud_page import Cloud, PageError, cloud_page
+from .cloud_page import Cloud, PageErrors, cloud_page
+from .cosines import similarity, unit
 from .model import file_identity
-from .pictures import as_png, colour_range, perspective_view, side_by_side, top_view
-from .stored_scans import rows_in_scan
+from .pictures import as_png, cosines_at_shares, perspective_view, side_by_side, top_view
+from .scan_features import ScanFeatures, StoredFeatures, in_space_of, scan_features, stored_features
+from .split_areas import SplitAreas, areas_under_curve
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ USUAL_CLASS = "car"  # as in the figure, where neither a point nor a class is as
 AROUND_M = 1.0
 PCA_RANGE = (2, 98)  # percentiles of a component that are the ends of its colour
 ROUNDING = 1e-5  # of the largest value: a component that spreads less is none
+COMPARED = {True: "the mean of the scan taken away", False: "plain cosine"}  # by whether centring was asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,8 @@ class SimilarityConfig(Settings):
     class_name: str | None = None  # all points of a class instead: the mean of their unit features
     cache: Path | None = None  # a store with a teacher's targets of the frame, for its colours beside the student's
     teacher: str | None = None  # None: the only one of the store
+    centre: bool = True  # whether the mean of the scan's unit features is taken away before they are compared
+    area_frames: CountOrZero = 8  # of the split, for areas under ROC curves
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -90,53 +95,14 @@ class SimilarityResult:
     frame: str
     num_points: int
     query: Query
-    similarity_range: tuple[float, float]  # of the bluest and the reddest points
+    compared: str  # which cosine the pictures show, and the page at first
+    cosines: Mapping[str, float]  # the lowest among the most similar points, by their share of all: "3 %"
     top_view: Path
     perspective_view: Path
     page: Path
-    page_error: PageError  # of the page's similarities
+    page_error: PageErrors  # of the page's similarities
     pca: Path | None  # None without a store
-
-
-@dataclass(frozen=True, eq=False)
-class ScanFeatures:
-    """A scan of N points after the student: V of them, one of each voxel, went through it, and stand for the others."""
-
-    points: np.ndarray  # (N, 4) float32
-    labels: np.ndarray | None  # (N,) uint8 train ids
-    tokens: torch.Tensor  # (V, C) float32, on the student's device
-    kept: np.ndarray  # (V,) int64 rows of the scan
-    nearest: np.ndarray  # (N,) int64 rows of `tokens`
-    units: np.ndarray = field(init=False)  # (V, C) float32, the tokens as unit vectors
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "units", unit(self.tokens.cpu().numpy()))
-
-
-@dataclass(frozen=True, eq=False)
-class StoredFeatures:
-    """A teacher's targets of one frame, pairs of all its views; those of the view with the most pairs come last."""
-
-    teacher: str
-    rows: np.ndarray  # (R,) int64, rows of the dataset's scan
-    targets: np.ndarray  # (R, D) float32
-    camera: str  # of the last view
-    pixel: np.ndarray  # (S, 2) uint16, row and column of its pairs
-
-
-def similarity(features: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Cosines (N,) float32 of features (N, C) to a query (C,); 0 for vectors of length zero.
-
-    >>> similarity(np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), np.array([3.0, 0.0]))
-    array([1., 0., 0.], dtype=float32)
-    """
-    return unit(features) @ unit(query)
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (..., C) float32 over their lengths; those of length zero stay."""
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    areas: SplitAreas | None  # None without labels
 
 
 def pca_colours(features: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
@@ -187,11 +153,20 @@ def _similarity_maps(config: SimilarityConfig) -> SimilarityResult:
     dataset = open_dataset(config.dataset, config.root, config.split, need=need)
     frame = chosen_frame(dataset, config.frame)
     scan = scan_features(student, dataset, frame, config.dataset, labelled=config.class_name is not None)
-    stored = None if config.cache is None else stored_features(config.cache, config.teacher, dataset, frame, scan)
+    store, teacher, stored = None, config.teacher, None
+    if config.cache is not None:
+        if frame.error is not None:  # it has no image to show beside the teacher's features
+            raise frame.error
+        store = open_store(config.cache)
+        teacher = teacher or store.only_teacher()
+        stored = stored_features(store, teacher, dataset, frame, scan)
     query, vector = chosen_query(scan, dataset.class_names, config.point, config.class_name)
     logger.info("%s of %s: compared with %s", frame.token, dataset.name, query.text)
-    of_points = similarity(scan.units, vector)[scan.nearest]
-    title = f"Similarity to {query.text}: {config.student.name} on {dataset.name}, {frame.token}"
+    areas = areas_under_curve(
+        student, dataset, config.dataset, num_frames=config.area_frames, store=store, teacher=teacher
+    )
+    of_points, compared = scan.similarity_to(vector, centre=config.centre), COMPARED[config.centre]
+    title = f"Similarity to {query.text}, {compared}\n{config.student.name} on {dataset.name}, {frame.token}"
     out, shown = config.out, (scan.points, of_points)
     write_bytes(out / "top_view.png", as_png(top_view(*shown, query.point, title)))
     write_bytes(out / "perspective_view.png", as_png(perspective_view(*shown, query.focus, query.point, title)))
@@ -205,14 +180,17 @@ def _similarity_maps(config: SimilarityConfig) -> SimilarityResult:
         frame=frame.token,
         num_points=len(scan.points),
         query=query,
-        similarity_range=colour_range(of_points),
+        compared=compared,
+        cosines=cosines_at_shares(of_points),
         top_view=out / "top_view.png",
         perspective_view=out / "perspective_view.png",
         page=out / "cloud.html",
         page_error=page_error,
         pca=None if stored is None else out / "pca.png",
+        areas=areas,
     )
     record = {"config": asdict(config), "student": file_identity(config.student), **asdict(result)}
+    record["areas"] = None if areas is None else areas.as_record()
     write_bytes(out / "similarity.json", f"{json_text(record, indent=2)}\n".encode())
     return result
 
@@ -236,32 +214,10 @@ def chosen_frame(dataset: Dataset, token: str | None) -> Frame:
     return found
 
 
-@torch.inference_mode()
-def scan_features(
-    student: Student, dataset: Dataset, frame: Frame, name: str, *, labelled: bool = False
-) -> ScanFeatures:
-    """A scan as `Student.extract` reads it, with the dataset's own intensity; labels where the frame has any.
-
-    Args:
-        name: of the dataset's reader, which chooses the field of view.
-        labelled: whether it is a mistake to have no labels.
-
-    Raises:
-        ScalrError: a scan or label file that cannot be used.
-    """
-    points, inputs = read_points(dataset, frame), inputs_for(name, student.input_config)
-    has_labels = frame.labels is not None and len(dataset.class_names) > 0
-    labels = read_labels(dataset, frame, len(points)) if labelled or has_labels else None
-    logger.info("%s: features of %s points", frame.token, f"{len(points):,}")  # one pass: there is no bar to show
-    scan, kept, nearest = evaluation_input(points, intensity_of(dataset), inputs)
-    device = student.embed.conv1.weight.device
-    return ScanFeatures(points, labels, student.tokens(pack([scan], inputs).to(device)).float(), kept, nearest)
-
-
 def chosen_query(
     scan: ScanFeatures, class_names: Sequence[str], point: int | None, class_name: str | None
 ) -> tuple[Query, np.ndarray]:
-    """What to compare with, and its unit vector (C,): a point, a class, or by default a point on a car.
+    """What to compare with, and its vector (C,) among unit features: a point, a class, or by default a point on a car.
 
     That is the one with the most points of cars around it; without labels or cars, the point of median range.
 
@@ -282,43 +238,6 @@ def chosen_query(
     label = IGNORE_LABEL if scan.labels is None else scan.labels[point]
     of_class = "" if label == IGNORE_LABEL else f" ({class_names[label]})"
     return Query(f"point {point}{of_class}", int(point), int(point)), scan.units[scan.nearest[point]]
-
-
-def stored_features(
-    cache: Path, teacher: str | None, dataset: Dataset, frame: Frame, scan: ScanFeatures
-) -> StoredFeatures:
-    """A teacher's targets of a frame.
-
-    Raises:
-        ScalrError: no store, no such teacher, no targets of this frame, or those of another scan; or a frame without
-            images.
-    """
-    if frame.error is not None:
-        raise frame.error
-    store = open_store(cache)
-    teacher = teacher or store.only_teacher()
-    tokens, names = store.views["token"], store.views["dataset"]
-    of_frame = np.flatnonzero(pc.and_(pc.equal(tokens, frame.token), pc.equal(names, dataset.name)))
-    rows = np.intersect1d(of_frame, store.rows_with_targets(teacher)).tolist()
-    views = {str(store.views["camera"][row]): store.read_view(row, teacher) for row in rows}
-    cameras = sorted(views, key=lambda camera: len(views[camera].point_index))
-    if not cameras or len(views[cameras[-1]].point_index) == 0:
-        raise StoreError(
-            f"no targets of {teacher} for frame {frame.token} of {dataset.name}",
-            where=store.path,
-            fix=f"Run 'scalr extract --teacher {teacher} --split {dataset.split}', and pass its store as --cache.",
-        )
-    raw_rows = [
-        rows_in_scan(views[camera].points, scan.points, frame, store.path)[views[camera].point_index]
-        for camera in cameras
-    ]
-    return StoredFeatures(
-        teacher=teacher,
-        rows=np.concatenate(raw_rows),
-        targets=np.concatenate([views[camera].targets for camera in cameras]),
-        camera=cameras[-1],
-        pixel=views[cameras[-1]].pixel,
-    )
 
 
 def _usual_point(scan: ScanFeatures, class_names: Sequence[str]) -> int:
@@ -349,7 +268,7 @@ def _mean_of_class(scan: ScanFeatures, class_names: Sequence[str], name: str) ->
             where="--class",
             fix=f"Choose another --frame, or one of: {', '.join(found)}.",
         )
-    return unit(scan.units[scan.nearest[of_class]].mean(axis=0))
+    return scan.units[scan.nearest[of_class]].mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def _cloud(
@@ -361,9 +280,11 @@ def _cloud(
         points=scan.points,
         voxels=scan.nearest,
         units=scan.units,
+        mean=scan.mean,
         pca=pca_colours(scan.units),
         query=vector,
         query_text=query.text,
+        centre=config.centre,
         selected=query.point,
         focus=query.focus,
         labels=scan.labels,
@@ -394,16 +315,3 @@ def _pca_png(
     }
     rows = stored.rows[-len(stored.pixel) :]
     return as_png(side_by_side(read_image(dataset.root, view), stored.pixel, rows, scan.points, colours))
-
-
-@torch.inference_mode()
-def in_space_of(
-    stored: StoredFeatures, student: Student, scan: ScanFeatures, provenance: Mapping[str, dict]
-) -> np.ndarray | None:
-    """(V, D) unit vectors: what the student's head makes of the points for this teacher; None if it learnt another."""
-    dims = {name: values["dim"] for name, values in (provenance.get("teachers") or {}).items()}
-    if stored.teacher not in dims or student.config.out_channels != sum(dims.values()):
-        return None
-    before = list(dims)[: list(dims).index(stored.teacher)]
-    first = sum(dims[name] for name in before)
-    return unit(student.project(scan.tokens)[:, first : first + dims[stored.teacher]].cpu().numpy())

@@ -21,12 +21,12 @@ from scalr.evaluate.similarity import (
     in_space_of,
     pca_colours,
     scan_features,
-    similarity,
     stored_features,
     unit,
 )
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.files import read_image
+from scalr.extract.store import open_store
 
 TEACHER, IMAGE_SIZE = "dinov2_vits14", (448, 896)
 SEED, EPOCHS, FRAME = 0, 160, 6
@@ -59,7 +59,7 @@ def draw(student_file: Path, world: Path, store: Path, frame_number: int, pictur
     student, dataset = load_student(student_file), open_dataset("nuscenes", world, "val")
     frame = dataset.frames[frame_number]
     scan = scan_features(student, dataset, frame, "nuscenes", labelled=True)
-    stored = stored_features(store, TEACHER, dataset, frame, scan)
+    stored = stored_features(open_store(store), TEACHER, dataset, frame, scan)
     targets = unit(stored.targets)
     answers = in_space_of(stored, student, scan, student_provenance(student_file))
     _, vector = chosen_query(scan, dataset.class_names, None, None)
@@ -71,9 +71,9 @@ def draw(student_file: Path, world: Path, store: Path, frame_number: int, pictur
     columns = {
         "an image, and a teacher's features of it": softened(pca_colours(targets))[-len(rows) :],
         "a student's, from points alone": softened(pca_colours(answers, like=targets))[scan.nearest][rows],
-        "the student's similarity to a point on a car": similarity_colours(
-            similarity(scan.units, vector)[scan.nearest]
-        )[rows],
+        "the student's similarity to a point on a car": similarity_colours(scan.similarity_to(vector, centre=True))[
+            rows
+        ],
     }
     figure = Figure(figsize=(15, 15 / 3 * height / width + 0.35), layout="constrained")
     for axes, (title, colours) in zip(figure.subplots(1, 3), columns.items(), strict=True):

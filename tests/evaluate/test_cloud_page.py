@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from browser import DESKTOP, PHONE, show
-from scalr.evaluate.cloud_page import Cloud, PageError, cloud_page, compress, page_error
-from scalr.evaluate.pictures import LOW_QUANTILE, NO_CLASS, RAMP, class_colours, softened, viewpoint
+from scalr.evaluate.cloud_page import Cloud, PageErrors, SmallFeatures, cloud_page, compress, page_errors
+from scalr.evaluate.pictures import NO_CLASS, RAMP, SHARES, class_colours, shares_below, softened, viewpoint
 from scalr.extract.datasets.labels import IGNORE_LABEL
 
 CLASSES = ("car", "road", "</script><b>pole")
@@ -23,6 +23,24 @@ def unit_features(xyz: np.ndarray, channels: int = 64, seed: int = 0) -> np.ndar
     waves = np.cos(xyz @ rng.normal(0, 0.08, (3, channels)) + rng.uniform(0, 6, channels))
     features = 0.5 + waves * np.exp(-np.arange(channels) / 8) + rng.normal(0, 0.01, (len(xyz), channels))
     return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+
+
+def much_in_common(channels: int = 64, count: int = 500, seed: int = 0) -> np.ndarray:
+    """Unit features whose mean is 0.95 long, as those of a real teacher's student: what differs is the rest."""
+    rng = np.random.default_rng(seed)
+    common = unit_features(rng.uniform(-40, 40, (1, 3)), channels, seed)
+    rest = unit_features(rng.uniform(-40, 40, (count, 3)), channels, seed + 1)
+    rest -= rest.mean(axis=0)
+    features = common + 0.33 * rest / np.linalg.norm(rest, axis=1, keepdims=True)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    assert np.linalg.norm(features.mean(axis=0)) == pytest.approx(0.95, abs=0.03)
+    return features.astype(np.float32)
+
+
+def cosines(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """(Q, V), written plainly."""
+    vectors, queries = (each.astype(np.float64) for each in (vectors, queries))
+    return queries @ vectors.T / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(vectors, axis=1)
 
 
 def a_cloud(num_points: int = 3000, points_per_voxel: int = 3, seed: int = 0) -> Cloud:
@@ -40,6 +58,8 @@ def a_cloud(num_points: int = 3000, points_per_voxel: int = 3, seed: int = 0) ->
         points=points,
         voxels=voxels,
         units=units,
+        mean=units[voxels].mean(axis=0),
+        centre=True,
         pca=rng.random((len(units), 3)),
         query=units[voxels[selected]],
         query_text=f"point {selected}",
@@ -58,59 +78,109 @@ def array_of(data: dict, name: str, dtype: type) -> np.ndarray:
     return np.frombuffer(base64.b64decode(data[name]), dtype)
 
 
-def brute_force_error(small, units: np.ndarray) -> np.ndarray:
-    """(V, V) of all pairs."""
-    decoded = small.coordinates(np.arange(len(units))).astype(np.float64) @ small.basis.T
-    return np.abs(decoded @ decoded.T - units.astype(np.float64) @ units.T)
+def brute_force_errors(small: SmallFeatures, units: np.ndarray) -> dict[str, np.ndarray]:
+    """(V, V) of all pairs, from the vectors that the page could make of its numbers."""
+    rows = np.arange(len(units))
+    directions = small.coordinates(rows).astype(np.float64) @ small.basis.T
+    rest = units.astype(np.float64) - small.mean
+    exact_directions = rest / np.linalg.norm(rest, axis=1, keepdims=True)
+    common = small.along.astype(np.float64)
+    scaled = small.length[:, None] * directions
+    dots = small.mean.astype(np.float64) @ small.mean + common[:, None] + common + scaled @ scaled.T
+    return {
+        "plain": np.abs(dots - units.astype(np.float64) @ units.T),
+        "centred": np.abs(directions @ directions.T - exact_directions @ exact_directions.T),
+    }
 
 
-def test_dot_products_survive_32_bytes():
-    xyz = np.random.default_rng(0).uniform(-40, 40, (500, 3))
-    for channels in (3, 8, 64, 256):
-        units = unit_features(xyz, channels)
-        small = compress(units)
-        assert small.digits.shape == (500, 32)
-        assert small.digits.dtype == np.int8
-        np.testing.assert_allclose(small.basis.T @ small.basis, np.eye(small.basis.shape[1]), atol=1e-5)
-        assert brute_force_error(small, units).max() < (1e-5 if channels <= 8 else 0.05)
+@pytest.mark.parametrize("channels", [3, 8, 64, 256])
+def test_cosines_survive_32_bytes(channels):
+    """The plain ones better by far, for most of them is the mean, which is kept exactly."""
+    units = much_in_common(channels)
+    small = compress(units, units.mean(axis=0))
+    assert small.digits.shape == (500, 32)
+    assert small.digits.dtype == np.int8
+    np.testing.assert_allclose(small.basis.T @ small.basis, np.eye(small.basis.shape[1]), atol=1e-5)
+    errors = {name: error.max() for name, error in brute_force_errors(small, units).items()}
+    assert errors["centred"] < (1e-5 if channels <= 8 else 0.05)
+    assert errors["plain"] < (1e-6 if channels <= 8 else 0.01)
+
+
+def test_the_mean_is_kept_apart_for_the_cosines_of_what_is_left():
+    """Against compressing features as they are, and taking the mean away from that."""
+    units = much_in_common(256)
+    mean = units.mean(axis=0)
+    apart = brute_force_errors(compress(units, mean), units)["centred"]
+    together = compress(units, np.zeros(256, np.float32))
+    decoded = together.length[:, None] * together.coordinates(np.arange(500)) @ together.basis.T
+    error = np.abs(cosines(decoded - mean, decoded - mean) - cosines(units - mean, units - mean))
+    assert apart.mean() < 0.5 * error.mean()
 
 
 def test_bytes_go_where_they_help_most():
     """Against one byte for each of the 32 leading axes."""
     units = unit_features(np.random.default_rng(1).uniform(-40, 40, (500, 3)), 256)
-    small = compress(units)
+    small = compress(units, np.zeros(256, np.float32))
     _, vectors = np.linalg.eigh(units.T @ units)
     reduced = units @ vectors[:, ::-1][:, :32]
     scale = np.abs(reduced).max(axis=0) / 127
     plain = np.rint(reduced / scale) * scale
-    assert brute_force_error(small, units).mean() < 0.7 * np.abs(plain @ plain.T - units @ units.T).mean()
+    error = brute_force_errors(small, units)["centred"]
+    assert error.mean() < 0.7 * np.abs(plain @ plain.T - units @ units.T).mean()
 
 
-def test_the_error_is_that_of_all_pairs():
-    units = unit_features(np.random.default_rng(2).uniform(-40, 40, (200, 3)))
-    small = compress(units)
-    expected, measured = brute_force_error(small, units), page_error(small, units)
-    assert measured.queries == 200
-    assert measured.maximum == pytest.approx(expected.max(), rel=0.01, abs=1e-6)
-    assert measured.mean == pytest.approx(expected.mean(), rel=0.01, abs=1e-6)
-    assert page_error(small, units, num_queries=10).queries == 10
+def test_the_errors_are_those_of_all_pairs():
+    units = much_in_common(count=200)
+    small = compress(units, units.mean(axis=0))
+    expected, measured = brute_force_errors(small, units), page_errors(small, units)
+    for name, error in expected.items():
+        found = getattr(measured, name)
+        assert found.queries == 200
+        assert found.maximum == pytest.approx(error.max(), rel=0.01, abs=1e-6)
+        assert found.mean == pytest.approx(error.mean(), rel=0.01, abs=1e-6)
+    assert page_errors(small, units, num_queries=10).centred.queries == 10
 
 
-def test_features_that_are_all_equal():
+def test_cosines_to_any_vector_of_the_space():
+    """Such as the mean of a class, whose length is below one."""
+    units = much_in_common(8)
+    small = compress(units, units.mean(axis=0))
+    queries = np.stack([units[:50].mean(axis=0), units[7]])
+    found = small.query(queries)
+    np.testing.assert_allclose(small.plain_cosines(found), cosines(units, queries), atol=1e-4)
+    np.testing.assert_allclose(
+        small.centred_cosines(found), cosines(units - small.mean, queries - small.mean), atol=1e-4
+    )
+
+
+def test_features_that_are_all_equal_have_nothing_but_their_mean():
     units = np.tile(np.float32([0.6, 0.8, 0.0]), (5, 1))
-    assert page_error(compress(units), units).maximum < 1e-6
+    small = compress(units, units.mean(axis=0))
+    errors = page_errors(small, units)
+    assert (errors.plain.maximum, errors.centred.maximum) == (pytest.approx(0, abs=1e-6), 0)
+    query = small.query_of(np.array([2]))
+    np.testing.assert_allclose(small.plain_cosines(query), 1, atol=1e-6)
+    np.testing.assert_array_equal(small.centred_cosines(query), 0)
+
+
+def test_a_vector_of_length_zero_is_like_nothing():
+    units = much_in_common(8)
+    units[3] = 0
+    small = compress(units, units.mean(axis=0))
+    np.testing.assert_allclose(small.plain_cosines(small.query_of(np.array([3, 5])))[:, [3]], 0, atol=1e-4)
+    np.testing.assert_allclose(small.plain_cosines(small.query_of(np.array([3]))), 0, atol=1e-4)
 
 
 def test_the_page_holds_everything_and_asks_for_nothing():
     cloud = a_cloud()
-    page, error = cloud_page(cloud)
+    page, errors = cloud_page(cloud)
     data = data_of(page)
     np.testing.assert_array_equal(array_of(data, "positions", np.float32).reshape(-1, 3), cloud.points[:, :3])
     np.testing.assert_array_equal(array_of(data, "voxels", np.uint32), cloud.voxels)
     np.testing.assert_array_equal(array_of(data, "labels", np.uint8), cloud.labels)
     assert len(array_of(data, "digits", np.int8)) == 32 * len(cloud.units)
     assert [each["name"] for each in data["classes"]] == list(CLASSES)
-    assert data["error"] == {"maximum": error.maximum, "mean": error.mean, "queries": error.queries}
+    assert data["errors"] == {name: vars(error) for name, error in vars(errors).items()}
     text = page.replace(json.dumps(data).replace("<", "\\u003c"), "")
     assert not re.search(r"https?:|//[a-z]|@import|\bsrc=|url\(", re.sub(r"(?m)//\s.*$", "", text))
     assert "default-src 'none'" in text
@@ -128,6 +198,7 @@ def test_what_the_page_draws_is_what_the_pictures_draw():
     assert [each["colour"] for each in data["classes"]] == np.rint(255 * class_colours(3)).astype(int).tolist()
     assert data["no_class"] == {"name": "no class", "colour": [148, 153, 161]}
     assert (data["query"]["text"], data["query"]["point"]) == (cloud.query_text, cloud.selected)
+    assert dict(zip(data["share_names"], data["shares"], strict=True)) == SHARES
     eye, target = viewpoint(xyz[cloud.focus])
     assert (data["eye"], data["target"]) == (eye.tolist(), target.tolist())
     assert data["reach_m"] == pytest.approx(1.05 * np.quantile(np.abs(xyz[:, :2]).max(axis=1), 0.98))
@@ -135,14 +206,17 @@ def test_what_the_page_draws_is_what_the_pictures_draw():
 
 
 def test_the_query_is_where_its_axes_are():
-    """Compared in the browser, the point that is asked for is most like itself."""
     cloud = a_cloud()
     data = data_of(cloud_page(cloud)[0])
-    small = compress(cloud.units)
-    found = small.similarity(np.array([data["query"]["vector"]], np.float32))[0]
-    np.testing.assert_allclose(found, cloud.units @ cloud.query, atol=0.05)
+    small = compress(cloud.units, cloud.mean)
+    query = small.query(cloud.query[None])
+    np.testing.assert_allclose(data["query"]["rest"], query.rest[0], atol=1e-6)
+    assert (data["query"]["length"], data["query"]["along"]) == pytest.approx((query.length[0], query.along[0]))
     np.testing.assert_allclose(data["scale"], small.scale, rtol=1e-6)
     assert data["axis"] == small.axis.tolist()
+    assert data["mean_square"] == pytest.approx(small.mean @ small.mean)
+    lengths = array_of(data, "lengths", np.float32).reshape(-1, 2)
+    np.testing.assert_allclose(lengths, np.stack([small.length, small.along], axis=1), rtol=1e-6)
 
 
 def test_a_cloud_without_labels_has_no_classes():
@@ -151,11 +225,11 @@ def test_a_cloud_without_labels_has_no_classes():
 
 
 def test_no_more_than_256_queries_are_measured():
-    units = unit_features(np.random.default_rng(3).uniform(-40, 40, (600, 3)))
-    small = compress(units)
-    error = page_error(small, units)
+    units = much_in_common(count=600)
+    small = compress(units, units.mean(axis=0))
+    error = page_errors(small, units).centred
     rows = np.unique(np.linspace(0, 599, 256).round().astype(int))
-    expected = brute_force_error(small, units)[rows]
+    expected = brute_force_errors(small, units)["centred"][rows]
     assert error.queries == len(rows) == 256
     assert (error.maximum, error.mean) == (
         pytest.approx(expected.max(), rel=0.01), pytest.approx(expected.mean(), rel=0.01)
@@ -179,14 +253,14 @@ def test_120_000_points_with_a_voxel_each_stay_below_12_mb():
 
 @pytest.fixture
 def shown(browser, tmp_path):
-    """Call with a cloud to open its page from a file; gives the browser and the page's error."""
+    """Call with a cloud to open its page from a file; gives the browser and the page's errors."""
 
-    def call(cloud: Cloud, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> tuple[Page, PageError]:
-        html, error = cloud_page(cloud)
+    def call(cloud: Cloud, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> tuple[Page, PageErrors]:
+        html, errors = cloud_page(cloud)
         path = tmp_path / "cloud.html"
         path.write_text(html)
         show(browser, path, size, scheme)
-        return Page(browser), error
+        return Page(browser), errors
 
     return call
 
@@ -239,34 +313,45 @@ def visible_points(page: Page, cloud: Cloud, count: int, seed: int = 0) -> list[
     return [point for point in some.tolist() if page.screen_position(point)["visible"]][:count]
 
 
-def assert_coloured_by_similarity(page: Page, cloud: Cloud, exact: np.ndarray, error: PageError) -> None:
+def exact_cosines(cloud: Cloud, query: np.ndarray, centre: bool) -> np.ndarray:
+    """(N,) of points to a vector among the unit features."""
+    mean = cloud.mean if centre else 0
+    return cosines(cloud.units - mean, query[None] - mean)[0][cloud.voxels]
+
+
+def assert_coloured_by_similarity(page: Page, cloud: Cloud, query: np.ndarray, errors: PageErrors) -> None:
+    """By the ranks of cosines that are as near to the exact ones as is said."""
+    centre = page("return cloud.centred")
+    error = errors.centred if centre else errors.plain
     found = page.similarities(len(cloud.points))
-    assert np.abs(found - exact).max() <= error.maximum + 1e-5
-    low, high = page("return cloud.range")
-    bin_width = (found.max() - found.min()) / 1000
-    assert (found < low).mean() <= LOW_QUANTILE <= (found < low + 2 * bin_width).mean()
-    assert high == pytest.approx(exact.max(), abs=error.maximum + 1e-5)
+    assert np.abs(found - exact_cosines(cloud, query, centre)).max() <= error.maximum + 1e-5
     some = np.arange(0, len(cloud.points), 7)
-    expected = np.rint(255 * RAMP(np.clip((found[some] - low) / (high - low), 0, 1))[:, :3])
+    ramp = np.interp(shares_below(found), list(SHARES.values()), np.linspace(0, 1, 5))
+    expected = np.rint(255 * RAMP(ramp[some])[:, :3])
     assert np.abs(page.colours(some) - expected).max() <= 3  # a step of the ramp
+    least = page("return cloud.cosinesAtShares()")
+    for share, cosine in zip(SHARES.values(), least, strict=True):
+        assert (found < cosine).mean() <= share <= (found <= cosine).mean()
+    key = page("return document.getElementById('key').innerText")
+    assert all(f"{name}\n{cosine:.3f}" in key for name, cosine in zip(SHARES, least, strict=True)), key
 
 
 def test_the_page_opens_offline_as_one_file(shown):
     cloud = a_cloud()
-    page, error = shown(cloud)
+    page, errors = shown(cloud)
     assert page("return location.protocol") == "file:"
     assert page("return performance.getEntriesByType('resource').length") == 0
     assert page("return cloud.pointCount") == len(cloud.points)
     assert page("return cloud.selected") == cloud.selected
-    assert_coloured_by_similarity(page, cloud, cloud.units[cloud.voxels] @ cloud.query, error)
+    assert_coloured_by_similarity(page, cloud, cloud.query, errors)
     assert "point 1,500" in page("return document.body.innerText").lower()
-    assert f"{error.maximum:.2g}" in page("return document.getElementById('accuracy').textContent")
+    assert f"{errors.centred.maximum:.2g}" in page("return document.getElementById('accuracy').textContent")
     assert [entry for entry in page.browser.get_log("browser") if entry["level"] != "INFO"] == []
 
 
 def test_a_click_selects_what_is_under_it_and_recolours(shown):
     cloud = a_cloud()
-    page, error = shown(cloud)
+    page, errors = shown(cloud)
     for point in visible_points(page, cloud, 6):
         seen = page.screen_position(point)
         x, y = round(seen["x"]), round(seen["y"])
@@ -275,8 +360,7 @@ def test_a_click_selects_what_is_under_it_and_recolours(shown):
         chosen = page.screen_position(selected)
         assert np.hypot(chosen["x"] - x, chosen["y"] - y) <= chosen["size"] / 2
         assert selected == point or chosen["depth"] <= seen["depth"]
-        exact = cloud.units[cloud.voxels] @ cloud.units[cloud.voxels[selected]]
-        assert_coloured_by_similarity(page, cloud, exact, error)
+        assert_coloured_by_similarity(page, cloud, cloud.units[cloud.voxels[selected]], errors)
         words = page("return document.getElementById('selected').textContent")
         assert f"Point {selected:,}" in words
         assert f"x {cloud.points[selected, 0]:.1f}" in words
@@ -343,19 +427,42 @@ def test_other_colours(shown):
     assert page("return cloud.mode") == "similarity"
 
 
+def test_the_mean_is_taken_away_and_put_back(shown):
+    """By a switch, which keeps what is compared with; the page begins as it was asked to."""
+    cloud = a_cloud()
+    page, errors = shown(replace(cloud, centre=False))
+    assert page("return cloud.centred") is False
+    assert_coloured_by_similarity(page, cloud, cloud.query, errors)
+    assert f"{errors.plain.maximum:.2g}" in page("return document.getElementById('accuracy').textContent")
+    page("document.querySelector('input[value=pca]').click()")
+    page("document.querySelector('input[value=centred]').click()")
+    assert page("return [cloud.centred, cloud.mode, cloud.selected]") == [True, "similarity", cloud.selected]
+    assert_coloured_by_similarity(page, cloud, cloud.query, errors)
+    assert f"{errors.centred.maximum:.2g}" in page("return document.getElementById('accuracy').textContent")
+    seen = page.screen_position(visible_points(page, cloud, 1)[0])
+    page.click(seen["x"], seen["y"])
+    assert page("return cloud.centred") is True
+    clicked = cloud.units[cloud.voxels[page("return cloud.selected")]]
+    assert_coloured_by_similarity(page, cloud, clicked, errors)
+    page("document.querySelector('input[value=plain]').click()")
+    assert_coloured_by_similarity(page, cloud, clicked, errors)
+
+
 def test_a_class_is_compared_with_until_a_point_is_clicked(shown):
     cloud = a_cloud()
     query = cloud.units[:100].mean(axis=0)
-    query /= np.linalg.norm(query)
-    page, error = shown(replace(cloud, query=query, query_text="the mean of car", selected=None))
+    page, errors = shown(replace(cloud, query=query, query_text="the mean of car", selected=None))
     assert page("return cloud.selected") is None
     assert "Compared with the mean of car" in page("return document.body.innerText")
-    assert_coloured_by_similarity(page, cloud, cloud.units[cloud.voxels] @ query, error)
+    assert_coloured_by_similarity(page, cloud, query, errors)
+    page("document.querySelector('input[value=plain]').click()")
+    assert page("return cloud.selected") is None
+    assert_coloured_by_similarity(page, cloud, query, errors)
 
 
 def test_without_labels_there_are_no_classes_to_choose(shown):
     page, _ = shown(replace(a_cloud(), labels=None, class_names=()))
-    values = page("return [...document.querySelectorAll('input')].map(input => input.value)")
+    values = page("return [...document.querySelectorAll('#modes input')].map(input => input.value)")
     assert values == ["similarity", "pca"]
 
 

@@ -13,6 +13,8 @@ NUMBERS = {
         "MEASURED_QUERIES": 256,
         "QUERIES_AT_ONCE": 32,
     },
+    "scalr.evaluate.class_areas": {"FEWEST_POINTS": 10},
+    "scalr.evaluate.cosines": {"ROUNDING": 1e-6},
     "scalr.evaluate.labelled_frames": {"WHOLE_FRAMES": 8, "THREADS": 16},
     "scalr.evaluate.metrics": {"RESAMPLES": 1000},
     "scalr.evaluate.probe": {"FAST_BATCH_POINTS": 8192},

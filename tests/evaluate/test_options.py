@@ -22,7 +22,7 @@ from scalr.extract.datasets.corruptions import CORRUPTIONS, SEVERITIES
 from scalr.worker_processes import worker_context
 
 CLASSES = ("a", "b")
-FRAME = SimpleNamespace(token="1", scene="s", labels="1.label")
+FRAME = SimpleNamespace(token="1", scene="s", labels="1.label", error=None)
 SCORES = Scores(CLASSES, ("s",), np.ones((1, 2, 2), dtype=np.int64), num_frames=1, frames_sha256="0")
 
 
@@ -256,11 +256,13 @@ def test_similarity_hands_on_what_it_is_asked_for(seen, devices, tmp_path, class
     opened = seen(similarity, "open_dataset", a_dataset())
     chosen = seen(similarity, "chosen_frame", FRAME)
     computed = seen(similarity, "scan_features", "a scan")
+    stores = seen(similarity, "open_store", "a store")
     stored = seen(similarity, "stored_features")
-    asked = seen(similarity, "chosen_query", SeenEnough())
+    asked = seen(similarity, "chosen_query", (similarity.Query("point 7", 7, 7), "a vector"))
+    areas = seen(similarity, "areas_under_curve", SeenEnough())
     config = similarity.SimilarityConfig(
         student="s", root="r", out=tmp_path, dataset="d", split="s", frame="f", class_name=class_name, cache="c",
-        teacher="t", device="x",
+        teacher="t", device="x", area_frames=5,
     )  # fmt: skip
     with pytest.raises(SeenEnough):
         similarity.similarity_maps(config)
@@ -269,7 +271,10 @@ def test_similarity_hands_on_what_it_is_asked_for(seen, devices, tmp_path, class
     assert chosen[0][0][1] == "f"
     assert computed[0][0][3] == "d"
     assert computed[0][1] == {"labelled": class_name is not None}
-    assert stored[0][0][:2] == (Path("c"), "t")
+    assert stores == [((Path("c"),), {})]
+    assert stored[0][0][:2] == ("a store", "t")
+    assert areas[0][0][2] == "d"
+    assert areas[0][1] == {"num_frames": 5, "store": "a store", "teacher": "t"}
     assert asked[0][0][2:] == (None, class_name)
 
 

@@ -16,21 +16,14 @@ from scalr.distill.checkpoint import load_student, save_student
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import DatasetError, ScalrError, StoreError
 from scalr.evaluate import pictures, similarity
-from scalr.evaluate.similarity import (
-    ScanFeatures,
-    SimilarityConfig,
-    StoredFeatures,
-    chosen_query,
-    in_space_of,
-    pca_colours,
-    scan_features,
-    similarity_maps,
-    unit,
-)
+from scalr.evaluate.cosines import unit
+from scalr.evaluate.scan_features import ScanFeatures, StoredFeatures, in_space_of, scan_features
+from scalr.evaluate.similarity import SimilarityConfig, chosen_query, pca_colours, similarity_maps
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import open_store
+from scalr.json_text import json_text
 from standardised import standardisation_of, vectors_of
 
 TEACHER, TEACHER_DIM = "dinov2_vits14", 384
@@ -85,34 +78,6 @@ def a_scan(num_points: int = 60, seed: int = 0) -> ScanFeatures:
     kept = np.arange(0, num_points, 3)
     tokens = torch.from_numpy(rng.normal(size=(len(kept), 8)).astype(np.float32))
     return ScanFeatures(points, labels, tokens, kept, np.arange(num_points) // 3)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_similarity_is_the_cosine(seed):
-    rng = np.random.default_rng(seed)
-    features, query = rng.normal(size=(50, 7)).astype(np.float32), rng.normal(size=7)
-    expected = [each @ query / np.linalg.norm(each) / np.linalg.norm(query) for each in features.astype(np.float64)]
-    found = similarity.similarity(features, query)
-    assert found.shape == (50,)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert similarity.similarity(features, features[3])[3] == pytest.approx(1, abs=1e-6)
-
-
-def test_similarity_sees_directions_only():
-    rng = np.random.default_rng(0)
-    features, query = rng.normal(size=(50, 7)), rng.normal(size=7)
-    expected = similarity.similarity(features, query)
-    rotation, lengths = random_rotation(7, 1), rng.uniform(0.1, 10, (50, 1))
-    np.testing.assert_allclose(
-        similarity.similarity(lengths * features @ rotation, 3 * query @ rotation), expected, atol=1e-6
-    )
-    np.testing.assert_allclose(similarity.similarity(-features, query), -expected, atol=1e-6)
-
-
-def test_nothing_is_like_a_vector_of_length_zero():
-    features = np.vstack([np.zeros(4), np.ones(4)])
-    np.testing.assert_array_equal(similarity.similarity(features, np.ones(4)), [0, 1])
-    np.testing.assert_array_equal(similarity.similarity(features, np.zeros(4)), [0, 0])
 
 
 def test_pca_colours_are_shares_of_the_leading_components():
@@ -180,9 +145,12 @@ def test_a_page_has_all_that_is_known_of_a_scan():
     assert cloud.title == "best.safetensors on nuscenes"
     assert cloud.summary == "f0 of split val: 60 points, 20 voxels"
     assert (cloud.query_text, cloud.selected, cloud.focus, cloud.class_names) == (query.text, 7, 7, CLASSES)
+    assert cloud.centre
+    plain = similarity._cloud(replace(config, centre=False), dataset, SimpleNamespace(token="f0"), scan, query, vector)
+    assert not plain.centre
     for found, expected in (
         (cloud.points, scan.points), (cloud.voxels, scan.nearest), (cloud.units, scan.units), (cloud.query, vector),
-        (cloud.labels, scan.labels), (cloud.pca, pca_colours(scan.units)),
+        (cloud.labels, scan.labels), (cloud.pca, pca_colours(scan.units)), (cloud.mean, scan.mean),
     ):  # fmt: skip
         np.testing.assert_array_equal(found, expected)
 
@@ -191,18 +159,45 @@ def test_the_defaults_are_nuscenes_val_and_its_first_frame():
     config = SimilarityConfig(student=Path("s"), root=Path("r"), out=Path("o"))
     assert (config.dataset, config.split, config.device) == ("nuscenes", "val", "auto")
     assert {config.frame, config.point, config.class_name, config.cache, config.teacher} == {None}
+    assert (config.centre, config.area_frames) == (True, 8)
 
 
-def test_the_highest_similarity_is_red_and_the_lowest_blue():
-    values = np.linspace(-0.2, 0.9, 1000)
+def is_red(colours: np.ndarray) -> np.ndarray:
+    return np.isclose(colours, pictures.RAMP(1.0)[:3], atol=0.02).all(axis=1)
+
+
+@pytest.mark.parametrize("power", [0.2, 1, 5])
+def test_colours_follow_ranks_whatever_the_values_are(power):
+    """Red are the most similar few percent; the first half of the ramp has the three quarters that are least so."""
+    values = np.random.default_rng(0).random(2000) ** power
     colours = pictures.similarity_colours(values)
-    red, green, blue = colours.T
+    order = np.argsort(values)
+    assert is_red(colours)[order[-60:]].all()
+    assert is_red(colours).mean() == pytest.approx(0.03, abs=0.005)
+    red, green, blue = colours[order].T
     assert blue[0] > red[0] + 0.4
-    assert red[-1] > blue[-1] + 0.4
-    assert green[500] > max(red[500], blue[500])
-    low, high = pictures.colour_range(values)
-    assert (values < low).mean() == pytest.approx(0.01)
-    assert high == 0.9
+    assert green[1500] > max(red[1500], blue[1500])
+    np.testing.assert_allclose(pictures.similarity_colours(3 * values - 7), colours)
+
+
+def test_many_equal_similarities_are_not_red():
+    """Were they the highest: half of a cloud is not the most similar few percent."""
+    values = np.repeat([0.0, 1.0], 500)
+    np.testing.assert_array_equal(pictures.shares_below(values), np.repeat([0.25, 0.75], 500))
+    assert not is_red(pictures.similarity_colours(values)).any()
+    np.testing.assert_array_equal(pictures.shares_below(np.ones(4)), 0.5)
+
+
+def test_the_legend_tells_the_least_cosine_of_each_share():
+    values = np.random.default_rng(0).normal(size=997)
+    found = pictures.cosines_at_shares(values)
+    assert list(found) == ["all", "50 %", "25 %", "10 %", "3 %"]
+    assert found["all"] == values.min()
+    for share, cosine in zip((0.5, 0.25, 0.1, 0.03), list(found.values())[1:], strict=True):
+        assert (values > cosine).mean() <= share <= (values >= cosine).mean() + 1e-3
+    figure = pictures.top_view(np.random.default_rng(1).normal(size=(997, 3)), values, None, "title")
+    labels = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
+    assert f"3 %\n{found['3 %']:.3f}" in labels
 
 
 def test_the_perspective_view_looks_at_its_target_upright():
@@ -223,10 +218,23 @@ def test_the_query_of_a_class_is_the_mean_of_its_points():
     query, vector = chosen_query(scan, CLASSES, None, "car")
     units = scan.tokens.numpy() / np.linalg.norm(scan.tokens.numpy(), axis=1, keepdims=True)
     mean = np.mean([units[scan.nearest[point]] for point in range(60) if scan.labels[point] == 1], axis=0)
-    np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-6)
+    np.testing.assert_allclose(vector, mean, atol=1e-6)
     assert (query.text, query.point) == ("the mean of car", None)
     assert query.focus in scan.kept
     assert scan.nearest[query.focus] == np.argmax(units @ mean)
+
+
+def test_cosines_of_a_scan_are_of_its_points_less_their_mean_or_not():
+    """The mean is of points: a voxel counts as often as it has some."""
+    scan = a_scan()
+    scan = ScanFeatures(scan.points, None, scan.tokens, scan.kept, np.repeat(np.arange(20), [1] * 10 + [5] * 10))
+    units = unit(scan.tokens.numpy())[scan.nearest].astype(np.float64)
+    query = units[:7].mean(axis=0)
+    for centre, mean in ((True, units.mean(axis=0)), (False, 0)):
+        expected = [(each - mean) @ (query - mean) / np.linalg.norm(each - mean) for each in units]
+        found = scan.similarity_to(query, centre=centre)
+        assert found.shape == (60,)
+        np.testing.assert_allclose(found, np.array(expected) / np.linalg.norm(query - mean), atol=1e-5)
 
 
 def test_a_point_that_is_asked_for():
@@ -306,13 +314,16 @@ def test_the_pictures_of_a_scan(student_file, synthetic_world, tmp_path):
     assert result.frame == dataset.frames[0].token
     assert result.num_points == len(points)
     assert dataset.class_names[labels[result.query.point]] == "car"
-    features = load_student(student_file).extract(points, "nuscenes").numpy()
+    features = unit(load_student(student_file).extract(points, "nuscenes").numpy())
+    features -= features.mean(axis=0)
     exact = similarity.similarity(features, features[result.query.point])
-    assert result.similarity_range == pytest.approx(pictures.colour_range(exact), abs=1e-5)
+    assert result.cosines == pytest.approx(pictures.cosines_at_shares(exact), abs=1e-4)
+    assert result.compared == "the mean of the scan taken away"
     for path in (result.top_view, result.perspective_view):
         assert_picture(path)
     assert f"{len(points):,} points" in result.page.read_text()
-    assert result.page_error.mean <= result.page_error.maximum < 0.05
+    for error in (result.page_error.plain, result.page_error.centred):
+        assert 0 < error.mean <= error.maximum < 1e-5  # all eight channels are kept
     assert result.pca is None
     assert sorted(path.name for path in config.out.iterdir()) == [
         "cloud.html", "perspective_view.png", "similarity.json", "top_view.png"
@@ -320,20 +331,35 @@ def test_the_pictures_of_a_scan(student_file, synthetic_world, tmp_path):
     record = json.loads((config.out / "similarity.json").read_text())
     assert record["config"]["root"] == str(synthetic_world)
     assert record["query"]["text"] == result.query.text
+    assert (record["compared"], record["cosines"]) == (result.compared, dict(result.cosines))
+    assert record["page_error"]["plain"]["maximum"] == result.page_error.plain.maximum
+    assert record["areas"] == json.loads(json_text(result.areas.as_record()))
+    assert record["areas"]["frames"] == [frame.token for frame in dataset.frames]
     assert len(record["student"]["sha256"]) == 64
 
 
-def test_another_frame_and_a_class(student_file, synthetic_world, tmp_path):
-    frame = open_dataset("nuscenes", synthetic_world, "val").frames[1].token
+def test_another_frame_and_a_class(student_file, synthetic_world, tmp_path, monkeypatch):
+    frame = open_dataset("nuscenes", synthetic_world, "val").frames[1]
     config = SimilarityConfig(
-        student=student_file, root=synthetic_world, out=tmp_path, frame=frame, class_name="driveable_surface"
-    )
+        student=student_file, root=synthetic_world, out=tmp_path, frame=frame.token, class_name="driveable_surface",
+        area_frames=0,
+    )  # fmt: skip
     result = similarity_maps(config)
-    assert result.frame == frame
+    assert result.frame == frame.token
     assert (result.query.text, result.query.point) == ("the mean of driveable_surface", None)
-    again = similarity_maps(replace(config, class_name=None, point=7))  # in the same folder
+    titles, draw = [], similarity.top_view
+    monkeypatch.setattr(similarity, "top_view", lambda *shown: titles.append(shown[-1]) or draw(*shown))
+    again = similarity_maps(
+        replace(config, class_name=None, point=7, centre=False, area_frames=0)
+    )  # in the same folder
     assert again.query.point == 7
-    assert json.loads((tmp_path / "similarity.json").read_text())["query"]["point"] == 7
+    record = json.loads((tmp_path / "similarity.json").read_text())
+    assert (record["query"]["point"], record["compared"], record["areas"]) == (7, "plain cosine", None)
+    assert titles[0].startswith(f"Similarity to {again.query.text}, plain cosine\n")
+    points = open_dataset("nuscenes", synthetic_world, "val").read_points(frame)
+    features = load_student(student_file).extract(points, "nuscenes").numpy()
+    exact = similarity.similarity(features, features[7])
+    assert again.cosines == pytest.approx(pictures.cosines_at_shares(exact), abs=1e-5)
 
 
 @pytest.fixture
@@ -456,6 +482,8 @@ def test_a_world_without_labels(student_file, synthetic_world, tmp_path):
     config = SimilarityConfig(student=student_file, root=world, out=tmp_path / "out")
     result = similarity_maps(config)
     assert result.query.text == f"point {result.query.point}"
+    assert result.areas is None
+    assert json.loads((tmp_path / "out/similarity.json").read_text())["areas"] is None
     assert '"labels": null' in result.page.read_text()
     with pytest.raises(DatasetError, match="has no labels"):
         similarity_maps(replace(config, class_name="car"))
@@ -480,12 +508,14 @@ def test_a_reader_of_ones_own(student_file, synthetic_world, tmp_path, monkeypat
 def test_the_real_scan(student_file, real_data, tmp_path):
     """00/000000 of SemanticKITTI: all of its 123,389 points, in a page of less than 12 MB."""
     root = real_data("semantickitti")
-    config = SimilarityConfig(student=student_file, root=root, out=tmp_path, dataset="semantic_kitti", split="00")
+    config = SimilarityConfig(
+        student=student_file, root=root, out=tmp_path, dataset="semantic_kitti", split="00", area_frames=0
+    )
     result = similarity_maps(config)
     assert (result.frame, result.num_points) == ("00/000000", 123_389)
     assert result.query.text.endswith("(car)")
     assert result.page.stat().st_size < 12e6
-    assert result.page_error.maximum < 0.05
+    assert result.page_error.centred.maximum < 0.05
     for path in (result.top_view, result.perspective_view):
         assert_picture(path)
     road = similarity_maps(replace(config, class_name="road"))
