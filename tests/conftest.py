@@ -39,9 +39,9 @@ settings.load_profile("scalr")
 class ReachesItsEnd(progress._LogLines):
     """A progress display that must have come to its total where the work was done, whether anybody sees it or not."""
 
-    def __init__(self, *, total: int, initial: int, **options: object) -> None:
-        super().__init__(total=total, initial=initial, **options)
-        self.wanted, self.counted = total, initial
+    def __init__(self, *, total: int, initial: int, desc: str, **options: object) -> None:
+        super().__init__(total=total, initial=initial, desc=desc, **options)
+        self.wanted, self.counted, self.says = total, initial, desc
 
     def update(self, n: int = 1) -> bool | None:
         self.counted += n
@@ -49,7 +49,7 @@ class ReachesItsEnd(progress._LogLines):
 
     def __exit__(self, kind: type | None, *others: object) -> None:
         super().__exit__(kind, *others)
-        assert kind is not None or self.counted == self.wanted, f"{self.desc}: {self.counted} of {self.wanted}"
+        assert kind is not None or self.counted == self.wanted, f"{self.says}: {self.counted} of {self.wanted}"
 
 
 progress._LogLines = ReachesItsEnd
