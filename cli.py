@@ -141,11 +141,11 @@ def show(report: Report, as_json: bool) -> None:
 @under(
     "Store",
     out_option("store.zarr", "Store to make or to continue."),
-    choice_option("--encoding", ["point", "patch"], "A vector a pair, or only the patches that pairs read."),
-    choice_option("--dtype", ["float16", "int8"], "Of stored vectors; int8 has a scale for each."),
+    choice_option("--encoding", ["patch", "point"], "Each patch that some pair reads, once, or a vector a pair."),
+    choice_option("--dtype", ["int8", "float16"], "Of stored vectors; int8 has scales for vectors and channels."),
     choice_option("--points", ["all", "visible"], "Keep whole scans, or the points that some camera sees."),
     choice_option("--occlusion", ["keep", "drop"], "Pairs that a nearer surface hides from the camera."),
-    click.option("--frames-per-block", type=int, help="Frames written at once.  [default: 16; 64 with patch]"),
+    click.option("--frames-per-block", type=int, help="Frames written at once.  [default: 64; 16 with point]"),
 )
 @under(
     "Machines",

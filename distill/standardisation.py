@@ -188,7 +188,7 @@ def _residues(prime: int) -> np.ndarray:
 
 
 def _is_prime(number: int) -> bool:
-    return number > 1 and all(number % factor for factor in range(2, math.isqrt(number) + 1))
+    return all(number % factor for factor in range(2, math.isqrt(number) + 1))  # of numbers above 1
 
 
 def _rotation(teacher: str, statistics: TeacherStatistics, where: str) -> np.ndarray:

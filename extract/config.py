@@ -26,8 +26,8 @@ class ExtractConfig(Settings):
     dataset: str = "nuscenes"
     split: str = "train"
     image_size: tuple[Pixels, Pixels] | None = None  # None: 224x448, or what is next to it with the teacher's patches
-    encoding: Layout = "point"
-    dtype: StoredDtype = "float16"
+    encoding: Layout = "patch"
+    dtype: StoredDtype = "int8"
     points: Points = "all"
     occlusion: Occlusion = "keep"
     on_error: OnError = "stop"

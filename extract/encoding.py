@@ -28,8 +28,8 @@ class Encoding:
     359800
     """
 
-    layout: Layout = "point"
-    dtype: StoredDtype = "float16"
+    layout: Layout = "patch"
+    dtype: StoredDtype = "int8"
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout) or self.dtype not in get_args(StoredDtype):

@@ -148,7 +148,7 @@ def estimate(
             patch_maps_of(teacher, position, frames, batch_sizes[teacher.name])
             for position, teacher in enumerate(teachers)
         ]
-        statistics = [_statistics_of(*each, frames) for each in zip(teachers, patch_maps, strict=True)]
+        statistics = [statistics_of(*each, frames) for each in zip(teachers, patch_maps, strict=True)]
         shared_seconds = time.perf_counter() - start
         measured = {}
         for encoding in ENCODINGS:
@@ -261,7 +261,7 @@ def patch_maps_of(teacher: Teacher, position: int, frames: list[PreparedFrame], 
     return maps
 
 
-def _statistics_of(
+def statistics_of(
     teacher: Teacher, patch_maps: Sequence[torch.Tensor], frames: Sequence[PreparedFrame]
 ) -> TeacherStatistics:
     """Of the frames that are measured, in place of the sample that an extraction takes."""

@@ -364,7 +364,7 @@ class StoreWriter:
         self._scratch.discard(folder)
 
     def _drop_statistics(self, source: str) -> None:
-        for teacher in names_in(self.path / "teachers"):
+        for teacher in self.store.teachers:
             self._scratch.discard(self.path / statistics_name(teacher, source))
 
     def _next_source(self) -> int:

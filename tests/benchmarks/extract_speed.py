@@ -26,6 +26,7 @@ from scalr.extract.pipeline import Pipeline, recorded_provenance
 from scalr.extract.plan import plan_blocks
 from scalr.extract.preparation import Selection, prepare_frame
 from scalr.extract.store import create_store
+from scalr.extract.teacher_sample import VectorSums
 from scalr.extract.teachers.teacher import load_teacher
 
 BLOCKS, FRAMES, BATCH, ROUNDS = 4, 2, 6, 3
@@ -49,7 +50,9 @@ def pipeline_into(path: Path, dataset, teachers, encoding: Encoding, frames_per_
     recorded = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
     writer.add_inputs({**settings, "num_blocks": len(blocks)}, {}, recorded)
     batch_sizes = dict.fromkeys(recorded, BATCH)
-    return Pipeline(dataset, teachers, encoding, writer, selection=Selection(), batch_sizes=batch_sizes), blocks
+    statistics = {teacher.name: VectorSums(teacher.dim).statistics() for teacher in teachers}  # not measured here
+    options = {"selection": Selection(), "batch_sizes": batch_sizes, "statistics": statistics}
+    return Pipeline(dataset, teachers, encoding, writer, **options), blocks
 
 
 def seconds_of(action) -> float:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from scalr.extract.datasets import open_dataset
 from scalr.extract.encoding import ENCODINGS
-from scalr.extract.estimate import patch_maps_of, write_sample
+from scalr.extract.estimate import patch_maps_of, statistics_of, write_sample
 from scalr.extract.pipeline import teacher_footprint
 from scalr.extract.preparation import PreparedFrame, PreparedView, Selection, prepare_frame
 from scalr.extract.store import open_store
@@ -120,13 +120,16 @@ def main(root: Path) -> None:
     rows = {lidar: describe(lidar, frames) for lidar, frames in lidars.items()}
     for lidar, frames in lidars.items():
         patch_maps = patch_maps_of(teacher, 0, frames, 8)
+        statistics = statistics_of(teacher, patch_maps, frames)
         raw = sum(len(view.pixel) for frame in frames for view in frame.views) * 2 * teacher.dim
         totals["raw float16"] = totals.get("raw float16", 0) + raw / len(frames) * LIDARS[lidar].training_frames
         for encoding in ENCODINGS:
             name = f"{encoding.layout} {encoding.dtype}"
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "s.zarr"
-                report = write_sample(path, "nuscenes", "train", frames, [teacher], [patch_maps], encoding)
+                report = write_sample(
+                    path, "nuscenes", "train", frames, [teacher], [patch_maps], [statistics], encoding
+                )
                 found = errors(path, teacher, frames, patch_maps)
             targets = report.teachers[teacher.name]
             rows[lidar] += f" {readable_bytes(targets.bytes / len(frames))} |"
@@ -140,7 +143,7 @@ def main(root: Path) -> None:
             )
         for points, kept in {"all": frames, "visible": [visible_only(frame) for frame in frames]}.items():
             with tempfile.TemporaryDirectory() as folder:
-                report = write_sample(Path(folder) / "s.zarr", "nuscenes", "train", kept, [], [], ENCODINGS[0])
+                report = write_sample(Path(folder) / "s.zarr", "nuscenes", "train", kept, [], [], [], ENCODINGS[0])
             scans.setdefault(points, {})[lidar] = report.scans.bytes / len(frames) * LIDARS[lidar].training_frames
             pairs = sum(report.pairs.values())
             print(

@@ -114,6 +114,13 @@ def test_an_answer_of_length_zero_is_the_mean():
     torch.testing.assert_close(standardisation.in_space_of_teachers(torch.zeros(3, 12))[1], standardisation.mean)
 
 
+def test_answers_of_any_shape_go_back():
+    standardisation = standardisation_of("phi_s", vectors_of(8, 0), vectors_of(4, 1))
+    answers = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0))
+    expected = standardisation.in_space_of_teachers(answers.reshape(15, 12))
+    torch.testing.assert_close(standardisation.in_space_of_teachers(answers), expected.reshape(3, 5, 12))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_targets_are_standardised_in_single_precision(kind):
     """Of a student that runs in half precision: the mean is most of a vector, and its rounding more than the rest."""
@@ -138,7 +145,7 @@ def test_what_cannot_be_standardised_is_said():
         "Use centre"
     )
     same = torch.tensor([0.1, 30.0, -7.0, 1e-3]).expand(50, 4)
-    for vectors in (same, torch.zeros(5, 4)):
+    for vectors in (same, 1e4 * same, torch.zeros(5, 4)):
         with pytest.raises(StudentError, match="vectors of teacher 0 in the store's statistics are all the same"):
             standardisation_of("centre", vectors)
     assert standardisation_of("centre", same + 1e-3 * torch.eye(50, 4)) is not None

@@ -14,14 +14,14 @@ from scalr.extract.preparation import Selection
 BASE = ExtractConfig(root=Path("r"), teachers=("a", "b"))
 
 
-def test_the_defaults_keep_every_target_as_it_is():
-    """As ScaLR distils from: all points, a float16 vector a pair, the whole split by this process."""
+def test_the_defaults_keep_every_target_at_a_fraction_of_its_size():
+    """All points, each patch that some pair reads in int8, the whole split by this process."""
     expected = {
         "dataset": "nuscenes",
         "split": "train",
         "out": Path("store.zarr"),
-        "encoding": "point",
-        "dtype": "float16",
+        "encoding": "patch",
+        "dtype": "int8",
         "points": "all",
         "occlusion": "keep",
         "on_error": "stop",

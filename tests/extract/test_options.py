@@ -45,9 +45,21 @@ def test_blocks_are_computed_as_asked_for(monkeypatch):
             probed.append((name, device))
             return 9
 
-    run._pipeline(CONFIG, "a dataset", teachers, Writer())
-    run._pipeline(replace(CONFIG, batch_size=None), "a dataset", teachers, Writer())
-    options = {"selection": Selection("visible", "drop"), "on_error": "skip"}
+        store = "a store"
+
+        def statistics(self, names, source, measure):
+            measured.append((names, source, measure(["b"])))
+            return "statistics"
+
+    measured, sampled = [], calls_of(monkeypatch, run, "sample_statistics", "of b")
+    run._pipeline(CONFIG, "a dataset", teachers, Writer(), "a source")
+    run._pipeline(replace(CONFIG, batch_size=None), "a dataset", teachers, Writer(), "a source")
+    assert measured == [(("a", "b"), "a source", "of b")] * 2
+    selection = Selection("visible", "drop")
+    assert [arguments for arguments, _ in sampled] == [
+        ("a dataset", [teachers[1]], selection, {"a": size, "b": size}, "a store", "a source") for size in (5, 9)
+    ]
+    options = {"selection": selection, "on_error": "skip", "statistics": "statistics"}
     for (arguments, given), size in zip(made, (5, 9), strict=True):
         assert arguments[:3] == ("a dataset", teachers, Encoding("patch", "int8"))
         assert given == {"batch_sizes": {"a": size, "b": size}, **options}
