@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -77,13 +78,17 @@ def sample_statistics(
     """
     sums = {teacher.name: VectorSums(teacher.dim) for teacher in teachers}
     waiting: dict[str, list[PreparedView]] = {teacher.name: [] for teacher in teachers}
-    with progress(SAMPLED_VIEWS, "sample", "view") as bar:
-        for view in _sampled_views(dataset, teachers, selection, store, source):
+    views = _sampled_views(dataset, teachers, selection, store, source)
+    most = min(SAMPLED_VIEWS, sum(len(frame.views) for frame in dataset.frames))
+    found = 0
+    with progress(most, "sample", "view") as bar:
+        for found, view in enumerate(itertools.islice(views, SAMPLED_VIEWS), start=1):
             for position, teacher in enumerate(teachers):
                 waiting[teacher.name].append(view)
                 if len(waiting[teacher.name]) == batch_sizes[teacher.name]:
                     _add(sums[teacher.name], teacher, position, waiting[teacher.name])
             bar.update()
+        bar.update(most - found)  # of views that see no point or cannot be used
         for position, teacher in enumerate(teachers):
             _add(sums[teacher.name], teacher, position, waiting[teacher.name])
     return {name: each.statistics() for name, each in sums.items()}
@@ -92,15 +97,10 @@ def sample_statistics(
 def _sampled_views(
     dataset: Dataset, teachers: Sequence[Teacher], selection: Selection, store: FeatureStore, source: Source
 ) -> Iterator[PreparedView]:
-    """All views that see points of frames spread over the split, until there are enough."""
-    found = 0
+    """All views that see points, of frames spread over the split."""
     for number in spread(len(dataset.frames))[:TRIED_FRAMES]:
         frame = _prepared(dataset, number, teachers, selection, store, source)
-        views = [view for view in frame.views if len(view.pixel)] if frame else []
-        yield from views
-        found += len(views)
-        if found >= SAMPLED_VIEWS:
-            return
+        yield from (view for view in frame.views if len(view.pixel)) if frame else ()
 
 
 def _prepared(
