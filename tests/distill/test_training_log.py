@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import resource
 import time
 from pathlib import Path
@@ -18,10 +19,17 @@ def events(folder: Path) -> list[Event]:
     return [event for path in sorted(folder.glob("events.*")) for event in LegacyEventFileLoader(str(path)).Load()]
 
 
+def open_files(folder: Path) -> list[str]:
+    """Those in a folder that this process holds open."""
+    descriptors = Path("/proc/self/fd").iterdir()
+    return [name for each in descriptors if (name := os.path.realpath(each)).startswith(str(folder))]
+
+
 def test_a_row_is_a_line_and_events(tmp_path):
     """At once, so that a killed run keeps its curve; columns that a row has not stay empty."""
     log = TrainingLog(tmp_path / "run", ["loss_a", "loss_b"])
     log.write({"step": 1, "epoch": 0, "loss": 0.5, "loss_b": 2.0})
+    assert len(open_files(tmp_path)) == 2
     with (tmp_path / "run/log.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [[*FIELDS, "loss_a", "loss_b"], ["1", "0", "0.5", "", "", "", "", "", "2.0"]]
@@ -31,6 +39,7 @@ def test_a_row_is_a_line_and_events(tmp_path):
     assert event.wall_time == pytest.approx(time.time(), abs=60)
     assert [(each.tag, each.simple_value) for each in event.summary.value] == [("loss", 0.5), ("loss_b", 2.0)]
     log.close()
+    assert not open_files(tmp_path)
     with pytest.raises(ValueError, match="closed"):
         log.write({"step": 2})
     assert sorted(path.name.split(".")[0] for path in (tmp_path / "run").iterdir()) == ["events", "log"]
