@@ -274,7 +274,11 @@ def teacher(out: Path, as_json: bool, **options: Any) -> None:
 )
 @under(
     "The teacher beside it",
-    click.option("--cache", type=path, help="Store with the frame's targets."),
+    click.option(
+        "--cache",
+        type=path,
+        help="Store with the frame's targets. Areas under ROC curves are then over frames that the store has.",
+    ),
     click.option("--teacher", help="Whose targets.  [default: the only one in the store]", **completed(teacher_names)),
 )
 @under(

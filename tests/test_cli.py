@@ -33,6 +33,7 @@ from store_comparison import assert_same_store
 MEASURED_TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56")
 TINY_TEACHER = (*MEASURED_TEACHER, "--batch-size", 6)
 SMALL = ("student.width=8", "student.depth=3", "training.epochs=2", "training.batch_size=2", "training.warmup_steps=1")
+COLUMNS = ("student", "student_on_pairs", "teacher")
 
 
 def scalr(*arguments: object) -> Result:
@@ -124,10 +125,28 @@ def test_each_verb_of_evaluation(simulated, tmp_path):
             "extract", *TINY_TEACHER, "--root", nuscenes, "--split", split, "--out", tmp_path / "s.zarr"
         ).exit_code == 0  # fmt: skip
     evaluate("teacher", "--cache", tmp_path / "s.zarr", "--root", nuscenes, "--epochs", 3, out="teacher")
+    options = ("--cache", tmp_path / "s.zarr", "--no-centre", "--area-frames", 1, "--out", tmp_path / "maps")
+    shown = scalr("evaluate", "similarity", "--student", student, "--root", nuscenes, *options)
+    assert shown.exit_code == 0, shown.output
+    assert_shows_areas(shown.stdout, json.loads((tmp_path / "maps/similarity.json").read_text()))
     report = scalr("evaluate", "report", *(tmp_path / name for name in ("finetune", "score", "transfer", "teacher")))
     assert report.exit_code == 0, report.output
     assert "all four datasets), published for another setting | 78.40 |" in report.stdout
     assert "epochs 2, not 25" in report.stdout
+
+
+def assert_shows_areas(shown: str, record: dict) -> None:
+    """The table has what is in the record; a class without an area has a dash."""
+    assert (record["config"]["centre"], record["compared"]) == (False, "plain cosine")
+    assert f"{record['query']['text']}, plain cosine" in shown
+    assert "1 frames of split val" in shown
+    assert len(record["areas"]["frames"]) == 1
+    rows = {words[0]: words[1:] for words in map(str.split, shown.splitlines()) if words}
+    for name, values in record["areas"]["classes"].items():
+        areas = [values[what][kind] for what in COLUMNS for kind in ("plain", "centred")]
+        assert rows[name] == [f"{values['points']:,}", *("–" if area is None else f"{area:.3f}" for area in areas)]
+    means = record["areas"]["mean"]
+    assert rows["mean"] == [f"{means[what][kind]:.3f}" for what in COLUMNS for kind in ("plain", "centred")]
 
 
 @pytest.mark.parametrize(

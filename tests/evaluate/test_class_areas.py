@@ -74,6 +74,14 @@ def test_features_that_say_nothing_are_worth_a_half():
         np.testing.assert_array_equal(areas_of_classes(same, labels, 2, centre=centre), [0.5, 0.5])
 
 
+def test_rounding_of_many_points_is_no_feature():
+    """Summed up in float32, the mean would be another than what all of them are, and its error tell two apart."""
+    same = np.tile(np.float32([0.6, 0.8]), (100_000, 1))
+    labels = np.repeat(np.arange(2, dtype=np.uint8), 50_000)
+    same[labels == 1] = np.nextafter(same[labels == 1], 1)
+    np.testing.assert_array_equal(areas_of_classes(same, labels, 2, centre=True), [0.5, 0.5])
+
+
 def test_classes_of_few_points_or_without_others_have_no_area():
     """The mean of a class of one point is that point, which would then be found perfectly."""
     units, labels = clusters(num_classes=2)

@@ -379,7 +379,7 @@ def drawn(monkeypatch) -> list[tuple]:
 def test_teacher_beside_student(student_file, synthetic_world, stores, tmp_path, drawn, points):
     """Each pair's colour lies on its own pixel and its own point, by the coordinates in the store."""
     result = similarity_maps(
-        SimilarityConfig(student=student_file, root=synthetic_world, out=tmp_path, cache=stores[points])
+        SimilarityConfig(student=student_file, root=synthetic_world, out=tmp_path, cache=stores[points], area_frames=0)
     )
     assert_picture(result.pca)
     image, pixel, rows, cloud, colours = drawn[0]
@@ -411,7 +411,8 @@ def test_a_student_of_this_teacher_has_the_teachers_colours(synthetic_world, sto
     with torch.no_grad():
         student.classif.bias.copy_(torch.cat([torch.ones(5), torch.from_numpy(view.targets[0])]))
     save_student(student, path, {"teachers": dims})
-    similarity_maps(SimilarityConfig(student=path, root=synthetic_world, out=tmp_path / "out", cache=stores["all"]))
+    config = {"root": synthetic_world, "out": tmp_path / "out", "cache": stores["all"], "area_frames": 0}
+    similarity_maps(SimilarityConfig(student=path, **config))
     of_teacher, of_student = drawn[0][4].values()
     assert "in the teacher's space" in list(drawn[0][4])[1]
     assert np.ptp(of_student, axis=0).max() < 1e-6
@@ -440,7 +441,9 @@ def test_only_a_head_for_this_teacher_is_in_its_space(student_file):
 
 
 def test_pictures_of_an_earlier_call_do_not_stay(student_file, synthetic_world, stores, tmp_path):
-    config = SimilarityConfig(student=student_file, root=synthetic_world, out=tmp_path, cache=stores["all"])
+    config = SimilarityConfig(
+        student=student_file, root=synthetic_world, out=tmp_path, cache=stores["all"], area_frames=0
+    )
     assert similarity_maps(config).pca.exists()
     similarity_maps(replace(config, cache=None))
     assert not (tmp_path / "pca.png").exists()
