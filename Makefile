@@ -66,8 +66,8 @@ format: install
 picture: install
 	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/readme_picture.py study/picture "$$weights" docs/features.png
 
-# The comparisons of losses, teachers, lidars and widths of docs/distill.md, a good hour on two cores, and of augmentations
-# of docs/evaluate.md, ten minutes more.
+# The comparisons of docs/distill.md: of losses, teachers, lidars and widths, a good hour on two cores, and of losses with a real
+# teacher, forty minutes; and of augmentations, of docs/evaluate.md, ten minutes.
 study: install
 	$(BIN)/python tests/benchmarks/distillation_study.py study
 	$(BIN)/python tests/benchmarks/augmentation_study.py study/augmentation

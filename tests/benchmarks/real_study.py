@@ -32,7 +32,7 @@ STUDENTS = {
 }
 TARGETS = {"targets": (), "targets, centre": ("--standardise", "centre")}  # probed themselves
 PROBE = ("--fast", "--epochs", "10", "--warmup-epochs", "1", "--learning-rate", "0.1")
-PROBE_OF_TARGETS = ("--epochs", "40", "--batch-size", "4", "--learning-rate", "0.1")
+PROBE_OF_TARGETS = ("--epochs", "20", "--batch-size", "4", "--learning-rate", "0.1")
 AREAS = ("plain", "centred")
 
 
@@ -43,7 +43,8 @@ class Streets:
     dataset: str
     root: Path
     stores: Path  # folder of both splits' stores
-    epochs: int  # about 320 steps of 4 views or more
+    epochs: int  # about 320 steps
+    batch_size: int  # in views: a KITTI camera sees three times the points of nuScenes' one
 
     def store(self, split: str) -> Path:
         return self.stores / f"{split}.zarr"
@@ -55,8 +56,8 @@ class Streets:
 
 def streets(folder: Path, data: Path | None, seed: int) -> Streets:
     if data is not None:
-        return Streets("semantic_kitti", data / "semantickitti_11", folder, epochs=36)
-    return Streets("nuscenes", folder / f"world-{seed}", folder / f"stores-{seed}", epochs=54)
+        return Streets("semantic_kitti", data / "semantickitti_11", folder, epochs=29, batch_size=3)
+    return Streets("nuscenes", folder / f"world-{seed}", folder / f"stores-{seed}", epochs=54, batch_size=4)
 
 
 def main() -> None:
@@ -94,7 +95,8 @@ def train_and_score(folder: Path, streets: Streets, name: str, seed: int) -> Non
     run, store = run_of(folder, name, seed), streets.store("train")
     student = run / "student.safetensors"
     if name != UNDISTILLED:
-        distil(run, [store], seed, streets.epochs, overrides=STUDENTS[name])
+        batch_size = f"training.batch_size={streets.batch_size}"
+        distil(run, [store], seed, streets.epochs, overrides=(batch_size, *STUDENTS[name]))
     elif not student.exists():
         recipe = load_recipe("demo", [f"training.seed={seed}"])
         save_undistilled(student, recipe, open_store(store).target_dim(TEACHER))

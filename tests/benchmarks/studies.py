@@ -40,7 +40,7 @@ def extract(store: Path, teachers: Mapping[str, Path], image_size: tuple[int, in
         word for name, file in teachers.items() for word in ("--teacher", name, "--weights", f"{name}={file}")
     ]
     size = "x".join(map(str, image_size))
-    scalr("extract", *of_teachers, "--image-size", size, "--encoding", "patch", "--out", store, *options)
+    scalr("extract", *of_teachers, "--image-size", size, "--out", store, *options)
 
 
 def distil(
