@@ -82,7 +82,8 @@ def sample_statistics(
     most = min(SAMPLED_VIEWS, sum(len(frame.views) for frame in dataset.frames))
     found = 0
     with progress(most, "sample", "view") as bar:
-        for found, view in enumerate(itertools.islice(views, SAMPLED_VIEWS), start=1):
+        for view in itertools.islice(views, SAMPLED_VIEWS):
+            found += 1
             for position, teacher in enumerate(teachers):
                 waiting[teacher.name].append(view)
                 if len(waiting[teacher.name]) == batch_sizes[teacher.name]:
