@@ -123,7 +123,7 @@ def areas_under_curve(
         for number in numbers:
             frame = dataset.frames[number]
             try:
-                scan = scan_features(student, dataset, frame, name, intensity=intensity, labelled=True)
+                scan = scan_features(student, dataset, frame, name, intensity=intensity)
             except ScalrError as error:
                 raise error.inside(name_of_frame(dataset, number)) from None
             units = scan.units[scan.nearest]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from bars import Bars
 from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import DatasetError
 from scalr.evaluate import split_areas
@@ -94,20 +95,23 @@ def test_frames_are_spread_evenly_over_those_that_can_be_used(student, store, mo
 
     def noted(student, dataset, frame, name, **options):
         read.append(frame.token)
+        assert options == {"intensity": (0, 1)}  # not measured anew for each
         labels = np.repeat(np.array([0, 1, IGNORE_LABEL], np.uint8), 10)
         return SimpleNamespace(units=np.eye(3, dtype=np.float32), nearest=np.repeat(np.arange(3), 10), labels=labels)
 
     def a_dataset(frames: int, labelled: list[int]) -> SimpleNamespace:
         return SimpleNamespace(
-            name="d", split="s", class_names=("a", "b"), intensity=(0, 1),
+            name="d", split="s", class_names=("a", "b", "c"), intensity=(0, 1),
             frames=[SimpleNamespace(token=str(n), labels="l" if n in labelled else None) for n in range(frames)],
         )  # fmt: skip
 
     monkeypatch.setattr(split_areas, "scan_features", noted)
+    bars = Bars(monkeypatch, split_areas)
     found = areas_under_curve(student, a_dataset(20, list(range(4, 20, 2))), "d", num_frames=4)
     assert found.frames == tuple(read) == ("4", "8", "12", "16")
-    np.testing.assert_array_equal(found.points, [40, 40])
-    np.testing.assert_array_equal(found.student.plain, [1, 1])
+    assert [(bar.says, bar.moved) for bar in bars] == [((4, "areas under ROC curves", "frame"), [1] * 4)]
+    np.testing.assert_array_equal(found.points, [40, 40, 0])
+    np.testing.assert_array_equal(found.student.plain, [1, 1, np.nan])
     assert areas_under_curve(student, a_dataset(20, [1, 7]), "d", num_frames=4).frames == ("1", "7")
     assert areas_under_curve(student, a_dataset(20, []), "d", num_frames=4) is None
     assert areas_under_curve(student, a_dataset(20, [1]), "d", num_frames=0) is None
