@@ -1,16 +1,19 @@
 """Bytes and errors of every encoding on real frames of four lidars, and what the full training sets would take.
 
-    python tests/benchmarks/store_size.py ../shared/data
+    python tests/benchmarks/store_size.py ../shared/data --weights FILE [--image-size 448x896]   # DINOv2 ViT-S/14
+    python tests/benchmarks/store_size.py ../shared/data                                         # ViT-L/14, RANDOM
 
-The folder has nuScenes, SemanticKITTI and PandaSet frames in their own layouts. Weights are random and seeded, so
-values are those of an untrained ViT-L/14; counts of pairs and patches do not depend on them. PandaSet needs pandas.
+The folder has nuScenes, SemanticKITTI and PandaSet frames in their own layouts. FILE is made by tests/real_teacher.py.
+Of a ViT-L/14 with random weights, sizes are worth looking at, which hardly depend on values; errors are not. PandaSet
+needs pandas.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
-import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +25,7 @@ from scalr.extract.datasets import open_dataset
 from scalr.extract.encoding import ENCODINGS
 from scalr.extract.estimate import patch_maps_of, statistics_of, write_sample
 from scalr.extract.pipeline import teacher_footprint
-from scalr.extract.preparation import PreparedFrame, PreparedView, Selection, prepare_frame
+from scalr.extract.preparation import PreparedFrame, Selection, prepare_frame
 from scalr.extract.store import open_store
 from scalr.extract.store.inspect import readable_bytes
 from scalr.extract.targets import sample_targets
@@ -73,23 +76,23 @@ def describe(lidar: str, frames: list[PreparedFrame]) -> str:
 def visible_only(prepared: PreparedFrame) -> PreparedFrame:
     seen = np.unique(np.concatenate([view.point_index for view in prepared.views]))
     views = [
-        PreparedView(
-            view.image_shape, np.searchsorted(seen, view.point_index).astype(np.uint32), view.pixel, view.hidden
-        )
-        for view in prepared.views
+        replace(view, point_index=np.searchsorted(seen, view.point_index).astype(np.uint32)) for view in prepared.views
     ]
-    return PreparedFrame(prepared.frame, prepared.points[seen], views)
+    return replace(prepared, points=prepared.points[seen], views=views)
 
 
-def errors(path: Path, teacher: Teacher, frames: list[PreparedFrame], patch_maps: list[torch.Tensor]) -> dict:
-    """Of decoded against exact float32 targets, at the pairs."""
+def errors(
+    path: Path, teacher: Teacher, frames: list[PreparedFrame], patch_maps: list[torch.Tensor], mean: torch.Tensor
+) -> dict:
+    """Of decoded against exact float32 targets, at the pairs; `mean` (D,) is taken away for `centred`."""
     store, generator = open_store(path), torch.Generator().manual_seed(0)
-    cosines, bounds, changes = [], [], []
+    cosines, centred, bounds, changes = [], [], [], []
     views = [view for frame in frames for view in frame.views]
     for row, (view, patch_map) in enumerate(zip(views, patch_maps, strict=True)):
         exact = sample_targets(patch_map, teacher_footprint(teacher, view.pixel, view.image_shape))
-        exact = F.normalize(exact, dim=1)
-        kept = F.normalize(torch.from_numpy(store.read_view(row, teacher.name).targets), dim=1)
+        kept = torch.from_numpy(store.read_view(row, teacher.name).targets)
+        centred.append(F.cosine_similarity(exact - mean, kept - mean, dim=1))
+        exact, kept = F.normalize(exact, dim=1), F.normalize(kept, dim=1)
         cosines.append((exact.double() * kept.double()).sum(1))
         bounds.append(torch.linalg.vector_norm(exact - kept, dim=1))
         # A student whose loss is about 0.7, as in the middle of a training.
@@ -102,19 +105,29 @@ def errors(path: Path, teacher: Teacher, frames: list[PreparedFrame], patch_maps
     return {
         "mean": cosines.mean().item(),
         "worst": cosines.min().item(),
+        "centred": torch.cat(centred).mean().item(),
         "bound": bounds.mean().item(),
         "change": changes.double().mean().item(),
     }
 
 
-def main(root: Path) -> None:
-    teacher = load_teacher("dinov2_vitl14", weights="random")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--weights")
+    parser.add_argument("--image-size", default="224x448")
+    arguments = parser.parse_args()
+    root, (height, width) = arguments.data, map(int, arguments.image_size.split("x"))
+    name = "dinov2_vits14" if arguments.weights else "dinov2_vitl14"
+    teacher = load_teacher(name, weights=arguments.weights or "random", image_size=(height, width))
+    print(f"{name} at {arguments.image_size}, weights {'from a file' if arguments.weights else 'RANDOM'}\n")
     names = [name for name, lidar in LIDARS.items() if lidar.folder != "pandaset" or importlib.util.find_spec("pandas")]
     if len(names) < len(LIDARS):
         print("PandaSet is left out: its files need pandas (pip install 'scalr-distill[pandaset]').")
     lidars = {name: prepared_frames(LIDARS[name], root, teacher) for name in names}
-    print("| lidar | encoding | bytes/pair | MB/frame | full set | mean cosine | worst | loss change | loss bound |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| lidar | encoding | bytes/pair | MB/frame | full set | mean cosine | worst | centred | loss change |"
+          " loss bound |")  # fmt: skip
+    print("|---" * 10 + "|")
     totals: dict[str, float] = {}
     scans: dict[str, dict[str, float]] = {}
     rows = {lidar: describe(lidar, frames) for lidar, frames in lidars.items()}
@@ -130,14 +143,15 @@ def main(root: Path) -> None:
                 report = write_sample(
                     path, "nuscenes", "train", frames, [teacher], [patch_maps], [statistics], encoding
                 )
-                found = errors(path, teacher, frames, patch_maps)
+                found = errors(path, teacher, frames, patch_maps, torch.from_numpy(statistics.mean).float())
             targets = report.teachers[teacher.name]
             rows[lidar] += f" {readable_bytes(targets.bytes / len(frames))} |"
             full = targets.bytes / len(frames) * LIDARS[lidar].training_frames
             totals[name] = totals.get(name, 0) + full
             print(
                 f"| {lidar} | {name} | {targets.bytes_per_pair:.1f} | {targets.bytes / len(frames) / 1e6:.2f} |"
-                f" {readable_bytes(full)} | {found['mean']:.6f} | {found['worst']:.6f} | {found['change']:+.1e} |"
+                f" {readable_bytes(full)} | {found['mean']:.7f} | {found['worst']:.6f} | {found['centred']:.6f} |"
+                f" {found['change']:+.1e} |"
                 f" {found['bound']:.1e} |",
                 flush=True,
             )
@@ -148,7 +162,7 @@ def main(root: Path) -> None:
             pairs = sum(report.pairs.values())
             print(
                 f"| {lidar} | scans and pairs, --points {points} | {report.scans.bytes / pairs:.1f} |"
-                f" {report.scans.bytes / len(frames) / 1e6:.2f} | {readable_bytes(scans[points][lidar])} | | | | |"
+                f" {report.scans.bytes / len(frames) / 1e6:.2f} | {readable_bytes(scans[points][lidar])} | | | | | |"
                 f" <!-- {pairs} pairs in {len(frames)} frames -->",
                 flush=True,
             )
@@ -165,4 +179,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()
