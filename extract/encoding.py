@@ -11,10 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numpy as np
-
 from ..errors import StoreError
-from .statistics import TeacherStatistics
 
 Layout = Literal["point", "patch"]
 StoredDtype = Literal["float16", "int8"]
@@ -46,16 +43,3 @@ class Encoding:
 
 
 ENCODINGS = tuple(Encoding(layout, dtype) for layout in get_args(Layout) for dtype in get_args(StoredDtype))
-
-
-def channels_of(statistics: TeacherStatistics) -> np.ndarray:
-    """Offset and scale of each channel, (2, D) float32, between which int8 has its steps.
-
-    The offset is the mean, since most of a real teacher's vector is one constant. The scale is the standard deviation,
-    since a few channels spread ten times as far as the others: one scale for all would leave these no steps. Channels
-    that spread less than the root mean square of all have that: they could not be told apart from the error of the
-    others, and one that is constant in the sample would have no scale at all.
-    """
-    deviation = statistics.deviation
-    scale = np.maximum(deviation, np.sqrt(np.mean(deviation**2)))
-    return np.stack([statistics.mean, np.where(scale > 0, scale, 1)]).astype(np.float32)

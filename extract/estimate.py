@@ -16,7 +16,7 @@ import torch
 from ..errors import DatasetError
 from ..progress import progress
 from .datasets.frame import Dataset
-from .encoding import ENCODINGS, Encoding, channels_of
+from .encoding import ENCODINGS, Encoding
 from .intensity import IntensityStatistics
 from .pipeline import ViewEncoder, new_views, recorded_provenance, teacher_footprint
 from .plan import BLOCK_BYTES, FRAMES_PER_BLOCK, plan_blocks
@@ -286,7 +286,7 @@ def write_sample(
     settings["intensity"] = asdict(IntensityStatistics(0.0, 1.0))  # a store has some; nobody trains on this one
     recorded = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
     writer.add_inputs(settings, record={}, teachers=recorded)
-    channels = {teacher.name: channels_of(each) for teacher, each in zip(teachers, statistics, strict=True)}
+    channels = {teacher.name: each.channels for teacher, each in zip(teachers, statistics, strict=True)}
     draft = writer.draft(0, recorded, channels=channels)
     for frame in frames:
         draft.add_frame(frame.points, new_views(frame, split))

@@ -22,7 +22,7 @@ import torch
 
 from ..errors import DatasetError
 from .datasets.frame import Dataset
-from .encoding import Encoding, channels_of
+from .encoding import Encoding
 from .plan import Block
 from .preparation import OnError, PreparedFrame, Selection, SkippedFrame, prepare_or_skip
 from .statistics import TeacherStatistics
@@ -88,7 +88,7 @@ class Pipeline:
         on_error: OnError = "stop",
     ) -> None:
         self.dataset, self.teachers, self.encoding, self.writer = dataset, teachers, encoding, writer
-        self.channels = {name: channels_of(each) for name, each in statistics.items()}
+        self.channels = {name: each.channels for name, each in statistics.items()}
         self.selection, self.batch_sizes, self.on_error = selection, batch_sizes, on_error
 
     def run(self, blocks: Sequence[Block]) -> Iterator[BlockDone]:
@@ -212,7 +212,7 @@ class BlockWriting:
     Args:
         writer: of the store.
         task: which block.
-        channels: of each teacher, see `channels_of`.
+        channels: of each teacher, see `TeacherStatistics.channels`.
         thread: does all writing of a pipeline, in order.
     """
 
@@ -311,7 +311,7 @@ class ViewEncoder:
     Args:
         teacher: whose.
         encoding: of the targets.
-        channels: (2, D) float32, see `channels_of`.
+        channels: (2, D) float32, see `TeacherStatistics.channels`.
     """
 
     def __init__(self, teacher: Teacher, encoding: Encoding, channels: np.ndarray) -> None:

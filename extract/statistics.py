@@ -40,6 +40,18 @@ class TeacherStatistics:
         return np.sqrt(np.diag(self.covariance).clip(min=0))
 
     @property
+    def channels(self) -> np.ndarray:
+        """Offset and scale of each channel, (2, D) float32, between which int8 has its steps.
+
+        The offset is the mean, since most of a real teacher's vector is one constant. The scale is the standard
+        deviation, since a few channels spread ten times as far as the others: one scale for all would leave these no
+        steps. Channels that spread less than the root mean square of all have that: what they lose is lost in the
+        error of the others, and one that is constant in the sample would have no scale at all.
+        """
+        scale = np.maximum(self.deviation, np.sqrt(np.mean(self.deviation**2)))
+        return np.stack([self.mean, np.where(scale > 0, scale, 1)]).astype(np.float32)
+
+    @property
     def mean_unit_length(self) -> float:
         """0 where directions are spread evenly, 1 where all are the same."""
         return float(np.linalg.norm(self.mean_unit))

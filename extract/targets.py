@@ -143,7 +143,7 @@ def encode(patch_map: torch.Tensor, footprint: Footprint, encoding: Encoding, ch
     Args:
         patch_map, footprint: of the view.
         encoding: how it is kept.
-        channels: (2, D) float32, see `encoding.channels_of`.
+        channels: (2, D) float32, see `TeacherStatistics.channels`.
 
     Raises:
         StoreError: values that are not finite, or that float16 cannot hold.

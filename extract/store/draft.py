@@ -44,7 +44,7 @@ class Draft:
         scratch: where it is written.
         source: the record of its source.
         teachers: the record of each teacher whose targets it gets.
-        channels: (2, D) float32 of each teacher whose vectors are int8, see `encoding.channels_of`.
+        channels: (2, D) float32 of each teacher whose vectors are int8, see `TeacherStatistics.channels`.
         views: of the scans that are committed already: format.SCANS_SCHEMA. None where this draft brings them.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from .files import readable, size_of
 from .format import ASIDE, COSINES, SCANS
 from .reader import FeatureStore
+from .statistics_group import read_summary, statistics_name
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class KindReport:
 
 @dataclass(frozen=True)
 class StatisticsReport:
-    """What a teacher's vectors have in common, in all samples together."""
+    """What a teacher's vectors have in common, in the sample of a split."""
 
-    vectors: int
+    count: int  # vectors
     mean_unit_length: float  # of the mean of the unit vectors: 1 where all have one direction
     effective_rank: float
 
@@ -44,7 +45,7 @@ class TargetsReport(KindReport):
     worst_cosine: float
     mean_cosine_centred: float
     worst_cosine_centred: float
-    statistics: StatisticsReport | None  # None where there are none (yet)
+    statistics: dict[str, StatisticsReport]  # by dataset and split
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,10 @@ class StoreReport:
         for name, targets in self.teachers.items():
             lines.append(_row(width, name, targets, self.num_blocks, targets.bytes_per_pair, _kept_as(targets)))
         for name, targets in self.teachers.items():
-            if (found := targets.statistics) is not None:
+            for split, found in targets.statistics.items():
                 lines.append(
-                    f"{name} in a sample of {found.vectors:,} vectors: mean unit vector of length"
-                    f" {found.mean_unit_length:.3f}, effective rank {found.effective_rank:.1f}"
+                    f"{name} in a sample of {split}: {found.count:,} vectors, their mean unit vector"
+                    f" {found.mean_unit_length:.3f} long, effective rank {found.effective_rank:.1f}"
                 )
         lines += ["", *(f"{camera:<{width}}{count:>13,} pairs" for camera, count in self.pairs.items())]
         for name, kind in {"scans": self.scans, **self.teachers}.items():
@@ -164,15 +165,19 @@ def _targets_report(store: FeatureStore, teacher: str, sizes: _Sizes) -> Targets
         bytes_per_pair=sizes.bytes[teacher] / max(1, num_pairs),
         **{name: float(np.average(each, weights=vectors)) if vectors.any() else 1.0 for name, each in means.items()},
         **{name: float(each.min(initial=1.0)) for name, each in cosines.items() if name not in means},
-        statistics=_statistics_report(store, teacher),
+        statistics=_statistics_reports(store, teacher),
     )
 
 
-def _statistics_report(store: FeatureStore, teacher: str) -> StatisticsReport | None:
-    if not any(store.has_statistics(teacher, source) for source in store.named_sources):
-        return None
-    found = store.statistics(teacher)
-    return StatisticsReport(found.count, found.mean_unit_length, found.effective_rank)
+def _statistics_reports(store: FeatureStore, teacher: str) -> dict[str, StatisticsReport]:
+    found = {}
+    for name, source in store.named_sources.items():
+        if store.has_statistics(teacher, name):
+            group = store.path / statistics_name(teacher, name)
+            summary = read_summary(group, store.teacher(teacher), source.attributes)
+            values = {field.name: summary[field.name] for field in fields(StatisticsReport)}
+            found[f"{source.dataset} {source.split}"] = StatisticsReport(**values)
+    return found
 
 
 def describe_weights(provenance: dict) -> str:

@@ -128,7 +128,7 @@ class StoreWriter:
             block: its number.
             teachers: whose targets it gets.
             scans: as they are committed, or None.
-            channels: (2, D) float32 of each teacher whose vectors are int8, see `encoding.channels_of`.
+            channels: (2, D) float32 of each teacher whose vectors are int8, see `TeacherStatistics.channels`.
         """
         records = {name: self.store.teachers[name] for name in teachers}
         source, views = self.store.record_of(SCANS, block), None if scans is None else scans.views

@@ -50,7 +50,8 @@ def test_a_teacher_that_says_the_same_of_everything_is_not_learnt_from(extract_t
 def test_a_frame_whose_targets_are_all_zero_is_named(extract_tiny, tmp_path, monkeypatch, workers):
     teacher, frames = extract_tiny.teachers["coordinates"], itertools.count()
     maps = teacher.patch_maps
-    monkeypatch.setattr(teacher, "patch_maps", lambda images: maps(images) * (0 if next(frames) == 1 else 1))
+    # The sample comes first: frames 0, 2 and 1, then the blocks.
+    monkeypatch.setattr(teacher, "patch_maps", lambda images: maps(images) * (0 if next(frames) == 4 else 1))
     store = extract_tiny(frames_per_block=1, batch_size=2)
     message = (
         r"block 1 frame frame1: (LEFT|RIGHT) \(view [23]\): all targets of coordinates are zero\. Run 'scalr verify"

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from scalr.errors import StoreError
 from scalr.extract import run, teacher_sample
-from scalr.extract.encoding import channels_of
 from scalr.extract.plan import Part, spread
 from scalr.extract.statistics import TeacherStatistics
 from scalr.extract.store import create_store, open_store
+from scalr.extract.store.inspect import inspect_store
 from scalr.extract.teacher_sample import VectorSums, sample_statistics
 from scalr.extract.verification import VerifyConfig, verify
 from small_store import PROVENANCE, SETTINGS, a_block, add_inputs, filled_store, some_statistics, write_block
@@ -64,13 +64,13 @@ def test_channels_are_the_mean_and_the_deviation_but_never_less_than_usual(vecto
     """One that is constant, or nearly so, takes what the others have on average; where all are, the scale is 1."""
     vectors[:, 0] = 3
     found = statistics_of(vectors)
-    offset, scale = channels_of(found)
+    offset, scale = found.channels
     usual = np.sqrt(np.mean(found.deviation**2))
     np.testing.assert_allclose(offset, found.mean, rtol=1e-6)
     np.testing.assert_allclose(scale[:3], usual, rtol=1e-6)
     np.testing.assert_allclose(scale[4:], found.deviation[4:], rtol=1e-6)
-    assert channels_of(VectorSums(2).statistics()).tolist() == [[0, 0], [1, 1]]
-    assert channels_of(statistics_of(np.full((5, 2), 0.5, np.float32))).tolist() == [[0.5, 0.5], [1, 1]]
+    assert VectorSums(2).statistics().channels.tolist() == [[0, 0], [1, 1]]
+    assert statistics_of(np.full((5, 2), 0.5, np.float32)).channels.tolist() == [[0.5, 0.5], [1, 1]]
 
 
 def test_the_number_of_threads_changes_no_bit(vectors):
@@ -176,6 +176,19 @@ def test_each_split_has_its_own_and_both_are_pooled(extract_tiny, tiny_dataset):
     pooled = TeacherStatistics.pooled([train, val])
     for asked in (None, store.sources):
         assert store.statistics("coordinates", asked).covariance.tolist() == pooled.covariance.tolist()
+
+
+def test_an_inspection_shows_them(extract_tiny):
+    store = extract_tiny(dtype="float16")
+    found, report = store.statistics("coordinates"), inspect_store(store)
+    (shown,) = report.teachers["coordinates"].statistics.values()
+    assert shown.count == found.count
+    assert shown.mean_unit_length == pytest.approx(found.mean_unit_length, rel=1e-5)
+    assert shown.effective_rank == pytest.approx(found.effective_rank, rel=1e-5)
+    assert (
+        f"coordinates in a sample of nuscenes train: {found.count} vectors, their mean unit vector"
+        f" {found.mean_unit_length:.3f} long, effective rank {found.effective_rank:.1f}"
+    ) in report.as_text()
 
 
 def test_no_block_is_made_for_statistics_that_were_lost_or_damaged(extract_tiny, tmp_path, caplog):

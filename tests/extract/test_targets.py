@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalr.errors import StoreError
-from scalr.extract.encoding import ENCODINGS, Encoding, channels_of
+from scalr.extract.encoding import ENCODINGS, Encoding
 from scalr.extract.targets import EncodedTargets, encode, encoded_targets, footprint, num_vectors, sample_targets
 from scalr.extract.teacher_sample import VectorSums
 
@@ -40,7 +40,7 @@ def own(patch_map: torch.Tensor) -> torch.Tensor:
     """Those of the map's own vectors."""
     sums = VectorSums(patch_map.shape[-1])
     sums.add(patch_map.reshape(-1, patch_map.shape[-1]))
-    return torch.from_numpy(channels_of(sums.statistics()))
+    return torch.from_numpy(sums.statistics().channels)
 
 
 def decoded(encoding: Encoding, patch_map, reads, channels: torch.Tensor | None = None) -> EncodedTargets:
