@@ -59,7 +59,7 @@ NUMBERS = {
         "IMAGENET_MEAN": (0.485, 0.456, 0.406),
         "IMAGENET_STD": (0.229, 0.224, 0.225),
     },
-    "scalr.extract.teachers.weights": {"RANDOM_SEED": 0},
+    "scalr.extract.teachers.weights": {"RANDOM_SEED": 0, "HUB_TIMEOUT_S": 5},
 }
 
 
