@@ -74,7 +74,7 @@ def test_each_lidar_keeps_its_own_intensities(two_stores):
 
 
 def test_targets_that_differ_are_not_mixed(extract_tiny, tmp_path):
-    one, other = extract_tiny(), extract_tiny(out="other.zarr", encoding="patch")
-    with pytest.raises(StoreError, match=r"cannot be mixed: encoding is 'point' and 'patch'"):
+    one, other = extract_tiny(), extract_tiny(out="other.zarr", encoding="point")
+    with pytest.raises(StoreError, match=r"cannot be mixed: encoding is 'patch' and 'point'"):
         distill(DistillConfig(caches=(one.path, other.path), out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -137,7 +137,7 @@ def test_a_block_that_is_gone_is_named(extract_tiny, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_chunk_that_is_cut_off_is_named(extract_tiny, tmp_path, workers):
-    store = extract_tiny(frames_per_block=1)
+    store = extract_tiny(frames_per_block=1, encoding="point", dtype="float16")
     chunk = max(
         files_of(store.path / "blocks/000002/targets/coordinates/vectors/c"), key=lambda path: path.stat().st_size
     )
@@ -150,12 +150,15 @@ def test_a_chunk_that_is_cut_off_is_named(extract_tiny, tmp_path, workers):
 
 
 def test_a_target_that_is_not_a_number_is_named(extract_tiny, tmp_path, monkeypatch):
-    """No extraction stores one: here its check is out of order, and the second frame's features are none."""
+    """No extraction stores one: here its check is out of order, and the second frame's features are none.
+
+    The sample comes first: frames 0, 2 and 1, then the blocks.
+    """
     teacher, frames = extract_tiny.teachers["coordinates"], itertools.count()
     maps = teacher.patch_maps
-    monkeypatch.setattr(teacher, "patch_maps", lambda images: maps(images) * (np.nan if next(frames) == 1 else 1))
-    monkeypatch.setattr(targets, "_to_float16", lambda vectors: (vectors.to(torch.float16), None))
-    store = extract_tiny(frames_per_block=1, batch_size=2)
+    monkeypatch.setattr(teacher, "patch_maps", lambda images: maps(images) * (np.nan if next(frames) == 4 else 1))
+    monkeypatch.setattr(targets, "_to_float16", lambda vectors: vectors.to(torch.float16))
+    store = extract_tiny(frames_per_block=1, batch_size=2, dtype="float16")
     with pytest.raises(StudentError) as error:
         distill_small(store, tmp_path / "run", "training.batch_size=3")
     assert "the loss of step 1 is nan" in str(error.value)
