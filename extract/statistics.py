@@ -22,12 +22,14 @@ class TeacherStatistics:
         mean: (D,) float64.
         covariance: (D, D) float64, divided by N.
         mean_unit: (D,) float64, the mean of the vectors as unit vectors.
+        frames_left_out: of the sample, since they could not be used.
     """
 
     count: int
     mean: np.ndarray
     covariance: np.ndarray
     mean_unit: np.ndarray
+    frames_left_out: int = 0
 
     @property
     def dim(self) -> int:
@@ -75,4 +77,5 @@ class TeacherStatistics:
         apart = [part.mean - mean for part in parts]
         between = sum(share * np.outer(each, each) for share, each in zip(shares, apart, strict=True))
         mean_unit = sum(share * part.mean_unit for share, part in zip(shares, parts, strict=True))
-        return TeacherStatistics(count, mean, within + between, mean_unit)
+        left_out = sum(part.frames_left_out for part in parts)
+        return TeacherStatistics(count, mean, within + between, mean_unit, left_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -19,6 +20,8 @@ from .statistics import TeacherStatistics
 from .store import SCANS, FeatureStore, Source
 from .targets import patch_vectors
 from .teachers.teacher import Teacher
+
+logger = logging.getLogger(__name__)
 
 SAMPLED_VIEWS = 64  # of which each pair's patches are many thousand vectors
 TRIED_FRAMES = 128  # for these views: a split of which little is there is not read through
@@ -45,12 +48,13 @@ class VectorSums:
             self._units += F.normalize(vectors, dim=1).sum(dim=0)
             self._products += vectors.T @ vectors
 
-    def statistics(self) -> TeacherStatistics:
+    def statistics(self, frames_left_out: int = 0) -> TeacherStatistics:
         """Of all vectors so far; zeros where there are none."""
         count = max(1, self._count)
         mean = self._sum / count
         covariance = self._products / count - torch.outer(mean, mean)
-        return TeacherStatistics(self._count, mean.numpy(), covariance.numpy(), (self._units / count).numpy())
+        units = self._units / count
+        return TeacherStatistics(self._count, mean.numpy(), covariance.numpy(), units.numpy(), frames_left_out)
 
 
 def sample_statistics(
@@ -78,7 +82,8 @@ def sample_statistics(
     """
     sums = {teacher.name: VectorSums(teacher.dim) for teacher in teachers}
     waiting: dict[str, list[PreparedView]] = {teacher.name: [] for teacher in teachers}
-    views = _sampled_views(dataset, teachers, selection, store, source)
+    left_out: list[str] = []
+    views = _sampled_views(dataset, teachers, selection, store, source, left_out)
     most = min(SAMPLED_VIEWS, sum(len(frame.views) for frame in dataset.frames))
     found = 0
     with progress(most, "sample", "view") as bar:
@@ -92,16 +97,29 @@ def sample_statistics(
         bar.update(most - found)  # of views that see no point or cannot be used
         for position, teacher in enumerate(teachers):
             _add(sums[teacher.name], teacher, position, waiting[teacher.name])
-    return {name: each.statistics() for name, each in sums.items()}
+    if left_out:
+        logger.warning(
+            "%d frames of the sample for the teacher's statistics cannot be used, %s first: they are of the others",
+            *(len(left_out), left_out[0]),
+        )
+    return {name: each.statistics(len(left_out)) for name, each in sums.items()}
 
 
 def _sampled_views(
-    dataset: Dataset, teachers: Sequence[Teacher], selection: Selection, store: FeatureStore, source: Source
+    dataset: Dataset,
+    teachers: Sequence[Teacher],
+    selection: Selection,
+    store: FeatureStore,
+    source: Source,
+    left_out: list[str],
 ) -> Iterator[PreparedView]:
-    """All views that see points, of frames spread over the split."""
+    """All views that see points, of frames spread over the split; `left_out` gets the tokens of unusable frames."""
     for number in spread(len(dataset.frames))[:TRIED_FRAMES]:
         frame = _prepared(dataset, number, teachers, selection, store, source)
-        yield from (view for view in frame.views if len(view.pixel)) if frame else ()
+        if frame is None:
+            left_out.append(dataset.frames[number].token)
+            continue
+        yield from (view for view in frame.views if len(view.pixel))
 
 
 def _prepared(
@@ -113,10 +131,12 @@ def _prepared(
     source: Source,
 ) -> PreparedFrame | None:
     """None where the frame cannot be used: that stops those who extract it, and nobody else."""
-    block = source.blocks[number // source.frames_per_block]
+    block, frame = source.blocks[number // source.frames_per_block], dataset.frames[number]
     try:
         committed = store.read_scans(block) if store.is_committed(SCANS, block) else None
-        return prepare_frame(dataset, dataset.frames[number], teachers, selection, committed)
+        if committed and frame.token in committed.skipped:  # it may be usable now
+            committed = None
+        return prepare_frame(dataset, frame, teachers, selection, committed)
     except ScalrError:
         return None
 

@@ -1,8 +1,8 @@
 """A teacher's statistics on disk: a group of three arrays, whose attributes tell whether anything was altered.
 
 teachers/NAME/statistics/000/
-  zarr.json     attributes: count, mean_unit_length and effective_rank, for those who only look; SHA-256 of the
-                arrays' values, and of the teacher's and the source's record
+  zarr.json     attributes: count and frames_left_out; mean_unit_length and effective_rank, for those who only look;
+                SHA-256 of the arrays' values, and of the teacher's and the source's record
   mean          (D,) float32
   covariance    (D, D) float32
   mean_unit     (D,) float32
@@ -24,7 +24,7 @@ from .arrays import ArrayWriter, open_array
 
 STATISTICS = "statistics"  # the folder in a teacher's
 ARRAYS = ("mean", "covariance", "mean_unit")
-NEEDED = ("count", "mean_unit_length", "effective_rank", "sha256_of")
+NEEDED = ("count", "frames_left_out", "mean_unit_length", "effective_rank", "sha256_of")
 MAKE_ANEW = "Run 'scalr verify' with --repair, then the same 'scalr extract' again: it makes them anew."
 
 
@@ -42,7 +42,8 @@ def write_statistics(group: Path, statistics: TeacherStatistics, teacher: Mappin
     digests = {name: _sha256(value) for name, value in values.items()}
     # Few digits: the last bits of an eigenvalue depend on the number of threads.
     summary = {name: float(f"{getattr(statistics, name):.6g}") for name in ("mean_unit_length", "effective_rank")}
-    attributes = {"count": statistics.count, **summary, "sha256_of": digests}
+    counts = {name: getattr(statistics, name) for name in ("count", "frames_left_out")}
+    attributes = {**counts, **summary, "sha256_of": digests}
     fmt.write_record(group, attributes | _belongs_to(teacher, source))
     for name, value in values.items():
         array = ArrayWriter(group / name, value.shape[1:], value.dtype)
@@ -59,7 +60,7 @@ def read_statistics(group: Path, teacher: Mapping, source: Mapping) -> TeacherSt
     """
     attributes = read_summary(group, teacher, source)
     values = [_read_array(group, name, attributes["sha256_of"].get(name)) for name in ARRAYS]
-    return TeacherStatistics(attributes["count"], *values)
+    return TeacherStatistics(attributes["count"], *values, attributes["frames_left_out"])
 
 
 def read_summary(group: Path, teacher: Mapping, source: Mapping) -> dict:
@@ -68,7 +69,10 @@ def read_summary(group: Path, teacher: Mapping, source: Mapping) -> dict:
     Raises:
         FileNotFoundError, UnreadableError, DamagedError: as `read_statistics`.
     """
-    attributes = fmt.read_record(group / "zarr.json", NEEDED)
+    try:
+        attributes = fmt.read_record(group / "zarr.json", NEEDED)
+    except DamagedError as error:
+        raise _damaged(group, error.what) from None
     belongs_to = _belongs_to(teacher, source)
     if any(attributes.get(name) != digest for name, digest in belongs_to.items()):
         raise _damaged(group, "made with other settings than are recorded")

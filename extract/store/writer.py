@@ -92,24 +92,32 @@ class StoreWriter:
     ) -> dict[str, TeacherStatistics]:
         """What teachers' vectors in the sample of a source have in common, as the first job measured it for all.
 
+        Statistics of a sample that lacked frames are replaced by those of a more complete one, as long as no block was
+        made with them.
+
         Args:
             teachers: recorded in the store.
             source: likewise.
-            measure: called with the names of those teachers that have none, or damaged ones.
+            measure: called with the names of those teachers that have none, damaged ones or such as may be replaced.
 
         Raises:
             UnreadableError: something cannot be looked at now.
         """
         teachers, folder = list(teachers), self.store.folder_of(source).name
-        lacking = [name for name in teachers if not self._find_statistics(name, folder)]
+        before = {name: self._find_statistics(name, source) for name in teachers}
+        lacking = [name for name, found in before.items() if self._may_be_replaced(name, source, found)]
         for name, made in (measure(lacking) if lacking else {}).items():
+            if (found := before[name]) is not None:
+                if made.frames_left_out >= found.frames_left_out:
+                    continue
+                self._scratch.discard(self.path / statistics_name(name, folder))
             write = partial(write_statistics, statistics=made, teacher=self.store.teachers[name])
             self._claim(statistics_name(name, folder), partial(write, source=source.attributes))
         return {name: self.store.statistics(name, [source]) for name in teachers}
 
     def lacks_statistics(self, teachers: Iterable[str], source: Source) -> bool:
         """Whether `statistics` would have to measure."""
-        return not all(self._find_statistics(name, self.store.folder_of(source).name) for name in teachers)
+        return any(self._find_statistics(name, source) is None for name in teachers)
 
     # --- blocks ------------------------------------------------------------------------------------------------
 
@@ -336,17 +344,23 @@ class StoreWriter:
             return False
         return True
 
-    def _find_statistics(self, teacher: str, source: str) -> bool:
-        """Whether sound ones are there; damaged ones are kept aside."""
-        if not self.store.has_statistics(teacher, source):
-            return False
+    def _find_statistics(self, teacher: str, source: Source) -> TeacherStatistics | None:
+        """Sound ones that are there; damaged ones are kept aside."""
+        folder = self.store.folder_of(source).name
+        if not self.store.has_statistics(teacher, folder):
+            return None
         try:
-            self.store.statistics(teacher, [self.store.named_sources[source]])
+            return self.store.statistics(teacher, [source])
         except DamagedError as error:
-            kept = self.aside.take_file(self.path / statistics_name(teacher, source))
+            kept = self.aside.take_file(self.path / statistics_name(teacher, folder))
             logger.warning("%s; they are made anew, and the damaged ones kept in %s", error.what, kept)
-            return False
-        return True
+            return None
+
+    def _may_be_replaced(self, teacher: str, source: Source, found: TeacherStatistics | None) -> bool:
+        if found is None:
+            return True
+        has_blocks = not self.store.committed_blocks(teacher).isdisjoint(source.blocks)
+        return found.frames_left_out > 0 and not (has_blocks and found.count)
 
     def _keep_frames(self, source: Source, frames: pa.Table | None) -> None:
         """Write the table of frames again where it was lost."""

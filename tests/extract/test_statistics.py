@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalr.errors import StoreError
+from scalr.errors import DatasetError, StoreError
 from scalr.extract import run, teacher_sample
 from scalr.extract.plan import Part, spread
 from scalr.extract.statistics import TeacherStatistics
@@ -18,6 +18,9 @@ from scalr.extract.teacher_sample import VectorSums, sample_statistics
 from scalr.extract.verification import VerifyConfig, verify
 from small_store import PROVENANCE, SETTINGS, a_block, add_inputs, filled_store, some_statistics, write_block
 from store_comparison import files
+
+
+STORES = ("s.zarr", "whole.zarr")
 
 
 def statistics_of(*batches: np.ndarray) -> TeacherStatistics:
@@ -135,6 +138,51 @@ def test_the_sample_ends_with_enough_views(sampled, monkeypatch):
     found, seen = sampled()
     assert seen == 3
     assert found.count < whole.count
+
+
+def test_a_more_complete_sample_replaces_one_without_blocks(sampled, tiny_dataset, tmp_path, caplog):
+    """An image that cannot be read stops the first run; mended, the store is that of a run that never saw it."""
+    whole, _ = sampled(out="whole.zarr")
+    image = tiny_dataset.root / "frame0_LEFT.png"
+    content = image.read_bytes()
+    image.write_bytes(b"")
+    with pytest.raises(DatasetError):
+        sampled()
+    assert "1 frames of the sample for the teacher's statistics cannot be used, " in caplog.text
+    image.write_bytes(content)
+    found, seen = sampled()
+    assert (found.count, found.frames_left_out, seen) == (whole.count, 0, 6)
+    assert found.mean.tolist() == whole.mean.tolist()
+    contents = [{name: content for name, (_, content) in files(tmp_path / each).items()} for each in STORES]
+    assert contents[0] == contents[1]
+
+
+def test_a_sample_that_is_no_better_replaces_nothing(sampled, tiny_dataset, tmp_path):
+    (tiny_dataset.root / "frame0_LEFT.png").write_bytes(b"")
+    with pytest.raises(DatasetError):
+        sampled(frames_per_block=1, part=Part(0, 3))
+    first = open_store(tmp_path / "s.zarr").statistics("coordinates")
+    assert (first.frames_left_out, first.count > 0) == (1, True)
+    later, seen = sampled(frames_per_block=1, part=Part(1, 3))
+    assert seen == 4  # looked again: no block was made with the first ones
+    assert later.mean.tolist() == first.mean.tolist()
+    _, seen = sampled(frames_per_block=1, part=Part(2, 3))
+    assert seen == 0
+
+
+def test_vectors_that_were_found_later_count_though_blocks_stand(sampled, tiny_dataset, tmp_path):
+    """A split whose sample could not be used at all is no worse for ever."""
+    images = {path: path.read_bytes() for path in tiny_dataset.root.glob("frame*.png")}
+    for path in images:
+        path.write_bytes(b"")
+    none, _ = sampled(on_error="skip")
+    assert (none.count, none.frames_left_out) == (0, 3)
+    for path, content in images.items():
+        path.write_bytes(content)
+    found, _ = sampled(on_error="skip")
+    assert found.count > 0
+    channels = open_store(tmp_path / "s.zarr").read_targets(0, "coordinates").channels
+    np.testing.assert_array_equal(channels, found.channels)
 
 
 def test_frames_that_cannot_be_used_are_passed_over(sampled, tiny_dataset, monkeypatch):
