@@ -313,10 +313,14 @@ def similarity(out: Path, as_json: bool, **options: Any) -> None:
             click.echo(f"  {written}")
     if result.areas is not None:
         show_areas(result.areas, options["split"])
+    elif options["area_frames"]:
+        click.echo("No areas under ROC curves: the split has no labels.")
 
 
 def show_areas(areas: SplitAreas, split: str) -> None:
-    """A row for each class, two columns for each kind of features; "–" where a class has no points."""
+    """A row for each class, two columns for each kind of features; "–" where a class has too few points."""
+    from .evaluate.class_areas import FEWEST_POINTS
+
     click.echo(f"\nArea under the ROC curve, class against the rest, {len(areas.frames)} frames of split {split}:")
     names = {"student": "student", "student_on_pairs": "student, pairs", "teacher": "teacher, pairs"}
     columns = areas.columns
@@ -327,6 +331,7 @@ def show_areas(areas: SplitAreas, split: str) -> None:
         click.echo(f"  {name:<22}{points:>11,}" + "".join(map(_area, row)))
     means = [mean for of in columns.values() for mean in (of.means["plain"], of.means["centred"])]
     click.echo(f"  {'mean':<22}{'':>11}" + "".join(map(_area, means)))
+    click.echo(f"  A class needs {FEWEST_POINTS} points in a frame; – where none has so many.")
 
 
 def _area(value: float) -> str:

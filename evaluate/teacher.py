@@ -170,6 +170,8 @@ def _probe_teacher(config: TeacherProbeConfig, device: torch.device) -> Scores:
         validation_set.standardisation = training_set.standardisation
     values = {"epochs": config.epochs, "batch_size": config.batch_size, "learning_rate": config.learning_rate}
     schedule, departures = changed(probing("scalr", config.dataset), values)
+    if config.standardise != "none":
+        departures = [*departures, f"standardise {config.standardise}, not none"]
     training = training_config(schedule, workers=config.workers, seed=config.seed)
     logger.info("probing the targets of %s in %d frames", teacher, len(training_set))
     head = fit_head(training_set, training, device, config.out)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -70,22 +71,44 @@ def cache_folder() -> Path:
 
 
 def official_file(folder: Path) -> Path:
-    """The weights' file in `folder`; fetched and converted where it is not there yet.
+    """The weights' file in `folder`; fetched and converted where it is not there yet, or not whole any more.
 
     Raises:
-        NoRealTeacherError: the index cannot be reached, or gives another file.
+        NoRealTeacherError: the index cannot be reached, or gives another file; or the folder cannot be written.
     """
     path = folder / f"{TEACHER}.pth"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{TEACHER}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one fetches, others wait
-        if not path.exists():
+    with _locked(folder):
+        if not _is_whole(path):
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 tensors = official_tensors(*read_graph(_graph(_fetched(Path(scratch)))))
             assert tensors_digest(tensors) == TENSORS_SHA256
             with written_aside(path, NoRealTeacherError) as temporary:
                 torch.save(tensors, temporary)
     return path
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One fetches, others wait."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f"{TEACHER}.lock").open("w")
+    except OSError as error:
+        raise NoRealTeacherError(
+            f"the cache folder cannot be written ({error.strerror})",
+            where=folder,
+            fix="Set XDG_CACHE_HOME to a folder that can be.",
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return tensors_digest(torch.load(path, weights_only=True)) == TENSORS_SHA256
+    except Exception:  # missing, or whatever torch makes of a damaged file
+        return False
 
 
 def _fetched(folder: Path) -> Path:

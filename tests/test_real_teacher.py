@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 
 import numpy as np
@@ -66,10 +68,20 @@ def test_it_is_dinov2(real_teacher):
     assert not official["mask_token"].any()
 
 
-def test_a_file_that_stands_is_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", None)
-    (tmp_path / "dinov2_vits14.pth").touch()
-    assert script.official_file(tmp_path) == tmp_path / "dinov2_vits14.pth"
+def test_a_file_that_stands_is_used_if_it_is_whole(real_teacher, tmp_path, monkeypatch):
+    whole = tmp_path / "dinov2_vits14.pth"
+    shutil.copy(real_teacher, whole)
+    monkeypatch.setattr(script, "_fetched", lambda folder: pytest.fail("fetched"))
+    assert script.official_file(tmp_path) == whole
+    os.truncate(whole, 1000)
+    with pytest.raises(pytest.fail.Exception, match="fetched"):
+        script.official_file(tmp_path)
+
+
+def test_a_cache_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(script.NoRealTeacherError, match=r"the cache folder cannot be written \(.*Set XDG_CACHE_HOME"):
+        script.official_file(tmp_path / "file" / "scalr")
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,9 @@ def test_both_splits_are_standardised_by_the_training_split(stores, simulated, t
         else:  # the same but for a rotation
             some = slice(0, 200)
             torch.testing.assert_close(found[some] @ found[some].T, centred[some] @ centred[some].T, rtol=0, atol=1e-4)
-    assert f"(standardise {kind})" in json.loads((tmp_path / "out/result.json").read_text())["protocol"]["features"]
+    written = json.loads((tmp_path / "out/result.json").read_text())
+    assert f"(standardise {kind})" in written["protocol"]["features"]
+    assert f"standardise {kind}, not none" in written["departures"]
 
 
 def a_head(dim: int) -> torch.nn.Module:

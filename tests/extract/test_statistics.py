@@ -19,7 +19,6 @@ from scalr.extract.verification import VerifyConfig, verify
 from small_store import PROVENANCE, SETTINGS, a_block, add_inputs, filled_store, some_statistics, write_block
 from store_comparison import files
 
-
 STORES = ("s.zarr", "whole.zarr")
 
 
