@@ -72,7 +72,10 @@ def test_the_page_has_a_section_for_each_stage(page, run):
     for encoding in ("point float16", "point int8", "patch float16", "patch int8"):
         assert f"targets as {encoding}" in page
     for name in run.distilled.class_names:
-        assert f"<span>{name}</span>" in page or f"<td>{name}</td>" in page
+        assert f"<td>{name.replace('_', '_<wbr>')}</td>" in page
+    assert page.count("<code><span>scalr</span> <span>") == len(run.steps)
+    areas = run.similarity.areas
+    assert f"{areas.student_on_pairs.means['centred']:.3f}, the teacher's {areas.teacher.means['centred']:.3f}" in page
 
 
 def test_the_page_says_whose_weights_the_teacher_has(run, page):
