@@ -37,7 +37,7 @@ TEACHER = "dinov2_vits14"
 LEARNT_SIZE, DRAWN_SIZE = (224, 448), (448, 896)
 SEED = 0
 WIDTH_PX, TITLE_PX, DPI, COLOURS = 1600, 36, 106, 160
-POINT_M, POINT_PX = 0.12, (3.0, 8.0)  # how wide a point is, and its bounds in the picture
+POINT_M, POINT_PX = 0.12, (3.0, 10.0)  # how wide a point is, and its bounds in the picture
 FADED = 0.4  # what is left of the image's contrast below the points
 
 
@@ -117,8 +117,8 @@ def draw(street: Street, picture: Path) -> None:
     query, vector = chosen_query(in_view, dataset.class_names, None, None)
     similar = similarity_colours(scan.similarity_to(vector, centre=True))[rows]
     columns = {
-        "a teacher's features of an image: DINOv2": softened(pca_colours(targets)),
-        "a student's, from points alone": softened(pca_colours(answers, like=targets)),
+        "a teacher's features of an image (DINOv2)": softened(pca_colours(targets)),
+        "its student's, from points alone": softened(pca_colours(as_spread(answers, targets), like=targets)),
         "the student's similarity to the ringed point": similar,
     }
     image = read_image(dataset.root, view)
@@ -143,6 +143,17 @@ def draw(street: Street, picture: Path) -> None:
     with Image.open(picture) as drawn:
         drawn.convert("RGB").quantize(COLOURS).save(picture, optimize=True)
     print(f"{picture}: {picture.stat().st_size / 1e3:.0f} kB, {frame.token} in {view.camera}, {query.text}")
+
+
+def as_spread(features: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Features (N, D) on the three leading components of others (M, D), with the others' mean and deviation on each.
+
+    A student that was trained so shortly answers far nearer to its mean than its teacher does, and to another mean.
+    """
+    mean = like.mean(axis=0)
+    axes = np.linalg.svd(like - mean, full_matrices=False)[2][:3]
+    theirs, ours = (like - mean) @ axes.T, (features - features.mean(axis=0)) @ axes.T
+    return mean + (ours * (theirs.std(axis=0) / ours.std(axis=0))) @ axes
 
 
 def stored_view(street: Street, frame: Frame, scan: ScanFeatures) -> tuple[StoredView, np.ndarray]:
