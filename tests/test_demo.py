@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 from dataclasses import replace
@@ -75,7 +76,8 @@ def test_the_page_has_a_section_for_each_stage(page, run):
         assert f"<td>{name.replace('_', '_<wbr>')}</td>" in page
     assert page.count("<code><span>scalr</span> <span>") == len(run.steps)
     areas = run.similarity.areas
-    assert f"{areas.student_on_pairs.means['centred']:.3f}, the teacher's {areas.teacher.means['centred']:.3f}" in page
+    student, teacher = (each.means["centred"] for each in (areas.student_on_pairs, areas.teacher))
+    assert f"{student:.3f}, the teacher's {teacher:.3f}" in html.unescape(page)
 
 
 def test_the_page_says_whose_weights_the_teacher_has(run, page):
