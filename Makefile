@@ -63,9 +63,9 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The picture of README.md: half an hour.
+# The picture of README.md, of a real street where DATA has PandaSet and SemanticKITTI: a quarter of an hour; else of a simulated one.
 picture: install
-	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/readme_picture.py study/picture "$$weights" docs/features.png
+	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/readme_picture.py study "$$weights" docs/features.png $(if $(wildcard $(DATA)/pandaset),--data $(DATA))
 
 # The comparisons of docs/distill.md: of losses, teachers, lidars and widths, a good hour on two cores, and of losses with a real
 # teacher, forty minutes; and of augmentations, of docs/evaluate.md, ten minutes.

@@ -128,7 +128,15 @@ def _components(run: DemoRun) -> report.Section:
 
 
 def _similarity(run: DemoRun) -> report.Section:
-    error = run.similarity.page_error.centred
+    error, areas = run.similarity.page_error.centred, run.similarity.areas
+    assert areas is not None, "the simulated world has labels"
+    assert areas.student_on_pairs is not None, "the store of the scene is given"
+    assert areas.teacher is not None, "the same"
+    ranks = (
+        " How well features rank a class above the rest, as the area under the ROC curve, mean of classes, where 0.5"
+        f" is chance: the student's {areas.student_on_pairs.means['centred']:.3f}, the teacher's"
+        f" {areas.teacher.means['centred']:.3f}, on the same points of {len(areas.frames)} frames."
+    )
     caption = (
         f"{run.similarity.num_points:,} points of {run.similarity.frame}, at first compared with"
         f" {run.similarity.query.text}. Off by {error.maximum:.1g} at most: the page keeps small features."
@@ -136,7 +144,7 @@ def _similarity(run: DemoRun) -> report.Section:
     return report.Section(
         "What is like what",
         "Click a point: all others take the colour of their similarity to it. Drag turns, the wheel or a pinch zooms.",
-        report.page_within(run.similarity.page, caption),
+        report.page_within(run.similarity.page, caption + ranks),
     )
 
 
@@ -154,19 +162,22 @@ def _store(run: DemoRun) -> report.Section:
     store, estimate, pairs = run.store, run.encodings, sum(run.store.pairs.values())
     written = store.teachers[run.teacher]
 
-    def row(name: str, num_bytes: int, cosine: str) -> tuple[str, ...]:
-        return name, readable_bytes(num_bytes), f"{num_bytes / pairs:.1f}", cosine
+    def row(name: str, num_bytes: int, *cosines: float) -> tuple[str, ...]:
+        known = [f"{cosine:.6f}" for cosine in cosines] or ["", ""]
+        return name, readable_bytes(num_bytes), f"{num_bytes / pairs:.1f}", *known
 
-    rows = [row("scans and pairs, as written", store.scans.bytes, "")]
+    rows = [row("scans and pairs, as written", store.scans.bytes)]
     for each in estimate.encodings:
         name = f"{each.encoding.layout} {each.encoding.dtype}"
         if each.encoding == estimate.chosen:
-            rows.append(row(f"targets as {name}, as written", written.bytes, f"{written.mean_cosine:.6f}"))
+            cosines = written.mean_cosine, written.mean_cosine_centred
+            rows.append(row(f"targets as {name}, as written", written.bytes, *cosines))
         else:
-            rows.append(row(f"targets as {name}", each.bytes, f"{each.mean_cosine:.6f}"))
+            rows.append(row(f"targets as {name}", each.bytes, each.mean_cosine, each.mean_cosine_centred))
     return report.Section(
         "The store",
         f"{store.frames:,} frames, {store.views:,} views, {pairs:,} pairs; {readable_bytes(store.bytes)} in"
-        f" {store.files} files. The other encodings are estimated from {estimate.sampled_frames} frames, by --dry-run.",
-        report.table(("", "size", "bytes a pair", "cosine to exact"), rows),
+        f" {store.files} files. The other encodings are estimated from {estimate.sampled_frames} frames. Cosines are"
+        " those of stored and exact features, as they are and less their mean.",
+        report.table(("", "size", "bytes a pair", "cosine", "less the mean"), rows),
     )

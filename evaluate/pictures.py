@@ -150,14 +150,14 @@ def side_by_side(
     figure = Figure(figsize=(column_in * len(colours), column_in * sum(ratios) + 0.5), layout="constrained")
     axes = figure.subplots(2, len(colours), squeeze=False, height_ratios=ratios)
     faded = 255 - 0.45 * (255 - image.mean(axis=2, keepdims=True).repeat(3, axis=2))
-    size = np.clip(1.5e4 / len(rows), 2.2, 9)
+    size = np.clip(5e4 / len(rows), 4, 25)
     for (above, below), (title, pure) in zip(axes.T, colours.items(), strict=True):
         of_points = softened(pure)
         above.imshow(faded.astype(np.uint8))
         above.scatter(pixel[:, 1] + 0.5, pixel[:, 0] + 0.5, s=size, c=of_points[rows], linewidths=0)
         above.set(xlim=(0, width), ylim=(height, 0))
         above.set_axis_off()
-        above.set_title(title, fontsize=10, loc="left", parse_math=False)
+        above.set_title(title, fontsize=13, loc="left", parse_math=False)
         _draw_from_above(below, points, of_points, reach_of(points[rows]))
         below.set_axis_off()
     return figure

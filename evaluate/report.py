@@ -38,13 +38,15 @@ td, th { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px so
 td.value, th.value { text-align: right; } td.bars { width: 40%; min-width: 6rem; }
 td.bars i { display: block; height: .45rem; margin: 2px 0; border-radius: 2px; background: var(--bar); }
 td.bars i + i { background: var(--other); } code { font-size: .85em; overflow-wrap: anywhere; }
+code span { display: inline-block; }
 figure { margin: 0; } img { display: block; max-width: 100%; border-radius: 4px; }
 img.paper { background: #fff; padding: .5rem; }
 figcaption { color: var(--dim); font-size: .9rem; margin-top: .3rem; }
 iframe { width: 100%; height: min(75vh, 44rem); border: 1px solid var(--line); border-radius: 4px; }
 button { font: inherit; color: inherit; background: none; border: 1px solid var(--line); border-radius: 6px;
   padding: .3rem .7rem; cursor: pointer; } button:hover { border-color: var(--bar); }
-@media (max-width: 40rem) { body { margin: 1rem auto; } td.bars { display: none; } iframe { height: 70vh; } }
+@media (max-width: 40rem) { body { margin: 1rem auto; } td.bars { display: none; } iframe { height: 70vh; }
+  td, th { padding-right: .5rem; font-size: .85rem; } }
 """
 
 
@@ -83,15 +85,16 @@ def write_report(path: Path, title: str, summary: str, numbers: Sequence[Number]
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, code: bool = False) -> str:
     """An HTML table: first column text, or code to be typed, the others right-aligned values."""
-    head, body = _row("th", header), "".join(_row("td", row, "code" if code else "span") for row in rows)
+    head, body = _row("th", header), "".join(_row("td", row, code=code) for row in rows)
     return f'<div class="scroll"><table>{head}{body}</table></div>'
 
 
 def class_table(class_names: Sequence[str], points: Sequence[int], iou: Sequence[float], other: Sequence[float]) -> str:
     """IoU by class of a student (first bar) beside another's (second bar); '–' where a class is absent."""
     rows = "".join(
-        f'<tr><td>{html.escape(name)}</td><td class="value">{count:,}</td><td class="value">{percent(ours)}</td>'
-        f'<td class="value">{percent(theirs)}</td><td class="bars">{_bar(ours)}{_bar(theirs)}</td></tr>'
+        f'<tr><td>{html.escape(name).replace("_", "_<wbr>")}</td><td class="value">{count:,}</td>'
+        f'<td class="value">{percent(ours)}</td><td class="value">{percent(theirs)}</td>'
+        f'<td class="bars">{_bar(ours)}{_bar(theirs)}</td></tr>'
         for name, count, ours, theirs in zip(class_names, points, iou, other, strict=True)
     )
     head = (
@@ -170,10 +173,12 @@ def _data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _row(cell: str, values: Sequence[str], first_as: str = "span") -> str:
+def _row(cell: str, values: Sequence[str], *, code: bool = False) -> str:
     first, *rest = (html.escape(value) for value in values)
     others = "".join(f'<{cell} class="value">{value}</{cell}>' for value in rest)
-    return f"<tr><{cell}><{first_as}>{first}</{first_as}></{cell}>{others}</tr>"
+    words = "".join(f"<span>{word}</span> " for word in first.split(" ")).rstrip()  # no line ends within an option
+    named = f"<code>{words}</code>" if code else f"<span>{first}</span>"
+    return f"<tr><{cell}>{named}</{cell}>{others}</tr>"
 
 
 def _bar(value: float) -> str:

@@ -311,7 +311,7 @@ def _pca_png(
     view = next(view for view in frame.views if view.camera == stored.camera)
     colours = {
         f"teacher: {stored.teacher}": of_teacher,
-        f"student: {config.student.name}, {how}": of_student[scan.nearest],
+        f"student: {config.student.name},\n{how}": of_student[scan.nearest],
     }
     rows = stored.rows[-len(stored.pixel) :]
     return as_png(side_by_side(read_image(dataset.root, view), stored.pixel, rows, scan.points, colours))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 from dataclasses import replace
@@ -72,7 +73,11 @@ def test_the_page_has_a_section_for_each_stage(page, run):
     for encoding in ("point float16", "point int8", "patch float16", "patch int8"):
         assert f"targets as {encoding}" in page
     for name in run.distilled.class_names:
-        assert f"<span>{name}</span>" in page or f"<td>{name}</td>" in page
+        assert f"<td>{name.replace('_', '_<wbr>')}</td>" in page
+    assert page.count("<code><span>scalr</span> <span>") == len(run.steps)
+    areas = run.similarity.areas
+    student, teacher = (each.means["centred"] for each in (areas.student_on_pairs, areas.teacher))
+    assert f"{student:.3f}, the teacher's {teacher:.3f}" in html.unescape(page)
 
 
 def test_the_page_says_whose_weights_the_teacher_has(run, page):
