@@ -63,7 +63,7 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The picture of README.md, of a real street where DATA has PandaSet and SemanticKITTI: a quarter of an hour; else of a simulated one.
+# The picture of README.md, of a real street where DATA has PandaSet and SemanticKITTI: a quarter of an hour; else of a simulated one: half an hour.
 picture: install
 	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/readme_picture.py study "$$weights" docs/features.png $(if $(wildcard $(DATA)/pandaset),--data $(DATA))
 
