@@ -83,6 +83,12 @@ class Standardisation(nn.Module):
         made = cls(StandardisationConfig(kind=kind, dims=dims, weights=tuple(weights)))
         made.mean.copy_(torch.from_numpy(np.concatenate([each.mean for each in statistics.values()])))
         for number, (teacher, each) in enumerate(statistics.items()):
+            if each.count == 0:
+                raise StudentError(
+                    f"the store's statistics of {teacher} are of no vectors: its sample of frames saw no point",
+                    where=where,
+                    fix="Run the same 'scalr extract' again once these frames can be used: it measures them anew.",
+                )
             length = math.sqrt(max(0.0, float(np.trace(each.covariance))))
             if length <= ROUNDING * np.linalg.norm(each.mean):
                 raise StudentError(

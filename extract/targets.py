@@ -17,6 +17,7 @@ from .encoding import Encoding
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 INT8_MAX = 127
+LARGEST = 1e18  # of a feature: squares of such, and sums of them, are finite in float32
 
 
 class Footprint(NamedTuple):
@@ -246,7 +247,7 @@ def _to_float16(vectors: torch.Tensor) -> torch.Tensor:
         raise StoreError(
             f"a target holds {largest:g}, which float16 cannot store",
             where="teacher features",
-            fix="Use --dtype int8, whose scale holds any magnitude, or check the teacher's weights.",
+            fix="Use --dtype int8, whose scales hold larger ones, or check the teacher's weights.",
         )
     return vectors.to(torch.float16)
 
@@ -272,12 +273,27 @@ def _from_int8(
     return torch.addcmul(offset, even, channel_scale).masked_fill_((scale == 0)[:, None], 0)
 
 
+def can_be_stored(vectors: torch.Tensor) -> bool:
+    """Whether all values are finite, and none is larger than LARGEST."""
+    return _magnitude(vectors) <= LARGEST
+
+
 def _largest(vectors: torch.Tensor) -> float:
-    largest = vectors.abs().max().item() if vectors.numel() else 0.0
+    largest = _magnitude(vectors)
     if not largest < float("inf"):  # also true for NaN
         raise StoreError(
             f"a target is not finite ({largest})",
             where="teacher features",
             fix="Check the teacher's weights, or run it with --precision float32.",
         )
+    if largest > LARGEST:
+        raise StoreError(
+            f"a target holds {largest:g}, and features of more than {LARGEST:g} cannot be stored",
+            where="teacher features",
+            fix="Check the teacher's weights.",
+        )
     return largest
+
+
+def _magnitude(vectors: torch.Tensor) -> float:
+    return vectors.abs().max().item() if vectors.numel() else 0.0

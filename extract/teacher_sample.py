@@ -18,7 +18,7 @@ from .plan import spread
 from .preparation import PreparedFrame, PreparedView, Selection, prepare_frame
 from .statistics import TeacherStatistics
 from .store import SCANS, FeatureStore, Source
-from .targets import patch_vectors
+from .targets import can_be_stored, patch_vectors
 from .teachers.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def sample_statistics(
 ) -> dict[str, TeacherStatistics]:
     """Each teacher's statistics of the patch vectors, each once, that pairs of sampled views read.
 
-    Views whose vectors are not all finite do not count: whoever extracts them says what is wrong.
+    Views with vectors that cannot be stored do not count: whoever extracts them says what is wrong.
 
     Args:
         dataset: whose split is sampled.
@@ -151,10 +151,10 @@ def _add(sums: VectorSums, teacher: Teacher, position: int, views: list[Prepared
 def add_views(
     sums: VectorSums, teacher: Teacher, patch_maps: Iterable[torch.Tensor], views: Iterable[PreparedView]
 ) -> None:
-    """Count what the pairs of some views read of their patch maps, unless a value is not finite."""
+    """Count what the pairs of some views read of their patch maps, unless a value cannot be stored."""
     for patch_map, view in zip(patch_maps, views, strict=True):
         vectors = patch_vectors(patch_map, teacher_footprint(teacher, view.pixel, view.image_shape))
-        if vectors.isfinite().all():
+        if can_be_stored(vectors):
             sums.add(vectors)
 
 

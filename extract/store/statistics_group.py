@@ -21,6 +21,7 @@ from ...errors import DamagedError, UnreadableError
 from ..statistics import TeacherStatistics
 from . import format as fmt
 from .arrays import ArrayWriter, open_array
+from .files import readable
 
 STATISTICS = "statistics"  # the folder in a teacher's
 ARRAYS = ("mean", "covariance", "mean_unit")
@@ -81,7 +82,8 @@ def read_summary(group: Path, teacher: Mapping, source: Mapping) -> dict:
 
 def _read_array(group: Path, name: str, digest: str | None) -> np.ndarray:
     try:
-        values = open_array(group / name)[...]
+        with readable(group / name):
+            values = open_array(group / name)[...]
     except UnreadableError:
         raise
     except Exception as error:  # whatever zarr and its codecs make of damaged files

@@ -205,6 +205,20 @@ def test_what_is_not_finite_is_refused(encoding, value):
 
 
 @by_name
+def test_what_no_statistics_could_hold_is_refused(encoding):
+    """Squares of features are summed in float32's range; below that, int8 keeps any magnitude."""
+    patch_map, reads = a_view()
+    patch_map *= 1e17 / patch_map.abs().max()
+    if encoding.dtype == "int8":
+        assert encode(patch_map, reads, encoding, plain(64)).cosine.min() > 0.999
+    patch_map[8] = 1.1e18
+    with pytest.raises(
+        StoreError, match=r"a target holds 1\.1e\+18, and features of more than 1e\+18 cannot be stored"
+    ):
+        encode(patch_map, reads, encoding, plain(64))
+
+
+@by_name
 def test_no_pairs_and_zero_vectors_are_no_error(encoding):
     patch_map, reads = a_view(num_pairs=0)
     targets = decoded(encoding, patch_map, reads)

@@ -138,7 +138,8 @@ def test_a_folder_that_only_holds_litter_becomes_a_store(tmp_path, name):
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOTCONN])
 @pytest.mark.parametrize("name", ["blocks/000001/targets/t/vectors/c/0/0", "blocks/000001/points/zarr.json",
                                   "index/scans/000001.parquet", "blocks/000000/index.parquet", "blocks/000001",
-                                  "teachers/t/zarr.json"])  # fmt: skip
+                                  "teachers/t/zarr.json", "teachers/t/statistics/000/zarr.json",
+                                  "teachers/t/statistics/000/covariance/c/0/0"])  # fmt: skip
 def test_what_cannot_be_read_now_is_no_damage(path, monkeypatch, name, code):
     before = files(path)
     with monkeypatch.context() as patch:
