@@ -212,9 +212,7 @@ def test_what_no_statistics_could_hold_is_refused(encoding):
     if encoding.dtype == "int8":
         assert encode(patch_map, reads, encoding, plain(64)).cosine.min() > 0.999
     patch_map[8] = 1.1e18
-    with pytest.raises(
-        StoreError, match=r"a target holds 1\.1e\+18, and features of more than 1e\+18 cannot be stored"
-    ):
+    with pytest.raises(StoreError, match=r"a target holds 1\.\d+e\+18, and features of more than"):
         encode(patch_map, reads, encoding, plain(64))
 
 
