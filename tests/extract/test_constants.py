@@ -25,7 +25,7 @@ NUMBERS = {
     },
     "scalr.extract.run": {"TRIED_FRAMES": 8},
     "scalr.extract.teacher_sample": {"SAMPLED_VIEWS": 64, "TRIED_FRAMES": 128},
-    "scalr.extract.targets": {"FLOAT16_MAX": 65504.0, "INT8_MAX": 127},
+    "scalr.extract.targets": {"FLOAT16_MAX": 65504.0, "INT8_MAX": 127, "LARGEST": 1e18},
     "scalr.extract.verification": {"MOST_STRAYS": 8},
     "scalr.extract.datasets.labels": {"IGNORE_LABEL": 255, "_UNKNOWN": 254},
     "scalr.extract.datasets.nuscenes_c": {"ADDED": (41, 42, 43)},
