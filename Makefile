@@ -52,7 +52,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/student.py $(if $(wildcard $(DATA)),--data $(DATA)) $(if $(PEER),--peer $(PEER))
 	test ! -d $(DATA) || { $(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/store_size.py $(DATA) --weights "$$weights"; }
 	test ! -d $(DATA) || $(BIN)/python tests/benchmarks/store_size.py $(DATA)
-	test ! -d $(DATA) || $(BIN)/python tests/benchmarks/encodings.py $(DATA)
+	test ! -d $(DATA) || { $(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/encodings.py $(DATA) "$$weights"; }
 	test ! -d $(DATA)/nuscenes || $(BIN)/python tests/benchmarks/nuscenes_size.py $(DATA)/nuscenes
 
 lint: install

@@ -147,7 +147,7 @@ def encode(patch_map: torch.Tensor, footprint: Footprint, encoding: Encoding, ch
         channels: (2, D) float32, see `TeacherStatistics.channels`.
 
     Raises:
-        StoreError: values that are not finite, or that float16 cannot hold.
+        StoreError: values that are not finite, larger than LARGEST, or that float16 cannot hold.
     """
     vectors = (sample_targets if encoding.layout == "point" else patch_vectors)(patch_map, footprint)
     offset, channel_scale = channels

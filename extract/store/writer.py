@@ -113,7 +113,7 @@ class StoreWriter:
                 self._scratch.discard(self.path / statistics_name(name, folder))
             write = partial(write_statistics, statistics=made, teacher=self.store.teachers[name])
             self._claim(statistics_name(name, folder), partial(write, source=source.attributes))
-        return {name: self.store.statistics(name, [source]) for name in teachers}
+        return {name: self.store.statistics(name, [source]) if name in lacking else before[name] for name in teachers}
 
     def lacks_statistics(self, teachers: Iterable[str], source: Source) -> bool:
         """Whether `statistics` would have to measure."""

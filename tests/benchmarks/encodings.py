@@ -1,8 +1,8 @@
 """What fewer bytes a vector cost a real teacher's features: bits, scales of channels, rotations, principal components.
 
-    python tests/benchmarks/encodings.py ../shared/data [--image-size 448x896]
+    python tests/benchmarks/encodings.py ../shared/data WEIGHTS [--image-size 448x896]
 
-The teacher is a real DINOv2 ViT-S/14 (tests/real_teacher.py), the frames are real. Each way is tried on the patch
+WEIGHTS are DINOv2 ViT-S/14's (tests/real_teacher.py), the frames are real. Each way is tried on the patch
 vectors that some pair reads, with statistics of those vectors. `centred` is the cosine of what is left of the kept and
 the exact vectors once the mean is taken away: what tells points apart.
 """
@@ -10,21 +10,18 @@ the exact vectors once the mean is taken away: what tells points apart.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from real_teacher import TEACHER, cache_folder, official_file
 from scalr.extract.datasets import open_dataset
 from scalr.extract.pipeline import teacher_footprint
 from scalr.extract.preparation import Selection, prepare_frame
 from scalr.extract.teachers.teacher import Teacher, load_teacher
 
+TEACHER = "dinov2_vits14"
 FRAMES = {  # dataset, folder, split, every so many-th frame
     "nuScenes": ("nuscenes", "nuscenes", "mini_train", 1),
     "SemanticKITTI": ("semantic_kitti", "semantickitti_11", "train", 4),
@@ -36,10 +33,11 @@ Way = Callable[[torch.Tensor], torch.Tensor]  # vectors (T, D) float32 -> the sa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
+    parser.add_argument("weights")
     parser.add_argument("--image-size", default="224x448")
     arguments = parser.parse_args()
     height, width = map(int, arguments.image_size.split("x"))
-    teacher = load_teacher(TEACHER, image_size=(height, width), weights=str(official_file(cache_folder())))
+    teacher = load_teacher(TEACHER, image_size=(height, width), weights=arguments.weights)
     print(f"\n{TEACHER} at {height}x{width}\n")
     print("| lidar | kept as | bytes/vector | mean cosine | worst | centred mean | centred worst |")
     print("|---" * 7 + "|")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from real_study import STUDENTS, make_store, streets
+from real_study import IMAGE_SIZE, STUDENTS, TEACHER, make_store, streets
 from studies import distil, extract, synth
 
 from scalr.distill.checkpoint import load_student
@@ -33,8 +33,7 @@ from scalr.extract.datasets.frame import Frame
 from scalr.extract.datasets.labels import IGNORE_LABEL
 from scalr.extract.store import StoredView, open_store
 
-TEACHER = "dinov2_vits14"
-LEARNT_SIZE, DRAWN_SIZE = (224, 448), (448, 896)
+DRAWN_SIZE = (448, 896)  # of the teacher that is shown; the student learnt at IMAGE_SIZE
 SEED = 0
 WIDTH_PX, TITLE_PX, DPI, COLOURS = 1600, 36, 106, 160
 POINT_M, POINT_PX = 0.12, (3.0, 10.0)  # how wide a point is, and its bounds in the picture
@@ -84,7 +83,7 @@ def real_street(folder: Path, weights: Path, data: Path) -> Street:
     make_store(weights, kitti, "train")
     roots = {number: folder / f"pandaset-{number}" for number in ("00", "01")}
     stores = {number: folder / f"pandaset-{number}.zarr" for number in roots}
-    for (number, root), size in zip(roots.items(), (LEARNT_SIZE, DRAWN_SIZE), strict=True):
+    for (number, root), size in zip(roots.items(), (IMAGE_SIZE, DRAWN_SIZE), strict=True):
         link_frame(data / "pandaset", number, root)
         extract(stores[number], {TEACHER: weights}, size, "--dataset", "pandaset_64", "--root", root)
     student = run / "student.safetensors"
