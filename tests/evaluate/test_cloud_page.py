@@ -480,6 +480,7 @@ def test_it_fits_the_screen_and_its_scheme(shown, size, scheme):
     assert (ink < 60 and paper > 240) if scheme == "light" else (ink > 200 and paper < 40)
 
 
+@pytest.mark.slow
 def test_120_000_points_answer_a_click(shown, record_property):
     cloud = a_cloud(120_000, points_per_voxel=2)
     page, _ = shown(cloud)
