@@ -121,12 +121,12 @@ def show(report: Report, as_json: bool) -> None:
     ),
     click.option("--image-size", type=ImageSize(), help="Of the teacher's input.  [default: 224x448]"),
     click.option(
-        "--feature", help="x_prenorm, x_norm, maskclip, or layers: x_prenorm:5,11.  [default: the teacher's own]"
+        "--feature", help="Of a ViT: x_prenorm, x_norm, maskclip, layers: x_prenorm:5,11.  [default: the teacher's own]"
     ),
     click.option(
         "--pos-embed",
         type=click.Choice(["timm", "official"]),
-        help="How position embeddings are resized.  [default: timm; official for MaskCLIP]",
+        help="How a ViT's position embeddings are resized.  [default: timm; official for MaskCLIP]",
     ),
     precision_option,
     click.option("--batch-size", type=int, help="Images at once.  [default: measured, once per store]"),

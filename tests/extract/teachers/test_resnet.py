@@ -1,0 +1,150 @@
+"""The ResNet-50 of MoCo v2 against torchvision's, at both strides, from both layouts of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from scalr.errors import TeacherError
+from scalr.extract.teachers.teacher import Teacher, load_teacher
+from scalr.extract.teachers.timm_import import import_timm
+from small_teachers import targets_of
+
+State = dict[str, torch.Tensor]
+STRIDE_32, STRIDE_4 = "resnet50_moco_v2", "resnet50_moco_v2_stride4"
+DILATED = {STRIDE_32: None, STRIDE_4: [True, True, True]}  # `replace_stride_with_dilation` of torchvision
+IMAGE_SIZE = (64, 96)
+
+
+def published(encoder: State, **others: torch.Tensor) -> dict:
+    """As moco_v2_800ep_pretrain.pth.tar: a training's file with both encoders, their head of two layers, a queue."""
+    head = {f"fc.{layer}.{kind}": torch.zeros(2) for layer in (0, 2) for kind in ("weight", "bias")}
+    of_keys = {name: 2 * tensor for name, tensor in encoder.items() if name.startswith("layer1.0.")}
+    state = {f"module.encoder_q.{name}": tensor for name, tensor in (encoder | head | others).items()}
+    state |= {f"module.encoder_k.{name}": tensor for name, tensor in of_keys.items()}
+    state |= {"module.queue": torch.zeros(2, 8), "module.queue_ptr": torch.zeros(1, dtype=torch.int64)}
+    return {"epoch": 800, "arch": "resnet50", "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Callable[[str], nn.Module]:
+    """Call with a teacher's name for torchvision's network of its stride; all have one set of random weights."""
+    import_timm()  # which makes torchvision importable beside a CPU build of torch
+    from torchvision.models import resnet50
+
+    generator, state = torch.Generator().manual_seed(0), resnet50().state_dict()
+    for name, tensor in state.items():
+        if name.endswith("running_var") or "bn" in name:
+            tensor.copy_(1 + 0.3 * torch.rand(tensor.shape, generator=generator))  # counters too: whole numbers
+        elif tensor.ndim == 1:
+            tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+
+    def call(name: str) -> nn.Module:
+        with torch.device("meta"):
+            network = resnet50(replace_stride_with_dilation=DILATED[name])
+        network.load_state_dict(state, assign=True)
+        return network.eval().requires_grad_(False)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def encoder(theirs) -> State:
+    """Its weights without the classifier."""
+    return {name: tensor for name, tensor in theirs(STRIDE_32).state_dict().items() if not name.startswith("fc.")}
+
+
+@pytest.fixture(scope="module")
+def official(encoder, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("moco") / "moco_v2_800ep_pretrain.pth.tar"
+    torch.save(published(encoder), path)
+    return path
+
+
+def load(weights: Path | str, name: str = STRIDE_32, **options) -> Teacher:
+    return load_teacher(name, image_size=IMAGE_SIZE, weights=str(weights), **options)
+
+
+@pytest.mark.parametrize("name", DILATED)
+def test_the_map_is_torchvision_s(theirs, official, name):
+    """After the last ReLU, of images that share a batch, with the batch norms' running statistics."""
+    teacher, network = load(official, name), theirs(name)
+    images = torch.randn(2, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
+    stages = [network.conv1, network.bn1, network.relu, network.maxpool]
+    expected = nn.Sequential(*stages, network.layer1, network.layer2, network.layer3, network.layer4)(images)
+    found = teacher.patch_maps(images)
+    assert found.shape == (2, *(side // teacher.patch_size for side in IMAGE_SIZE), 2048)
+    assert 0.1 < (expected == 0).float().mean() < 0.9
+    torch.testing.assert_close(found.permute(0, 3, 1, 2), expected, atol=1e-5 * expected.max().item(), rtol=1e-5)
+    largest = max(256 * 16 * 24, 2048 * found[0, ..., 0].numel())  # of the first stage, or the last
+    assert teacher.live_tensors * found[0].numel() == 5 * largest
+    assert {each: getattr(teacher.provenance, each) for each in ("feature", "dim", "activation", "norm_eps")} == {
+        "feature": "layer4", "dim": 2048, "activation": "ReLU", "norm_eps": 1e-5
+    }  # fmt: skip
+
+
+def test_both_layouts_of_the_weights_are_one_teacher(official, encoder, tmp_path):
+    """Counters of batches, which a file may lack, do not tell them apart."""
+    save_file({name: each for name, each in encoder.items() if "num_batches" not in name}, tmp_path / "w.safetensors")
+    teachers = [load(official), load(tmp_path / "w.safetensors")]
+    assert teachers[0].provenance == teachers[1].provenance
+    assert torch.equal(*map(targets_of, teachers))
+
+
+def hollow(state: State) -> State:
+    """The same shapes, of one value each, which a file keeps once."""
+    return {name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer3.5.bn1.weight": None}, r"1 missing: layer3\.5\.bn1\.weight\)"),
+        ({"bn1.running_var": None}, r"1 missing: bn1\.running_var\)"),
+        ({"layer3.6.conv1.weight": torch.zeros(2)}, r"1 unexpected: layer3\.6\.conv1\.weight\)"),
+        (
+            {"layer4.0.conv2.weight": torch.zeros(512, 32, 3, 3)},
+            r"1 of another shape: layer4.* \(512, 32, 3, 3\), not",
+        ),
+        # A supervised training, as torchvision and timm publish it, or MoCo v1: all other names are the same.
+        ({"fc.weight": torch.zeros(1000, 2), "fc.bias": torch.zeros(1000)}, r"2 unexpected: fc\.weight, fc\.bias\)"),
+    ],
+)
+@pytest.mark.parametrize("layout", [published, dict])
+def test_weights_of_another_network_are_said(encoder, tmp_path, layout, changes, message):
+    state = {name: each for name, each in (hollow(encoder) | changes).items() if each is not None}
+    torch.save(layout(state), tmp_path / "w.pth")
+    with pytest.raises(TeacherError, match=rf"w\.pth: the weights do not fit resnet50 \({message}"):
+        load(tmp_path / "w.pth")
+
+
+def test_a_file_with_two_networks_is_refused(encoder, tmp_path):
+    torch.save({"model": hollow(encoder), "model_ema": hollow(encoder)}, tmp_path / "w.pth")
+    with pytest.raises(TeacherError, match=r"several models \(model\.conv1\.weight, model_ema\.conv1\.weight\)"):
+        load(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"feature": "x_norm"}, "--feature: resnet50_moco_v2 is a ResNet and has no feature 'x_norm'. Leave out"),
+        ({"feature": "layer4:1"}, "has no feature 'layer4:1'"),
+        ({"pos_embed": "timm"}, "--pos-embed: resnet50_moco_v2 is a ResNet and has no position embeddings. Leave out"),
+        ({"pos_embed": "official"}, "has no position embeddings"),
+        ({"weights": "hub"}, "^resnet50_moco_v2: its weights are not in timm's hub. Fetch https://dl.*ep_pretrain.pth.tar"),
+        ({"image_size": (64, 100)}, "no multiple of resnet50_moco_v2's patch size 32. Use .*: 64x96, 64x128"),
+    ],
+)  # fmt: skip
+def test_what_a_resnet_does_not_have_is_said(options, message):
+    with pytest.raises(TeacherError, match=message):
+        load_teacher(STRIDE_32, **({"weights": "random"} | options))
+
+
+def test_a_vit_has_no_last_map():
+    with pytest.raises(TeacherError, match="unknown feature 'layer4'"):
+        load_teacher("dinov2_vits14", weights="random", feature="layer4")
