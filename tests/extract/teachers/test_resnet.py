@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from scalr.errors import TeacherError
+from scalr.extract import recompute
 from scalr.extract.teachers.teacher import Teacher, load_teacher
 from scalr.extract.teachers.timm_import import import_timm
 from small_teachers import targets_of
@@ -70,13 +74,23 @@ def load(weights: Path | str, name: str = STRIDE_32, **options) -> Teacher:
     return load_teacher(name, image_size=IMAGE_SIZE, weights=str(weights), **options)
 
 
-@pytest.mark.parametrize("name", DILATED)
-def test_the_map_is_torchvision_s(theirs, official, name):
-    """After the last ReLU, of images that share a batch, with the batch norms' running statistics."""
-    teacher, network = load(official, name), theirs(name)
-    images = torch.randn(2, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
+def last_map(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """(B, 2048, h, w), of torchvision's network."""
     stages = [network.conv1, network.bn1, network.relu, network.maxpool]
-    expected = nn.Sequential(*stages, network.layer1, network.layer2, network.layer3, network.layer4)(images)
+    return nn.Sequential(*stages, network.layer1, network.layer2, network.layer3, network.layer4)(images)
+
+
+@pytest.fixture(scope="module")
+def teachers(official) -> dict[str, Teacher]:
+    return {name: load(official, name) for name in DILATED}
+
+
+@pytest.mark.parametrize("name", DILATED)
+def test_the_map_is_torchvision_s(theirs, teachers, name):
+    """After the last ReLU, of images that share a batch, with the batch norms' running statistics."""
+    teacher = teachers[name]
+    images = torch.randn(2, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
+    expected = last_map(theirs(name), images)
     found = teacher.patch_maps(images)
     assert found.shape == (2, *(side // teacher.patch_size for side in IMAGE_SIZE), 2048)
     assert 0.1 < (expected == 0).float().mean() < 0.9
@@ -88,12 +102,36 @@ def test_the_map_is_torchvision_s(theirs, official, name):
     }  # fmt: skip
 
 
-def test_both_layouts_of_the_weights_are_one_teacher(official, encoder, tmp_path):
+def test_both_layouts_of_the_weights_are_one_teacher(teachers, encoder, tmp_path):
     """Counters of batches, which a file may lack, do not tell them apart."""
     save_file({name: each for name, each in encoder.items() if "num_batches" not in name}, tmp_path / "w.safetensors")
-    teachers = [load(official), load(tmp_path / "w.safetensors")]
-    assert teachers[0].provenance == teachers[1].provenance
-    assert torch.equal(*map(targets_of, teachers))
+    other = load(tmp_path / "w.safetensors")
+    assert other.provenance == teachers[STRIDE_32].provenance
+    assert torch.equal(targets_of(other), targets_of(teachers[STRIDE_32]))
+
+
+def upsampled(network: nn.Module, teacher: Teacher, image: Path) -> torch.Tensor:
+    """(2048, h, w) at the teacher's image size, as PPKT and SLidR read theirs."""
+    pixels = teacher.preprocessing.apply(np.array(Image.open(image)))
+    return F.interpolate(last_map(network, pixels[None]), IMAGE_SIZE, mode="bilinear", align_corners=True)[0]
+
+
+def test_targets_in_a_store_are_those_of_torchvision_s_map(
+    theirs, teachers, official, extract_tiny, tiny_dataset, monkeypatch
+):
+    """And are recomputed from what the store records of the teacher."""
+    teacher = extract_tiny.teachers[STRIDE_32] = teachers[STRIDE_32]
+    store = extract_tiny(STRIDE_32, dtype="float16", batch_size=2)
+    view, record = store.read_view(2, STRIDE_32), store.views.slice(2, 1).to_pylist()[0]
+    rows, columns = (view.pixel.astype(int) * IMAGE_SIZE // (48, 64)).T
+    expected = upsampled(theirs(STRIDE_32), teacher, tiny_dataset.root / record["image"])[:, rows, columns].T
+    assert expected.std(dim=0).mean() > 0.01
+    cosine = F.cosine_similarity(torch.from_numpy(view.targets), expected, dim=1)
+    assert len(cosine) > 20
+    assert cosine.min() > 1 - 1e-6
+    monkeypatch.setattr(recompute, "open_dataset", lambda *_, **__: tiny_dataset)
+    (found,) = recompute.recompute_targets(store, 1, root=None, weights=(str(official),), device=torch.device("cpu"))
+    assert found.as_stored
 
 
 def hollow(state: State) -> State:
