@@ -22,8 +22,10 @@ from .pipeline import ViewEncoder, new_views, recorded_provenance, teacher_footp
 from .plan import BLOCK_BYTES, FRAMES_PER_BLOCK, plan_blocks
 from .preparation import OnError, PreparedFrame, PreparedView, Selection, prepare_or_skip
 from .statistics import TeacherStatistics
-from .store import create_store
+from .store import SCANS, create_store
 from .store.arrays import SHARD_BYTES
+from .store.files import files_below
+from .store.format import SUPERPIXEL, group_path
 from .store.inspect import StoreReport, inspect_store, readable_bytes
 from .teacher_sample import VectorSums, add_views
 from .teachers.batch_size import bytes_per_image
@@ -63,6 +65,7 @@ class Estimate:
     pairs: int
     scan_bytes: int
     scan_files: int
+    superpixel_bytes: int  # of these, the pairs' ids of segments; 0 without superpixels
     encodings: list[EncodingEstimate]
     chosen: Encoding
     free_bytes: int
@@ -79,19 +82,29 @@ class Estimate:
         lines = [
             f"{self.frames:,} frames, {self.views:,} views, about {self.pairs:,} pairs"
             f" (extrapolated from {self.sampled_frames} frames)",
-            f"scans and pairs: {readable_bytes(self.scan_bytes)} in {self.scan_files:,} files",
+            f"scans and pairs: {readable_bytes(self.scan_bytes)} in {self.scan_files:,} files"
+            + (
+                f", ids of superpixels: {readable_bytes(self.superpixel_bytes)} of these"
+                if self.superpixel_bytes
+                else ""
+            ),
             "",
             f"{'targets as':<18}{'size':>10}{'bytes/pair':>12}{'files':>10}"
             f"{'mean cosine':>14}{'worst':>10}{'less mean':>12}{'worst':>10}",
         ]
         for each in self.encodings:
             name = f"{each.encoding.layout} {each.encoding.dtype}"
-            lines.append(
-                f"{name:<18}{readable_bytes(each.bytes):>10}{each.bytes / max(1, self.pairs):>12.1f}{each.files:>10,}"
+            cosines = (
                 f"{each.mean_cosine:>14.6f}{each.worst_cosine:>10.6f}"
                 f"{each.mean_cosine_centred:>12.6f}{each.worst_cosine_centred:>10.6f}"
+            )
+            lines.append(
+                f"{name:<18}{readable_bytes(each.bytes):>10}{each.bytes / max(1, self.pairs):>12.1f}{each.files:>10,}"
+                + (cosines if each.encoding.of_pairs else f"{'-':>14}{'-':>10}{'-':>12}{'-':>10}")
                 + ("   as asked for" if each.encoding == self.chosen else "")
             )
+        if OF_SEGMENTS in [each.encoding for each in self.encodings]:
+            lines.append("each with the vectors of superpixels; 'segments' is those alone")
         lines += ["", f"free space at the target: {readable_bytes(self.free_bytes)}"]
         if self.bytes > self.free_bytes:
             lines.append(f"NOT ENOUGH: {readable_bytes(self.bytes)} are needed")
@@ -168,6 +181,7 @@ def estimate(
         views=sum(len(frame.views) for frame in dataset.frames),
         pairs=round(sum(report.pairs.values()) * scale),
         scan_bytes=round(report.scans.bytes * scale),
+        superpixel_bytes=round(_superpixel_bytes(report.path) * scale),
         scan_files=report.scans.files * num_blocks[chosen],
         encodings=[
             _encoding_estimate(encoding, measured[encoding][0], scale, num_blocks[encoding]) for encoding in encodings
@@ -325,6 +339,11 @@ def _encoding_estimate(encoding: Encoding, report: StoreReport, scale: float, nu
         mean_cosine_centred=float(np.mean([each.mean_cosine_centred for each in targets])),
         worst_cosine_centred=min(each.worst_cosine_centred for each in targets),
     )
+
+
+def _superpixel_bytes(store: Path) -> int:
+    """Of the pairs' ids in a store of one block."""
+    return sum(file.stat().st_size for file in files_below(group_path(store, SCANS, 0) / SUPERPIXEL))
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -152,7 +152,7 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
                 raise DatasetError(
                     f"a superpixel map of colours ({image.mode}), not of ids",
                     where=path,
-                    fix="Save it with one channel of 8 or 16 bits, or with a palette.",
+                    fix="Write it with one channel of 8 or 16 bits, or with a palette.",
                 )
             ids = np.array(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -170,7 +170,7 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
         raise DatasetError(
             f"the superpixel map has the id {ids.max()}, and ids go from 0 to {LARGEST_ID}",
             where=path,
-            fix="Number the segments of each image from 0.",
+            fix="Give the segments of each image ids from 0.",
         )
     return ids.astype(np.uint16)
 

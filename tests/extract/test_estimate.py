@@ -44,7 +44,7 @@ def test_times_are_in_the_unit_that_people_would_take(seconds, text):
 
 
 ESTIMATE = Estimate(
-    frames=28_130, views=168_780, pairs=1_000_000, scan_bytes=3_000, scan_files=12_345,
+    frames=28_130, views=168_780, pairs=1_000_000, scan_bytes=3_000, scan_files=12_345, superpixel_bytes=0,
     encodings=[EncodingEstimate(POINT, 2_500_000, 1_234, 0.9999994, 0.99995, 0.999999, 0.9987),
                EncodingEstimate(PATCH, 500_000, 56, 0.9998, 0.987, 0.9965, 0.95)],
     chosen=PATCH, free_bytes=503_000, memory_bytes=1_570_000_000, seconds=5_400, sampled_frames=4,
