@@ -34,6 +34,7 @@ class TeacherSpec:
         options: of timm's model, where it differs from timm's own.
         network: what kind of network it is.
         weights_url: of the file of its weights, where timm's model of that name has others.
+        only_segments: whether its maps are so large that nothing but vectors of superpixels is kept of them.
     """
 
     timm_name: str
@@ -49,6 +50,7 @@ class TeacherSpec:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     network: Literal["vit", "resnet"] = "vit"
     weights_url: str | None = None
+    only_segments: bool = False
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -132,8 +134,13 @@ TEACHERS = {
     **_dinov3("vith16plus", "huge_plus", 1280, 841),
     **_dinov3("vit7b16", "7b", 4096, 6716),
     "resnet50_moco_v2": _moco_v2(patch_size=32),
-    "resnet50_moco_v2_stride4": _moco_v2(patch_size=4),
+    "resnet50_moco_v2_stride4": _moco_v2(patch_size=4, only_segments=True),
 }  # fmt: skip
+
+
+def keeps_only_segments(name: str) -> bool:
+    """See `TeacherSpec.only_segments`."""
+    return name in TEACHERS and TEACHERS[name].only_segments
 
 
 def list_teachers() -> str:

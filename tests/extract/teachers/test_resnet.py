@@ -13,11 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from scalr.errors import TeacherError
+from scalr.errors import StoreError, TeacherError
 from scalr.extract import recompute
 from scalr.extract.teachers.teacher import Teacher, load_teacher
 from scalr.extract.teachers.timm_import import import_timm
 from small_teachers import targets_of
+from tiny import TinyDataset, extract_with
 
 State = dict[str, torch.Tensor]
 STRIDE_32, STRIDE_4 = "resnet50_moco_v2", "resnet50_moco_v2_stride4"
@@ -110,6 +111,13 @@ def test_both_layouts_of_the_weights_are_one_teacher(teachers, encoder, tmp_path
     assert torch.equal(targets_of(other), targets_of(teachers[STRIDE_32]))
 
 
+@pytest.fixture
+def one_frame(tmp_path) -> TinyDataset:
+    """Two views of 48 x 64 pixels."""
+    (tmp_path / "tiny").mkdir()
+    return TinyDataset(tmp_path / "tiny", num_frames=1)
+
+
 def upsampled(network: nn.Module, teacher: Teacher, image: Path) -> torch.Tensor:
     """(2048, h, w) at the teacher's image size, as PPKT and SLidR read theirs."""
     pixels = teacher.preprocessing.apply(np.array(Image.open(image)))
@@ -117,21 +125,57 @@ def upsampled(network: nn.Module, teacher: Teacher, image: Path) -> torch.Tensor
 
 
 def test_targets_in_a_store_are_those_of_torchvision_s_map(
-    theirs, teachers, official, extract_tiny, tiny_dataset, monkeypatch
+    theirs, teachers, official, one_frame, tmp_path, monkeypatch
 ):
     """And are recomputed from what the store records of the teacher."""
-    teacher = extract_tiny.teachers[STRIDE_32] = teachers[STRIDE_32]
-    store = extract_tiny(STRIDE_32, dtype="float16", batch_size=2)
-    view, record = store.read_view(2, STRIDE_32), store.views.slice(2, 1).to_pylist()[0]
+    options = {"teachers": (STRIDE_32,), "dtype": "float16", "batch_size": 2}
+    store = extract_with(one_frame, teachers, tmp_path / "s.zarr", **options)
+    view, image = store.read_view(1, STRIDE_32), one_frame.root / store.views["image"][1].as_py()
     rows, columns = (view.pixel.astype(int) * IMAGE_SIZE // (48, 64)).T
-    expected = upsampled(theirs(STRIDE_32), teacher, tiny_dataset.root / record["image"])[:, rows, columns].T
+    expected = upsampled(theirs(STRIDE_32), teachers[STRIDE_32], image)[:, rows, columns].T
     assert expected.std(dim=0).mean() > 0.01
-    cosine = F.cosine_similarity(torch.from_numpy(view.targets), expected, dim=1)
-    assert len(cosine) > 20
-    assert cosine.min() > 1 - 1e-6
-    monkeypatch.setattr(recompute, "open_dataset", lambda *_, **__: tiny_dataset)
+    assert len(expected) > 20
+    np.testing.assert_allclose(view.targets, expected, rtol=1e-3, atol=1e-4)  # of float16
+    monkeypatch.setattr(recompute, "open_dataset", lambda *_, **__: one_frame)
     (found,) = recompute.recompute_targets(store, 1, root=None, weights=(str(official),), device=torch.device("cpu"))
     assert found.as_stored
+
+
+def test_of_a_large_map_the_means_of_superpixels_are_stored(theirs, teachers, one_frame, tmp_path):
+    """As SLidR has them: of all pixels of a segment at the teacher's image size, each a unit vector."""
+    ids = np.arange(48)[:, None] // 20 * 10 + np.arange(64) // 17
+    for view in one_frame.frames[0].views:
+        Image.fromarray(ids.astype(np.uint8)).save(tmp_path / view.image)
+    options = {"teachers": (STRIDE_4,), "superpixels": str(tmp_path), "batch_size": 2}
+    store = extract_with(one_frame, teachers, tmp_path / "s.zarr", **options)
+    assert store.encoding(STRIDE_4).layout == "segments"
+    segments = store.read_segments(1, STRIDE_4)
+    image = one_frame.root / store.views["image"][1].as_py()
+    pixels = F.normalize(upsampled(theirs(STRIDE_4), teachers[STRIDE_4], image), dim=0)
+    larger = F.interpolate(torch.from_numpy(ids[None, None]).float(), IMAGE_SIZE, mode="nearest")[0, 0]
+    assert len(segments.id) > 6
+    expected = torch.stack([pixels[:, larger == each].mean(1) for each in segments.id.tolist()])
+    assert expected.std(dim=0).max() > 0.01
+    np.testing.assert_allclose(segments.mean, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"superpixels": "slic", "encoding": "point", "dtype": "float16"},
+        {"superpixels": "slic", "teachers": (STRIDE_32, STRIDE_4)},
+    ],
+)
+def test_targets_of_pairs_are_too_large_at_stride_4(teachers, one_frame, tmp_path, options):
+    """16 x 24 vectors of 2,048 channels and a scale an image, of two images; a segment has two in float16."""
+    message = (
+        "resnet50_moco_v2_stride4: its maps of 16x24 vectors are too large to be kept: up to 788 kB an image as"
+        r" --encoding patch, even in int8 \(1.58 MB for all 2 images\), or 2.05 kB a pair as point; .* 8.2 kB a segment"
+    )
+    with pytest.raises(StoreError, match=message):
+        extract_with(one_frame, teachers, tmp_path / "s.zarr", **{"teachers": (STRIDE_4,)} | options)
+    assert not (tmp_path / "s.zarr").exists()
 
 
 def hollow(state: State) -> State:
