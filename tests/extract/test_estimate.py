@@ -44,7 +44,7 @@ def test_times_are_in_the_unit_that_people_would_take(seconds, text):
 
 
 ESTIMATE = Estimate(
-    frames=28_130, views=168_780, pairs=1_000_000, scan_bytes=3_000, scan_files=12_345,
+    frames=28_130, views=168_780, pairs=1_000_000, scan_bytes=3_000, scan_files=12_345, superpixel_bytes=0,
     encodings=[EncodingEstimate(POINT, 2_500_000, 1_234, 0.9999994, 0.99995, 0.999999, 0.9987),
                EncodingEstimate(PATCH, 500_000, 56, 0.9998, 0.987, 0.9965, 0.95)],
     chosen=PATCH, free_bytes=503_000, memory_bytes=1_570_000_000, seconds=5_400, sampled_frames=4,
@@ -163,7 +163,11 @@ def test_time_is_that_of_preparing_and_of_the_chosen_encoding(measure, tmp_path,
 
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(module, "patch_maps_of", lambda *arguments: pass_time(10, maps(*arguments)))
-    monkeypatch.setattr(module, "write_sample", lambda *arguments: pass_time(seconds[arguments[-1]], write(*arguments)))
+    monkeypatch.setattr(
+        module,
+        "write_sample",
+        lambda *arguments, **options: pass_time(seconds[arguments[-1]], write(*arguments, **options)),
+    )
     for encoding in ENCODINGS[1:3]:
         found = measure(dataset, encoding=encoding.layout, dtype=encoding.dtype)
         assert found.seconds == pytest.approx(2 * (10 + seconds[encoding]))
