@@ -15,7 +15,7 @@ from ..extract.store import FeatureStore, Source, StoredView
 from ..extract.targets import EncodedTargets
 from ..settings import Count, Settings, Weight, at_least
 from .backbones.backbone import PackedBatch, PreparedScan, ScanInputs, VoxelPoint
-from .inputs import AugmentConfig, augment
+from .inputs import AugmentConfig, augment, training_input
 from .training import Batch
 
 MAX_DRAWS = 10  # of a frame, when a draw leaves no point
@@ -170,7 +170,7 @@ class DistillDataset(Dataset):
         pairs = [_pairs_of(view, drawn[inside]) for view in views]
         if not any(len(pair) for _, pair in pairs):
             return None
-        scan = self.inputs.prepare(cloud[inside], intensity)
+        scan = training_input(cloud[inside], intensity, self.inputs)
         point = scan.row[np.concatenate([point for point, _ in pairs])]
         return DistillSample(
             id=SampleId(self.number, tuple(rows)),
