@@ -101,9 +101,15 @@ def changed(official: Schedule, values: dict[str, float | None]) -> tuple[Schedu
     """The schedule with the values that are not None, and what differs from the official one, for the result card.
 
     Raises:
-        ScalrError: a learning rate below the one that the schedule ends with.
+        ScalrError: a learning rate below the one that the schedule ends with, or a warm-up in one that has none.
     """
     wanted = {name: value for name, value in values.items() if value is not None}
+    if official.decay == "cosine_epochs" and wanted.get("warmup_epochs"):
+        raise ScalrError(
+            f"{wanted['warmup_epochs']:g} epochs of warm-up, which the schedule slidr does not have",
+            where="--warmup-epochs",
+            fix="Leave out --warmup-epochs.",
+        )
     least = official.min_learning_rate
     if wanted.get("learning_rate", least) < least:
         raise ScalrError(
