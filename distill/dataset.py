@@ -22,6 +22,7 @@ from .inputs import (
     at_most,
     augment,
     inside_field_of_view,
+    outside_cuboid,
     pack,
     scan_input,
     voxel_representatives,
@@ -29,6 +30,7 @@ from .inputs import (
 from .training import Batch
 
 MAX_DRAWS = 10  # of a frame, when a draw leaves no point
+MIN_PAIRS = 1024  # that leaving out a cuboid leaves each view, as in the official SLidR code
 
 VoxelPoint = Literal["random", "first"]
 
@@ -183,6 +185,10 @@ class DistillDataset(Dataset):
         cloud = points[kept]
         cloud[:, :3] = augment(cloud[:, :3], rng, self.augmentation)
         inside = inside_field_of_view(cloud[:, :3], self.inputs)
+        if self.augmentation.drop_cuboid:
+            left = inside & outside_cuboid(cloud[:, :3], rng, self.augmentation.drop_cuboid)
+            if all(len(_pairs_of(view, kept[left])[0]) >= MIN_PAIRS for view in views):
+                inside = left
         if not inside.any():
             return None
         kept = kept[inside]

@@ -8,7 +8,7 @@ from datetime import timedelta
 from constants import numbers_in
 
 NUMBERS = {
-    "scalr.distill.dataset": {"MAX_DRAWS": 10},
+    "scalr.distill.dataset": {"MAX_DRAWS": 10, "MIN_PAIRS": 1024},
     "scalr.distill.export": {"MOST_POINTS": 1_000_000},
     "scalr.distill.inputs": {
         "CROP_EPS_M": 1e-4,

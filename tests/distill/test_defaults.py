@@ -72,11 +72,12 @@ def test_inputs_are_those_of_scalr():
 def test_augmentations_are_those_of_scalr():
     """Any angle about z; a flip of x or y twice in three times; a tenth larger or smaller."""
     expected = {"max_rotation_rad": math.pi, "flip_probability": 2 / 3, "max_scale_change": 0.1}
-    assert asdict(AugmentConfig()) == expected
+    assert asdict(AugmentConfig()) == {**expected, "flips": "one", "drop_cuboid": 0}
 
 
 @pytest.mark.parametrize(
-    ("name", "highest"), [("max_rotation_rad", math.pi), ("flip_probability", 1.0), ("max_scale_change", 0.99)]
+    ("name", "highest"),
+    [("max_rotation_rad", math.pi), ("flip_probability", 1.0), ("max_scale_change", 0.99), ("drop_cuboid", 1.0)],
 )
 def test_augmentations_have_bounds(name, highest):
     for value in (0, highest):
