@@ -14,6 +14,7 @@ from ..distill.interruption import Checkpoints
 from ..distill.training import Precision, TrainingConfig
 from ..distill.waffleiron import Student
 from ..extract.datasets.frame import Dataset
+from ..settings import PositiveAmount
 from .model import with_class_head
 from .origin import NEW_WEIGHTS
 from .schedules import Labels, LayerDecay, Schedule, finetuning
@@ -25,11 +26,12 @@ class FinetuneConfig(SupervisionConfig):
     """One finetuning; the fields are the options of `scalr evaluate finetune`."""
 
     verb: ClassVar[str] = "finetuning"
-    of_schedule: ClassVar[tuple[str, ...]] = (*SupervisionConfig.of_schedule, "layer_decay")
+    of_schedule: ClassVar[tuple[str, ...]] = (*SupervisionConfig.of_schedule, "layer_decay", "head_factor")
 
     labels: Labels = "100%"
     from_scratch: bool = False  # the student's architecture with new weights: the supervised baseline
     layer_decay: LayerDecay | None = None
+    head_factor: PositiveAmount | None = None
     precision: Precision = "float32"
     activation_checkpointing: bool = False
 
@@ -58,9 +60,7 @@ class FinetuneConfig(SupervisionConfig):
 
     @property
     def published_schedule(self) -> Schedule:
-        """Layer-wise decay keeps what was learnt before: new weights go without it."""
-        official = finetuning(self.schedule, self.dataset, self.labels)
-        return replace(official, layer_decay=1.0) if self.from_scratch else official
+        return finetuning(self.schedule, self.dataset, self.labels, from_scratch=self.from_scratch)
 
     def started_from(self) -> dict:
         return NEW_WEIGHTS if self.from_scratch else super().started_from()
@@ -72,7 +72,9 @@ class FinetuneConfig(SupervisionConfig):
                 student = Student(student.config, student.input_config)
         inputs = inputs_for(self.dataset, student.input_config, finetuning=True)
         schedule, _ = self.chosen_schedule()
-        model = with_class_head(student, num_classes, inputs, stochastic_depth=schedule.stochastic_depth)
+        model = with_class_head(
+            student, num_classes, inputs, head=schedule.head, seed=self.seed, **schedule.of_backbone
+        )
         model.waffleiron.activation_checkpointing = self.activation_checkpointing
         return model
 
@@ -87,12 +89,11 @@ class FinetuneConfig(SupervisionConfig):
         schedule, _ = self.chosen_schedule()
         return train_on_scans(
             SupervisedObjective(model, frozen=False),
-            dataset,
+            self.training_scans(dataset, model.input_config),
             replace(training, precision=self.precision),
             device,
             checkpoints,
-            self.augmentation,
-            layer_scale(schedule.layer_decay, model.config.depth),
+            layer_scale(schedule.layer_decay, model.config.depth, schedule.head_factor),
         )
 
 
@@ -101,16 +102,17 @@ def finetune(config: FinetuneConfig) -> SupervisedResult:
     return learn(config)
 
 
-def layer_scale(decay: float, depth: int) -> Callable[[str], float]:
+def layer_scale(decay: float, depth: int, head_factor: float = 1.0) -> Callable[[str], float]:
     """The share of the learning rate of each parameter of a SupervisedObjective, by its name (BEiT's rule).
 
-    The head has all of it, layer l of `depth` decay^(depth - l), counted from 0, and the embedding decay^(depth + 1).
+    The head has `head_factor` of it, layer l of `depth` decay^(depth - l), counted from 0, and the embedding
+    decay^(depth + 1).
     """
 
     def scale(name: str) -> float:
         layer = re.search(r"waffleiron\.(?:channel|spatial)_mix\.(\d+)\.", name)
         if layer:
             return decay ** (depth - int(layer[1]))
-        return decay ** (depth + 1) if ".embed." in name else 1.0
+        return decay ** (depth + 1) if ".embed." in name else head_factor
 
     return scale

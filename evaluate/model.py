@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+
+import torch
 
 from ..checkpoint_files import sha256_of_file, tensors_digest
 from ..distill.checkpoint import load_student, save_student, student_provenance
@@ -12,8 +14,9 @@ from ..distill.inputs import InputConfig
 from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets.frame import Dataset
-from .origin import origin_of, teacher_summary
+from .origin import CLASS_HEADS, origin_of, teacher_summary
 from .result import RECORD
+from .schedules import ClassHead
 
 MODEL = "model.safetensors"  # in the folder of a probing or finetuning
 HEAD = ("classif.", "standardisation.")  # what of a student's tensors is its head
@@ -37,11 +40,26 @@ class Model:
 
 
 def with_class_head(
-    student: Student, num_classes: int, inputs: InputConfig, *, stochastic_depth: float = 0.0
+    student: Student,
+    num_classes: int,
+    inputs: InputConfig,
+    *,
+    head: ClassHead = "probe",
+    seed: int = 0,
+    **of_backbone: float,
 ) -> Student:
-    """The student's backbone with a new head, whose linear layer is zero, as the official code finetunes it."""
-    config = replace(student.config, head="probe", out_channels=num_classes, stochastic_depth=stochastic_depth)
-    model = Student(config, inputs)
+    """The student's backbone with a new head: BatchNorm and a linear layer of zeros, or a linear layer alone.
+
+    Args:
+        seed: of the linear layer alone, which is drawn.
+        of_backbone: values of its configuration, where it has such, to take the place of the student's.
+    """
+    known = {field.name for field in fields(student.config)}
+    changes = {name: value for name, value in of_backbone.items() if name in known}
+    config = replace(student.config, head=head, out_channels=num_classes, **changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Student(config, inputs)
     backbone = {name: value for name, value in student.state_dict().items() if not name.startswith(HEAD)}
     model.load_state_dict(model.state_dict() | backbone)
     return model
@@ -63,7 +81,7 @@ def load_model(path: Path) -> Model:
         StudentError: missing or damaged file, or a student without a head for classes.
     """
     student, provenance = load_student(path), student_provenance(path)
-    if student.config.head != "probe":
+    if student.config.head not in CLASS_HEADS:
         raise StudentError(
             "a student without a head for classes",
             where=path,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 OF_NETWORK = ("depth", "width", "norm", "activation")  # what probing and finetuning leave as it is
+CLASS_HEADS = ("probe", "probe_linear")  # of models that tell classes: of ScaLR, and of SLidR
 OF_HEAD = ("head", "stochastic_depth")  # what they replace
 OF_TEACHER = ("model", "weights_sha256", "feature", "image_size", "pos_embed")  # which feature was learnt
 TRAININGS = {"probing": "probed", "finetuning": "finetuned"}  # on labels, by the key of a model file's provenance
@@ -25,7 +26,7 @@ def origin_of(network: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict
         provenance: of its file.
     """
     trainings, source = _unwound(provenance)
-    has_own_head = network["head"] != "probe"
+    has_own_head = network["head"] not in CLASS_HEADS
     origin = _pretraining(source) | {name: network[name] for name in OF_NETWORK + OF_HEAD * has_own_head}
     if trainings or has_own_head or source == NEW_WEIGHTS:
         origin["labels"] = trainings

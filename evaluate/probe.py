@@ -67,7 +67,11 @@ class ProbeConfig(SupervisionConfig):
         return [*super().departures(), *([FAST] if self.fast else [])]
 
     def new_model(self, student: Student, num_classes: int) -> Student:
-        return with_class_head(student, num_classes, inputs_for(self.dataset, student.input_config))
+        inputs = inputs_for(self.dataset, student.input_config)
+        schedule = self.published_schedule
+        return with_class_head(
+            student, num_classes, inputs, head=schedule.head, seed=self.seed, **schedule.of_backbone
+        )
 
     def fit(
         self,
@@ -79,7 +83,8 @@ class ProbeConfig(SupervisionConfig):
     ) -> list[float]:
         if not self.fast:
             objective = SupervisedObjective(model, frozen=True)
-            return train_on_scans(objective, dataset, training, device, checkpoints, self.augmentation)
+            scans = self.training_scans(dataset, model.input_config)
+            return train_on_scans(objective, scans, training, device, checkpoints)
         if num_processes() > 1:
             raise StudentError("fast probing is for one process", where="--fast", fix="Start it without torchrun.")
         return train_on_features(model, dataset, training, device, self.out)

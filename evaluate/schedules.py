@@ -13,6 +13,7 @@ from ..settings import Amount, Count, PositiveAmount, Settings, above, at_least,
 
 Published = Literal["scalr", "scalr_plus", "slidr"]
 Labels = Literal["100%", "10%", "1%"]  # share of the training set's labels
+ClassHead = Literal["probe", "probe_linear"]  # BatchNorm and a linear layer of zeros, or a linear layer alone
 LayerDecay = Annotated[float, above(0), up_to(1)]  # of the learning rate, from each layer to the one before
 
 
@@ -28,11 +29,17 @@ class Schedule(Settings, section="schedule"):
     batch_size: Count = 8
     optimiser: Literal["adamw", "sgd"] = "adamw"
     decay: Literal["cosine", "cosine_epochs"] = "cosine"  # of the learning rate: by step, or by epoch without a warm-up
-    head: Literal["probe", "probe_linear"] = "probe"  # BatchNorm and a linear layer of zeros, or a linear layer alone
+    head: ClassHead = "probe"
     head_factor: PositiveAmount = 1.0  # the learning rate of the head, over that of the last layer before it
     layer_decay: LayerDecay = 1.0
     stochastic_depth: Annotated[float, at_least(0), below(1)] = 0.0
     bn_momentum: Annotated[float, above(0), up_to(1)] | None = None  # of a backbone that has it; None: as it was
+
+    @property
+    def of_backbone(self) -> dict[str, float]:
+        """What of it is set in the backbone's configuration, where that has such."""
+        values = {"stochastic_depth": self.stochastic_depth, "bn_momentum": self.bn_momentum}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 # What all of SLidR's trainings on labels have in common.
