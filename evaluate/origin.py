@@ -101,11 +101,18 @@ def _pretraining(source: Mapping[str, Any]) -> dict[str, Any]:
         "teachers": sorted(teachers),
         "teacher's weights": _common(WEIGHTS.get(values.get("weights")) for values in teachers.values()),
         "image size": _common(sizes),
+        "image augmentation": "none",  # a store has the features of whole images
         "feature": _common(values.get("feature") for values in teachers.values()),
         "pos_embed": _common(values.get("pos_embed") for values in teachers.values()),
         "pretrained on": sorted(set_name(each["dataset"], each["split"], each["num_frames"]) for each in sets),
         "occlusion": _common(each.get("occlusion") for each in sets),
+        "superpixels": _common(_superpixels(each) for each in sets),
     }
+
+
+def _superpixels(source: Mapping[str, Any]) -> str:
+    """How those of a store's source were made."""
+    return (source.get("superpixels") or {}).get("method", "none")
 
 
 def set_name(dataset: str, split: str, frames: int | str) -> str:
