@@ -14,7 +14,7 @@ from ..settings import Settings, Weight, at_least, up_to
 from .dataset import DistillBatch
 from .losses import contrastive_loss, cosine_loss, similarity_loss, smooth_loss
 from .standardisation import Standardise
-from .waffleiron import Student
+from .student import Student
 
 Loss = Literal["similarity", "cosine", "smooth", "contrastive"]
 TargetHead = Literal["none", "linear"]

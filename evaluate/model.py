@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ..checkpoint_files import sha256_of_file, tensors_digest
+from ..distill.backbones.backbone import ScanInputs
 from ..distill.checkpoint import load_student, save_student, student_provenance
-from ..distill.inputs import InputConfig
-from ..distill.waffleiron import Student
+from ..distill.heads import Head
+from ..distill.student import Student
 from ..errors import StudentError
 from ..extract.datasets.frame import Dataset
-from .origin import CLASS_HEADS, origin_of, teacher_summary
+from .origin import origin_of, teacher_summary
 from .result import RECORD
-from .schedules import ClassHead
 
 MODEL = "model.safetensors"  # in the folder of a probing or finetuning
-HEAD = ("classif.", "standardisation.")  # what of a student's tensors is its head
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +33,7 @@ class Model:
     def on_card(self) -> dict:
         """What a result card says of it."""
         return {
-            "model": origin_of(asdict(self.student.config), self.provenance),
+            "model": origin_of(self.student.config, self.provenance),
             "provenance": {**self.provenance, "teachers": teacher_summary(self.provenance)},
         }
 
@@ -42,26 +41,30 @@ class Model:
 def with_class_head(
     student: Student,
     num_classes: int,
-    inputs: InputConfig,
+    inputs: ScanInputs,
     *,
-    head: ClassHead = "probe",
+    head: Head = "probe",
+    stochastic_depth: float = 0.0,
+    bn_momentum: float | None = None,
     seed: int = 0,
-    **of_backbone: float,
 ) -> Student:
-    """The student's backbone with a new head: BatchNorm and a linear layer of zeros, or a linear layer alone.
+    """The student's backbone with a new head.
 
     Args:
-        seed: of the linear layer alone, which is drawn.
-        of_backbone: values of its configuration, where it has such, to take the place of the student's.
+        student: with any head.
+        num_classes: outputs of the new one.
+        inputs: how scans become the backbone's input.
+        head: "probe", whose linear layer is zero, as ScaLR's code probes and finetunes; or "probe_linear", as SLidR's.
+        stochastic_depth: of a backbone that has it.
+        bn_momentum: likewise; None leaves it as it is.
+        seed: of a head that is drawn.
     """
-    known = {field.name for field in fields(student.config)}
-    changes = {name: value for name, value in of_backbone.items() if name in known}
-    config = replace(student.config, head=head, out_channels=num_classes, **changes)
+    config = replace(student.config, head=head, out_channels=num_classes)
+    config = config.with_own(stochastic_depth=stochastic_depth, bn_momentum=bn_momentum)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Student(config, inputs)
-    backbone = {name: value for name, value in student.state_dict().items() if not name.startswith(HEAD)}
-    model.load_state_dict(model.state_dict() | backbone)
+    model.backbone.load_state_dict(student.backbone.state_dict())
     return model
 
 
@@ -81,7 +84,7 @@ def load_model(path: Path) -> Model:
         StudentError: missing or damaged file, or a student without a head for classes.
     """
     student, provenance = load_student(path), student_provenance(path)
-    if student.config.head not in CLASS_HEADS:
+    if not student.config.tells_classes:
         raise StudentError(
             "a student without a head for classes",
             where=path,

@@ -82,7 +82,11 @@ BY_SCALR = {
 }
 # Losses, and what only they have.
 SIMILARITY = {"objective.loss": "similarity", "objective.target_head": "none"}
-IN_64_CHANNELS = {"objective.target_head": "linear", "objective.target_head_channels": 64, "objective.temperature": 0.07}
+IN_64_CHANNELS = {
+    "objective.target_head": "linear",
+    "objective.target_head_channels": 64,
+    "objective.temperature": 0.07,
+}
 PPKT = {**IN_64_CHANNELS, "objective.loss": "contrastive", "objective.contrastive_pairs": 4096}
 PPKT_WITHOUT_HEAD = {
     **{name: value for name, value in PPKT.items() if name != "objective.target_head_channels"},

@@ -35,12 +35,6 @@ class Schedule(Settings, section="schedule"):
     stochastic_depth: Annotated[float, at_least(0), below(1)] = 0.0
     bn_momentum: Annotated[float, above(0), up_to(1)] | None = None  # of a backbone that has it; None: as it was
 
-    @property
-    def of_backbone(self) -> dict[str, float]:
-        """What of it is set in the backbone's configuration, where that has such."""
-        values = {"stochastic_depth": self.stochastic_depth, "bn_momentum": self.bn_momentum}
-        return {name: value for name, value in values.items() if value is not None}
-
 
 # What all of SLidR's trainings on labels have in common.
 OF_SLIDR = {

@@ -12,14 +12,14 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from ..distill.backbones.backbone import ScanInputs
 from ..distill.checkpoint import load_student, student_provenance
-from ..distill.inputs import InputConfig
 from ..distill.interruption import Checkpoints, checkpoints_at
 from ..distill.processes import joined_processes, locked_by_first, process_index
 from ..distill.run_record import CONFIG, RunRecord, read_record, require_kind, run_record, write_record
 from ..distill.sampling import EpochLoader
+from ..distill.student import Student
 from ..distill.training import Observer, TrainingConfig, train
-from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
@@ -127,7 +127,7 @@ class SupervisionConfig(Settings, ABC):
     ) -> list[float]:
         """Train the model; the losses of the steps made now."""
 
-    def training_scans(self, dataset: Dataset, inputs: InputConfig) -> AugmentedScans:
+    def training_scans(self, dataset: Dataset, inputs: ScanInputs) -> AugmentedScans:
         """The labelled scans that are learnt from, as the schedule's code samples and moves them."""
         return AugmentedScans(dataset, inputs, self.seed, self.augmentation, self.schedule)
 
@@ -213,7 +213,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
         write_record(config.out, record)
     model = config.new_model(student, len(training_set.class_names)).to(device)
     provenance = {"student": file_identity(config.student), "distillation": config.started_from()}
-    origin = origin_of(asdict(student.config), provenance["distillation"])
+    origin = origin_of(student.config, provenance["distillation"])
     logger.info("%s %s on %d frames", config.verb, config.student, len(training_set.frames))
     training = training_config(schedule, workers=config.workers, seed=config.seed)
     losses = config.fit(model, training_set, training, device, checkpoints)

@@ -5,7 +5,6 @@ downstream code and configurations do.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -27,15 +26,13 @@ from scalr.distill.run_record import RunRecord
 from scalr.distill.sampling import EpochLoader
 from scalr.distill.student import Student
 from scalr.evaluate import supervision
-from scalr.evaluate.finetune import FinetuneConfig, finetune
+from scalr.evaluate.finetune import FinetuneConfig
 from scalr.evaluate.labelled_scans import AugmentedScans, LabelledCollate, draw_motions
-from scalr.evaluate.model import load_model
 from scalr.evaluate.probe import ProbeConfig, probe
 from scalr.evaluate.result import read_result
 from scalr.evaluate.score import ScoreConfig, score_model
 from scalr.evaluate.scoring import score
 from scalr.evaluate.supervision import SupervisionConfig
-from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
 from tiny import TinyDataset
 
@@ -203,7 +200,9 @@ def cylindrical(points: np.ndarray) -> Iterator[tuple[int, ...]]:
     """Voxels of 0.1 m, one degree and 0.1 m, in float32 as SLidR's code has them."""
     x, y, z = points[:, :3].astype(np.float32).T
     rho, phi = np.sqrt(x**2 + y**2), np.arctan2(y, x) * np.float32(180 / np.pi)
-    return zip(*(np.floor(values).astype(int) for values in (rho / np.float32(0.1), phi, z / np.float32(0.1))), strict=True)
+    return zip(
+        *(np.floor(values).astype(int) for values in (rho / np.float32(0.1), phi, z / np.float32(0.1))), strict=True
+    )
 
 
 def cubes(points: np.ndarray) -> Iterator[tuple[int, ...]]:
@@ -218,7 +217,9 @@ class Crowded(TinyDataset):
     def __init__(self, root: Path) -> None:
         super().__init__(root, 1, 3000)
         rng = np.random.default_rng(2)
-        self._points = {token: (points * [0.02, 0.02, 0.1, 1]).astype(np.float32) for token, points in self._points.items()}
+        self._points = {
+            token: (points * [0.02, 0.02, 0.1, 1]).astype(np.float32) for token, points in self._points.items()
+        }
         self.labels = rng.integers(0, 2, 3000).astype(np.uint8)
         self.labels[::7] = IGNORE_LABEL
 
@@ -227,7 +228,9 @@ class Crowded(TinyDataset):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "voxels_of"), [(MinkUNetInputs(), cylindrical), (WaffleIronInputs(), cubes)], ids=["minkunet", "waffleiron"]
+    ("inputs", "voxels_of"),
+    [(MinkUNetInputs(), cylindrical), (WaffleIronInputs(), cubes)],
+    ids=["minkunet", "waffleiron"],
 )
 def test_a_voxel_has_the_label_of_its_first_point(tmp_path, inputs: ScanInputs, voxels_of: Callable):
     """Also where that is an ignored one. MinkUNet's voxels are those of the moved scan, WaffleIron's of the raw one."""
