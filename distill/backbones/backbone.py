@@ -87,18 +87,18 @@ class ScanInputs(Settings, ABC, section="inputs"):
     def drawn(
         self, xyz: np.ndarray, seen: np.ndarray | None, rng: np.random.Generator, voxel_point: VoxelPoint = "random"
     ) -> np.ndarray:
-        """The points of a raw scan that a training sample is made of, before it is augmented; by default all.
+        """The points of a raw scan that a training sample is made of, before it is augmented; by default all of `seen`.
 
         Args:
             xyz: (N, 3) [m].
-            seen: (N,) bool, the points that have a target; None: all of them.
+            seen: (N,) bool, the only points to draw from; None: all.
             rng: of the sample.
             voxel_point: whether a random or the first point of a voxel stands for it, where voxels are drawn from.
 
         Returns:
             Rows, int64.
         """
-        return np.arange(len(xyz))
+        return np.arange(len(xyz)) if seen is None else np.flatnonzero(seen)
 
     def inside(self, xyz: np.ndarray) -> np.ndarray:
         """(N,) bool: which points (N, 3) [m] are in the field of view; by default all."""
