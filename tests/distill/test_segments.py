@@ -61,32 +61,21 @@ def samples_of(store, parts, **sampling):
     )
 
 
-def pairs_of(sample, store) -> list[tuple[float, ...]]:
-    """Of each pair what its segment's mean says: view, and segment."""
-    return [tuple(each) for each in sample.segments.mean[sample.segments.row].tolist()]
-
-
 @pytest.mark.parametrize("views", [1, "all"])
 def test_each_pair_has_the_segment_of_its_own_view(store, views):
-    dataset = samples_of(store, replace_part(ALL, directions=False), views_per_sample=views)
+    """Pairs are found again by the targets of the coordinate teacher, and segments by their means."""
+    dataset = samples_of(store, ALL._replace(directions=False), views_per_sample=views)
     for frame in range(3):
         sample = dataset[0, frame]
-        expected = []
+        segments_of = {}  # target -> what the means of the segments say that a pair of this target may be of
         for row in sample.id.rows:
-            # The coordinate teacher's targets are (row, column, 1) of a pixel, by which pairs are found again.
             view = store.store.read_view(row, "coordinates")
-            segment = {
-                tuple(t): (row + 1.0, float(s), 1.0)
-                for t, s in zip(view.targets.tolist(), segment_of(view.pixel), strict=True)
-            }
-            expected.append(segment)
-        for target, found in zip(sample.targets[0].decode().tolist(), pairs_of(sample, store), strict=True):
-            assert found in [each.get(tuple(target)) for each in expected]
+            for target, segment in zip(view.targets.tolist(), segment_of(view.pixel).tolist(), strict=True):
+                segments_of.setdefault(tuple(target), set()).add((row + 1, segment, 1))
+        means = sample.segments.mean[sample.segments.row].tolist()
+        for target, mean in zip(sample.targets[0].decode().tolist(), means, strict=True):
+            assert tuple(mean) in segments_of[tuple(target)]
         assert sample.num_pairs == len(sample.segments.row) == len(sample.targets[0])
-
-
-def replace_part(parts: TargetParts, **changes) -> TargetParts:
-    return parts._replace(**changes)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +84,7 @@ def replace_part(parts: TargetParts, **changes) -> TargetParts:
         (ROWS_ONLY, set()),
         (MEANS, {LOST}),
         (ALL, {LOST, WITHOUT_PATCH}),
-        (replace_part(ALL, means=False), {WITHOUT_PATCH}),
+        (ALL._replace(means=False), {WITHOUT_PATCH}),
     ],
 )
 def test_segments_that_the_store_does_not_know_are_left_out_with_their_pairs(store, parts, left_out):
@@ -116,21 +105,18 @@ def test_segments_that_the_store_does_not_know_are_left_out_with_their_pairs(sto
 
 
 def test_points_without_a_pair_stay_where_all_are_asked_for(store):
+    """Each pair has the target of its own point, which its intensity names."""
     seen, every = (samples_of(store, ROWS_ONLY, points=points)[0, 0] for points in ("seen", "all"))
     assert seen.point is None
     assert len(every.scan.features) > len(seen.scan.features)
     assert len(set(every.point.tolist())) == every.num_pairs < len(every.scan.features)
-    of_pairs = DistillCollate(INPUTS)([seen, every])
-    assert of_pairs.point.max() < of_pairs.num_points
     view = store.store.read_view(every.id.rows[0], "coordinates")
-    of_points = {
-        round(float(i), 3): tuple(t)
-        for i, t in zip(view.points[view.point_index, 3], view.targets.tolist(), strict=True)
-    }
-    intensities = every.scan.features[every.point, 0] * view.intensity.std + view.intensity.mean
-    for intensity, target in zip(intensities, every.targets[0].decode().tolist(), strict=True):
-        assert min(of_points, key=lambda known: abs(known - intensity)) in of_points
-        assert of_points[min(of_points, key=lambda known: abs(known - intensity))] == tuple(target)
+    normalised = (view.points[view.point_index, 3] - view.intensity.mean) / view.intensity.std
+    distance = np.abs(every.scan.features[every.point, 0][:, None] - normalised)
+    assert distance.min(axis=1).max() < 1e-5
+    np.testing.assert_array_equal(every.targets[0].decode(), view.targets[distance.argmin(axis=1)])
+    packed = DistillCollate(INPUTS)([seen, every])
+    assert packed.point.tolist() == [*range(seen.num_pairs), *(every.point + len(seen.scan.features)).tolist()]
 
 
 def test_a_batch_has_the_segments_of_its_samples_one_after_the_other(store):
