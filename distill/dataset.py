@@ -145,7 +145,10 @@ class DistillDataset(Dataset):
     ) -> None:
         self.store, self.teachers, self.seed, self.number = store, tuple(teachers), seed, number
         self.inputs, self.sampling, self.augmentation, self.parts = inputs, sampling, augmentation, parts
-        _require_parts(store, self.teachers, sources, parts)
+        for teacher in self.teachers if parts.pairs else ():
+            store.require_targets_of_pairs(teacher)
+        for source in (store.sources if sources is None else sources) if parts.segments else ():
+            store.require_superpixels(source)
         self.frames = _views_by_frame(store, self.teachers, sources)
 
     def __len__(self) -> int:
@@ -288,27 +291,6 @@ def _packed_points(samples: Sequence[DistillSample], inputs: PackedBatch) -> tor
     points = [np.arange(len(s.scan.features)) if s.point is None else s.point for s in samples]
     firsts = inputs.scan_offsets[:-1].tolist()
     return torch.from_numpy(np.concatenate([point + first for point, first in zip(points, firsts, strict=True)]))
-
-
-def _require_parts(
-    store: FeatureStore, teachers: Sequence[str], sources: Sequence[Source] | None, parts: TargetParts
-) -> None:
-    """Refuse a store that lacks what the loss is of."""
-    for teacher in teachers if parts.pairs else ():
-        if store.encoding(teacher).layout == "segments":
-            raise StoreError(
-                f"the store has means of segments alone of {teacher}, and this loss needs targets of pairs",
-                where=store.path,
-                fix="Use objective.loss slidr or st_slidr with objective.target_head none,"
-                " or extract with --encoding patch to another --out.",
-            )
-    for source in (store.sources if sources is None else sources) if parts.segments else ():
-        if store.superpixels(source) is None:
-            raise StoreError(
-                f"the store has no superpixels of {source.dataset} {source.split}, and this loss compares superpixels",
-                where=store.path,
-                fix="Run 'scalr extract --superpixels slic' with another --out, and name that store as --cache.",
-            )
 
 
 def _pairs_of(view: StoredView, kept: np.ndarray) -> Pairs:

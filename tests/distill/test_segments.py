@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from scalr.distill.inputs import AugmentConfig, InputConfig
 from scalr.distill.segments import PAIRS, TargetParts
 from scalr.distill.varying_targets import VaryingTargets
 from scalr.errors import StoreError
+from scalr.extract.store import Segments
 
 INPUTS = InputConfig(num_neighbours=4)
 MEANS = TargetParts(pairs=False, segments=True, means=True, directions=False)
@@ -30,19 +31,19 @@ class WithSuperpixels:
     def __getattr__(self, name: str):
         return getattr(self.store, name)
 
-    def superpixels(self, source):
-        return {"method": "grid"}
+    def require_superpixels(self, source):
+        pass
 
     def read_view(self, row: int, teacher: str | None = None):
         view = self.store.read_view(row, teacher)
-        return SimpleNamespace(**vars(view), superpixel=segment_of(view.pixel), targets=None)
+        return replace(view, superpixel=segment_of(view.pixel))
 
     def read_segments(self, row: int, teacher: str):
         ids = np.unique(segment_of(self.store.read_view(row).pixel))
         named = np.stack([np.full(len(ids), row + 1), ids, np.ones(len(ids))], axis=1).astype(np.float32)
         mean, direction = named.copy(), -named
         mean[ids == LOST] = direction[ids == WITHOUT_PATCH] = 0
-        return SimpleNamespace(id=ids, mean=mean, direction=direction)
+        return Segments(ids, np.ones(len(ids)), mean, direction)
 
 
 def segment_of(pixel: np.ndarray) -> np.ndarray:
@@ -159,7 +160,7 @@ def test_means_that_are_all_the_same_are_noticed(store, monkeypatch):
 
 
 def test_means_that_are_all_zero_are_said(store, monkeypatch):
-    nothing = SimpleNamespace(id=np.arange(6), mean=np.zeros((6, 3)), direction=np.zeros((6, 3)))
+    nothing = Segments(np.arange(6), np.zeros(6), np.zeros((6, 3)), np.zeros((6, 3)))
     monkeypatch.setattr(WithSuperpixels, "read_segments", lambda self, row, teacher: nothing)
     with pytest.raises(
         StoreError, match=r"LEFT \(view 0\), RIGHT \(view 1\): all targets of coordinates are zero"
@@ -169,20 +170,9 @@ def test_means_that_are_all_zero_are_said(store, monkeypatch):
 
 
 def test_a_store_without_superpixels_is_refused(extract_tiny):
+    store = extract_tiny()
     with pytest.raises(
-        StoreError,
-        match=r"s\.zarr: the store has no superpixels of nuscenes train, and this loss compares superpixels\."
-        r" Run 'scalr extract --superpixels slic' with another --out",
+        StoreError, match=r"s\.zarr: nuscenes train has no superpixels\. Run 'scalr extract --superpixels"
     ):
-        samples_of(extract_tiny(), MEANS)
-
-
-def test_a_store_of_segments_alone_has_no_targets_of_pairs(store, monkeypatch):
-    store.encoding = lambda teacher: SimpleNamespace(layout="segments")
-    samples_of(store, MEANS)
-    for parts in (PAIRS, ROWS_ONLY):
-        with pytest.raises(
-            StoreError,
-            match="the store has means of segments alone of coordinates, and this loss needs targets of pairs",
-        ):
-            samples_of(store, parts)
+        samples_of(store, MEANS)
+    samples_of(store, PAIRS)
