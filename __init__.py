@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what type checkers and editors see
     from .distill.checkpoint import load_student
-    from .distill.waffleiron import Student
+    from .distill.student import Student
     from .errors import ScalrError
     from .extract.store import FeatureStore, open_store
 
 _HOMES = {
     "FeatureStore": ".extract.store",
     "ScalrError": ".errors",
-    "Student": ".distill.waffleiron",
+    "Student": ".distill.student",
     "load_student": ".distill.checkpoint",
     "open_store": ".extract.store",
 }

@@ -11,6 +11,7 @@ import click
 
 from .cli_evaluate import evaluate
 from .cli_options import (
+    DEFAULT_RECIPE,
     ImageSize,
     PartOfN,
     Verbs,
@@ -26,6 +27,7 @@ from .cli_options import (
     out_option,
     path,
     precision_option,
+    recipe_names,
     recipe_option,
     resume_option,
     root_option,
@@ -354,7 +356,11 @@ def distill(
 @click.argument("target", type=path)
 @under(
     "Of official models",
-    recipe_option,
+    click.option(
+        "--recipe",
+        help="Recipe for backbone and inputs.  [default: the file's backbone and its own inputs]",
+        **completed(recipe_names),
+    ),
     set_option,
     click.option(
         "--activation",
@@ -362,16 +368,17 @@ def distill(
         help="[default: gelu with a 2-layer head, as in ScaLR+, else relu, where that is clear]",
     ),
 )
-def convert(source: Path, target: Path, recipe: str, overrides: tuple[str, ...], activation: str | None) -> None:
+def convert(source: Path, target: Path, recipe: str | None, overrides: tuple[str, ...], activation: str | None) -> None:
     """Turn an official checkpoint (.pth) into a student (.safetensors), or a student into that or an export (.pt2).
 
-    An official file does not say which inputs it reads: --recipe and --set do.
+    An official file does not say which inputs it reads: --recipe and --set do. The defaults are those of its backbone.
     """
     loading_torch()
     from .distill.convert import convert as run
     from .distill.recipe import load_recipe
 
-    click.echo(run(source, target, load_recipe(recipe, overrides).inputs, activation))
+    given = load_recipe(recipe or DEFAULT_RECIPE, overrides) if recipe or overrides else None
+    click.echo(run(source, target, given, activation))
 
 
 @main.command(epilog="scalr corrupt --root /data/nuscenes --out nuScenes-C")

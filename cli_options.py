@@ -224,8 +224,13 @@ dataset_option = click.option(
 student_option = click.option("--student", type=path, required=True, help="student.safetensors of a distillation.")
 model_option = click.option("--model", type=path, required=True, help="model.safetensors of a probing or finetuning.")
 classes_option = click.option("--classes", help="Of domain generalisation: semantic_kitti_10, semantic_poss_6.")
+DEFAULT_RECIPE = "scalr_wi256"
 recipe_option = click.option(
-    "--recipe", default="scalr_wi256", show_default=True, help="Bundled recipe or YAML file.", **completed(recipe_names)
+    "--recipe",
+    default=DEFAULT_RECIPE,
+    show_default=True,
+    help="Bundled recipe or YAML file.",
+    **completed(recipe_names),
 )
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, such as training.epochs=10; repeatable."

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from ..checkpoint_files import LISTED_KEYS, shortened, tensors_digest, written_aside
 from ..errors import StudentError
 from ..json_text import json_text
-from .inputs import InputConfig
+from .backbones import DEFAULT, backbone_class
 from .standardisation import Standardisation, StandardisationConfig
-from .waffleiron import Student, WaffleIronConfig
+from .student import Student
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,10 @@ def load_student(path: str | Path) -> Student:
     """
     header, tensors = _read(Path(path))
     try:
-        student = Student(
-            WaffleIronConfig(**json.loads(header["student"])),
-            InputConfig(**json.loads(header["inputs"])),
-            _standardisation(header),
-        )
+        config = {"backbone": DEFAULT, **json.loads(header["student"])}
+        backbone = backbone_class(config["backbone"], path)
+        inputs = backbone.Inputs(**json.loads(header["inputs"]))
+        student = Student(backbone.Config(**config), inputs, _standardisation(header))
         student.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StudentError(

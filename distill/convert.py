@@ -1,15 +1,14 @@
-"""Official checkpoints of ScaLR, ScaLR+ and WaffleIron to students, and students to official checkpoints.
+"""Official checkpoints to students, and students to official checkpoints.
 
-The official files (valeoai/ScaLR, valeoai/WaffleIron) have our names; what differs is their shapes, linear layers being
-1x1 convolutions there, the dictionary around them, and what trainings put before each name: "module." where several
-processes took part, "_orig_mod." after torch.compile, the model's own name in a larger module. They hold neither
-activation nor planes nor field of view: these come from the caller.
+Names, shapes and wrapping are a backbone's (`backbones.backbone.OfficialFiles`). What is common is what trainings put
+before each name: "module." where several processes took part, "_orig_mod." after torch.compile, the model's own name in
+a larger module. How scans become the input is in no such file: it comes from the caller.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -17,25 +16,27 @@ import torch
 
 from ..checkpoint_files import explained, listed, sha256_of_file, written_aside
 from ..errors import StudentError
+from .backbones import BACKBONES, backbone_class
+from .backbones.backbone import OfficialFiles, ScanInputs
 from .checkpoint import load_student, require_finite, save_student
 from .export import export_student
-from .inputs import POINT_FEATURES, InputConfig
-from .waffleiron import Activation, Head, Student, WaffleIronConfig
+from .heads import head_among
+from .recipe import Recipe
+from .student import Student
 
-# Of ScaLR, of its first release, of WaffleIron and finetuned models; of common training loops.
+# Of ScaLR, of its first release and of SLidR, of WaffleIron and finetuned models; of common training loops.
 WRAPPERS = ("model_point", "model_points", "net", "state_dict", "model")
 PREFIX = re.compile(r"(?:(?:module|_orig_mod|model|student)\.)*")
-PARTS = ("embed.", "waffleiron.", "classif.")  # what a student's names begin with
 TARGETS = (".safetensors", ".pth", ".pt2")
-PLUS = {"activation": "gelu", "stochastic_depth": 0.2}  # of ScaLR+, which is known by its 2-layer head
 
 
-def convert(source: Path, target: Path, inputs: InputConfig | None, activation: Activation | None = None) -> str:
+def convert(source: Path, target: Path, recipe: Recipe | None = None, activation: str | None = None) -> str:
     """An official `.pth` file to a `.safetensors` student, or that to `.pth` or `.pt2`, by the suffix of `target`.
 
     Args:
         source, target: files of the two kinds.
-        inputs, activation: see `read_official`.
+        recipe: its backbone and inputs; left out, the file's backbone with its default inputs.
+        activation: see `read_official`.
 
     Returns:
         A sentence that says what was made.
@@ -56,8 +57,8 @@ def convert(source: Path, target: Path, inputs: InputConfig | None, activation: 
             fix="Name one file .safetensors, the student; the other .pth, the official checkpoint, or .pt2, to export.",
         )
     if target.suffix == ".safetensors":
-        prefix, tensors = _read(source)
-        student = _student_of(tensors, source, inputs, activation)
+        named = (None, None) if recipe is None else (recipe.inputs, recipe.student.backbone)
+        prefix, student = _read(source, named[0], activation, named[1])
         save_student(student, target, {"converted_from": {"file": source.name, "sha256": sha256_of_file(source)}})
     else:
         prefix, student = "", load_student(source)
@@ -65,43 +66,73 @@ def convert(source: Path, target: Path, inputs: InputConfig | None, activation: 
         write(student, target)
     config = student.config
     return (
-        f"{target}: WI-{config.depth}-{config.width}, {config.norm} norm, {config.activation}, "
-        f"{config.head} head with {config.out_channels} outputs"
+        f"{target}: {config.description}, {config.head} head with {config.out_channels} outputs"
         f"{f'; {prefix!r} was taken off the names of its tensors' if prefix else ''}"
         f"{_meaning_of_outputs(student, target)}"
     )
 
 
-def read_official(path: Path, inputs: InputConfig | None = None, activation: Activation | None = None) -> Student:
-    """A student with the weights of an official `.pth` file, in eval mode on the CPU.
+def read_official(
+    path: Path, inputs: ScanInputs | None = None, activation: str | None = None, backbone: str | None = None
+) -> Student:
+    """A student with the weights of an official file, in eval mode on the CPU.
 
     Args:
         path: of a pretrained, probed, finetuned or supervised model; nothing that it holds is run.
-        inputs: voxels, field of view and planes, which the file does not hold; ScaLR's where left out.
-        activation: nor this one; where left out, GELU for a 2-layer head, as in ScaLR+, else ReLU. Probed and
-            finetuned models with layer norm come from either: there it must be said.
+        inputs: how scans become its input, which the file does not hold; the backbone's defaults where left out.
+        activation: of a WaffleIron, which the file does not hold either; where left out, GELU for a 2-layer head, as in
+            ScaLR+, else ReLU. Probed and finetuned models with layer norm come from either: there it must be said.
+        backbone: which one it is; where left out, that of those of scalr which has such tensors.
 
     Raises:
         StudentError: a file that is missing, damaged or of another model, its missing and unexpected keys listed; names
             that begin in several ways; values that are not finite.
     """
-    return _student_of(_read(path)[1], path, inputs, activation)
+    return _read(path, inputs, activation, backbone)[1]
+
+
+def _read(path: Path, inputs: ScanInputs | None, activation: str | None, backbone: str | None) -> tuple[str, Student]:
+    """The prefix that is taken off the names, and the student."""
+    tensors = _state_dict(path)
+    files = _files(backbone, path) if backbone else _files_with(tensors, path)
+    prefix, tensors = _without_prefix(tensors, files, path)
+    require_finite(tensors, path, "Pass a checkpoint from before the training diverged.")
+    return prefix, _student_of(files.student_tensors(tensors), files, path, inputs, activation)
+
+
+def _files(backbone: str, path: Path) -> OfficialFiles:
+    found = backbone_class(backbone)
+    if found.official is None:
+        raise StudentError(
+            f"there are no official files of the backbone {backbone}",
+            where=path,
+            fix="Use the .safetensors files of 'scalr distill', or write its attribute official.",
+        )
+    return found.official
+
+
+def _files_with(tensors: Mapping[str, torch.Tensor], path: Path) -> OfficialFiles:
+    """Of those of scalr the ones whose models have such tensors."""
+    known = [files for name in BACKBONES if (files := backbone_class(name).official) is not None]
+    counts = [len([name for name in tensors if _own_name(name).startswith(files.parts)]) for files in known]
+    if not any(counts):
+        raise StudentError(
+            "there is no backbone in it that scalr knows",
+            where=path,
+            fix=f"Pass an official checkpoint of {', or of '.join(files.source for files in known)}.",
+        )
+    return known[counts.index(max(counts))]
 
 
 def _student_of(
-    tensors: dict[str, torch.Tensor], path: Path, inputs: InputConfig | None, activation: Activation | None
+    tensors: dict[str, torch.Tensor],
+    files: OfficialFiles,
+    path: Path,
+    inputs: ScanInputs | None,
+    activation: str | None,
 ) -> Student:
-    config = _config(tensors, path)
-    if activation:
-        config = replace(config, activation=activation)
-    elif (config.head, config.norm) == ("probe", "layer"):
-        raise StudentError(
-            "relu or gelu? The file does not say, and its head fits both ScaLR and ScaLR+",
-            where=path,
-            fix="Pass --activation relu for a model of ScaLR, gelu for one of ScaLR+.",
-        )
     with torch.random.fork_rng(devices=[]):
-        student = Student(config, inputs)
+        student = Student(files.config(tensors, path, activation), inputs)
     expected = student.state_dict()
     differences = {
         "missing": sorted(expected.keys() - tensors.keys()),
@@ -118,7 +149,7 @@ def _student_of(
         ],
     }
     if any(differences.values()):
-        raise _not_a_student(path, listed(differences))
+        raise files.refused(path, listed(differences))
     student.load_state_dict(tensors)
     return student.eval()
 
@@ -133,46 +164,44 @@ def _meaning_of_outputs(student: Student, target: Path) -> str:
 
 
 def official_tensors(student: Student) -> dict[str, torch.Tensor]:
-    """The student's state dict as the official modules have it: linear layers as 1x1 convolutions.
+    """The student's state dict as the official modules have it.
 
     Of a standardisation, the last layer takes the rotation back; mean and lengths have no place there.
     """
-    tensors = {name: value for name, value in student.state_dict().items() if name.startswith(PARTS)}
+    tensors = {name: value for name, value in student.state_dict().items() if not name.startswith("standardisation.")}
     if student.standardisation is not None:
-        _, last = _head(tensors)
+        _, last = head_among(tensors)
         for name in (last, last.removesuffix("weight") + "bias"):
             tensors[name] = student.standardisation.unrotated(tensors[name].movedim(0, -1)).movedim(-1, 0)
-    return {name: _as_convolution(name, value) for name, value in tensors.items()}
+    return student.backbone.official.official_tensors(tensors)
 
 
 def write_official(student: Student, path: Path) -> None:
-    """Write a student aside and rename it into place, as both ScaLR's and WaffleIron's scripts load it.
+    """Write a student aside and rename it into place, as the official scripts load it.
 
     Raises:
-        StudentError: the file cannot be written.
+        StudentError: a backbone without official files, or a file that cannot be written.
     """
+    files = _files(student.config.backbone, path)
     tensors = {name: value.cpu() for name, value in official_tensors(student).items()}
     content = BytesIO()  # torch's own writer does not say that a disk is full
-    # ScaLR reads "model_point", WaffleIron "net"; torch stores tensors that are shared once.
-    torch.save({"model_point": tensors, "net": tensors}, content)
+    torch.save(files.content(tensors), content)  # which stores tensors that are shared once
     with written_aside(path, StudentError) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 
-def _read(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
-    """The prefix that is taken off the names, and the tensors as our layers have them."""
-    prefix, tensors = _without_prefix(_state_dict(path), path)
-    require_finite(tensors, path, "Pass a checkpoint from before the training diverged.")
-    return prefix, {name: _as_rows(name, value) for name, value in tensors.items()}
+def _own_name(name: str) -> str:
+    return name.removeprefix(PREFIX.match(name)[0])
 
 
-def _without_prefix(tensors: dict[str, torch.Tensor], path: Path) -> tuple[str, dict[str, torch.Tensor]]:
+def _without_prefix(
+    tensors: dict[str, torch.Tensor], files: OfficialFiles, path: Path
+) -> tuple[str, dict[str, torch.Tensor]]:
     """Where all parts of a student have the same prefix, it is taken off; names without it stay as they are."""
     firsts: dict[str, str] = {}
     for name in tensors:
-        prefix = PREFIX.match(name)[0]
-        if name.removeprefix(prefix).startswith(PARTS):
-            firsts.setdefault(prefix, name)
+        if _own_name(name).startswith(files.parts):
+            firsts.setdefault(PREFIX.match(name)[0], name)
     if len(firsts) > 1:
         raise StudentError(
             f"which one is the student? Names begin in several ways ({', '.join(firsts.values())})",
@@ -190,7 +219,9 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
     values = wrapped[0] if wrapped else values
     named = isinstance(values, dict) and all(isinstance(name, str) for name in values)
     if not named or not all(map(_has_real_numbers, values.values())):
-        raise _not_a_student(path, f"no {', '.join(WRAPPERS)} with tensors in it")
+        raise StudentError(
+            f"there is no {', '.join(WRAPPERS)} with tensors in it", where=path, fix="Pass an official checkpoint."
+        )
     return values
 
 
@@ -198,55 +229,3 @@ def _has_real_numbers(value: object) -> bool:
     """Whether it is a tensor of which a layer's weights can be made."""
     is_plain = isinstance(value, torch.Tensor) and value.layout == torch.strided
     return is_plain and not (value.is_meta or value.is_quantized or value.is_complex())
-
-
-def _config(tensors: dict[str, torch.Tensor], path: Path) -> WaffleIronConfig:
-    layers = {int(found[1]) for name in tensors if (found := re.match(r"waffleiron\.spatial_mix\.(\d+)\.", name))}
-    embedding = tensors.get("embed.conv1.weight")
-    head = _head(tensors)
-    if not layers or embedding is None or embedding.ndim != 2 or head is None:
-        raise _not_a_student(path, "no WaffleIron in it" if not layers else "its embedding or head is missing")
-    if embedding.shape[1] != POINT_FEATURES:
-        raise StudentError(
-            f"it reads {embedding.shape[1]} features of a point",
-            where=path,
-            fix=f"Use a model that reads {POINT_FEATURES}: intensity, x, y, z and radius.",
-        )
-    kind, last = head
-    return WaffleIronConfig(
-        width=len(embedding),
-        depth=max(layers) + 1,
-        norm="batch" if "waffleiron.spatial_mix.0.norm.running_mean" in tensors else "layer",
-        head=kind,
-        out_channels=len(tensors[last]),
-        **(PLUS if kind == "mlp" else {}),
-    )
-
-
-def _head(tensors: dict[str, torch.Tensor]) -> tuple[Head, str] | None:
-    """Which head it is, and the name of its last layer's weight."""
-    lasts: dict[Head, str] = {"linear": "classif.weight", "probe": "classif.1.weight", "mlp": "classif.2.weight"}
-    return next(((kind, last) for kind, last in lasts.items() if last in tensors and tensors[last].ndim == 2), None)
-
-
-def _as_rows(name: str, value: torch.Tensor) -> torch.Tensor:
-    """As our layers have it: (out, in) of a 1x1 convolution, (C,) of the layer scale."""
-    if name.endswith(".scale.weight"):
-        return value.flatten()
-    is_pointwise = value.ndim > 2 and value.shape[2:].numel() == 1
-    return value.flatten(1) if is_pointwise else value
-
-
-def _as_convolution(name: str, value: torch.Tensor) -> torch.Tensor:
-    """As the official modules have it: Conv1d layers, and Conv2d ones over points and neighbours."""
-    if name.endswith(".scale.weight"):
-        return value[:, None, None]
-    if value.ndim != 2:
-        return value
-    return value[:, :, None, None] if name.startswith("embed.conv2.") else value[:, :, None]
-
-
-def _not_a_student(path: Path, reason: str) -> StudentError:
-    return StudentError(
-        f"not a WaffleIron of ScaLR ({reason})", where=path, fix="Pass an official checkpoint of ScaLR or WaffleIron."
-    )

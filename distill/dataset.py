@@ -14,26 +14,14 @@ from ..errors import StoreError
 from ..extract.store import FeatureStore, Source, StoredView
 from ..extract.targets import EncodedTargets
 from ..settings import Count, Settings, Weight, at_least
-from .inputs import (
-    AugmentConfig,
-    InputConfig,
-    PackedBatch,
-    ScanInput,
-    at_most,
-    augment,
-    inside_field_of_view,
-    outside_cuboid,
-    pack,
-    scan_input,
-    voxel_representatives,
-)
+from .backbones.backbone import PackedBatch, PreparedScan, ScanInputs, VoxelPoint
+from .inputs import AugmentConfig, augment, outside_cuboid
 from .segments import PAIRS, SegmentTargets, TargetParts, is_usable
 from .training import Batch
 
 MAX_DRAWS = 10  # of a frame, when a draw leaves no point
 MIN_PAIRS = 1024  # that leaving out a cuboid leaves each view, as in the official SLidR code
 
-VoxelPoint = Literal["random", "first"]
 Pairs = tuple[np.ndarray, np.ndarray]  # of a view: row of each one's point among those of a sample, and its pair; int64
 
 
@@ -64,8 +52,8 @@ class DistillSample:
     """One frame seen by one or several cameras, ready for the network."""
 
     id: SampleId
-    scan: ScanInput  # M points
-    point: np.ndarray | None  # (R,) int64 row of each pair in `scan`; None where pair r is of point r
+    scan: PreparedScan  # M rows
+    point: np.ndarray | None  # (R,) int64 row of each pair in `scan`; None where pair r is of row r
     targets: tuple[EncodedTargets, ...]  # of each teacher, R pairs; none where the loss is of means of segments alone
     segments: SegmentTargets | None = None  # of a loss of segments
 
@@ -78,8 +66,8 @@ class DistillSample:
 class DistillBatch(Batch):
     """Several samples packed: the points of one after those of the other, no padding; likewise their pairs."""
 
-    inputs: PackedBatch  # M points in all
-    point: torch.Tensor | None  # (R,) int64 row of each pair in `inputs`; None where pair r is of point r
+    inputs: PackedBatch  # M rows in all
+    point: torch.Tensor | None  # (R,) int64 row of each pair in `inputs`; None where pair r is of row r
     sample: torch.Tensor  # (R,) int64 sample of each pair
     targets: tuple[EncodedTargets, ...]  # of each teacher; `.decode()` on the training device gives (R, D) float32
     samples: tuple[SampleId, ...]  # B
@@ -119,7 +107,7 @@ class DistillDataset(Dataset):
     Args:
         store: with targets of `teachers`.
         teachers: whose targets the student learns.
-        inputs: voxels, field of view and planes.
+        inputs: how scans become the input of the student's backbone.
         sampling: cameras and points of a sample.
         augmentation: rotation, flips, scale.
         seed: of all random choices.
@@ -135,7 +123,7 @@ class DistillDataset(Dataset):
         self,
         store: FeatureStore,
         teachers: Sequence[str],
-        inputs: InputConfig,
+        inputs: ScanInputs,
         sampling: SamplingConfig,
         augmentation: AugmentConfig,
         seed: int,
@@ -176,7 +164,7 @@ class DistillDataset(Dataset):
         raise StoreError(
             f"views {drawn} keep no point inside the field of view",
             where=self._cameras_of(drawn),
-            fix="Enlarge inputs.fov_min_m and inputs.fov_max_m in the recipe.",
+            fix="Enlarge the field of view: the recipe's inputs, such as inputs.fov_min_m and inputs.fov_max_m.",
         )
 
     def _frame_of(self, row: int) -> str:
@@ -187,39 +175,32 @@ class DistillDataset(Dataset):
         return ", ".join(f"{cameras[row]} (view {row})" for row in rows)
 
     def _sample(self, rows: list[int], rng: np.random.Generator) -> DistillSample | None:
-        # The order of the official code: voxels of the whole scan, camera, number of points, augmentation, crop.
         views = [self.store.read_view(row) for row in rows]
         points, intensity = views[0].points, views[0].intensity
         seen = np.zeros(len(points), dtype=bool)
         for view in views:
             seen[view.point_index] = True
-        if self.sampling.points == "all":
-            seen[:] = True
-        kept = voxel_representatives(
-            points[:, :3], self.inputs.voxel_size_m, rng if self.sampling.voxel_point == "random" else None
-        )
-        kept = kept[seen[kept]]
-        kept = kept[at_most(self.inputs.max_points, points[kept, :3], rng)]
-        cloud = points[kept]
+        # The order of the official code: voxels of the whole scan, camera, number of points, augmentation, crop.
+        wanted = seen if self.sampling.points == "seen" else None
+        drawn = self.inputs.drawn(points[:, :3], wanted, rng, self.sampling.voxel_point)
+        cloud = points[drawn]
         cloud[:, :3] = augment(cloud[:, :3], rng, self.augmentation)
-        inside = inside_field_of_view(cloud[:, :3], self.inputs)
+        inside = self.inputs.inside(cloud[:, :3])
         if self.augmentation.drop_cuboid:
             left = inside & outside_cuboid(cloud[:, :3], rng, self.augmentation.drop_cuboid)
-            if all(len(_pairs_of(view, kept[left])[0]) >= MIN_PAIRS for view in views):
+            if all(len(_pairs_of(view, drawn[left])[0]) >= MIN_PAIRS for view in views):
                 inside = left
-        if not inside.any():
-            return None
-        kept = kept[inside]
-        pairs, segments = [_pairs_of(view, kept) for view in views], None
+        pairs, segments = [_pairs_of(view, drawn[inside]) for view in views], None
         if self.parts.segments:
             pairs, segments = self._segments(rows, views, pairs)
-        point = np.concatenate([point for point, _ in pairs])
-        if not len(point):
+        if not any(len(pair) for _, pair in pairs):
             return None
+        scan = self.inputs.prepare(cloud[inside], intensity)
+        point = scan.row[np.concatenate([point for point, _ in pairs])]
         return DistillSample(
             id=SampleId(self.number, tuple(rows)),
-            scan=scan_input(cloud[inside], intensity, self.inputs),
-            point=None if np.array_equal(point, np.arange(len(kept))) else point,
+            scan=scan,
+            point=None if np.array_equal(point, np.arange(len(scan.kept))) else point,
             targets=tuple(self._targets(each, rows, views, pairs) for each in self.teachers if self.parts.pairs),
             segments=segments,
         )
@@ -265,10 +246,10 @@ class DistillDataset(Dataset):
 class DistillCollate:
     """Pack samples into a batch (a class, so that workers can be sent it)."""
 
-    inputs: InputConfig
+    inputs: ScanInputs
 
     def __call__(self, samples: Sequence[DistillSample]) -> DistillBatch:
-        inputs = pack([sample.scan for sample in samples], self.inputs)
+        inputs = self.inputs.pack([sample.scan.input for sample in samples])
         pairs = torch.tensor([sample.num_pairs for sample in samples])
         return DistillBatch(
             samples=tuple(sample.id for sample in samples),
@@ -288,7 +269,7 @@ def _packed_points(samples: Sequence[DistillSample], inputs: PackedBatch) -> tor
     """`DistillBatch.point` of samples, some of which may be of one camera."""
     if all(sample.point is None for sample in samples):
         return None
-    points = [np.arange(len(s.scan.features)) if s.point is None else s.point for s in samples]
+    points = [np.arange(len(s.scan.kept)) if s.point is None else s.point for s in samples]
     firsts = inputs.scan_offsets[:-1].tolist()
     return torch.from_numpy(np.concatenate([point + first for point, first in zip(points, firsts, strict=True)]))
 

@@ -16,7 +16,7 @@ from .losses import contrastive_loss, cosine_loss, similarity_loss, smooth_loss
 from .segment_losses import balanced_weights, cosines, negatives, segment_means, superpixel_loss, tolerant_loss
 from .segments import PAIRS, TargetParts
 from .standardisation import Standardise
-from .waffleiron import Student
+from .student import Student
 
 Loss = Literal["similarity", "cosine", "smooth", "contrastive", "slidr", "st_slidr"]
 TargetHead = Literal["none", "linear"]

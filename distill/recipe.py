@@ -10,32 +10,47 @@ import yaml
 
 from ..errors import StudentError, did_you_mean
 from ..settings import Settings, shown
+from .backbones import DEFAULT, backbone_class, settings_of
+from .backbones.backbone import BackboneConfig, ScanInputs
 from .dataset import SamplingConfig
-from .inputs import AugmentConfig, InputConfig
+from .inputs import AugmentConfig
 from .objective import ObjectiveConfig
-from .recipes import parsed, read_recipe
+from .recipes import on_base, parsed, read_recipe
 from .training import TrainingConfig
-from .waffleiron import WaffleIronConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(Settings, section="recipe"):
-    """A whole distillation setting; every field has the default of its dataclass."""
+    """A whole distillation setting; every field has the default of its dataclass.
 
-    student: WaffleIronConfig = dataclasses.field(default_factory=WaffleIronConfig)
-    inputs: InputConfig = dataclasses.field(default_factory=InputConfig)
+    The classes of the first two are those of the backbone that `student` names; left out, WaffleIron's.
+    """
+
+    student: BackboneConfig = dataclasses.field(default_factory=dict)
+    inputs: ScanInputs = dataclasses.field(default_factory=dict)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     augmentation: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        for name, value in zip(("student", "inputs"), settings_of(self.student, self.inputs), strict=True):
+            object.__setattr__(self, name, value)
         super().__post_init__()
-        if self.student.head == "probe":  # which has seen labels
-            raise self.student.refused("head", "probe", "Use linear or mlp: probing and finetuning make that head.")
+        if self.student.tells_classes:  # which have seen labels
+            fix = "Use linear or mlp: probing and finetuning make that head."
+            raise self.student.refused("head", self.student.head, fix)
 
 
-SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Recipe)}
+def sections(backbone: Any = DEFAULT) -> dict[str, type[Settings]]:
+    """The class of each section of a recipe, for a backbone.
+
+    Raises:
+        StudentError: an unknown backbone.
+    """
+    common = {field.name: field.default_factory for field in dataclasses.fields(Recipe)}
+    found = backbone_class(backbone)
+    return common | {"student": found.Config, "inputs": found.Inputs}
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -51,7 +66,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         StudentError: unknown recipe, section or key, or a value that does not fit.
     """
-    values = read_recipe(name)
+    changed: dict[str, dict] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
         section, dot, option = key.partition(".")
@@ -62,12 +77,12 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
                 fix="Pass for example --set training.epochs=10.",
             )
         try:
-            values.setdefault(section, {})[option] = parsed(value)
+            changed.setdefault(section, {})[option] = parsed(value)
         except yaml.YAMLError:
             raise StudentError(
                 f"the value of {shown(override)} is not YAML", where="--set", fix="Quote it for the shell."
             ) from None
-    return _build(values, where=name)
+    return _build(on_base(read_recipe(name), changed), where=name)
 
 
 def recipe_values(recipe: Recipe) -> dict:
@@ -76,10 +91,11 @@ def recipe_values(recipe: Recipe) -> dict:
 
 
 def _build(values: dict[str, dict], where: str) -> Recipe:
+    known = sections(values.get("student", {}).get("backbone", DEFAULT))
     for section, options in values.items():
-        _check_key(section, SECTIONS, where)
+        _check_key(section, known, where)
         for key in options:
-            names = [field.name for field in dataclasses.fields(SECTIONS[section])]
+            names = [field.name for field in dataclasses.fields(known[section])]
             _check_key(key, names, f"{where}, section {section}")
     return Recipe(**values)
 

@@ -29,10 +29,10 @@ from .recipe import Recipe, recipe_values
 from .run_record import CONFIG, STATISTICS, TARGETS, RunRecord, read_record, run_record, write_record
 from .sampling import EpochLoader
 from .standardisation import Standardisation
+from .student import Student
 from .training import Observer, train
 from .training_log import read_log
 from .varying_targets import VaryingTargets
-from .waffleiron import Student
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,8 @@ def _new_objective(recipe: Recipe, chosen: Chosen, statistics: Mapping[str, Teac
     student.standardisation = Standardisation.of(
         recipe.objective.standardise, statistics, weights, "objective.standardise"
     )
-    student.waffleiron.activation_checkpointing = training.activation_checkpointing
+    if training.activation_checkpointing:
+        student.checkpoint_activations("training.activation_checkpointing")
     if training.compile:
         student.compile_layers()
     with torch.random.fork_rng(devices=[]):

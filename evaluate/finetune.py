@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
-from ..distill.inputs import inputs_for
+from ..distill.backbones.backbone import Backbone
 from ..distill.interruption import Checkpoints
+from ..distill.student import Student
 from ..distill.training import Precision, TrainingConfig
-from ..distill.waffleiron import Student
 from ..extract.datasets.frame import Dataset
 from .model import with_class_head
 from .origin import NEW_WEIGHTS
@@ -70,10 +69,11 @@ class FinetuneConfig(SupervisionConfig):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
                 student = Student(student.config, student.input_config)
-        inputs = inputs_for(self.dataset, student.input_config, finetuning=True)
+        inputs = student.input_config.for_dataset(self.dataset, finetuning=True)
         schedule, _ = self.chosen_schedule()
         model = with_class_head(student, num_classes, inputs, stochastic_depth=schedule.stochastic_depth)
-        model.waffleiron.activation_checkpointing = self.activation_checkpointing
+        if self.activation_checkpointing:
+            model.checkpoint_activations("--activation-checkpointing")
         return model
 
     def fit(
@@ -92,7 +92,7 @@ class FinetuneConfig(SupervisionConfig):
             device,
             checkpoints,
             self.augmentation,
-            layer_scale(schedule.layer_decay, model.config.depth),
+            layer_scale(schedule.layer_decay, model.backbone),
         )
 
 
@@ -101,16 +101,14 @@ def finetune(config: FinetuneConfig) -> SupervisedResult:
     return learn(config)
 
 
-def layer_scale(decay: float, depth: int) -> Callable[[str], float]:
+def layer_scale(decay: float, backbone: Backbone) -> Callable[[str], float]:
     """The share of the learning rate of each parameter of a SupervisedObjective, by its name (BEiT's rule).
 
-    The head has all of it, layer l of `depth` decay^(depth - l), counted from 0, and the embedding decay^(depth + 1).
+    The head has all of it, the last layer of the backbone `decay` of it, the one before that decay^2, and so on.
     """
 
     def scale(name: str) -> float:
-        layer = re.search(r"waffleiron\.(?:channel|spatial)_mix\.(\d+)\.", name)
-        if layer:
-            return decay ** (depth - int(layer[1]))
-        return decay ** (depth + 1) if ".embed." in name else 1.0
+        _, is_of_backbone, own = name.partition("model.backbone.")
+        return decay ** (backbone.num_layers - backbone.layer_of(own)) if is_of_backbone else 1.0
 
     return scale

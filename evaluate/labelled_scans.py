@@ -12,19 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from ..distill.inputs import (
-    InputConfig,
-    Motion,
-    PackedBatch,
-    ScanInput,
-    at_most,
-    draw_motion,
-    evaluation_input,
-    inside_field_of_view,
-    pack,
-    scan_input,
-    voxel_representatives,
-)
+from ..distill.backbones.backbone import PackedBatch, PreparedScan, ScanInputs
+from ..distill.inputs import Motion, draw_motion, evaluation_input
 from ..distill.interruption import leave_signals_to_the_trainer, starting_workers
 from ..distill.training import Batch
 from ..errors import DatasetError, ScalrError
@@ -38,7 +27,7 @@ Augmentation = Literal["official", "joint"]  # as the official code trains downs
 
 @dataclass(frozen=True, eq=False)
 class LabelledBatch(Batch):
-    """Labelled scans packed: M points in all."""
+    """Labelled scans packed: M rows in all."""
 
     inputs: PackedBatch
     labels: torch.Tensor  # (M,) int64 train ids
@@ -71,13 +60,13 @@ def draw_motions(rng: np.random.Generator, augmentation: Augmentation) -> tuple[
 
 
 class AugmentedScans(TorchDataset):
-    """Training scans in the official order: a random point of each voxel, at most `max_points`, augmented, cropped.
+    """Training scans in the official order: points are drawn, augmented and cropped.
 
     All that is random is drawn from (seed, visit, frame).
     """
 
     def __init__(
-        self, dataset: Dataset, inputs: InputConfig, seed: int, augmentation: Augmentation = "official"
+        self, dataset: Dataset, inputs: ScanInputs, seed: int, augmentation: Augmentation = "official"
     ) -> None:
         self.dataset, self.inputs, self.seed, self.augmentation = dataset, inputs, seed, augmentation
         self.intensity = intensity_of(dataset)
@@ -89,56 +78,55 @@ class AugmentedScans(TorchDataset):
         """Dataset, split and frame, for people."""
         return name_of_frame(self.dataset, frame)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[ScanInput, np.ndarray]:
-        """Network input of M points and their (M,) labels, of `key` = (visit, frame)."""
+    def __getitem__(self, key: tuple[int, int]) -> tuple[PreparedScan, np.ndarray]:
+        """A scan of M rows and their (M,) labels, of `key` = (visit, frame)."""
         visit, index = key
         rng = np.random.default_rng([self.seed, visit, index])
         points, labels = read_labelled_scan(self.dataset, self.dataset.frames[index])
-        kept = voxel_representatives(points[:, :3], self.inputs.voxel_size_m, rng)
-        kept = kept[at_most(self.inputs.max_points, points[kept, :3], rng)]
-        points, labels = points[kept], labels[kept]
+        drawn = self.inputs.drawn(points[:, :3], None, rng)
+        points, labels = points[drawn], labels[drawn]
         motion, motion_of_features = draw_motions(rng, self.augmentation)
         feature_xyz = motion_of_features.move(points[:, :3])
         points[:, :3] = motion.move(points[:, :3])
-        inside = inside_field_of_view(points[:, :3], self.inputs)
-        return scan_input(points[inside], self.intensity, self.inputs, feature_xyz[inside]), labels[inside]
+        inside = self.inputs.inside(points[:, :3])
+        scan = self.inputs.prepare(points[inside], self.intensity, feature_xyz[inside])
+        return scan, labels[inside][scan.kept]
 
 
 @dataclass(frozen=True)
 class LabelledCollate:
     """Pack labelled scans into a batch (a class, so that workers can be sent it)."""
 
-    inputs: InputConfig
+    inputs: ScanInputs
 
-    def __call__(self, samples: Sequence[tuple[ScanInput, np.ndarray]]) -> LabelledBatch:
+    def __call__(self, samples: Sequence[tuple[PreparedScan, np.ndarray]]) -> LabelledBatch:
         scans, labels = zip(*samples, strict=True)
-        return LabelledBatch(pack(scans, self.inputs), torch.from_numpy(np.concatenate(labels).astype(np.int64)))
+        inputs = self.inputs.pack([scan.input for scan in scans])
+        return LabelledBatch(inputs, torch.from_numpy(np.concatenate(labels).astype(np.int64)))
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationScan:
-    """A scan as it is scored: M of its N raw points go through the network, and each stands for those nearest to it."""
+    """A scan as it is scored: the network has features of M rows, each of which stands for some of the N raw points."""
 
     frame: int  # its number in the dataset
-    scan: ScanInput  # M points
-    kept: np.ndarray  # (M,) int64 rows of the raw scan
-    nearest: np.ndarray  # (N,) int64 for each raw point, its row in `scan`
+    scan: PreparedScan
     labels: np.ndarray | None  # (N,) uint8 train ids; None where they were not asked for
 
 
 class EvaluationScans(TorchDataset):
-    """Scans by the official evaluation protocol: first point of each voxel, cropped to the field of view.
+    """Scans by the evaluation protocol of a backbone.
 
     Args:
         dataset: a split.
-        inputs: voxels, field of view, planes.
+        inputs: of the backbone.
         max_range_m: points as far away and farther are left out before anything else, as SALUDA does with
             SemanticKITTI; they have no prediction and are not scored.
         labelled: whether the labels are read too.
     """
 
     def __init__(
-        self, dataset: Dataset, inputs: InputConfig, *, max_range_m: float | None = None, labelled: bool = True
+        self, dataset: Dataset, inputs: ScanInputs, *, max_range_m: float | None = None, labelled: bool = True
     ) -> None:
         self.dataset, self.inputs, self.max_range_m, self.labelled = dataset, inputs, max_range_m, labelled
         self.intensity = intensity_of(dataset)
@@ -161,8 +149,7 @@ class EvaluationScans(TorchDataset):
         if self.max_range_m is not None:
             near = np.linalg.norm(points[:, :3], axis=1) < self.max_range_m
             points, labels = points[near], None if labels is None else labels[near]
-        scan, kept, nearest = evaluation_input(points, self.intensity, self.inputs)
-        return EvaluationScan(number, scan, kept, nearest, labels)
+        return EvaluationScan(number, evaluation_input(points, self.intensity, self.inputs), labels)
 
     def read(self, numbers: Sequence[int], workers: int = 0) -> Iterator[EvaluationScan]:
         """The scans of the frames `numbers`, in their order, prepared by `workers` processes (0: this one).

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ..checkpoint_files import sha256_of_file, tensors_digest
+from ..distill.backbones.backbone import ScanInputs
 from ..distill.checkpoint import load_student, save_student, student_provenance
-from ..distill.inputs import InputConfig
-from ..distill.waffleiron import Student
+from ..distill.heads import Head
+from ..distill.student import Student
 from ..errors import StudentError
 from ..extract.datasets.frame import Dataset
 from .origin import origin_of, teacher_summary
 from .result import RECORD
 
 MODEL = "model.safetensors"  # in the folder of a probing or finetuning
-HEAD = ("classif.", "standardisation.")  # what of a student's tensors is its head
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,19 +33,35 @@ class Model:
     def on_card(self) -> dict:
         """What a result card says of it."""
         return {
-            "model": origin_of(asdict(self.student.config), self.provenance),
+            "model": origin_of(self.student.config, self.provenance),
             "provenance": {**self.provenance, "teachers": teacher_summary(self.provenance)},
         }
 
 
 def with_class_head(
-    student: Student, num_classes: int, inputs: InputConfig, *, stochastic_depth: float = 0.0
+    student: Student,
+    num_classes: int,
+    inputs: ScanInputs,
+    *,
+    head: Head = "probe",
+    stochastic_depth: float = 0.0,
+    seed: int = 0,
 ) -> Student:
-    """The student's backbone with a new head, whose linear layer is zero, as the official code finetunes it."""
-    config = replace(student.config, head="probe", out_channels=num_classes, stochastic_depth=stochastic_depth)
-    model = Student(config, inputs)
-    backbone = {name: value for name, value in student.state_dict().items() if not name.startswith(HEAD)}
-    model.load_state_dict(model.state_dict() | backbone)
+    """The student's backbone with a new head.
+
+    Args:
+        student: with any head.
+        num_classes: outputs of the new one.
+        inputs: how scans become the backbone's input.
+        head: "probe", whose linear layer is zero, as ScaLR's code probes and finetunes; or "probe_linear".
+        stochastic_depth: of a backbone that has it.
+        seed: of a head that is drawn.
+    """
+    config = replace(student.config, head=head, out_channels=num_classes).with_stochastic_depth(stochastic_depth)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Student(config, inputs)
+    model.backbone.load_state_dict(student.backbone.state_dict())
     return model
 
 
@@ -63,7 +81,7 @@ def load_model(path: Path) -> Model:
         StudentError: missing or damaged file, or a student without a head for classes.
     """
     student, provenance = load_student(path), student_provenance(path)
-    if student.config.head != "probe":
+    if not student.config.tells_classes:
         raise StudentError(
             "a student without a head for classes",
             where=path,

@@ -7,27 +7,32 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-OF_NETWORK = ("depth", "width", "norm", "activation")  # what probing and finetuning leave as it is
-OF_HEAD = ("head", "stochastic_depth")  # what they replace
+if TYPE_CHECKING:  # finished runs are compared without torch
+    from ..distill.backbones.backbone import BackboneConfig
+
+OF_NETWORK = ("depth", "width", "norm", "activation")  # of WaffleIron: what published figures are matched by
+REPLACED = ("head", "stochastic_depth")  # by probing and finetuning
 OF_TEACHER = ("model", "weights_sha256", "feature", "image_size", "pos_embed")  # which feature was learnt
 TRAININGS = {"probing": "probed", "finetuning": "finetuned"}  # on labels, by the key of a model file's provenance
 NEW_WEIGHTS = {"starts_from": "new weights"}  # in the place of a student's provenance, where there was no student
 WEIGHTS = {"hub": "published", "random": "random"}  # a file's may be any
 
 
-def origin_of(network: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+def origin_of(network: BackboneConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What a student or model is, what it was distilled from and how, and which labels it has seen: plain JSON values.
 
     Args:
-        network: the values of its WaffleIronConfig.
+        network: of the student or model.
         provenance: of its file.
     """
     trainings, source = _unwound(provenance)
-    has_own_head = network["head"] != "probe"
-    origin = _pretraining(source) | {name: network[name] for name in OF_NETWORK + OF_HEAD * has_own_head}
-    if trainings or has_own_head or source == NEW_WEIGHTS:
+    left_out = ("out_channels", *(REPLACED if network.tells_classes else ()))
+    origin = _pretraining(source) | {name: value for name, value in asdict(network).items() if name not in left_out}
+    origin["student"] = network.title
+    if trainings or not network.tells_classes or source == NEW_WEIGHTS:
         origin["labels"] = trainings
     return origin
 
@@ -45,7 +50,9 @@ def description(origin: Mapping[str, Any]) -> str:
         source = f"distilled from {text_of(origin['teachers'])} ({weights} weights, {text_of(origin['image size'])})"
         source += f" on {text_of(origin['pretrained on'])}"
     labels = origin.get("labels", ["trained on labels that its file does not name"])
-    return "; ".join([f"WI-{origin['depth']}-{origin['width']}, {source}", *labels])
+    # Cards from before there were other backbones do not say what the student is called.
+    title = origin.get("student") or f"WI-{origin['depth']}-{origin['width']}"
+    return "; ".join([f"{title}, {source}", *labels])
 
 
 def text_of(value: Any) -> str:

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..distill.inputs import inputs_for
 from ..distill.interruption import Checkpoints
 from ..distill.processes import num_processes
+from ..distill.student import Student
 from ..distill.training import Batch, Observer, TrainingConfig, train
-from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
@@ -67,7 +66,7 @@ class ProbeConfig(SupervisionConfig):
         return [*super().departures(), *([FAST] if self.fast else [])]
 
     def new_model(self, student: Student, num_classes: int) -> Student:
-        return with_class_head(student, num_classes, inputs_for(self.dataset, student.input_config))
+        return with_class_head(student, num_classes, student.input_config.for_dataset(self.dataset))
 
     def fit(
         self,
@@ -154,8 +153,7 @@ class QuickProbe:
 
     def __call__(self, student: Student) -> float:
         """mIoU; the student stays as it is."""
-        device = student.embed.conv1.weight.device
-        inputs = inputs_for(self.dataset, student.input_config)
+        device, inputs = student.device, student.input_config.for_dataset(self.dataset)
         model = with_class_head(copy.deepcopy(student), len(self.training_set.class_names), inputs).to(device)
         train_on_features(model, self.training_set, self.training, device)
         return score(model.eval(), self.validation_set, device).miou
@@ -187,7 +185,7 @@ def frozen_features(
     with torch.no_grad():
         for scan, scan_tokens in tokens_of(model, scans, range(len(scans)), device, "features", workers):
             tokens.append(scan_tokens.cpu())
-            labels.append(torch.from_numpy(scan.labels[scan.kept].astype(np.int64)))
+            labels.append(torch.from_numpy(scan.labels[scan.scan.kept].astype(np.int64)))
     return torch.cat(tokens), torch.cat(labels)
 
 

@@ -74,7 +74,9 @@ class Published:
         return "; and in ".join(f"{part}: {'; '.join(found)}" for part, found in parts.items() if found)
 
     def _differences(self, model: Mapping[str, Any], protocol: Mapping[str, Any]) -> tuple[Differences, Differences]:
-        of_model, of_protocol = _differences(self.model, model), _differences(self.protocol, protocol)
+        # Cards from before there were other backbones do not name theirs.
+        of_model = _differences(self.model, {"backbone": "waffleiron", **model})
+        of_protocol = _differences(self.protocol, protocol)
         if "teachers" in of_model.unknown:
             file = f"a file converted from {model['converted from']}" if "converted from" in model else "its file"
             kept = [name for name in of_model.unknown if name in (*OF_NETWORK, "labels")]
@@ -137,6 +139,7 @@ SLIDR_TRAIN = set_name("nuscenes", "slidr_train", 24109)  # 600 scenes of nuScen
 # Of the official WI_768_pretrain.yaml, by the names of a recipe. Not here: what does not change what is learnt but
 # within rounding (processes, precision, seed), and settings of losses and schedules that are not the official ones.
 SCALR = {
+    "backbone": "waffleiron",
     "depth": 48,
     "activation": "relu",
     "stochastic_depth": 0.0,

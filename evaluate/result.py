@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from .published import nearest, published_for
 from .scores import Scores
 
 if TYPE_CHECKING:  # finished runs are compared without torch
-    from ..distill.inputs import InputConfig
+    from ..distill.backbones.backbone import ScanInputs
     from ..extract.datasets.frame import Dataset
 
 FORMAT = "scalr-result"
@@ -112,7 +112,7 @@ def scores_of(result: Mapping[str, Any]) -> Scores:
     )
 
 
-def scoring_protocol(scores: Scores, dataset: Dataset, inputs: InputConfig, max_range_m: float | None = None) -> dict:
+def scoring_protocol(scores: Scores, dataset: Dataset, inputs: ScanInputs, max_range_m: float | None = None) -> dict:
     """How points were scored, as far as other ways would give other figures."""
     return {
         "dataset": dataset.name,
@@ -122,12 +122,10 @@ def scoring_protocol(scores: Scores, dataset: Dataset, inputs: InputConfig, max_
         "classes": len(scores.class_names),
         "ignored_label": IGNORE_LABEL,
         "mean_over": scores.mean_over,
-        "scored_points": "every labelled raw point, also outside the field of view, by its nearest kept point"
+        "scored_points": "every labelled raw point, also outside the field of view, by the row that stands for it"
         if max_range_m is None
         else f"labelled raw points nearer than {max_range_m:g} m; those farther are removed before inference",
-        "voxel_size_m": inputs.voxel_size_m,
-        "fov_min_m": list(inputs.fov_min_m),
-        "fov_max_m": list(inputs.fov_max_m),
+        "inputs": asdict(inputs),
         "interval": "95 %, percentile bootstrap over scenes" if scores.interval else "none: a single scene",
     }
 

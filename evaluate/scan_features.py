@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from ..distill.inputs import evaluation_input, inputs_for, pack
-from ..distill.waffleiron import Student
+from ..distill.inputs import evaluation_input
+from ..distill.student import Student
 from ..errors import StoreError
 from ..extract.datasets.frame import Dataset, Frame
 from ..extract.datasets.scans import intensity_of, read_labels, read_points
@@ -83,13 +83,13 @@ def scan_features(
     Raises:
         ScalrError: a scan or label file that cannot be used.
     """
-    points, inputs = read_points(dataset, frame), inputs_for(name, student.input_config)
+    points, inputs = read_points(dataset, frame), student.input_config.for_dataset(name)
     has_labels = frame.labels is not None and len(dataset.class_names) > 0
     labels = read_labels(dataset, frame, len(points)) if labelled or has_labels else None
     logger.info("%s: features of %s points", frame.token, f"{len(points):,}")  # one pass: there is no bar to show
-    scan, kept, nearest = evaluation_input(points, intensity or intensity_of(dataset), inputs)
-    device = student.embed.conv1.weight.device
-    return ScanFeatures(points, labels, student.tokens(pack([scan], inputs).to(device)).float(), kept, nearest)
+    scan = evaluation_input(points, intensity or intensity_of(dataset), inputs)
+    tokens = student.tokens(inputs.pack([scan.input]).to(student.device)).float()
+    return ScanFeatures(points, labels, tokens, scan.kept, scan.row)
 
 
 def stored_features(

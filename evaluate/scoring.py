@@ -8,9 +8,8 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from ..distill.inputs import pack
 from ..distill.processes import num_processes, process_index, summed
-from ..distill.waffleiron import Student
+from ..distill.student import Student
 from ..extract.datasets.frame import Dataset, Frame
 from ..extract.plan import frames_digest
 from ..progress import progress
@@ -36,9 +35,8 @@ def score(
 ) -> Scores:
     """Predict every raw point of every frame, and count.
 
-    The scan is voxelised and cropped; every raw point, those outside the field of view too, takes the prediction of
-    the nearest point kept. Where several processes do this together, each takes every n-th frame, none twice, and all
-    get the same counts.
+    Every raw point, those outside the field of view too, takes the prediction of the row that stands for it. Where
+    several processes do this together, each takes every n-th frame, none twice, and all get the same counts.
 
     Args:
         model: with a head for the dataset's classes, on `device`, in eval mode.
@@ -57,7 +55,7 @@ def score(
     mine = range(process_index(), len(dataset.frames), num_processes())
     with torch.inference_mode():
         for scan, tokens in tokens_of(model, scans, mine, device, "score", workers):
-            predictions = model.project(tokens).argmax(dim=1).to(torch.uint8).cpu().numpy()[scan.nearest]
+            predictions = model.project(tokens).argmax(dim=1).to(torch.uint8).cpu().numpy()[scan.scan.row]
             if scan.labels is not None:
                 confusions[scene_of_frame[scan.frame]] += confusion_matrix(scan.labels, predictions, num_classes)
             if keep is not None:
@@ -82,10 +80,10 @@ def tokens_of(
     description: str,
     workers: int = 0,
 ) -> Iterator[tuple[EvaluationScan, torch.Tensor]]:
-    """For each frame: its scan, and the backbone's tokens (M, C) of its kept points."""
+    """For each frame: its scan, and the backbone's tokens (M, C) of its rows."""
     with progress(len(numbers), description, "frame") as bar:
         for scan in scans.read(numbers, workers):
-            yield scan, model.tokens(pack([scan.scan], model.input_config).to(device))
+            yield scan, model.tokens(model.input_config.pack([scan.scan.input]).to(device))
             bar.update()
 
 

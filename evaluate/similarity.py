@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 from ..checkpoint_files import write_bytes
 from ..device import resolve_device
 from ..distill.checkpoint import load_student, student_provenance
-from ..distill.waffleiron import Student
+from ..distill.student import Student
 from ..errors import DatasetError, ScalrError, did_you_mean
 from ..extract.datasets import open_dataset
 from ..extract.datasets.files import read_image

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from ..distill.waffleiron import Student
+from ..distill.student import Student
 from ..errors import ScalrError
 from ..extract.datasets.frame import Dataset
 from ..extract.datasets.labels import IGNORE_LABEL

@@ -17,8 +17,8 @@ from ..distill.interruption import Checkpoints, checkpoints_at
 from ..distill.processes import joined_processes, locked_by_first, process_index
 from ..distill.run_record import CONFIG, RunRecord, read_record, require_kind, run_record, write_record
 from ..distill.sampling import EpochLoader
+from ..distill.student import Student
 from ..distill.training import Observer, TrainingConfig, train
-from ..distill.waffleiron import Student
 from ..errors import StudentError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset
@@ -205,7 +205,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
         write_record(config.out, record)
     model = config.new_model(student, len(training_set.class_names)).to(device)
     provenance = {"student": file_identity(config.student), "distillation": config.started_from()}
-    origin = origin_of(asdict(student.config), provenance["distillation"])
+    origin = origin_of(student.config, provenance["distillation"])
     logger.info("%s %s on %d frames", config.verb, config.student, len(training_set.frames))
     training = training_config(schedule, workers=config.workers, seed=config.seed)
     losses = config.fit(model, training_set, training, device, checkpoints)

@@ -14,10 +14,10 @@ from torch import nn
 from torch.utils.data import Dataset as TorchDataset
 
 from ..device import resolve_device
+from ..distill.heads import probe_head
 from ..distill.sampling import EpochLoader
 from ..distill.standardisation import Standardisation, Standardise
 from ..distill.training import Observer, TrainingConfig, train
-from ..distill.waffleiron import probe_head
 from ..errors import StoreError
 from ..extract.datasets import open_dataset
 from ..extract.datasets.frame import Dataset, Frame

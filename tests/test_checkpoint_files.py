@@ -12,12 +12,13 @@ import pytest
 
 from durable_moves import DurableMoves
 from scalr.checkpoint_files import first_line, listed, shortened, write_bytes, written_aside
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import save_student
 from scalr.distill.convert import write_official
 from scalr.distill.export import export_student
 from scalr.distill.interruption import Checkpoints
 from scalr.distill.run_record import RunRecord, write_record
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.errors import ScalrError, StudentError
 from scalr.evaluate.model import save_model
 from scalr.evaluate.result import ResultCard, write_result

@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from in_children import command_in_shell
 from moments import Child
 from scalr.cli import main
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import save_student
+from scalr.distill.student import Student
 from scalr.distill.training_log import read_log
-from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.extract.store import open_store
 from scalr.extract.store.inspect import readable_bytes
 from scalr.extract.teachers.teacher import load_teacher

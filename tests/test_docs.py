@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from doc_examples import DOCS, example
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import open_store
 from store_comparison import assert_same_store

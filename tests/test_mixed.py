@@ -11,8 +11,9 @@ import yaml
 from click.testing import CliRunner
 
 from scalr.cli import main
+from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig, InputConfig
+from scalr.distill.inputs import AugmentConfig
 from scalr.distill.run import DistillConfig, distill
 from scalr.distill.sampling import Draw, EpochBatches
 from scalr.errors import StoreError
@@ -58,7 +59,7 @@ def two_stores(extract_tiny, tiny_dataset):
 
 def samples(store, seed: int = 0) -> DistillDataset:
     still = AugmentConfig(max_rotation_rad=0, flip_probability=0, max_scale_change=0)
-    return DistillDataset(store, ("coordinates",), InputConfig(), SamplingConfig(), still, seed)
+    return DistillDataset(store, ("coordinates",), WaffleIronInputs(), SamplingConfig(), still, seed)
 
 
 def test_each_frame_of_all_stores_is_drawn_once_an_epoch(two_stores):

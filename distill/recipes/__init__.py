@@ -15,6 +15,9 @@ import yaml
 from ...checkpoint_files import shortened
 from ...errors import StudentError, did_you_mean
 from ...settings import shown
+from ..backbones import DEFAULT
+
+OF_BACKBONE = ("student", "inputs")  # sections
 
 
 class _Loader(yaml.SafeLoader):
@@ -71,8 +74,21 @@ def read_recipe(name: str) -> dict[str, dict]:
             where=name,
             fix=f"Use one of: {', '.join(recipe_names())}.",
         )
-    inherited = read_recipe(base)
-    return inherited | {section: inherited.get(section, {}) | options for section, options in values.items()}
+    return on_base(read_recipe(base), values)
+
+
+def on_base(base: dict[str, dict], values: dict[str, dict]) -> dict[str, dict]:
+    """A recipe's values where others change some of them.
+
+    Network and inputs are of one backbone: values of another begin from that backbone's defaults.
+    """
+    if values.get("student", {}).get("backbone", _backbone(base)) != _backbone(base):
+        base = {section: options for section, options in base.items() if section not in OF_BACKBONE}
+    return base | {section: base.get(section, {}) | options for section, options in values.items()}
+
+
+def _backbone(values: dict[str, dict]) -> Any:
+    return values.get("student", {}).get("backbone", DEFAULT)
 
 
 def parsed(text: str | bytes) -> Any:

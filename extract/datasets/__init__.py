@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from ...errors import DatasetError, did_you_mean
+from ...own_class import own_class
 from .frame import Dataset
 
 Reader = Callable[[Path, str], Dataset]  # called with the dataset's top folder and a split
@@ -51,7 +50,8 @@ def open_dataset(
     Raises:
         DatasetError: unknown name or split, missing folder, broken tables, nothing of what is needed.
     """
-    reader = _own_reader(name) if ":" in name else READERS.get(name)
+    is_own = ":" in name
+    reader = own_class(name, "reader", DatasetError, f"--dataset {name}") if is_own else READERS.get(name)
     if reader is None:
         raise DatasetError(
             f"unknown dataset '{name}'{did_you_mean(name, READERS)}",
@@ -75,17 +75,3 @@ def open_dataset(
     if need == "labels" and not getattr(dataset, "class_names", ()):
         raise DatasetError("it has no classes", where=root, fix="Name them; docs/datasets.md says how.")
     return dataset
-
-
-def _own_reader(name: str) -> Reader:
-    module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # the console script does not look where it is run
-        sys.path.insert(0, os.getcwd())
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DatasetError(
-            f"the reader cannot be imported ({error})",
-            where=f"--dataset {name}",
-            fix="Pass package.module:Class of an installed package, or of a module in this folder.",
-        ) from None

@@ -30,7 +30,8 @@ READER = """
 import os, resource, sys, time
 import numpy as np
 from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig, InputConfig
+from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
+from scalr.distill.inputs import AugmentConfig
 from scalr.distill.sampling import EpochLoader
 from scalr.extract.store import open_store
 import torch, pyarrow.dataset, zarr
@@ -41,12 +42,12 @@ def resident():
 
 before, start = resident(), time.perf_counter()
 store = open_store(sys.argv[1])
-dataset = DistillDataset(store, ("t",), InputConfig(), SamplingConfig(), AugmentConfig(), seed=0)
+dataset = DistillDataset(store, ("t",), WaffleIronInputs(), SamplingConfig(), AugmentConfig(), seed=0)
 opened = time.perf_counter() - start
 store.require_records()
 store.require_files(("t",), store.sources)
 checked = time.perf_counter() - start - opened
-collate, cpu = DistillCollate(InputConfig()), torch.device("cpu")
+collate, cpu = DistillCollate(WaffleIronInputs()), torch.device("cpu")
 loader = EpochLoader([dataset], collate, batch_size=8, seed=0, workers=0, device=cpu)
 batch = next(iter(loader(0)))
 first = time.perf_counter() - start

@@ -25,23 +25,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.backbones.waffleiron.inputs import ScanInput, WaffleIronInputs, voxel_representatives
 from scalr.distill.convert import official_tensors
-from scalr.distill.inputs import (
-    InputConfig,
-    ScanInput,
-    evaluation_input,
-    inside_field_of_view,
-    pack,
-    scan_input,
-    voxel_representatives,
-)
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.inputs import evaluation_input
+from scalr.distill.student import Student
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.scans import read_points
 from scalr.extract.datasets.synthetic import write_world
 from scalr.extract.projection import project
 
-CONFIG = InputConfig()
+CONFIG = WaffleIronInputs()
 PREPARATIONS = 20
 
 
@@ -88,8 +82,8 @@ def prepare_camera(points, statistics, seen, rng) -> ScanInput:
     """A training sample in ScaLR's order: voxels of the whole scan, then the points of one camera."""
     kept = voxel_representatives(points[:, :3], CONFIG.voxel_size_m, rng)
     kept = kept[seen[kept]]
-    kept = kept[inside_field_of_view(points[kept, :3], CONFIG)]
-    return scan_input(points[kept], statistics, CONFIG)
+    kept = kept[CONFIG.inside(points[kept, :3])]
+    return CONFIG.prepare(points[kept], statistics).input
 
 
 def prepare_scans(root: Path, split: str, path: Path) -> None:
@@ -117,7 +111,7 @@ def contestant(work: Work) -> tuple[torch.nn.Module, Callable]:
     """A model, and what makes its arguments of scans."""
     student = our_student(work.setting).to(work.device)
     if work.peer is None:
-        return student, lambda scans: (pack(scans, CONFIG).to(work.device),)
+        return student, lambda scans: (CONFIG.pack(scans).to(work.device),)
     sys.path.insert(0, str(work.peer))
     from waffleiron import Segmenter
 

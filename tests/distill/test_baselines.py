@@ -10,6 +10,7 @@ import torch
 
 import scalr
 from in_children import command_of_two, free_port, together
+from scalr.cli import main
 from scalr.distill.interruption import Signals, StoppedError
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
@@ -39,9 +40,7 @@ def tiny_store(tmp_path_factory) -> Path:
 
 def train(store: Path, out: Path, recipe: str, teacher: str = "coordinates", *, resume: bool = False) -> list[float]:
     overrides = (*SMALL, f"objective.teachers={{{teacher}: 1.0}}")
-    config = DistillConfig(
-        caches=(store,), out=out, recipe=load_recipe(recipe, overrides), device="cpu", resume=resume
-    )
+    config = DistillConfig(caches=(store,), out=out, recipe=load_recipe(recipe, overrides), device="cpu", resume=resume)
     return distill(config).losses
 
 
@@ -59,7 +58,8 @@ def assert_goes_on_bit_for_bit(store: Path, folder: Path, recipe: str, teacher: 
 
 
 @pytest.mark.parametrize(
-    "recipe", ["table1_minkunet_similarity_one_camera", "table2_ppkt_minkunet", "table2_slidr_minkunet", "table8_st_slidr"]
+    "recipe",
+    ["table1_minkunet_similarity_one_camera", "table2_ppkt_minkunet", "table2_slidr_minkunet", "table8_st_slidr"],
 )
 def test_a_recipe_of_each_loss_goes_on_bit_for_bit(tiny_store, tmp_path, recipe):
     assert_goes_on_bit_for_bit(tiny_store, tmp_path, recipe)
@@ -87,11 +87,11 @@ def test_each_recipe_goes_on_bit_for_bit_on_simulated_streets(simulated_store, t
 @pytest.mark.parametrize("loss", ["contrastive", "slidr", "st_slidr"])
 def test_two_processes_train_with_negatives_of_their_own(tiny_store, tmp_path, children, loss):
     """Told from half as many, features that know nothing yet have a loss that is smaller by log 2."""
-    words = [word for each in (*SMALL, f"objective.loss={loss}", "objective.contrastive_pairs=100000", "objective.temperature=10")
-             for word in ("--set", each)]  # fmt: skip
-    command = ["-q", "distill", "--recipe", "table2_scalr_minkunet", "--cache", str(tiny_store), "--device", "cpu", *words]
-    assert together(children, command_of_two, free_port(), [*command, "--out", str(tmp_path / "two")], tmp_path / "log") == [0, 0]
-    command_alone = [*command, "--out", str(tmp_path / "one")]
-    scalr.cli.main(command_alone, standalone_mode=False)
+    overrides = (*SMALL, f"objective.loss={loss}", "objective.contrastive_pairs=100000", "objective.temperature=10")
+    command = ["-q", "distill", "--recipe", "table2_scalr_minkunet", "--cache", str(tiny_store), "--device", "cpu"]
+    command += [word for each in overrides for word in ("--set", each)]
+    main([*command, "--out", str(tmp_path / "one")], standalone_mode=False)
+    of_two = [*command, "--out", str(tmp_path / "two")]
+    assert together(children, command_of_two, free_port(), of_two, tmp_path / "log") == [0, 0]
     first = [float(next(csv.DictReader((tmp_path / run / "log.csv").open()))["loss"]) for run in ("one", "two")]
     assert first[0] - first[1] == pytest.approx(0.69, abs=0.1)

@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillBatch, DistillCollate, DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig, InputConfig
+from scalr.distill.inputs import AugmentConfig
 from scalr.distill.objective import DistillObjective, ObjectiveConfig
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.files import read_image
 from scalr.extract.run import ExtractConfig, extract
@@ -60,8 +62,8 @@ def test_cached_loss_equals_online_loss(synthetic_world, teacher, tmp_path: Path
                       weights=("random",), encoding=encoding, dtype=dtype)
     )  # fmt: skip
     store, dataset = open_store(path), open_dataset("nuscenes", synthetic_world, "train")
-    samples = DistillDataset(store, (TEACHER,), InputConfig(), SamplingConfig(), STILL, seed=0)
-    batch = DistillCollate(InputConfig())([samples[0, 0], samples[0, 1]])
+    samples = DistillDataset(store, (TEACHER,), WaffleIronInputs(), SamplingConfig(), STILL, seed=0)
+    batch = DistillCollate(WaffleIronInputs())([samples[0, 0], samples[0, 1]])
     views = store.views.take([sample.rows[0] for sample in batch.samples]).to_pylist()
     online = []
     for view, pixel in zip(views, pixels_of(store, batch), strict=True):

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from durable_moves import DurableMoves
 from scalr.checkpoint_files import tensors_digest
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import FORMAT, WITHOUT_DIGESTS, load_student, save_student, student_provenance
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.errors import StudentError
 from standardised import standardisation_of, vectors_of
 
@@ -107,7 +108,7 @@ def test_a_provenance_that_cannot_be_read_is_said(path, provenance):
 def test_weights_that_are_not_finite_are_neither_written_nor_read(path, value):
     student = load_student(path)
     with torch.no_grad():
-        student.embed.conv1.bias[3] = student.classif.weight[0, 0] = value
+        student.backbone.embed.conv1.bias[3] = student.classif.weight[0, 0] = value
     message = r"2 of \d+ tensors hold NaN or infinite values: embed\.conv1\.bias, classif\.weight\. "
     other = path.with_name("other.safetensors")
     with pytest.raises(StudentError, match=f"{message}Train it again with a lower learning rate"):

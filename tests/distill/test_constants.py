@@ -9,8 +9,8 @@ from constants import numbers_in
 
 NUMBERS = {
     "scalr.distill.dataset": {"MAX_DRAWS": 10, "MIN_PAIRS": 1024},
-    "scalr.distill.export": {"MOST_POINTS": 1_000_000},
-    "scalr.distill.inputs": {
+    "scalr.distill.backbones.waffleiron.export": {"MOST_POINTS": 1_000_000},
+    "scalr.distill.backbones.waffleiron.inputs": {
         "CROP_EPS_M": 1e-4,
         "EVALUATION_REACH_M": {"pandaset_64": 128.0, "pandaset_gt": 128.0},
         "FINETUNING_REACH_M": {"pandaset_64": 128.0, "pandaset_gt": 96.0},
@@ -26,8 +26,11 @@ NUMBERS = {
         "END_BYTES": 48,
         "CHUNK_BYTES": 2**20,
     },
-    "scalr.distill.nearest": {"LEAF_POINTS": 12, "NO_CHILD": -1},
-    "scalr.distill.occupied_cells": {"NO_CELL": -1},
+    "scalr.distill.backbones.waffleiron.nearest": {"LEAF_POINTS": 12, "NO_CHILD": -1},
+    "scalr.distill.backbones.waffleiron.network": {"CPU_CHUNK": 2048, "DEVICE_CHUNK": 2**17},
+    "scalr.distill.backbones.waffleiron.occupied_cells": {"NO_CELL": -1},
+    "scalr.distill.heads": {"HIDDEN": 2048},
+    "scalr.distill.student": {"BATCH_POINTS": 100_000},
     "scalr.distill.processes": {"TIMEOUT": timedelta(hours=4)},  # a probe of the first process may take as long
     "scalr.distill.run": {"SEEDS_APART": 1_000_003},
     "scalr.distill.run_record": {"LISTED_DIFFERENCES": 3, "LONGEST_VALUE": 60, "LONGEST_DIGEST": 12},
@@ -36,14 +39,9 @@ NUMBERS = {
     "scalr.distill.training": {"LISTED_SAMPLES": 8},
     "scalr.distill.varying_targets": {"SAMPLES": 8, "PAIRS": 256, "SAME": 0.02},
     "scalr.distill.voxels": {"EMPTY": -1, "HASH_FACTOR": 0x9E3779B97F4A7C15},
-    "scalr.distill.waffleiron": {
-        "HEAD_HIDDEN": 2048,
-        "CPU_CHUNK": 2048,
-        "DEVICE_CHUNK": 2**17,
-        "BATCH_POINTS": 100_000,
-    },
 }
 
 
 def test_every_number_that_a_module_names_is_here():
-    assert numbers_in("distill") == NUMBERS
+    folders = ("distill", "distill/backbones", "distill/backbones/waffleiron")
+    assert {name: found for folder in folders for name, found in numbers_in(folder).items()} == NUMBERS

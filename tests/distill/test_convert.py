@@ -12,10 +12,11 @@ from torch import nn
 
 from scalr.cli import main
 from scalr.distill import convert as convert_module
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.checkpoint import load_student, save_student, student_provenance
 from scalr.distill.convert import convert, read_official, write_official
-from scalr.distill.inputs import InputConfig, pack, scan_input
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.errors import StudentError
 from scalr.extract.intensity import IntensityStatistics
 from standardised import standardisation_of, vectors_of
@@ -102,7 +103,7 @@ PREFIXES = ["", "module.", "_orig_mod.", "model.", "student.", "module._orig_mod
 def test_every_wrapping_loads(checkpoint, wrapper, prefix):
     tensors = official()
     student = read_official(checkpoint(tensors, wrapper, prefix))
-    assert torch.equal(student.embed.conv1.weight, tensors["embed.conv1.weight"][:, :, 0])
+    assert torch.equal(student.backbone.embed.conv1.weight, tensors["embed.conv1.weight"][:, :, 0])
 
 
 def named(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -146,7 +147,7 @@ def test_the_converted_layers_compute_what_the_convolutions_did(checkpoint):
     student = read_official(checkpoint(tensors))
     rng = np.random.default_rng(0)
     points = np.hstack([rng.uniform(-5, 5, (40, 3)), rng.uniform(0, 50, (40, 1))]).astype(np.float32)
-    batch = pack([scan_input(points, IntensityStatistics(18.7, 22.0), InputConfig())], InputConfig())
+    batch = WaffleIronInputs().pack([WaffleIronInputs().prepare(points, IntensityStatistics(18.7, 22.0)).input])
     norms = {name: nn.BatchNorm1d(len(tensors[f"{name}.bias"])).eval() for name in ("embed.norm",)}
     norms |= {name: nn.BatchNorm2d(len(tensors[f"{name}.bias"])).eval() for name in ("embed.conv2.0", "embed.conv2.2")}
     for name, module in norms.items():
@@ -158,7 +159,7 @@ def test_the_converted_layers_compute_what_the_convolutions_did(checkpoint):
     own = torch.conv1d(x, tensors["embed.conv1.weight"], tensors["embed.conv1.bias"])
     merged = torch.cat([own, around], dim=1)
     expected = torch.conv1d(merged, tensors["embed.final.weight"], tensors["embed.final.bias"])
-    found = student.embed(batch.features, batch.neighbours)
+    found = student.backbone.embed(batch.features, batch.neighbours)
     torch.testing.assert_close(found, expected[0].T, rtol=1e-5, atol=1e-5)
     logits = torch.conv1d(expected, tensors["classif.weight"], tensors["classif.bias"])
     torch.testing.assert_close(student.project(found), logits[0].T, rtol=1e-5, atol=1e-4)
@@ -192,7 +193,7 @@ def test_what_the_file_does_not_hold(checkpoint):
     assert read_official(checkpoint(official("batch", "probe"))).config.activation == "relu"
     with pytest.raises(StudentError, match="relu or gelu"):
         read_official(checkpoint(official("layer", "probe")))
-    inputs = InputConfig(fov_min_m=(-50, -50, -3), fov_max_m=(50, 50, 2))
+    inputs = WaffleIronInputs(fov_min_m=(-50, -50, -3), fov_max_m=(50, 50, 2))
     student = read_official(checkpoint(official()), inputs, "gelu")
     assert student.input_config == inputs
     assert student.config.activation == "gelu"
@@ -218,7 +219,7 @@ class Payload:
     ("content", "what"),
     [
         ({"model_point": {"embed.weight": 1}}, "no model_point, model_points, net, state_dict, model with tensors"),
-        ({"blocks.0.attn.qkv.weight": torch.zeros(3)}, "no WaffleIron in it"),
+        ({"blocks.0.attn.qkv.weight": torch.zeros(3)}, "there is no backbone in it that scalr knows"),
         ({"net": official() | {"embed.conv1.weight": torch.zeros(8, 4, 1)}}, "it reads 4 features of a point"),
         ({k: v for k, v in official().items() if not k.startswith("classif")}, "its embedding or head is missing"),
         ({"net": Payload()}, "holds more than tensors, which could run code"),

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import load_student, save_student, student_provenance
 from scalr.distill.interruption import Checkpoints
 from scalr.distill.run_record import RunRecord
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.errors import StudentError
 
 DAMAGES = 200  # of each kind of file

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from scalr.distill import dataset
+from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig, InputConfig
+from scalr.distill.inputs import AugmentConfig
 from scalr.distill.sampling import EpochBatches, EpochLoader
 from scalr.errors import StoreError, StudentError
 
 CPU = torch.device("cpu")
-INPUTS = InputConfig()
+INPUTS = WaffleIronInputs()
 SAMPLING = SamplingConfig()
 STILL = AugmentConfig(max_rotation_rad=0, flip_probability=0, max_scale_change=0)
 
@@ -40,7 +41,7 @@ def matching_view(store, row, sample):
         tuple(xyz): tuple(target)
         for xyz, target in zip(view.points[view.point_index, :3].tolist(), view.targets.tolist(), strict=True)
     }
-    points = map(tuple, sample.scan.features[:, 1:4].tolist())
+    points = map(tuple, sample.scan.input.features[:, 1:4].tolist())
     pairs = zip(points, map(tuple, sample.targets[0].decode().tolist()), strict=True)
     return view if all(targets.get(point) == target for point, target in pairs) else None
 
@@ -49,10 +50,10 @@ def test_a_sample_depends_on_seed_epoch_and_frame_alone(extract_tiny):
     store = extract_tiny()
     first, again = tiny(store, augmentation=AugmentConfig()), tiny(store, augmentation=AugmentConfig())
     again[(0, 2)]
-    np.testing.assert_array_equal(first[(1, 0)].scan.features, again[(1, 0)].scan.features)
-    assert not np.array_equal(first[(2, 0)].scan.features[:5], first[(1, 0)].scan.features[:5])
+    np.testing.assert_array_equal(first[(1, 0)].scan.input.features, again[(1, 0)].scan.input.features)
+    assert not np.array_equal(first[(2, 0)].scan.input.features[:5], first[(1, 0)].scan.input.features[:5])
     other_seed = tiny(store, augmentation=AugmentConfig(), seed=1)
-    assert not np.array_equal(other_seed[(1, 0)].scan.features[:5], first[(1, 0)].scan.features[:5])
+    assert not np.array_equal(other_seed[(1, 0)].scan.input.features[:5], first[(1, 0)].scan.input.features[:5])
 
 
 def test_one_camera_a_frame_each_as_likely(extract_tiny):
@@ -77,7 +78,7 @@ def test_all_cameras_of_a_frame_in_one_sample(extract_tiny):
     rows = sample.id.rows
     assert sorted(rows) == dataset.frames[1].tolist()
     views = [store.read_view(row, "coordinates") for row in rows]
-    xyz = sample.scan.features[:, 1:4]
+    xyz = sample.scan.input.features[:, 1:4]
     assert len({tuple(point) for point in xyz.tolist()}) == len(xyz)
     expected = Counter(
         (tuple(view.points[point, :3].tolist()), tuple(target))
@@ -97,7 +98,7 @@ def test_all_cameras_of_a_frame_in_one_sample(extract_tiny):
     # A frame that one camera sees may be among them, as where nuScenes is mixed with SemanticKITTI.
     alone = tiny(store, teachers=("coordinates", "doubled"))[0, 0]
     mixed = DistillCollate(INPUTS)([alone, sample])
-    expected = np.concatenate([alone.scan.features, sample.scan.features[sample.point]])
+    expected = np.concatenate([alone.scan.input.features, sample.scan.input.features[sample.point]])
     assert torch.equal(mixed.inputs.features[mixed.point], torch.from_numpy(expected))
 
 
@@ -106,53 +107,55 @@ def test_two_cameras_of_two_are_all(extract_tiny):
     two, all_views = (tiny(store, sampling=SamplingConfig(views_per_sample=views)) for views in (2, "all"))
     for visit in range(8):
         assert sorted(two[visit, 0].id.rows) == [0, 1]
-        assert np.array_equal(two[visit, 0].scan.features, all_views[visit, 0].scan.features)
+        assert np.array_equal(two[visit, 0].scan.input.features, all_views[visit, 0].scan.input.features)
 
 
 def test_a_voxel_may_always_have_the_same_point(extract_tiny):
-    store, coarse = extract_tiny(), InputConfig(voxel_size_m=8.0)
+    store, coarse = extract_tiny(), WaffleIronInputs(voxel_size_m=8.0)
     dataset = tiny(store, inputs=coarse, sampling=SamplingConfig(voxel_point="first", views_per_sample="all"))
-    first, again = (dataset[visit, 0].scan.features for visit in (0, 1))
+    first, again = (dataset[visit, 0].scan.input.features for visit in (0, 1))
     assert np.array_equal(first, again)
     drawn = tiny(store, inputs=coarse, sampling=SamplingConfig(views_per_sample="all"))
-    assert not np.array_equal(drawn[0, 0].scan.features[:, 1:4], drawn[1, 0].scan.features[:, 1:4])
+    assert not np.array_equal(drawn[0, 0].scan.input.features[:, 1:4], drawn[1, 0].scan.input.features[:, 1:4])
 
 
 def test_max_points_keeps_one_neighbourhood(extract_tiny):
     store = extract_tiny()
-    sample = tiny(store, inputs=InputConfig(max_points=10))[(0, 0)]
-    assert len(sample.targets[0]) == len(sample.scan.features) == 10
+    sample = tiny(store, inputs=WaffleIronInputs(max_points=10))[(0, 0)]
+    assert len(sample.targets[0]) == len(sample.scan.input.features) == 10
 
 
 def test_points_outside_the_field_of_view_are_left_out(extract_tiny):
     store = extract_tiny()
-    inputs = InputConfig(fov_min_m=(-12, -12, -3), fov_max_m=(12, 12, 3))
+    inputs = WaffleIronInputs(fov_min_m=(-12, -12, -3), fov_max_m=(12, 12, 3))
     sample = tiny(store, inputs=inputs)[(0, 1)]
-    assert (np.abs(sample.scan.features[:, 1:4]) < [12, 12, 3]).all()
-    nothing = InputConfig(fov_min_m=(-0.5, -0.5, -3), fov_max_m=(0.5, 0.5, 3))
+    assert (np.abs(sample.scan.input.features[:, 1:4]) < [12, 12, 3]).all()
+    nothing = WaffleIronInputs(fov_min_m=(-0.5, -0.5, -3), fov_max_m=(0.5, 0.5, 3))
     with pytest.raises(StoreError, match="no point inside the field of view"):
         tiny(store, inputs=nothing)[(0, 1)]
 
 
 def test_a_frame_is_drawn_again_where_nothing_is_left_of_it(extract_tiny):
     """Turned about, what the cameras see in front of them is outside this field of view once in three times or so."""
-    inputs = InputConfig(fov_min_m=(3, -64, -8))
+    inputs = WaffleIronInputs(fov_min_m=(3, -64, -8))
     turning = AugmentConfig(flip_probability=0, max_scale_change=0)
     dataset = tiny(extract_tiny(), inputs=inputs, augmentation=turning)
     samples = [dataset[visit, frame] for visit in range(8) for frame in range(3)]
-    assert all((sample.scan.features[:, 1] > 3).all() and len(sample.scan.features) for sample in samples)
+    assert all((sample.scan.input.features[:, 1] > 3).all() and len(sample.scan.input.features) for sample in samples)
 
 
 def test_a_cuboid_is_left_out_of_a_sample_with_its_pairs(extract_tiny, monkeypatch):
     store, both = extract_tiny(), SamplingConfig(views_per_sample="all")
     monkeypatch.setattr(dataset, "MIN_PAIRS", 1)
     whole, cut = (tiny(store, augmentation=replace(STILL, drop_cuboid=share), sampling=both) for share in (0.0, 1.0))
-    sizes = [(len(whole[v, 0].scan.features), len(cut[v, 0].scan.features)) for v in range(8)]
+    sizes = [(len(whole[v, 0].scan.input.features), len(cut[v, 0].scan.input.features)) for v in range(8)]
     assert all(0 < less <= more for more, less in sizes)
     assert any(less < more for more, less in sizes)
     for visit in range(8):
         sample = cut[visit, 0]
-        assert set(sample.point.tolist()) == set(range(len(sample.scan.features)))  # no point is left without a pair
+        assert set(sample.point.tolist()) == set(
+            range(len(sample.scan.input.features))
+        )  # no point is left without a pair
 
 
 def test_a_cuboid_that_leaves_a_view_too_little_is_kept(extract_tiny, monkeypatch):
@@ -162,7 +165,7 @@ def test_a_cuboid_that_leaves_a_view_too_little_is_kept(extract_tiny, monkeypatc
     assert len(tiny(store, augmentation=augmentation, sampling=both)[0, 0].targets[0]) < 2 * dataset.MIN_PAIRS
     whole, kept = tiny(store, sampling=both), tiny(store, augmentation=augmentation, sampling=both)
     for visit in range(4):
-        np.testing.assert_array_equal(kept[visit, 0].scan.features, whole[visit, 0].scan.features)
+        np.testing.assert_array_equal(kept[visit, 0].scan.input.features, whole[visit, 0].scan.input.features)
 
 
 def test_a_source_is_its_frames_alone(extract_tiny, tiny_dataset):
@@ -251,7 +254,9 @@ def test_a_frame_is_drawn_ten_times_at_most(extract_tiny, monkeypatch):
     dataset = tiny(extract_tiny())
     tries = []
     monkeypatch.setattr(dataset, "_sample", lambda rows, rng: tries.append(rows))
-    with pytest.raises(StoreError, match=r"views \[\d\] keep no point inside the field of view. Enlarge inputs.fov"):
+    with pytest.raises(
+        StoreError, match=r"views \[\d\] keep no point inside the field of view. Enlarge the field of view"
+    ):
         dataset[0, 0]
     assert len(tries) == 10
     assert {tuple(rows) for rows in tries} == {(0,), (1,)}  # another camera may see more

@@ -7,19 +7,18 @@ from dataclasses import MISSING, asdict, fields, replace
 
 import pytest
 
-from scalr.distill.dataset import SamplingConfig
-from scalr.distill.inputs import (
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.backbones.waffleiron.inputs import (
     CROP_EPS_M,
     EVALUATION_REACH_M,
     FINETUNING_REACH_M,
-    AugmentConfig,
-    InputConfig,
-    inputs_for,
+    WaffleIronInputs,
 )
+from scalr.distill.dataset import SamplingConfig
+from scalr.distill.inputs import AugmentConfig
 from scalr.distill.objective import ObjectiveConfig
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig
-from scalr.distill.waffleiron import WaffleIronConfig
 from scalr.errors import StudentError
 
 # WI_768_pretrain.yaml of valeoai/ScaLR: voxels of 10 cm in +-64, +-64, +-8 m; planes of cells of half a metre.
@@ -48,6 +47,7 @@ DEFAULTS = {
         "balance_threshold": 0.5,
     },
     WaffleIronConfig: {
+        "backbone": "waffleiron",
         "width": 256,
         "depth": 48,
         "norm": "batch",
@@ -65,7 +65,7 @@ def test_defaults_are_scalr_s_pretraining(config):
 
 
 def test_inputs_are_those_of_scalr():
-    config = InputConfig()
+    config = WaffleIronInputs()
     assert (config.voxel_size_m, config.num_neighbours, config.max_points) == (0.1, 16, 20_000)
     assert (config.fov_min_m, config.fov_max_m) == ((-64, -64, -8), (64, 64, 8))
     assert [(plane.axes, plane.shape) for plane in config.planes] == PLANES
@@ -99,13 +99,13 @@ def test_pandaset_is_read_as_far_as_the_official_configurations_do():
         ("pandaset_64", False, 128, 512), ("pandaset_64", True, 128, 512),
         ("pandaset_gt", False, 128, 512), ("pandaset_gt", True, 96, 384),
     ):  # fmt: skip
-        wider = inputs_for(dataset, InputConfig(), finetuning=finetuning)
+        wider = WaffleIronInputs().for_dataset(dataset, finetuning=finetuning)
         assert (wider.fov_min_m, wider.fov_max_m) == ((-reach, -reach, -8), (reach, reach, 8))
         assert [plane.shape for plane in wider.planes] == [(cells, cells), (cells, 32), (cells, 32)]
     for dataset in ("nuscenes", "semantic_kitti", "semantic_poss"):
-        assert inputs_for(dataset, InputConfig()) == InputConfig()
-    far = replace(InputConfig(), fov_min_m=(-128, -1, -1))  # a student that reads as far already
-    assert inputs_for("pandaset_64", far) is far
+        assert WaffleIronInputs().for_dataset(dataset) == WaffleIronInputs()
+    far = replace(WaffleIronInputs(), fov_min_m=(-128, -1, -1))  # a student that reads as far already
+    assert far.for_dataset("pandaset_64") is far
 
 
 # Recipe -> student's width, depth, norm, activation, stochastic depth and head; its epochs and schedule.
@@ -125,7 +125,7 @@ def test_recipes_are_the_published_ones(name):
     network = (student.width, student.depth, student.norm, student.activation, student.stochastic_depth, student.head)
     assert (*network, training.epochs, training.schedule) == RECIPES[name]
     assert (training.batch_size, training.learning_rate, training.weight_decay) == (8, 2e-3, 0.03)
-    assert (recipe.inputs, recipe.augmentation) == (InputConfig(), AugmentConfig())
+    assert (recipe.inputs, recipe.augmentation) == (WaffleIronInputs(), AugmentConfig())
     if training.schedule == "cosine":
         assert (training.warmup_steps, training.warmup_epochs, training.min_learning_rate) == (3500, None, 1e-5)
     else:

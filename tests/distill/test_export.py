@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from scalr.distill.export import export_student, exported_input
-from scalr.distill.inputs import InputConfig, Plane, pack, scan_input
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.backbones.waffleiron.export import exported_input
+from scalr.distill.backbones.waffleiron.inputs import Plane, WaffleIronInputs
+from scalr.distill.export import export_student
+from scalr.distill.student import Student
 from scalr.errors import StudentError
 from scalr.extract.intensity import IntensityStatistics
 from standardised import standardisation_of, vectors_of
 
 WIDTH, OUT = 8, 6
-CONFIG = InputConfig(planes=[Plane((0, 1), (32, 32)), Plane((1, 2), (32, 8))])
+CONFIG = WaffleIronInputs(planes=[Plane((0, 1), (32, 32)), Plane((1, 2), (32, 8))])
 
 
 @pytest.mark.parametrize(("norm", "standardise"), [("batch", "none"), ("layer", "phi_s")])
@@ -30,14 +32,14 @@ def test_an_exported_student_gives_the_same_for_any_scan_without_scalr(tmp_path,
     )
     rng = np.random.default_rng(0)
     clouds = [np.hstack([rng.uniform(-60, 60, (n, 3)) / [1, 1, 8], np.ones((n, 1))]) for n in (2, 17, 300)]
-    scans = [scan_input(points.astype(np.float32), IntensityStatistics(0.0, 1.0), CONFIG) for points in clouds]
+    scans = [CONFIG.prepare(points.astype(np.float32), IntensityStatistics(0.0, 1.0)).input for points in clouds]
     torch.save([exported_input(scan, CONFIG) for scan in scans], tmp_path / "inputs")
     files = [str(tmp_path / name) for name in ("student.pt2", "inputs", "outputs")]
     subprocess.run([sys.executable, "-c", code, *files], check=True, cwd=tmp_path)
     (points,) = torch.export.load(tmp_path / "student.pt2").range_constraints.values()
     assert (points.lower, points.upper) == (2, 1_000_000)
     for scan, (tokens, head) in zip(scans, torch.load(tmp_path / "outputs"), strict=True):
-        expected = student.tokens(pack([scan], CONFIG))
+        expected = student.tokens(CONFIG.pack([scan]))
         torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(head, student.project(expected), rtol=1e-4, atol=1e-5)
 
@@ -45,7 +47,7 @@ def test_an_exported_student_gives_the_same_for_any_scan_without_scalr(tmp_path,
 def test_what_is_read_of_a_scan_is_its_features_neighbours_and_cells_by_number():
     """A cell's number on whole planes: row times columns plus column."""
     points = np.array([[-63, 1, 0, 2], [63, 62, -7, 3], [0, 0, 7, 4], [1, 2, 3, 5]], np.float32)
-    scan = scan_input(points, IntensityStatistics(0.0, 1.0), CONFIG)
+    scan = CONFIG.prepare(points, IntensityStatistics(0.0, 1.0)).input
     features, neighbours, cells = exported_input(scan, CONFIG)
     np.testing.assert_array_equal(features, scan.features)
     np.testing.assert_array_equal(neighbours, scan.neighbours)

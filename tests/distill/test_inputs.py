@@ -14,25 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scalr.distill.inputs import (
-    AugmentConfig,
-    InputConfig,
+from scalr.distill.backbones.waffleiron.inputs import (
     Plane,
+    WaffleIronInputs,
     at_most,
-    augment,
-    evaluation_input,
-    inputs_for,
-    inside_field_of_view,
     nearest_to,
-    outside_cuboid,
-    pack,
-    scan_input,
     voxel_representatives,
 )
+from scalr.distill.inputs import AugmentConfig, augment, evaluation_input, outside_cuboid
 from scalr.errors import StudentError
 from scalr.extract.intensity import IntensityStatistics, intensity_statistics
 
-SMALL = InputConfig(
+SMALL = WaffleIronInputs(
     voxel_size_m=0.5,
     fov_min_m=(-8, -6, -2),
     fov_max_m=(8, 6, 2),
@@ -47,7 +40,7 @@ any_floats = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 wild_clouds = hnp.arrays(np.float32, st.tuples(st.integers(1, 20), st.just(3)), elements=any_floats)
 
 
-def random_points(seed: int, count: int, config: InputConfig = SMALL) -> np.ndarray:
+def random_points(seed: int, count: int, config: WaffleIronInputs = SMALL) -> np.ndarray:
     """(count, 4) float32, inside the field of view."""
     rng = np.random.default_rng(seed)
     low, high = np.array(config.fov_min_m) + 0.01, np.array(config.fov_max_m) - 0.01
@@ -124,8 +117,8 @@ def test_points_that_are_not_finite_are_refused(bad):
 def test_the_field_of_view_is_open_by_a_tenth_of_a_millimetre():
     x = np.array([-8, -7.9999, -7.9998, 0, 7.9998, 7.9999, 8, 9], np.float32)
     xyz = np.stack([x, np.zeros_like(x), np.zeros_like(x)], axis=1)
-    assert inside_field_of_view(xyz, SMALL).tolist() == [False, False, True, True, True, False, False, False]
-    assert not inside_field_of_view(np.array([[0, 0, 2.5], [0, -7, 0]], np.float32), SMALL).any()
+    assert SMALL.inside(xyz).tolist() == [False, False, True, True, True, False, False, False]
+    assert not SMALL.inside(np.array([[0, 0, 2.5], [0, -7, 0]], np.float32)).any()
 
 
 @given(clouds, st.integers(1, 70), st.integers(0, 2**16))
@@ -220,7 +213,7 @@ def test_a_cuboid_may_be_as_large_as_is_allowed():
 
 def test_features_are_normalised_intensity_position_and_radius():
     points = random_points(0, 30)
-    features = scan_input(points, intensity_statistics("nuscenes"), SMALL).features
+    features = SMALL.prepare(points, intensity_statistics("nuscenes")).input.features
     assert features.dtype == np.float32
     np.testing.assert_allclose(features[:, 0], (points[:, 3] - 18.742355) / 22.04632, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(features[:, 1:4], points[:, :3])
@@ -232,12 +225,12 @@ def test_neighbours_are_the_nearest_others():
     distances = np.linalg.norm(points[:, None, :3] - points[None, :, :3], axis=2)
     np.fill_diagonal(distances, np.inf)
     expected = np.argsort(distances, axis=1)[:, :16]
-    np.testing.assert_array_equal(scan_input(points, UNIT, SMALL).neighbours, expected)
+    np.testing.assert_array_equal(SMALL.prepare(points, UNIT).input.neighbours, expected)
 
 
 @pytest.mark.parametrize("count", [2, 5, 16, 17])
 def test_neighbours_of_a_small_scan_repeat_what_is_there(count):
-    neighbours = scan_input(random_points(3, count), UNIT, SMALL).neighbours
+    neighbours = SMALL.prepare(random_points(3, count), UNIT).input.neighbours
     assert neighbours.shape == (count, 16)
     for row, others in enumerate(neighbours):
         assert set(others) == set(range(count)) - {row}
@@ -245,12 +238,12 @@ def test_neighbours_of_a_small_scan_repeat_what_is_there(count):
 
 
 def test_a_single_point_is_its_own_neighbour():
-    assert (scan_input(random_points(3, 1), UNIT, SMALL).neighbours == 0).all()
+    assert (SMALL.prepare(random_points(3, 1), UNIT).input.neighbours == 0).all()
 
 
 def test_points_that_coincide_are_neighbours_but_not_their_own():
     points = np.repeat(random_points(4, 2), 25, axis=0)
-    neighbours = scan_input(points, UNIT, SMALL).neighbours
+    neighbours = SMALL.prepare(points, UNIT).input.neighbours
     assert (neighbours != np.arange(50)[:, None]).all()
     assert (neighbours // 25 == np.arange(50)[:, None] // 25).all()
     assert all(len(set(others)) == 16 for others in neighbours)
@@ -258,7 +251,7 @@ def test_points_that_coincide_are_neighbours_but_not_their_own():
 
 def test_cells_are_counted_from_the_minimum_of_the_field_of_view():
     points = random_points(5, 200)
-    cells = scan_input(points, UNIT, SMALL).cells
+    cells = SMALL.prepare(points, UNIT).input.cells
     for plane, found in zip(SMALL.planes, cells, strict=True):
         for column, axis in enumerate(plane.axes):
             size = (SMALL.fov_max_m[axis] - SMALL.fov_min_m[axis]) / plane.shape[column]
@@ -269,12 +262,12 @@ def test_cells_are_counted_from_the_minimum_of_the_field_of_view():
 def test_scan_input_refuses_what_it_cannot_use():
     points = random_points(6, 20)
     with pytest.raises(StudentError, match="no point is left"):
-        scan_input(points[:0], UNIT, SMALL)
+        SMALL.prepare(points[:0], UNIT)
     with pytest.raises(StudentError, match=r"shape \(20, 3\)"):
-        scan_input(points[:, :3], UNIT, SMALL)
+        SMALL.prepare(points[:, :3], UNIT)
     points[4, 0] = 8.0
     with pytest.raises(StudentError, match="outside the field of view"):
-        scan_input(points, UNIT, SMALL)
+        SMALL.prepare(points, UNIT)
 
 
 def test_evaluation_reaches_every_raw_point_through_its_nearest_kept_point():
@@ -282,7 +275,7 @@ def test_evaluation_reaches_every_raw_point_through_its_nearest_kept_point():
     points[:40, :3] *= 3  # most of these leave the field of view
     scan, kept, nearest = evaluation_input(points, UNIT, SMALL)
     first = np.array([rows[0] for rows in voxel_groups(points[:, :3], 0.5)])
-    np.testing.assert_array_equal(kept, first[inside_field_of_view(points[first, :3], SMALL)])
+    np.testing.assert_array_equal(kept, first[SMALL.inside(points[first, :3])])
     assert len(kept) < 390
     np.testing.assert_array_equal(scan.features[:, 1:4], points[kept, :3])
     distances = np.linalg.norm(points[:, None, :3] - points[None, kept, :3], axis=2)
@@ -290,18 +283,22 @@ def test_evaluation_reaches_every_raw_point_through_its_nearest_kept_point():
 
 
 def test_pandaset_has_larger_planes_of_the_same_cells():
-    wide = inputs_for("pandaset_gt", InputConfig())
+    wide = WaffleIronInputs().for_dataset("pandaset_gt")
     assert [plane.shape for plane in wide.planes] == [(512, 512), (512, 32), (512, 32)]
     assert (wide.fov_min_m, wide.fov_max_m) == ((-128, -128, -8), (128, 128, 8))
-    assert inputs_for("pandaset_gt", wide) == wide
-    assert inputs_for("pandaset_64", InputConfig()) == inputs_for("pandaset_64", InputConfig(), finetuning=True) == wide
-    finetuned = inputs_for("pandaset_gt", InputConfig(), finetuning=True)
+    assert wide.for_dataset("pandaset_gt") == wide
+    assert (
+        WaffleIronInputs().for_dataset("pandaset_64")
+        == WaffleIronInputs().for_dataset("pandaset_64", finetuning=True)
+        == wide
+    )
+    finetuned = WaffleIronInputs().for_dataset("pandaset_gt", finetuning=True)
     assert [plane.shape for plane in finetuned.planes] == [(384, 384), (384, 32), (384, 32)]
     assert (finetuned.fov_min_m, finetuned.fov_max_m) == ((-96, -96, -8), (96, 96, 8))
-    near = InputConfig(fov_min_m=(-50, -50, -8), fov_max_m=(50, 50, 8))
-    shapes = [plane.shape for plane in inputs_for("pandaset_64", near).planes]
+    near = WaffleIronInputs(fov_min_m=(-50, -50, -8), fov_max_m=(50, 50, 8))
+    shapes = [plane.shape for plane in near.for_dataset("pandaset_64").planes]
     assert shapes == [(656, 656), (656, 32), (656, 32)]  # of 655.36: no cell is larger than it was
-    assert inputs_for("semantic_kitti", InputConfig()) == InputConfig()
+    assert WaffleIronInputs().for_dataset("semantic_kitti") == WaffleIronInputs()
 
 
 def test_evaluation_of_a_scan_that_is_all_outside():
@@ -322,8 +319,8 @@ def corner_points(seed: int, corner: tuple[int, int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("corner", [(-1, -1, -1), (1, 1, 1), (-1, 1, 1)])
 def test_crops_hold_every_scan_where_it_lies(corner):
-    scans = [scan_input(p, UNIT, SMALL) for p in (corner_points(0, corner), random_points(1, 3), random_points(2, 9))]
-    batch = pack(scans, SMALL)
+    scans = [SMALL.prepare(p, UNIT).input for p in (corner_points(0, corner), random_points(1, 3), random_points(2, 9))]
+    batch = SMALL.pack(scans)
     for p, (plane, (height, width)) in enumerate(zip(SMALL.planes, batch.crop_shapes, strict=True)):
         assert height <= plane.shape[0]
         assert width <= plane.shape[1]
@@ -347,12 +344,12 @@ def _check_sides(cropped, origin, size, plane_shape):
 
 def test_the_crop_is_as_small_as_the_largest_scan_allows():
     points = np.tile(np.array([[0.1, 0.1, 0.1, 1]], np.float32), (3, 1))
-    assert pack([scan_input(points, UNIT, SMALL)] * 2, SMALL).crop_shapes == ((3, 3), (3, 3), (3, 3))
+    assert SMALL.pack([SMALL.prepare(points, UNIT).input] * 2).crop_shapes == ((3, 3), (3, 3), (3, 3))
 
 
 def test_packing_shifts_neighbours_and_keeps_order():
-    scans = [scan_input(random_points(seed, count), UNIT, SMALL) for seed, count in ((0, 5), (1, 40), (2, 17))]
-    batch = pack(scans, SMALL)
+    scans = [SMALL.prepare(random_points(seed, count), UNIT).input for seed, count in ((0, 5), (1, 40), (2, 17))]
+    batch = SMALL.pack(scans)
     assert (batch.num_scans, batch.num_points) == (3, 62)
     assert batch.scan_offsets.tolist() == [0, 5, 45, 62]
     for scan, low, high in zip(scans, batch.scan_offsets, batch.scan_offsets[1:], strict=False):
@@ -361,7 +358,7 @@ def test_packing_shifts_neighbours_and_keeps_order():
 
 
 def test_a_batch_moves_whole():
-    batch = pack([scan_input(random_points(0, 20), UNIT, SMALL)], SMALL).to("meta")
+    batch = SMALL.pack([SMALL.prepare(random_points(0, 20), UNIT).input]).to("meta")
     tensors = (batch.features, batch.neighbours, batch.scan_offsets, batch.cells)
     assert all(tensor.device.type == "meta" for tensor in tensors)
     assert batch.cells.dtype == batch.neighbours.dtype == torch.int64
@@ -370,10 +367,10 @@ def test_a_batch_moves_whole():
 # Configuration
 
 
-@pytest.mark.parametrize("config", [InputConfig(), SMALL])
+@pytest.mark.parametrize("config", [WaffleIronInputs(), SMALL])
 def test_input_config_comes_back_from_json_and_yaml(config):
-    assert InputConfig(**json.loads(json.dumps(asdict(config)))) == config
-    assert InputConfig(**yaml.safe_load(json.dumps(asdict(config)))) == config
+    assert WaffleIronInputs(**json.loads(json.dumps(asdict(config)))) == config
+    assert WaffleIronInputs(**yaml.safe_load(json.dumps(asdict(config)))) == config
 
 
 @pytest.mark.parametrize(
@@ -399,7 +396,7 @@ def test_input_config_comes_back_from_json_and_yaml(config):
 )
 def test_input_config_refuses(values, where):
     with pytest.raises(StudentError) as error:
-        InputConfig(**values)
+        WaffleIronInputs(**values)
     assert error.value.where == where
 
 

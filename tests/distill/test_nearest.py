@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalr.distill.nearest import LEAF_POINTS, build_tree, nearest_of, nearest_others
+from scalr.distill.backbones.waffleiron.nearest import LEAF_POINTS, build_tree, nearest_of, nearest_others
 
 
 @st.composite

@@ -6,16 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig, InputConfig
+from scalr.distill.inputs import AugmentConfig
 from scalr.distill.objective import DistillObjective, ObjectiveConfig, joint_targets
 from scalr.distill.segment_losses import balanced_weights, cosines, negatives, tolerant_loss
 from scalr.distill.segments import SegmentTargets
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.errors import StudentError
 from standardised import standardisation_of
 
-INPUTS = InputConfig(num_neighbours=4)
+INPUTS = WaffleIronInputs(num_neighbours=4)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from scalr.distill.backbones.waffleiron.occupied_cells import NO_CELL, depthwise, occupied_cells
 from scalr.distill.compiled import compiled
-from scalr.distill.occupied_cells import NO_CELL, depthwise, occupied_cells
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7))
 

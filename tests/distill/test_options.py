@@ -12,7 +12,7 @@ import torch
 
 from calls import SeenEnough, calls_of
 from scalr.distill import run, sampling
-from scalr.distill.inputs import InputConfig
+from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.interruption import leave_signals_to_the_trainer
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
@@ -65,7 +65,7 @@ def test_distill_hands_on_what_it_is_asked_for(extract_tiny, tmp_path, monkeypat
         assert (each.inputs, each.sampling, each.augmentation) == (recipe.inputs, recipe.sampling, recipe.augmentation)
     objective, _, training = arguments
     assert training == recipe.training
-    assert objective.student.waffleiron.activation_checkpointing
+    assert objective.student.backbone.activation_checkpointing
     assert compiled == [objective.student]
     checkpoints = of_training["checkpoints"]
     assert (checkpoints.minutes, checkpoints.path) == (2.5, config.out / "checkpoint.pt")
@@ -127,7 +127,7 @@ def test_signals_are_held_back_while_workers_start_and_no_longer(monkeypatch):
         monkeypatch.setattr(module, "DataLoader", NotesWhatIsHeldBack)
     calls_of(monkeypatch, labelled_scans, "intensity_of")
     loader = EpochLoader([range(2)], list, batch_size=2, seed=0, workers=1, device=torch.device("cpu"))
-    scans = EvaluationScans(SimpleNamespace(), InputConfig())
+    scans = EvaluationScans(SimpleNamespace(), WaffleIronInputs())
     for read in (loader(0), scans.read([0], workers=1)):
         assert {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1} <= next(read)
         assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig, InputConfig
+from scalr.distill.inputs import AugmentConfig
 from scalr.distill.segments import PAIRS, TargetParts
 from scalr.distill.varying_targets import VaryingTargets
 from scalr.errors import StoreError
 from scalr.extract.store import Segments
 
-INPUTS = InputConfig(num_neighbours=4)
+INPUTS = WaffleIronInputs(num_neighbours=4)
 MEANS = TargetParts(pairs=False, segments=True, means=True, directions=False)
 ALL = TargetParts(pairs=True, segments=True, means=True, directions=True)
 ROWS_ONLY = TargetParts(pairs=True, segments=True, means=False, directions=False)
@@ -102,22 +103,22 @@ def test_segments_that_the_store_does_not_know_are_left_out_with_their_pairs(sto
         assert values is None or zero not in values[:, 1].abs().tolist()
     if sample.targets:
         assert len(sample.targets[0]) == sample.num_pairs
-    np.testing.assert_array_equal(sample.scan.features, whole.scan.features)  # points stay
+    np.testing.assert_array_equal(sample.scan.input.features, whole.scan.input.features)  # points stay
 
 
 def test_points_without_a_pair_stay_where_all_are_asked_for(store):
     """Each pair has the target of its own point, which its intensity names."""
     seen, every = (samples_of(store, ROWS_ONLY, points=points)[0, 0] for points in ("seen", "all"))
     assert seen.point is None
-    assert len(every.scan.features) > len(seen.scan.features)
-    assert len(set(every.point.tolist())) == every.num_pairs < len(every.scan.features)
+    assert len(every.scan.input.features) > len(seen.scan.input.features)
+    assert len(set(every.point.tolist())) == every.num_pairs < len(every.scan.input.features)
     view = store.store.read_view(every.id.rows[0], "coordinates")
     normalised = (view.points[view.point_index, 3] - view.intensity.mean) / view.intensity.std
-    distance = np.abs(every.scan.features[every.point, 0][:, None] - normalised)
+    distance = np.abs(every.scan.input.features[every.point, 0][:, None] - normalised)
     assert distance.min(axis=1).max() < 1e-5
     np.testing.assert_array_equal(every.targets[0].decode(), view.targets[distance.argmin(axis=1)])
     packed = DistillCollate(INPUTS)([seen, every])
-    assert packed.point.tolist() == [*range(seen.num_pairs), *(every.point + len(seen.scan.features)).tolist()]
+    assert packed.point.tolist() == [*range(seen.num_pairs), *(every.point + len(seen.scan.input.features)).tolist()]
 
 
 def test_a_batch_has_the_segments_of_its_samples_one_after_the_other(store):

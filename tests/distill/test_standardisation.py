@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.losses import contrastive_loss, cosine_loss, similarity_loss
 from scalr.distill.standardisation import Standardisation, hadamard
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.errors import StudentError
 from scalr.extract.teachers.registry import TEACHERS
 from standardised import WEIGHTS, standardisation_of, statistics_of, vectors_of

@@ -13,21 +13,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scalr.distill import waffleiron
-from scalr.distill.inputs import (
-    InputConfig,
-    PackedBatch,
-    Plane,
-    ScanInput,
-    evaluation_input,
-    pack,
-    scan_input,
-)
-from scalr.distill.waffleiron import Student, WaffleIron, WaffleIronConfig, _KeepRows, probe_head
+from scalr.distill.backbones.backbone import PackedBatch
+from scalr.distill.backbones.waffleiron import network
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.backbones.waffleiron.inputs import Plane, ScanInput, WaffleIronInputs
+from scalr.distill.backbones.waffleiron.network import Layers, _KeepRows
+from scalr.distill.heads import probe_head
+from scalr.distill.inputs import evaluation_input
+from scalr.distill.student import Student
 from scalr.errors import ScalrError, StudentError
 from scalr.extract.intensity import IntensityStatistics
 
-SMALL = InputConfig(
+SMALL = WaffleIronInputs(
     fov_min_m=(-16, -12, -4),
     fov_max_m=(16, 12, 4),
     planes=(Plane((0, 1), (32, 24)), Plane((0, 2), (32, 8)), Plane((1, 2), (24, 8))),
@@ -46,7 +43,7 @@ def _one_thread():
 
 
 def scan(seed: int, count: int, low=(-16, -12, -4), high=(16, 12, 4)) -> ScanInput:
-    return scan_input(points_between(seed, count, low, high), UNIT, SMALL)
+    return SMALL.prepare(points_between(seed, count, low, high), UNIT).input
 
 
 def points_between(seed: int, count: int, low, high) -> np.ndarray:
@@ -84,7 +81,7 @@ def student(config: WaffleIronConfig = CONFIG, seed: int = 0, dtype: torch.dtype
 
 
 def batch_of(scans: list[ScanInput], dtype: torch.dtype = torch.float64) -> PackedBatch:
-    batch = pack(scans, SMALL)
+    batch = SMALL.pack(scans)
     return replace(batch, features=batch.features.to(dtype))
 
 
@@ -92,7 +89,8 @@ class Reference:
     """WaffleIron from DESIGN's equations: padded (B, N, C) tokens, a mask, whole planes."""
 
     def __init__(self, module: Student) -> None:
-        self.values = dict(module.named_parameters()) | {k: v.clone() for k, v in module.named_buffers()}
+        values = dict(module.named_parameters()) | {k: v.clone() for k, v in module.named_buffers()}
+        self.values = {name.removeprefix("backbone."): value for name, value in values.items()}
         self.config, self.training = module.config, module.training
 
     def __call__(self, scans: list[ScanInput]) -> torch.Tensor:
@@ -194,7 +192,7 @@ def test_output_and_gradients_equal_the_dense_reference(scans, norm, training):
         assert (a - b).norm() <= 1e-9 * b.norm() + rounding, name
     for name, buffer in module.named_buffers():
         if "running" in name:
-            torch.testing.assert_close(buffer, reference.values[name], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(buffer, reference.values[name.removeprefix("backbone.")], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -217,8 +215,8 @@ def test_single_precision_equals_the_dense_reference(activation, norm, training)
 def test_cropped_planes_of_other_devices_equal_the_cells_of_the_cpu(scans, training, monkeypatch):
     module, batch = student().train(training), batch_of(scans)
     outputs, gradients = [], []
-    for cells in (waffleiron._OccupiedCells, waffleiron._CroppedPlane):
-        monkeypatch.setattr(waffleiron, "_OccupiedCells", cells)
+    for cells in (network._OccupiedCells, network._CroppedPlane):
+        monkeypatch.setattr(network, "_OccupiedCells", cells)
         outputs.append(module(batch))
         gradients.append(torch.autograd.grad(outputs[-1].square().sum(), list(module.parameters())))
     torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
@@ -234,7 +232,7 @@ def test_activation_checkpointing_changes_memory_alone(norm):
     results, momenta = [], []
     for checkpointing in (False, True):
         module, values = copy.deepcopy(start), []
-        module.waffleiron.activation_checkpointing = checkpointing
+        module.backbone.activation_checkpointing = checkpointing
         optimiser = torch.optim.SGD(module.parameters(), lr=1e-4)
         torch.manual_seed(3)
         for batch in batches:
@@ -281,15 +279,15 @@ def test_the_order_of_points_does_not_matter(training):
     points = points_between(0, 80, SMALL.fov_min_m, SMALL.fov_max_m)
     order = np.random.default_rng(0).permutation(80)
     module = student().train(training)
-    tokens = module.tokens(batch_of([scan_input(points, UNIT, SMALL)]))
-    shuffled = module.tokens(batch_of([scan_input(points[order], UNIT, SMALL)]))
+    tokens = module.tokens(batch_of([SMALL.prepare(points, UNIT).input]))
+    shuffled = module.tokens(batch_of([SMALL.prepare(points[order], UNIT).input]))
     torch.testing.assert_close(shuffled, tokens[torch.from_numpy(order)], rtol=1e-9, atol=1e-9)
 
 
 def test_embedding_in_chunks_equals_the_whole(monkeypatch):
     module, batch = student().eval(), batch_of(BATCHES["very different extents"])
     whole = module.tokens(batch)
-    monkeypatch.setattr("scalr.distill.waffleiron.CPU_CHUNK", 7)
+    monkeypatch.setattr("scalr.distill.backbones.waffleiron.network.CPU_CHUNK", 7)
     torch.testing.assert_close(module.tokens(batch), whole, rtol=1e-12, atol=1e-12)
 
 
@@ -311,7 +309,7 @@ def test_stochastic_depth_drops_whole_scans_and_keeps_the_mean():
 def test_stochastic_depth_acts_in_training_alone():
     batch = batch_of([scan(0, 60)])
     module = student(replace(CONFIG, stochastic_depth=1 - 1e-12)).train()
-    torch.testing.assert_close(module.tokens(batch), module.embed(batch.features, batch.neighbours))
+    torch.testing.assert_close(module.tokens(batch), module.backbone.embed(batch.features, batch.neighbours))
     plain = student(CONFIG).eval()
     module.load_state_dict(plain.state_dict())
     torch.testing.assert_close(module.eval().tokens(batch), plain.tokens(batch), rtol=0, atol=0)
@@ -359,7 +357,7 @@ def test_a_probe_starts_without_an_opinion():
 
 
 def test_layer_scale_starts_between_minus_one_and_one():
-    scales = torch.cat([mix.scale.weight for mix in WaffleIron(WaffleIronConfig(width=64, depth=4)).channel_mix])
+    scales = torch.cat([mix.scale.weight for mix in Layers(WaffleIronConfig(width=64, depth=4)).channel_mix])
     assert scales.min() < -0.9
     assert scales.max() > 0.9
     assert scales.abs().max() <= 1
@@ -370,7 +368,7 @@ def test_extract_gives_every_raw_point_the_token_of_its_nearest_kept_point():
     points[:30, :3] *= 2
     module = student(dtype=torch.float32).eval()
     inputs, _, nearest = evaluation_input(points, UNIT, SMALL)
-    expected = module.tokens(pack([inputs], SMALL))[torch.from_numpy(nearest)]
+    expected = module.tokens(SMALL.pack([inputs]))[torch.from_numpy(nearest)]
     features = module.extract(points, UNIT)
     assert (features.shape, features.dtype, features.requires_grad) == ((300, 8), torch.float32, False)
     torch.testing.assert_close(features, expected)
@@ -456,15 +454,15 @@ def test_what_a_student_gives_can_be_given_to_numpy(head):
     assert module.training
     assert torch.equal(projected, module.eval().classif(features).detach())
     assert module.classif(features).requires_grad
-    assert module(pack([evaluation_input(points, UNIT, SMALL)[0]], SMALL)).requires_grad
+    assert module(SMALL.pack([evaluation_input(points, UNIT, SMALL)[0]])).requires_grad
 
 
 def test_many_scans_are_extracted_together_and_in_order(monkeypatch):
-    monkeypatch.setattr(waffleiron, "BATCH_POINTS", 500)
+    monkeypatch.setattr("scalr.distill.student.BATCH_POINTS", 500)
     module = student(dtype=torch.float32)
     scans = [points_between(seed, 200 + 40 * seed, SMALL.fov_min_m, SMALL.fov_max_m) for seed in range(5)]
     sizes = []
-    module.embed.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    module.backbone.embed.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     found = list(module.extract_all(iter(scans), UNIT))
     together, sizes[:] = list(sizes), []
     alone = [module.extract(points, UNIT) for points in scans]
@@ -485,11 +483,11 @@ def test_pandaset_is_read_further():
 
 def test_extract_leaves_every_part_in_its_own_mode():
     module = student(dtype=torch.float32).train()
-    module.embed.eval()
+    module.backbone.embed.eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     module.extract(points_between(0, 50, SMALL.fov_min_m, SMALL.fov_max_m), "nuscenes")
-    assert module.waffleiron.training
-    assert not module.embed.norm.training
+    assert module.backbone.waffleiron.training
+    assert not module.backbone.embed.norm.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
@@ -530,7 +528,7 @@ def test_config_refuses(values):
 
 
 def test_importing_the_student_needs_torch_numpy_and_scipy_alone():
-    code = "import sys, scalr.distill.waffleiron; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "import sys, scalr.distill.student; print(*{name.partition('.')[0] for name in sys.modules})"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"timm", "nuscenes", "zarr", "dask", "distributed", "pyarrow", "matplotlib", "cv2"} & set(modules)
 
@@ -538,8 +536,8 @@ def test_importing_the_student_needs_torch_numpy_and_scipy_alone():
 def test_the_defaults_are_those_of_waffleiron_and_scalr():
     """WI-48-256 as published; a head for 1,024 channels of a ViT-L; of ScaLR+ 2,048 hidden ones."""
     assert asdict(WaffleIronConfig()) == {
-        "width": 256, "depth": 48, "norm": "batch", "activation": "relu", "stochastic_depth": 0.0, "head": "linear",
-        "out_channels": 1024,
+        "backbone": "waffleiron", "width": 256, "depth": 48, "norm": "batch", "activation": "relu",
+        "stochastic_depth": 0.0, "head": "linear", "out_channels": 1024,
     }  # fmt: skip
     head = Student(WaffleIronConfig(width=4, depth=1, head="mlp", out_channels=3), SMALL).classif
     assert [tuple(layer.weight.shape) for layer in head if hasattr(layer, "weight")] == [(2048, 4), (3, 2048)]
@@ -547,7 +545,7 @@ def test_the_defaults_are_those_of_waffleiron_and_scalr():
 
 def test_two_points_are_enough_to_train():
     module = student().train()
-    two, one = (pack([scan(0, count)], SMALL) for count in (2, 1))
+    two, one = (SMALL.pack([scan(0, count)]) for count in (2, 1))
     assert module.tokens(replace(two, features=two.features.double())).shape == (2, 8)
     with pytest.raises(StudentError, match="training: a batch of one point"):
         module.tokens(replace(one, features=one.features.double()))

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import load_student, save_student
 from scalr.distill.convert import convert, write_official
 from scalr.distill.interruption import StoppedError
+from scalr.distill.student import Student
 from scalr.distill.training import Observer, TrainingConfig, _Trainer, train
-from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.errors import DatasetError, ScalrError, StudentError
 from scalr.evaluate import finetune as finetune_module
 from scalr.evaluate import supervision
@@ -51,7 +52,8 @@ def test_the_whole_model_is_trained_and_scored(config):
     assert written["setting"] == "finetune nuscenes 100%"
     assert "epochs 2, not 25" in written["departures"]
     assert written["protocol"]["schedule"]["stochastic_depth"] == 0.2
-    assert written["model"] == {"depth": DEPTH, "width": 8, "norm": "batch", "activation": "relu"} | {
+    network = {"backbone": "waffleiron", "student": f"WI-{DEPTH}-8", "norm": "batch", "activation": "relu"}
+    assert written["model"] == network | {"depth": DEPTH, "width": 8} | {
         "head": "linear", "stochastic_depth": 0.0, "labels": []
     }  # fmt: skip
     assert not (config.out / "checkpoint.pt").exists()
@@ -166,8 +168,8 @@ def test_the_model_is_made_as_the_official_code_makes_it(config):
     model = config.new_model(student, 16)
     assert (model.config.stochastic_depth, model.config.head, model.config.out_channels) == (0.2, "probe", 16)
     assert not model.classif[1].weight.any()
-    assert not model.waffleiron.activation_checkpointing
-    assert replace(config, activation_checkpointing=True).new_model(student, 16).waffleiron.activation_checkpointing
+    assert not model.backbone.activation_checkpointing
+    assert replace(config, activation_checkpointing=True).new_model(student, 16).backbone.activation_checkpointing
     reach = {name: replace(config, dataset=name).new_model(student, 16).input_config.fov_max_m[0] for name in REACH_M}
     assert reach == REACH_M
 
@@ -180,7 +182,7 @@ def test_new_weights_are_of_the_seed_alone(config):
     scratch = replace(config, from_scratch=True)
 
     def weights(seed: int) -> torch.Tensor:
-        return replace(scratch, seed=seed).new_model(student, 4).embed.conv1.weight
+        return replace(scratch, seed=seed).new_model(student, 4).backbone.embed.conv1.weight
 
     torch.manual_seed(5)
     first, then = weights(0), torch.rand(3)
@@ -204,10 +206,10 @@ def test_every_option_reaches_the_training(config, monkeypatch):
     assert given["augmentation"] == "joint"
     assert given["training"] == replace(training, precision="bfloat16")
     assert not given["objective"].frozen
-    assert given["scale"]("model.waffleiron.channel_mix.0.norm.weight") == 0.5**DEPTH
+    assert given["scale"]("model.backbone.waffleiron.channel_mix.0.norm.weight") == 0.5**DEPTH
     config.fit(model, None, training, cpu, None)
     assert given["augmentation"] == "official"
-    assert given["scale"]("model.embed.conv1.weight") == 0.99 ** (DEPTH + 1)  # nuScenes, all labels
+    assert given["scale"]("model.backbone.embed.conv1.weight") == 0.99 ** (DEPTH + 1)  # nuScenes, all labels
 
 
 def test_scans_are_drawn_with_the_seed_of_the_training(config, monkeypatch):
@@ -231,10 +233,12 @@ def test_a_frozen_backbone_is_neither_trained_nor_in_training_mode(config, froze
     student = load_student(config.student)
     model = with_class_head(student, 4, student.input_config)
     objective = SupervisedObjective(model, frozen=frozen)
-    trained = {name.split(".")[1] for name, each in objective.named_parameters() if each.requires_grad}
-    assert trained == ({"classif"} if frozen else {"embed", "waffleiron", "classif"})
+    trained = {
+        name.removeprefix("model.").split(".")[0] for name, each in objective.named_parameters() if each.requires_grad
+    }
+    assert trained == ({"classif"} if frozen else {"backbone", "classif"})
     assert model.classif.training
-    assert all(part.training is not frozen for part in (model.embed, model.waffleiron, *model.waffleiron.modules()))
+    assert all(part.training is not frozen for part in (model.backbone, *model.backbone.modules()))
 
 
 def test_what_is_not_as_published_is_told(config):
@@ -279,12 +283,12 @@ def test_few_labels_are_the_official_subset(config, simulated, tmp_path):
 
 def test_scales_of_layers_are_those_of_beit():
     """param_groups_lrd of the official finetune.py, for depth 3: embedding 0, layers 1 to 3, head 4 of 4."""
-    scale = layer_scale(0.5, DEPTH)
     student = Student(WaffleIronConfig(width=8, depth=DEPTH))
     model = with_class_head(student, 4, student.input_config)
+    scale = layer_scale(0.5, model.backbone)
     found = {}
     for name, _ in SupervisedObjective(model, frozen=False).named_parameters():
-        part = name.removeprefix("model.")
+        part = name.removeprefix("model.").removeprefix("backbone.")
         key = part.split(".")[2] if part.startswith("waffleiron") else part.split(".")[0]
         found.setdefault(key, set()).add(scale(name))
     assert found == {"embed": {0.5**4}, "0": {0.5**3}, "1": {0.5**2}, "2": {0.5}, "classif": {1.0}}

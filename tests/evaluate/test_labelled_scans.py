@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from scalr.distill.inputs import InputConfig, Motion, evaluation_input
+from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
+from scalr.distill.inputs import Motion, evaluation_input
 from scalr.distill.sampling import EpochLoader
 from scalr.errors import DatasetError, StudentError
 from scalr.evaluate import labelled_scans
@@ -17,12 +18,12 @@ from scalr.evaluate.labelled_scans import AugmentedScans, EvaluationScans, Label
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.labels import IGNORE_LABEL
 
-SMALL = InputConfig(fov_min_m=(-20, -20, -3), fov_max_m=(20, 20, 3))
+SMALL = WaffleIronInputs(fov_min_m=(-20, -20, -3), fov_max_m=(20, 20, 3))
 
 
 def test_scans_come_in_the_order_that_is_asked_for(simulated):
     dataset = open_dataset("nuscenes", simulated("nuscenes"), "val")
-    scans = EvaluationScans(dataset, InputConfig()).read([1, 0])
+    scans = EvaluationScans(dataset, WaffleIronInputs()).read([1, 0])
     for scan, number in zip(scans, (1, 0), strict=True):
         assert scan.frame == number
         np.testing.assert_array_equal(scan.labels, dataset.read_labels(dataset.frames[number]))
@@ -32,21 +33,21 @@ def test_a_broken_frame_is_named_from_a_worker(simulated, tmp_path):
     dataset = copy.copy(open_dataset("nuscenes", simulated("nuscenes"), "val"))
     dataset.root = tmp_path  # nothing is there
     with pytest.raises(DatasetError, match=r"pcd\.bin"):
-        list(EvaluationScans(dataset, InputConfig()).read([0], workers=1))
+        list(EvaluationScans(dataset, WaffleIronInputs()).read([0], workers=1))
 
 
 def test_a_scan_of_many_points_is_cut_around_one_of_them(simulated):
     dataset = open_dataset("nuscenes", simulated("nuscenes"), "train")
-    inputs = replace(InputConfig(), max_points=500)
+    inputs = replace(WaffleIronInputs(), max_points=500)
     scans = [AugmentedScans(dataset, inputs, seed)[0, 0] for seed in range(3)]
     assert all(len(labels) <= 500 for _, labels in scans)
-    centres = np.stack([scan.features[:, 1:4].mean(axis=0) for scan, _ in scans])
+    centres = np.stack([scan.input.features[:, 1:4].mean(axis=0) for scan, _ in scans])
     assert np.ptp(centres, axis=0).max() > 1  # each around another point
 
 
 def test_a_training_scan_is_a_random_point_of_each_voxel_with_its_label(simulated, monkeypatch):
     """Another for each visit, frame and seed; of points near the lidar, so that none is cut off."""
-    dataset, config = open_dataset("nuscenes", simulated("nuscenes"), "train"), InputConfig()
+    dataset, config = open_dataset("nuscenes", simulated("nuscenes"), "train"), WaffleIronInputs()
     augmentations = []
 
     def unaugmented(rng, augmentation):
@@ -59,13 +60,14 @@ def test_a_training_scan_is_a_random_point_of_each_voxel_with_its_label(simulate
     draws = {}
     for seed, visit in ((0, 0), (0, 1), (1, 0)):
         scan, labels = AugmentedScans(dataset, config, seed)[visit, 0]
-        xyz = np.ascontiguousarray(scan.features[:, 1:4])
+        xyz = np.ascontiguousarray(scan.input.features[:, 1:4])
         assert labels.tolist() == [label_at[bytes(point)] for point in xyz]
         assert (np.abs(xyz) < config.fov_max_m).all()
         draws[seed, visit] = {bytes(point) for point in xyz}
     assert draws[0, 0] != draws[0, 1] != draws[1, 0] != draws[0, 0]
     np.testing.assert_array_equal(
-        AugmentedScans(dataset, config, 1)[0, 0][0].features, AugmentedScans(dataset, config, 1)[0, 0][0].features
+        AugmentedScans(dataset, config, 1)[0, 0][0].input.features,
+        AugmentedScans(dataset, config, 1)[0, 0][0].input.features,
     )
     assert set(augmentations) == {"official"}
 
@@ -79,12 +81,12 @@ def test_a_scan_is_scored_at_all_of_its_points(tiny_dataset):
     scan = EvaluationScans(tiny_dataset, SMALL)[1]
     points = tiny_dataset.read_points(tiny_dataset.frames[1])
     expected, kept, nearest = evaluation_input(points, tiny_dataset.intensity, SMALL)
-    np.testing.assert_array_equal(scan.scan.features, expected.features)
-    np.testing.assert_array_equal(scan.kept, kept)
-    np.testing.assert_array_equal(scan.nearest, nearest)
+    np.testing.assert_array_equal(scan.scan.input.features, expected.features)
+    np.testing.assert_array_equal(scan.scan.kept, kept)
+    np.testing.assert_array_equal(scan.scan.row, nearest)
     np.testing.assert_array_equal(scan.labels, tiny_dataset.read_labels(tiny_dataset.frames[1]))
     assert scan.frame == 1
-    assert len(scan.kept) < 400 == len(scan.nearest)
+    assert len(scan.scan.kept) < 400 == len(scan.scan.row)
 
 
 def test_labels_are_read_unless_they_are_not_wanted(tiny_dataset):
@@ -92,7 +94,7 @@ def test_labels_are_read_unless_they_are_not_wanted(tiny_dataset):
     assert EvaluationScans(tiny_dataset, SMALL, labelled=False)[0].labels is None
     far = EvaluationScans(tiny_dataset, SMALL, labelled=False, max_range_m=15)[0]
     assert far.labels is None
-    assert len(far.nearest) < 400
+    assert len(far.scan.row) < 400
 
 
 def test_points_at_the_range_and_beyond_are_removed_before_anything_else(tiny_dataset):
@@ -104,15 +106,15 @@ def test_points_at_the_range_and_beyond_are_removed_before_anything_else(tiny_da
     assert near[:3].tolist() == [False, True, False]
     scan = EvaluationScans(tiny_dataset, SMALL, max_range_m=5.0)[0]
     np.testing.assert_array_equal(scan.labels, labels[near])
-    np.testing.assert_array_equal(scan.scan.features[:, 1:4], points[near][scan.kept, :3])
-    assert len(EvaluationScans(tiny_dataset, SMALL, max_range_m=10.1)[0].nearest) > len(scan.nearest)
+    np.testing.assert_array_equal(scan.scan.input.features[:, 1:4], points[near][scan.scan.kept, :3])
+    assert len(EvaluationScans(tiny_dataset, SMALL, max_range_m=10.1)[0].scan.row) > len(scan.scan.row)
 
 
 def test_training_scans_are_cut_to_the_field_of_view(tiny_dataset):
     """Once they are turned, flipped and, in joint augmentation, scaled."""
-    whole, cut = (AugmentedScans(tiny_dataset, inputs, 3, "joint")[2, 1] for inputs in (InputConfig(), SMALL))
-    inside = (np.abs(whole[0].features[:, 1:4]) < np.array([20, 20, 3]) - 1e-4).all(axis=1)
-    np.testing.assert_array_equal(cut[0].features, whole[0].features[inside])
+    whole, cut = (AugmentedScans(tiny_dataset, inputs, 3, "joint")[2, 1] for inputs in (WaffleIronInputs(), SMALL))
+    inside = (np.abs(whole[0].input.features[:, 1:4]) < np.array([20, 20, 3]) - 1e-4).all(axis=1)
+    np.testing.assert_array_equal(cut[0].input.features, whole[0].input.features[inside])
     np.testing.assert_array_equal(cut[1], whole[1][inside])
     assert 0 < inside.sum() < len(inside)
 
@@ -120,7 +122,7 @@ def test_training_scans_are_cut_to_the_field_of_view(tiny_dataset):
 def test_every_visit_of_every_frame_draws_anew(tiny_dataset):
     scans = AugmentedScans(tiny_dataset, SMALL, 0)
     tiny_dataset.frames[1] = tiny_dataset.frames[0]  # the same points, but another frame
-    drawn = [scans[key][0].features.tobytes() for key in ((0, 0), (1, 0), (0, 1), (0, 0))]
+    drawn = [scans[key][0].input.features.tobytes() for key in ((0, 0), (1, 0), (0, 1), (0, 0))]
     assert len(set(drawn)) == 3
     assert drawn[0] == drawn[3]
 
@@ -129,7 +131,7 @@ def test_a_batch_is_its_scans_one_after_the_other(tiny_dataset):
     scans = AugmentedScans(tiny_dataset, SMALL, 0)
     samples = [scans[0, frame] for frame in (2, 0)]
     batch = LabelledCollate(SMALL)(samples)
-    assert torch.equal(batch.inputs.features, torch.cat([torch.from_numpy(scan.features) for scan, _ in samples]))
+    assert torch.equal(batch.inputs.features, torch.cat([torch.from_numpy(scan.input.features) for scan, _ in samples]))
     assert batch.labels.tolist() == [*samples[0][1].tolist(), *samples[1][1].tolist()]
     assert (batch.labels.dtype, batch.num_points) == (torch.int64, len(batch.labels))
     moved = batch.to(torch.device("meta"))
@@ -145,7 +147,7 @@ def test_labels_that_are_not_counted_stay_what_they_are(tiny_dataset):
 
 def test_a_scan_of_which_nothing_is_left_is_named(tiny_dataset):
     """By the loader that trains and by the one that scores."""
-    nothing = InputConfig(fov_min_m=(-0.5, -0.5, -3), fov_max_m=(0.5, 0.5, 3))
+    nothing = WaffleIronInputs(fov_min_m=(-0.5, -0.5, -3), fov_max_m=(0.5, 0.5, 3))
     scans = AugmentedScans(tiny_dataset, nothing, 0)
     with (
         EpochLoader(

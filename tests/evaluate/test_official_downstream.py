@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from scipy.spatial import cKDTree
 
-from scalr.distill.inputs import InputConfig, ScanInput, inputs_for
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.backbones.waffleiron.inputs import ScanInput, WaffleIronInputs
+from scalr.distill.student import Student
 from scalr.distill.training import train
-from scalr.distill.waffleiron import Student, WaffleIronConfig
 from scalr.evaluate import labelled_scans
 from scalr.evaluate.finetune import layer_scale
 from scalr.evaluate.labelled_scans import AugmentedScans, EvaluationScans, LabelledCollate, draw_motions
@@ -161,12 +162,13 @@ class ScriptedGenerator:
 
 
 def our_training_input(name: str, finetuning: bool, raw, draws: Draws, monkeypatch, augmentation="official"):
-    inputs = inputs_for(name, InputConfig(), finetuning=finetuning)
+    inputs = WaffleIronInputs().for_dataset(name, finetuning=finetuning)
     scans = AugmentedScans(dataset_of(name, raw), inputs, 0, augmentation)
     with monkeypatch.context() as patch:
         generator = ScriptedGenerator(draws, raw[0][:, :3])
         patch.setattr(labelled_scans, "np", SimpleNamespace(random=SimpleNamespace(default_rng=lambda _: generator)))
-        return scans[0, 0]
+        scan, labels = scans[0, 0]
+        return scan.input, labels
 
 
 def draws_of(number: int, raw) -> Draws:
@@ -203,9 +205,9 @@ def test_evaluation_inputs_equal_the_official_ones(name, finetuning, raw):
     columns = columns_of(raw[0], mean_and_deviation)
     columns = columns[first_of_voxels(columns[:, XYZ])]
     columns = columns[inside(columns, reach)]
-    scan = EvaluationScans(dataset_of(name, raw), inputs_for(name, InputConfig(), finetuning=finetuning))[0]
-    assert_same_input(scan.scan, network_input(columns, reach, cells))
-    np.testing.assert_array_equal(scan.nearest, cKDTree(columns[:, XYZ]).query(raw[0][:, :3])[1])
+    scan = EvaluationScans(dataset_of(name, raw), WaffleIronInputs().for_dataset(name, finetuning=finetuning))[0]
+    assert_same_input(scan.scan.input, network_input(columns, reach, cells))
+    np.testing.assert_array_equal(scan.scan.row, cKDTree(columns[:, XYZ]).query(raw[0][:, :3])[1])
 
 
 def test_features_turn_by_an_angle_of_their_own():
@@ -242,7 +244,7 @@ FINETUNING = Schedule(
 @pytest.mark.parametrize(("schedule", "frozen"), [(PROBING, True), (FINETUNING, False)])
 def test_steps_equal_those_of_the_official_optimiser(schedule, frozen, tiny_dataset):
     """Its parameter groups, learning rates, losses and modes; after six steps of three epochs, weights are equal."""
-    inputs, depth = InputConfig(fov_min_m=(-20, -20, -3), fov_max_m=(20, 20, 3)), 2
+    inputs, depth = WaffleIronInputs(fov_min_m=(-20, -20, -3), fov_max_m=(20, 20, 3)), 2
     torch.manual_seed(0)
     model = with_class_head(Student(WaffleIronConfig(width=8, depth=depth), inputs), 2, inputs)
     official = copy.deepcopy(model)
@@ -250,7 +252,7 @@ def test_steps_equal_those_of_the_official_optimiser(schedule, frozen, tiny_data
     batches = [collate([scans[0, frame]]) for frame in (0, 1)]
     batches[0].labels[:50] = IGNORE_LABEL
     training = training_config(schedule, workers=0, seed=0)
-    scale = {} if frozen else {"learning_rate_scale": layer_scale(schedule.layer_decay, depth)}
+    scale = {} if frozen else {"learning_rate_scale": layer_scale(schedule.layer_decay, model.backbone)}
     losses = train(
         SupervisedObjective(model, frozen=frozen), lambda epoch, first: batches, training, steps_per_epoch=2,
         device=torch.device("cpu"), description="test", **scale,
@@ -272,7 +274,7 @@ def official_steps(model: Student, batches: list, schedule: Schedule, depth: int
     groups = []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not frozen or name.startswith("classif"))
-        part = name.split(".")
+        part = name.removeprefix("backbone.").split(".")
         layer = {"embed": 0, "classif": depth + 1}.get(part[0])
         layer = int(part[2]) + 1 if layer is None else layer
         groups.append(

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from calls import SeenEnough, calls_of
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.evaluate import corrupt, finetune, probe, robustness, score, similarity, supervision, teacher, transfer
 from scalr.evaluate.model import Model
 from scalr.evaluate.scores import Scores
@@ -178,11 +179,11 @@ def test_finetune_hands_on_what_it_is_asked_for(learnt):
     assert {name: getattr(found.training, name) for name in OF_TRAINING} == {name: CHOSEN[name] for name in OF_TRAINING}
     assert found.training.precision == "bfloat16"
     assert not found.objective.frozen
-    assert found.objective.model.waffleiron.activation_checkpointing
+    assert found.objective.model.backbone.activation_checkpointing
     assert found.objective.model.config.stochastic_depth == 0.2
     assert found.checkpoints.record.machine["activation_checkpointing"] is True
     (scale,) = found.rest
-    assert scale("model.embed.norm.weight") == 0.5**4
+    assert scale("model.backbone.embed.norm.weight") == 0.5**4
 
 
 def test_fast_probing_hands_on_workers_and_seed(seen, monkeypatch, tmp_path):

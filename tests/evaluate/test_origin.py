@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from scalr.distill.recipe import load_recipe, recipe_values
 from scalr.evaluate.origin import NEW_WEIGHTS, description, origin_of, teacher_summary
 
-NETWORK = recipe_values(load_recipe("demo"))["student"]  # WI-12-48
-WITH_CLASSES = NETWORK | {"head": "probe", "stochastic_depth": 0.2}
+NETWORK = load_recipe("demo").student  # WI-12-48
+WITH_CLASSES = replace(NETWORK, head="probe", stochastic_depth=0.2)
 TEACHER = {"weights": "hub", "weights_sha256": "a", "image_size": [28, 56], "feature": "x_prenorm", "pos_embed": "timm"}
 SOURCE = {"dataset": "nuscenes", "split": "train", "num_frames": 2, "occlusion": "keep"}
 DISTILLED = {

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import load_student, save_student
+from scalr.distill.heads import probe_head
 from scalr.distill.inputs import evaluation_input
-from scalr.distill.waffleiron import Student, WaffleIronConfig, probe_head
+from scalr.distill.student import Student
 from scalr.errors import DatasetError, ScalrError, StudentError
 from scalr.evaluate import probe as module
 from scalr.evaluate import supervision

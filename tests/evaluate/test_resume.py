@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import save_student
 from scalr.distill.interruption import Signals, StoppedError
 from scalr.distill.run_record import run_record, write_record
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.errors import ScalrError, StudentError
 from scalr.evaluate.finetune import FinetuneConfig, finetune
 from scalr.evaluate.model import load_model

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.run_record import run_record, write_record
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.errors import StudentError
 from scalr.evaluate import robustness as module
 from scalr.evaluate.corrupt import NOT_COMPARABLE
@@ -72,6 +73,7 @@ def config(simulated, tmp_path) -> RobustnessConfig:
     torch.manual_seed(0)
     student = Student(WaffleIronConfig(width=8, depth=3))
     model = with_class_head(student, 19, student.input_config).eval()
+    torch.manual_seed(1)
     torch.nn.init.normal_(model.classif[1].weight)
     save_model(model, tmp_path / "model.safetensors", LABELS.class_names, {})
     return RobustnessConfig(

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from in_children import scores_of_a_share, together
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import save_student
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.errors import DatasetError, ScalrError, StudentError
 from scalr.evaluate import scoring
 from scalr.evaluate.model import load_model, save_model, with_class_head

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import load_student, save_student
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.errors import DatasetError, ScalrError, StoreError
 from scalr.evaluate import pictures, similarity
 from scalr.evaluate.cosines import unit

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bars import Bars
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.errors import DatasetError
 from scalr.evaluate import split_areas
 from scalr.evaluate.class_areas import areas_of_classes

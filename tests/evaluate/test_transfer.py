@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import save_student
-from scalr.distill.waffleiron import Student, WaffleIronConfig
+from scalr.distill.student import Student
 from scalr.errors import StudentError
 from scalr.evaluate.class_sets import RAW_IDS, class_map, with_classes
 from scalr.evaluate.probe import ProbeConfig, probe

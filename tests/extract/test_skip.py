@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig, InputConfig
+from scalr.distill.inputs import AugmentConfig
 from scalr.errors import DatasetError
 from scalr.extract.store import open_store
 from scalr.extract.store.inspect import inspect_store
@@ -53,7 +54,7 @@ def test_a_skipped_frame_is_left_out_and_listed(extract_tiny, tiny_dataset, brok
     assert "frame1_RIGHT.png" in report.skipped[FRAME]
     assert f"skipped {FRAME}: " in report.as_text()
     assert verify_store(store).whole
-    samples = DistillDataset(store, ("coordinates",), InputConfig(), SamplingConfig(), AugmentConfig(), seed=0)
+    samples = DistillDataset(store, ("coordinates",), WaffleIronInputs(), SamplingConfig(), AugmentConfig(), seed=0)
     assert len(samples) == 2
     tiny_dataset.frames = [frame for frame in tiny_dataset.frames if frame.token != FRAME]
     without = extract_tiny(out="without.zarr", frames_per_block=frames_per_block, **encoding)

@@ -1,202 +1,84 @@
-"""The student: WaffleIron (Puy et al., ICCV 2023) as ScaLR uses it, on packed points and parts of the planes.
+"""WaffleIron (Puy et al., ICCV 2023) as ScaLR uses it, on packed points and parts of the planes.
 
 Where the official code holds a padded (B, C, N) batch and whole planes, this one holds rows (M, C), the points of all
-scans one after the other, and of the planes the cells in use, or crops (`inputs.pack`) where a GPU fills them. The
-output is the same but for one deliberate difference: padding points do not exist, so they do not enter the statistics
-of batch norm.
+scans one after the other, and of the planes the cells in use, or crops (`WaffleIronInputs.pack`) where a GPU fills
+them. The output is the same but for one deliberate difference: padding points do not exist, so they do not enter the
+statistics of batch norm.
 
 Parameters have the official names, are drawn in the official order from the official distributions, and are stored as
 rows use them: a linear layer's weight is (out, in) where the official 1x1 convolution has (out, in, 1).
 
-Letters in shapes: M points, C width, D output channels, K neighbours, B scans, (h, w) cells of a plane's crops.
+Letters in shapes: M points, C width, K neighbours, B scans, (h, w) cells of a plane's crops.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import StudentError
-from ..extract.intensity import IntensityStatistics, intensity_statistics
-from ..settings import Settings, at_least, below, up_to
-from .inputs import POINT_FEATURES, InputConfig, PackedBatch, ScanInput, as_float32, evaluation_input, inputs_for, pack
+from ...processes import BatchNorm
+from ..backbone import Backbone, Exported
+from .config import WaffleIronConfig
+from .export import exported
+from .inputs import POINT_FEATURES, WaffleIronBatch, WaffleIronInputs
 from .occupied_cells import depthwise, occupied_cells
-from .processes import BatchNorm
-from .standardisation import Standardisation
-
-Norm = Literal["batch", "layer"]
-Activation = Literal["relu", "gelu"]
-Head = Literal["linear", "mlp", "probe"]  # of ScaLR, of ScaLR+, and of models probed or finetuned for classes
+from .official import WaffleIronFiles
 
 NORMS = {"batch": BatchNorm, "layer": nn.LayerNorm}
 ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
-FEATURES_WANTED = "Pass what student.extract gives: (N, width)."
-HEAD_HIDDEN = 2048  # channels between the two layers of the ScaLR+ head
 # Rows at a time where nothing depends on all of them: on a CPU what fits its cache, else what fits its memory.
 CPU_CHUNK, DEVICE_CHUNK = 2048, 131072
-BATCH_POINTS = 100_000  # of the scans that `Student.extract` puts through the network at a time
 
 
-@dataclass(frozen=True)
-class WaffleIronConfig(Settings, section="student"):
-    """The network; the defaults are WI-48-256 with a head for the features of a ViT-L.
+class WaffleIron(Backbone):
+    """An embedding of the points, then layers that mix the tokens of neighbouring cells and the channels of each."""
 
-    ScaLR's WI-48-768 has width 768 and norm "layer"; ScaLR+ adds activation "gelu", stochastic_depth 0.2, head "mlp".
+    Config, Inputs = WaffleIronConfig, WaffleIronInputs
+    official = WaffleIronFiles()
+    activation_checkpointing = False
 
-    Raises:
-        StudentError: a value that cannot be used.
-    """
-
-    width: Annotated[int, at_least(1), up_to(8192)] = 256
-    depth: Annotated[int, at_least(1), up_to(1024)] = 48
-    norm: Norm = "batch"
-    activation: Activation = "relu"
-    # The probability of leaving out a residual of a scan, while training.
-    stochastic_depth: Annotated[float, at_least(0), below(1)] = 0.0
-
-    head: Head = "linear"
-    out_channels: Annotated[int, at_least(1), up_to(65536)] = 1024
-
-
-class Student(nn.Module):
-    """A lidar backbone and the head that maps its features to the teacher's space, or to a standardised one.
-
-    Args:
-        config: the network.
-        input_config: voxels, field of view and planes.
-        standardisation: of the teachers' vectors that it learns; `project` undoes it. None where it learns them as
-            they are.
-
-    >>> student = Student(WaffleIronConfig(width=96, depth=3, out_channels=1024)).eval()
-    >>> points = np.random.default_rng(0).uniform(-20, 20, (500, 4)).astype(np.float32)  # a raw scan
-    >>> features = student.extract(points, dataset="nuscenes")
-    >>> features.shape, student.project(features).shape
-    (torch.Size([500, 96]), torch.Size([500, 1024]))
-    """
-
-    def __init__(
-        self,
-        config: WaffleIronConfig | None = None,
-        input_config: InputConfig | None = None,
-        standardisation: Standardisation | None = None,
-    ) -> None:
+    def __init__(self, config: WaffleIronConfig, inputs: WaffleIronInputs) -> None:
         super().__init__()
-        self.config = config or WaffleIronConfig()
-        self.input_config = input_config or InputConfig()
-        self.embed = Embedding(POINT_FEATURES, self.config.width)
-        self.waffleiron = WaffleIron(self.config)
-        self.classif = _head(self.config)
-        self.standardisation = standardisation
+        self.config = config
+        self.embed = Embedding(POINT_FEATURES, config.width)
+        self.waffleiron = Layers(config)
 
     @property
     def width(self) -> int:
         return self.config.width
 
-    def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """(M, D): what the head makes of the points, to be trained: `answers` has it in the teacher's space."""
-        return self.classif(self.tokens(batch))
+    def forward(self, batch: WaffleIronBatch) -> torch.Tensor:
+        tokens = self.embed(batch.features, batch.neighbours)
+        return self.waffleiron(tokens, batch, activation_checkpointing=self.activation_checkpointing)
 
-    def answers(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(..., C) tokens -> (..., D) in the teacher's space, in the student's mode and with gradients."""
-        of_head = self.classif(tokens)
-        return of_head if self.standardisation is None else self.standardisation.in_space_of_teachers(of_head)
+    @property
+    def num_layers(self) -> int:
+        """The embedding, then the layers."""
+        return 1 + self.config.depth
 
-    def tokens(self, batch: PackedBatch) -> torch.Tensor:
-        """(M, C): the points' tokens after the last layer, which probing reads.
-
-        Raises:
-            StudentError: a batch of a single point while training, for which batch norm has no statistics.
-        """
-        if self.training and batch.num_points < 2:
-            raise StudentError("a batch of one point", where="training", fix="Enlarge the batch or drop such scans")
-        return self.waffleiron(self.embed(batch.features, batch.neighbours), batch)
-
-    @torch.no_grad()
-    def project(self, features: torch.Tensor | ArrayLike) -> torch.Tensor:
-        """(..., C) features -> (..., D), in the teacher's space: without gradients and in eval mode, as `extract`.
-
-        What trains calls the student itself, or `tokens` and the head, `classif`.
-
-        Args:
-            features: numbers of any kind, on any device; taken to the student's.
-
-        Raises:
-            StudentError: no numbers, or not as many for a point as the student is wide.
-        """
-        if not isinstance(features, torch.Tensor):
-            features = torch.from_numpy(as_float32(features, "features", where="project", wanted=FEATURES_WANTED))
-        if features.shape[-1:] != (self.width,) or features.is_complex():
-            raise StudentError(
-                f"features are {features.dtype} of shape {tuple(features.shape)}, and the student is {self.width} wide",
-                where="project",
-                fix=FEATURES_WANTED,
-            )
-        with _eval_mode(self):
-            return self.answers(features.to(next(self.classif.parameters())))
+    def layer_of(self, parameter: str) -> int:
+        layer = re.match(r"waffleiron\.(?:channel|spatial)_mix\.(\d+)\.", parameter)
+        return 1 + int(layer[1]) if layer else 0
 
     def compile_layers(self) -> None:
-        """Let torch.compile make the kernels of what works point by point, from their next use on.
+        """Compile what works point by point.
 
         The planes are left out: their sizes differ from batch to batch, and their convolutions are kernels already.
         """
         for layer in (self.embed, *self.waffleiron.channel_mix):
             layer.compile(dynamic=True)  # batches differ in their number of points
 
-    def extract(self, points: ArrayLike, dataset: str | IntensityStatistics = "nuscenes") -> torch.Tensor:
-        """Features of a raw scan by the official evaluation protocol (`inputs.evaluation_input`).
-
-        Args:
-            points: (N, 4) x y z [m] in the lidar frame, raw return intensity; numbers of any kind, taken to float32.
-            dataset: whose scan this is: by name, which chooses intensity and field of view (`inputs.inputs_for`), or
-                by the statistics of its intensity alone.
-
-        Returns:
-            (N, C) float32 on the student's device, without gradients and in eval mode whatever mode the student is in.
-
-        Raises:
-            ScalrError: unknown dataset, or points that cannot be used.
-        """
-        return next(self.extract_all([points], dataset))
-
-    def extract_all(
-        self, scans: Iterable[ArrayLike], dataset: str | IntensityStatistics = "nuscenes"
-    ) -> Iterator[torch.Tensor]:
-        """`extract` for any number of scans, in their order: as many go through the network together as have
-        `BATCH_POINTS` points in all, so memory depends on the largest scan and not on how many there are.
-        """
-        statistics, config = dataset, self.input_config
-        if isinstance(dataset, str):
-            statistics, config = intensity_statistics(dataset), inputs_for(dataset, config)
-        waiting: list[tuple[ScanInput, np.ndarray]] = []
-        for points in scans:
-            scan, _, nearest = evaluation_input(points, statistics, config)
-            if waiting and sum(len(each.features) for each, _ in waiting) + len(scan.features) > BATCH_POINTS:
-                yield from self._extract_batch(waiting, config)
-                waiting = []
-            waiting.append((scan, nearest))
-        if waiting:
-            yield from self._extract_batch(waiting, config)
-
-    @torch.no_grad()
-    def _extract_batch(self, scans: Sequence[tuple[ScanInput, np.ndarray]], config: InputConfig) -> list[torch.Tensor]:
-        """For each input and the kept row nearest to each of its raw points: features of the raw points."""
-        device = self.embed.conv1.weight.device
-        batch = pack([scan for scan, _ in scans], config)
-        with _eval_mode(self):
-            tokens = self.tokens(batch.to(device)).float()
-        per_scan = tokens.split(batch.scan_offsets.diff().tolist())
-        return [rows[torch.from_numpy(nearest).to(device)] for rows, (_, nearest) in zip(per_scan, scans, strict=True)]
+    def exported(self, student: nn.Module) -> Exported:
+        return exported(student)
 
 
 class Embedding(nn.Module):
@@ -238,17 +120,18 @@ class Embedding(nn.Module):
         return embedded.max(dim=1).values if torch.is_grad_enabled() else embedded.amax(dim=1)
 
 
-class WaffleIron(nn.Module):
+class Layers(nn.Module):
     """`depth` times: mix over a plane's cells, then over channels."""
 
     def __init__(self, config: WaffleIronConfig) -> None:
         super().__init__()
         self.stochastic_depth = config.stochastic_depth
-        self.activation_checkpointing = False  # while training: a layer's activations are computed again, not kept
         self.channel_mix = nn.ModuleList([ChannelMix(config) for _ in range(config.depth)])
         self.spatial_mix = nn.ModuleList([SpatialMix(config) for _ in range(config.depth)])
 
-    def forward(self, tokens: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, batch: WaffleIronBatch, *, activation_checkpointing: bool = False
+    ) -> torch.Tensor:
         """Tokens (M, C) -> (M, C); layer l works on plane l mod the number of planes."""
         # Compiled loops cannot be traced.
         cells = _OccupiedCells if _on_cpu(tokens) and not torch.compiler.is_compiling() else _CroppedPlane
@@ -257,7 +140,7 @@ class WaffleIron(nn.Module):
         keep = _KeepRows(batch, self.stochastic_depth if self.training else 0.0)
         for layer, mixes in enumerate(zip(self.spatial_mix, self.channel_mix, strict=True)):
             arguments = (mixes, tokens, planes[layer % len(planes)], keep)
-            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+            if activation_checkpointing and self.training and torch.is_grad_enabled():
                 # Batch norm must count a batch once, though it sees it twice.
                 contexts = partial(_recompute_contexts, mixes)
                 tokens = checkpoint(_layer, *arguments, use_reentrant=False, context_fn=contexts)
@@ -368,7 +251,7 @@ class _CroppedPlane:
     shape: tuple[int, int, int]  # (B, h, w)
 
     @classmethod
-    def of(cls, batch: PackedBatch, plane: int, dtype: torch.dtype) -> _CroppedPlane:
+    def of(cls, batch: WaffleIronBatch, plane: int, dtype: torch.dtype) -> _CroppedPlane:
         shape, index = (batch.num_scans, *batch.crop_shapes[plane]), batch.cells[plane]
         counts = torch.zeros(math.prod(shape), dtype=torch.int64, device=index.device)
         counts.index_add_(0, index, torch.ones_like(index))
@@ -392,7 +275,7 @@ class _OccupiedCells:
     to_occupied: torch.Tensor  # (S, 9) int32 taps of the second
 
     @classmethod
-    def of(cls, batch: PackedBatch, plane: int, dtype: torch.dtype) -> _OccupiedCells:
+    def of(cls, batch: WaffleIronBatch, plane: int, dtype: torch.dtype) -> _OccupiedCells:
         shape = (batch.num_scans, *batch.crop_shapes[plane])
         index, counts, to_reached, to_occupied = occupied_cells(batch.cells[plane], shape)
         return cls(index, _mean_weight(counts[index], dtype), to_reached, to_occupied)
@@ -419,7 +302,7 @@ class _KeepRows:
     One draw per scan, layer and mix, as the official DropPath draws per sample of the padded batch.
     """
 
-    def __init__(self, batch: PackedBatch, probability: float) -> None:
+    def __init__(self, batch: WaffleIronBatch, probability: float) -> None:
         self.probability, self.num_scans = probability, batch.num_scans
         if probability > 0:
             self.scan_of_row = torch.arange(batch.num_scans, device=batch.scan_offsets.device).repeat_interleave(
@@ -432,24 +315,6 @@ class _KeepRows:
         kept = 1 - self.probability
         factor = residual.new_empty(self.num_scans, 1).bernoulli_(kept) / kept
         return residual * factor[self.scan_of_row]
-
-
-def probe_head(width: int, num_classes: int) -> nn.Module:
-    """The head of official probing and finetuning: tokens (M, width) -> logits (M, num_classes), all zero at first."""
-    linear = nn.Linear(width, num_classes)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(BatchNorm(width), linear)
-
-
-def _head(config: WaffleIronConfig) -> nn.Module:
-    if config.head == "linear":
-        return nn.Linear(config.width, config.out_channels)
-    if config.head == "probe":
-        return probe_head(config.width, config.out_channels)
-    return nn.Sequential(
-        nn.Linear(config.width, HEAD_HIDDEN), nn.ReLU(inplace=True), nn.Linear(HEAD_HIDDEN, config.out_channels)
-    )
 
 
 def _in_place(module: nn.Module) -> bool:
@@ -467,15 +332,3 @@ def _chunk(rows: torch.Tensor) -> int:
 
 def _on_cpu(rows: torch.Tensor) -> bool:
     return rows.device.type == "cpu"
-
-
-@contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every submodule gets its own mode back (probing trains a head on a frozen backbone)."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .compiled import compiled
+from ...compiled import compiled
 
 LEAF_POINTS = 12
 NO_CHILD = -1

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .compiled import compiled
+from ...compiled import compiled
 
 NO_CELL = -1  # of a tap beyond the plane, or in an empty cell
 

@@ -1,0 +1,95 @@
+"""Lidar backbones by name, one folder each; `backbone.py` says what a backbone is."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import StudentError, did_you_mean
+from ...own_class import own_class
+from ...settings import Settings, checked
+
+if TYPE_CHECKING:
+    from .backbone import Backbone, BackboneConfig, ScanInputs
+
+DEFAULT = "waffleiron"  # of recipes, and of files from before there were others
+BACKBONES = {"waffleiron": (".waffleiron.network", "WaffleIron")}  # name: module, class
+
+
+def backbone_class(name: Any, where: object = "student.backbone") -> type[Backbone]:
+    """The class of a backbone; its module is imported now.
+
+    Args:
+        name: a key of `BACKBONES`, or `package.module:Class` for a backbone of one's own.
+        where: the setting or file that names it.
+
+    Raises:
+        StudentError: no such name, module or class, or a class that lacks something of a backbone.
+    """
+    name = checked(name, str, str(where), StudentError)
+    if ":" not in name and name not in BACKBONES:
+        raise StudentError(
+            f"unknown backbone '{name}'{did_you_mean(name, BACKBONES)}",
+            where=where,
+            fix=f"Use one of: {', '.join(BACKBONES)}; or package.module:Class.",
+        )
+    if ":" in name:
+        found = own_class(name, f"backbone {name}", StudentError, where)
+    else:
+        module, attribute = BACKBONES[name]
+        found = getattr(importlib.import_module(module, __name__), attribute)
+    for lacking in _lacking(found):
+        raise StudentError(
+            f"the backbone {name} has no {lacking}", where=where, fix="Add it; docs/backbones.md says what one has."
+        )
+    return found
+
+
+def settings_of(student: Any, inputs: Any) -> tuple[BackboneConfig, ScanInputs]:
+    """The sections `student` and `inputs` of a recipe, as the backbone has them that the first one names.
+
+    Args:
+        student, inputs: mappings, or settings already; an empty mapping has all defaults.
+
+    Raises:
+        StudentError: an unknown backbone, values that it does not take, or settings of another one.
+    """
+    from .backbone import BackboneConfig
+
+    name = student.get("backbone", DEFAULT) if isinstance(student, Mapping) else DEFAULT
+    name = student.backbone if isinstance(student, BackboneConfig) else name
+    backbone = backbone_class(name)
+    for given, wanted in ((student, backbone.Config), (inputs, backbone.Inputs)):
+        if isinstance(given, Settings) and not isinstance(given, wanted):
+            raise StudentError(
+                f"{type(given).__name__} is not of the backbone {name}",
+                where="student.backbone",
+                fix=f"Use {wanted.__name__}.",
+            )
+    return (
+        checked(student, backbone.Config, "student", StudentError),
+        checked(inputs, backbone.Inputs, "inputs", StudentError),
+    )
+
+
+def _lacking(found: Any) -> Iterator[str]:
+    """What a class is no backbone without."""
+    from .backbone import Backbone, BackboneConfig, ScanInputs
+
+    if not (isinstance(found, type) and issubclass(found, Backbone)):
+        yield "base class Backbone"
+        return
+    for name, base in (("Config", BackboneConfig), ("Inputs", ScanInputs)):
+        settings = getattr(found, name, None)
+        if not (isinstance(settings, type) and issubclass(settings, base) and is_dataclass(settings)):
+            yield f"{name}, a frozen dataclass derived from {base.__name__}"
+            return
+    yield from (f"method {name}" for name in sorted(found.__abstractmethods__))
+    yield from (f"method {name} in its Inputs" for name in sorted(found.Inputs.__abstractmethods__))
+    try:
+        inspect.signature(found).bind("config", "inputs")
+    except TypeError:
+        yield "__init__ that takes (config, inputs)"

@@ -1,0 +1,1 @@
+"""WaffleIron (Puy et al., ICCV 2023), the backbone of ScaLR."""
