@@ -164,6 +164,7 @@ SCALR = {
     "inputs.num_neighbours": 16,
     "inputs.max_points": 20000,
     "sampling.views_per_sample": 1,
+    "sampling.points": "seen",
     "sampling.voxel_point": "random",
     "sampling.store_weights": "none",
     "augmentation.max_rotation_rad": math.pi,

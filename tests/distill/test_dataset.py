@@ -222,7 +222,8 @@ def test_a_store_without_pairs_is_said(extract_tiny, tiny_dataset):
 
 def test_the_defaults_are_those_of_scalr():
     """One random camera, a random point a voxel; stores by their numbers of frames."""
-    assert asdict(SamplingConfig()) == {"views_per_sample": 1, "voxel_point": "random", "store_weights": None}
+    expected = {"views_per_sample": 1, "points": "seen", "voxel_point": "random", "store_weights": None}
+    assert asdict(SamplingConfig()) == expected
 
 
 def test_a_sampling_comes_back_equal_from_yaml():

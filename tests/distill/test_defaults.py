@@ -34,7 +34,7 @@ DEFAULTS = {
         "quick_probe": None,
         "eval_every": 1,
     },
-    SamplingConfig: {"views_per_sample": 1, "voxel_point": "random", "store_weights": None},
+    SamplingConfig: {"views_per_sample": 1, "points": "seen", "voxel_point": "random", "store_weights": None},
     ObjectiveConfig: {
         "loss": "similarity",
         "standardise": "none",  # the paper's
@@ -42,6 +42,9 @@ DEFAULTS = {
         "contrastive_pairs": 4096,
         "target_head": "none",
         "target_head_channels": 64,
+        "tolerance_quantile": 0.01,  # this and the next two: ST-SLidR's repository
+        "balanced": True,
+        "balance_threshold": 0.5,
     },
     WaffleIronConfig: {
         "backbone": "waffleiron",

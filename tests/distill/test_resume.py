@@ -40,6 +40,7 @@ OTHERS = {
     "inputs.num_neighbours": 5,
     "inputs.max_points": 100,
     "sampling.views_per_sample": "all",
+    "sampling.points": "all",
     "sampling.voxel_point": "first",
     "sampling.store_weights": [1.0],
     "augmentation.max_rotation_rad": 1.0,
@@ -54,6 +55,9 @@ OTHERS = {
     "objective.contrastive_pairs": 64,
     "objective.target_head": None,  # with the contrastive loss alone
     "objective.target_head_channels": 8,
+    "objective.tolerance_quantile": 0.1,
+    "objective.balanced": "false",
+    "objective.balance_threshold": 0.4,
     "training.epochs": 3,
     "training.batch_size": 1,
     "training.optimiser": "sgd",

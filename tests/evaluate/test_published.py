@@ -239,6 +239,7 @@ NOT_COMPARED = {
 }
 OF_SGD = {"training.momentum", "training.dampening"}
 OF_CONTRASTIVE = {"objective.temperature", "objective.contrastive_pairs", "objective.target_head_channels"}
+OF_ST_SLIDR = {f"objective.{name}" for name in ("tolerance_quantile", "balanced", "balance_threshold")}
 OF_RECIPROCAL = {"training.timescale_epochs", "training.cooldown_epochs"}
 OF_COSINE = {"training.min_learning_rate", "training.warmup_steps"}
 
@@ -254,7 +255,8 @@ def test_all_that_a_recipe_says_is_compared(recipe, who, without):
     (row, *_) = (row for row in published_for("probe nuscenes") if row.who == who)
     made = provenance(recipe, {"dinov2_vitl14": {}}, *WHOLE)
     found = origin_of(load_recipe(recipe).student, made)
-    assert found.keys() - row.model.keys() == NOT_COMPARED | OF_SGD | without | {"labels", "student", "superpixels"}
+    without = without | OF_SGD | OF_ST_SLIDR
+    assert found.keys() - row.model.keys() == NOT_COMPARED | without | {"labels", "student", "superpixels"}
 
 
 def test_settings_of_the_verbs_are_published():
