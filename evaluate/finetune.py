@@ -45,7 +45,7 @@ class FinetuneConfig(SupervisionConfig):
 
     @property
     def setting(self) -> str:
-        return f"{'scratch' if self.from_scratch else 'finetune'} {self.dataset} {self.labels}"
+        return f"{'scratch' if self.from_scratch else 'finetune'} {self.dataset} {self.labels}{self.by_others}"
 
     @property
     def choices(self) -> dict[str, str]:

@@ -50,7 +50,7 @@ class ProbeConfig(SupervisionConfig):
 
     @property
     def setting(self) -> str:
-        return f"probe {self.dataset}"
+        return f"probe {self.dataset}{self.by_others}"
 
     @property
     def choices(self) -> dict[str, str]:

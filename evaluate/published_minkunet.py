@@ -69,7 +69,7 @@ SLIDR = {
     "training.weight_decay": 1e-4,
     "training.schedule": "cosine_epochs",
 }
-# ScaLR's own runs: SLidR's code but for 12 scans in a batch, 25 epochs, and a learning rate that is scaled "accordingly".
+# ScaLR's own runs: SLidR's code, but for 12 scans in a batch, 25 epochs and a learning rate scaled "accordingly".
 BY_SCALR = {
     **SLIDR,
     "teachers": ["dino_vits8"],

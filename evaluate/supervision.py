@@ -95,6 +95,11 @@ class SupervisionConfig(Settings, ABC):
         """Its name among the published figures, with the dataset's own classes."""
 
     @property
+    def by_others(self) -> str:
+        """The end of that name: figures by the protocol of SLidR do not compare with those by ScaLR's."""
+        return " by slidr" if self.schedule == "slidr" else ""
+
+    @property
     @abstractmethod
     def choices(self) -> dict[str, str]:
         """What else changes the figures, for the result card."""
