@@ -143,10 +143,18 @@ def show(report: Report, as_json: bool) -> None:
 @under(
     "Store",
     out_option("store.zarr", "Store to make or to continue."),
-    choice_option("--encoding", ["patch", "point"], "Each patch that some pair reads, once, or a vector a pair."),
-    choice_option("--dtype", ["int8", "float16"], "Of stored vectors; int8 has scales for vectors and channels."),
+    choice_option(
+        *("--encoding", ["patch", "point", "segments"]),
+        "Each patch that some pair reads, once; a vector a pair; or nothing of pairs, and only vectors of superpixels.",
+    ),
+    choice_option("--dtype", ["int8", "float16"], "Of vectors of patches or pairs; those of superpixels are float16."),
     choice_option("--points", ["all", "visible"], "Keep whole scans, or the points that some camera sees."),
     choice_option("--occlusion", ["keep", "drop"], "Pairs that a nearer surface hides from the camera."),
+    click.option(
+        "--superpixels",
+        metavar="slic|DIR",
+        help="Store the segments of images, too: made by SLIC, or read from a folder of PNG files.  [default: none]",
+    ),
     click.option("--frames-per-block", type=int, help="Frames written at once.  [default: 64; 16 with point]"),
 )
 @under(

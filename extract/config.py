@@ -8,7 +8,7 @@ from typing import Annotated
 
 from ..errors import ScalrError
 from ..settings import Count, Settings, Workers, at_least, up_to
-from .encoding import Layout, StoredDtype
+from .encoding import Encoding, Layout, StoredDtype
 from .plan import Part
 from .preparation import Occlusion, OnError, Points, Selection
 from .teachers.choices import PosEmbed, Precision, choose_weights
@@ -30,6 +30,7 @@ class ExtractConfig(Settings):
     dtype: StoredDtype = "int8"
     points: Points = "all"
     occlusion: Occlusion = "keep"
+    superpixels: str | None = None  # slic, or the folder of maps
     on_error: OnError = "stop"
     weights: tuple[str, ...] = ("hub",)  # for all teachers, or TEACHER=FILE
     feature: str | None = None  # None: the teacher's own
@@ -50,9 +51,20 @@ class ExtractConfig(Settings):
             )
         if twice := [name for name in set(self.teachers) if self.teachers.count(name) > 1]:
             raise ScalrError(f"{twice[0]} is given twice", where="--teacher", fix="Name each teacher once.")
+        if self.encoding == "segments" and self.superpixels is None:
+            raise ScalrError(
+                "segments are of superpixels, and there are none",
+                where="--encoding segments",
+                fix="Pass --superpixels slic or a folder of maps, too.",
+            )
         choose_weights(self.teachers, self.weights)
 
     @property
     def selection(self) -> Selection:
-        """What is kept of a scan."""
+        """What is kept of a scan; superpixels come with the dataset."""
         return Selection(self.points, self.occlusion)
+
+    @property
+    def kept_as(self) -> Encoding:
+        """How targets are stored; vectors of segments are float16 whatever `dtype` says."""
+        return Encoding(self.encoding, "float16" if self.encoding == "segments" else self.dtype)

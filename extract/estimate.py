@@ -16,7 +16,7 @@ import torch
 from ..errors import DatasetError
 from ..progress import progress
 from .datasets.frame import Dataset
-from .encoding import ENCODINGS, Encoding
+from .encoding import ENCODINGS, OF_SEGMENTS, Encoding
 from .intensity import IntensityStatistics
 from .pipeline import ViewEncoder, new_views, recorded_provenance, teacher_footprint
 from .plan import BLOCK_BYTES, FRAMES_PER_BLOCK, plan_blocks
@@ -150,15 +150,18 @@ def estimate(
         ]
         statistics = [statistics_of(*each, frames) for each in zip(teachers, patch_maps, strict=True)]
         shared_seconds = time.perf_counter() - start
+        encodings = ENCODINGS if selection.superpixels is None else (*ENCODINGS, OF_SEGMENTS)
+        settings = None if selection.superpixels is None else selection.superpixels.settings
         measured = {}
-        for encoding in ENCODINGS:
+        for encoding in encodings:
             start = time.perf_counter()
             path = Path(folder) / f"{encoding.layout}-{encoding.dtype}"
-            report = write_sample(path, dataset.name, dataset.split, frames, teachers, patch_maps, statistics, encoding)
+            sample = (path, dataset.name, dataset.split, frames, teachers, patch_maps, statistics, encoding)
+            report = write_sample(*sample, superpixels=settings)
             measured[encoding] = (report, shared_seconds + time.perf_counter() - start)
     report, seconds = measured[chosen]
     scale = len(dataset.frames) / len(frames)
-    in_a_block = {each: frames_per_block or frames_of_a_block(frames[0], teachers, each) for each in ENCODINGS}
+    in_a_block = {each: frames_per_block or frames_of_a_block(frames[0], teachers, each) for each in encodings}
     num_blocks = {each: len(plan_blocks(len(dataset.frames), number)) for each, number in in_a_block.items()}
     return Estimate(
         frames=len(dataset.frames),
@@ -167,7 +170,7 @@ def estimate(
         scan_bytes=round(report.scans.bytes * scale),
         scan_files=report.scans.files * num_blocks[chosen],
         encodings=[
-            _encoding_estimate(encoding, measured[encoding][0], scale, num_blocks[encoding]) for encoding in ENCODINGS
+            _encoding_estimate(encoding, measured[encoding][0], scale, num_blocks[encoding]) for encoding in encodings
         ],
         chosen=chosen,
         free_bytes=shutil.disk_usage(_nearest_folder(out)).free,
@@ -197,7 +200,7 @@ def bytes_of_frame(frame: PreparedFrame, teachers: Sequence[Teacher], encoding: 
     """Of its scan and pairs, and of the targets of that teacher which has the largest, before compression."""
     arrays = [frame.points, *(array for view in frame.views for array in (view.point_index, view.pixel))]
     targets = [
-        sum(encoding.bytes_per_view(*_counts(teacher, view), teacher.dim) for view in frame.views)
+        sum(encoding.bytes_per_view(*_counts(teacher, view), teacher.dim, _num_segments(view)) for view in frame.views)
         for teacher in teachers
     ]
     return sum(array.nbytes for array in arrays) + max(targets, default=0)
@@ -236,8 +239,15 @@ def _counts(teacher: Teacher, view: PreparedView) -> tuple[int, int]:
     return len(view.pixel), len(teacher_footprint(teacher, view.pixel, view.image_shape).touched)
 
 
+def _num_segments(view: PreparedView) -> int:
+    """Segments of a view that hold a pair, as far as they are known."""
+    return 0 if view.superpixel is None else len(np.unique(view.superpixel))
+
+
 def warn_of_size(frame: PreparedFrame, num_frames: int, teachers: Sequence[Teacher], chosen: Encoding) -> None:
-    """Warn where another encoding of `num_frames` frames like this one is much smaller."""
+    """Warn where another encoding of the pairs of `num_frames` frames like this one is much smaller."""
+    if not chosen.of_pairs:
+        return
     views = [(*_counts(teacher, view), teacher.dim) for teacher in teachers for view in frame.views]
     sizes = {encoding: num_frames * sum(encoding.bytes_per_view(*view) for view in views) for encoding in ENCODINGS}
     smallest = min(sizes, key=sizes.__getitem__)
@@ -279,10 +289,13 @@ def write_sample(
     patch_maps: Sequence[Sequence[torch.Tensor]],
     statistics: Sequence[TeacherStatistics],
     encoding: Encoding,
+    *,
+    superpixels: dict | None = None,
 ) -> StoreReport:
     """Write a store of one block: for each teacher the targets of `patch_maps`, one for every view of the frames."""
     writer = create_store(path, "estimate")
     settings = {"dataset": dataset, "split": split, "frames_per_block": len(frames), "num_blocks": 1}
+    settings["superpixels"] = superpixels
     settings["intensity"] = asdict(IntensityStatistics(0.0, 1.0))  # a store has some; nobody trains on this one
     recorded = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
     writer.add_inputs(settings, record={}, teachers=recorded)
@@ -294,7 +307,7 @@ def write_sample(
     for teacher, maps in zip(teachers, patch_maps, strict=True):
         encoder = ViewEncoder(teacher, encoding, channels[teacher.name])
         for patch_map, view in zip(maps, views, strict=True):
-            draft.add_targets(teacher.name, encoder.encode(patch_map, view.pixel, view.image_shape))
+            draft.add_targets(teacher.name, encoder.encode(patch_map, view))
     writer.commit(draft)
     return inspect_store(writer.store)
 

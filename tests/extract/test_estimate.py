@@ -163,7 +163,11 @@ def test_time_is_that_of_preparing_and_of_the_chosen_encoding(measure, tmp_path,
 
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(module, "patch_maps_of", lambda *arguments: pass_time(10, maps(*arguments)))
-    monkeypatch.setattr(module, "write_sample", lambda *arguments: pass_time(seconds[arguments[-1]], write(*arguments)))
+    monkeypatch.setattr(
+        module,
+        "write_sample",
+        lambda *arguments, **options: pass_time(seconds[arguments[-1]], write(*arguments, **options)),
+    )
     for encoding in ENCODINGS[1:3]:
         found = measure(dataset, encoding=encoding.layout, dtype=encoding.dtype)
         assert found.seconds == pytest.approx(2 * (10 + seconds[encoding]))
