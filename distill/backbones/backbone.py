@@ -86,11 +86,11 @@ class ScanInputs(Settings, ABC, section="inputs"):
     def drawn(
         self, xyz: np.ndarray, seen: np.ndarray | None, rng: np.random.Generator, voxel_point: VoxelPoint = "random"
     ) -> np.ndarray:
-        """The points of a raw scan that a training sample is made of, before it is augmented; by default all wanted.
+        """The points of a raw scan that a training sample is made of, before it is augmented; by default all of `seen`.
 
         Args:
             xyz: (N, 3) [m].
-            seen: (N,) bool, the points that are wanted: those that have a target; None: all points.
+            seen: (N,) bool, the only points to draw from; None: all.
             rng: of the sample.
             voxel_point: whether a random or the first point of a voxel stands for it, where voxels are drawn from.
 
