@@ -40,7 +40,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_recipes_are_slidr_s_as_the_paper_ran_them(name):
-    """SLidR's config/slidr_minkunet.yaml and ppkt_nuscenes.yaml; batch and epochs of the paper, or of ST-SLidR's config."""
+    """Its slidr_minkunet.yaml and ppkt_nuscenes.yaml; batch and epochs are the paper's, or ST-SLidR's."""
     recipe = load_recipe(name)
     objective, sampling, training = recipe.objective, recipe.sampling, recipe.training
     of_sample = (objective.loss, objective.target_head, sampling.views_per_sample, sampling.points)
