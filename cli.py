@@ -123,12 +123,12 @@ def show(report: Report, as_json: bool) -> None:
     ),
     click.option("--image-size", type=ImageSize(), help="Of the teacher's input.  [default: 224x448]"),
     click.option(
-        "--feature", help="x_prenorm, x_norm, maskclip, or layers: x_prenorm:5,11.  [default: the teacher's own]"
+        "--feature", help="Of a ViT: x_prenorm, x_norm, maskclip, layers: x_prenorm:5,11.  [default: the teacher's own]"
     ),
     click.option(
         "--pos-embed",
         type=click.Choice(["timm", "official"]),
-        help="How position embeddings are resized.  [default: timm; official for MaskCLIP]",
+        help="How a ViT's position embeddings are resized.  [default: timm; official for MaskCLIP]",
     ),
     precision_option,
     click.option("--batch-size", type=int, help="Images at once.  [default: measured, once per store]"),
@@ -143,10 +143,20 @@ def show(report: Report, as_json: bool) -> None:
 @under(
     "Store",
     out_option("store.zarr", "Store to make or to continue."),
-    choice_option("--encoding", ["patch", "point"], "Each patch that some pair reads, once, or a vector a pair."),
-    choice_option("--dtype", ["int8", "float16"], "Of stored vectors; int8 has scales for vectors and channels."),
+    click.option(
+        "--encoding",
+        type=click.Choice(["patch", "point", "segments"]),
+        help="Each patch that some pair reads, once; a vector a pair; or nothing of pairs, and only vectors of"
+        " superpixels.  [default: patch; segments where a teacher's maps are too large]",
+    ),
+    choice_option("--dtype", ["int8", "float16"], "Of vectors of patches or pairs; those of superpixels are float16."),
     choice_option("--points", ["all", "visible"], "Keep whole scans, or the points that some camera sees."),
     choice_option("--occlusion", ["keep", "drop"], "Pairs that a nearer surface hides from the camera."),
+    click.option(
+        "--superpixels",
+        metavar="slic|DIR",
+        help="Store the segments of images, too: made by SLIC, or read from a folder of PNG files.  [default: none]",
+    ),
     click.option("--frames-per-block", type=int, help="Frames written at once.  [default: 64; 16 with point]"),
 )
 @under(
@@ -224,6 +234,7 @@ def inspect(store: Path, as_json: bool) -> None:
     "Recomputing views from their images",
     click.option("--sample", type=click.IntRange(min=0), default=0, show_default=True, help="How many views."),
     click.option("--root", type=path, help="Dataset folder.  [default: as recorded]"),
+    click.option("--superpixels", type=path, help="Folder of superpixel maps.  [default: as recorded]"),
     click.option("--weights", multiple=True, help="Of the teacher, or TEACHER=FILE.  [default: as recorded]"),
     device_option,
 )

@@ -8,10 +8,11 @@ from typing import Annotated
 
 from ..errors import ScalrError
 from ..settings import Count, Settings, Workers, at_least, up_to
-from .encoding import Layout, StoredDtype
+from .encoding import Encoding, Layout, StoredDtype
 from .plan import Part
 from .preparation import Occlusion, OnError, Points, Selection
 from .teachers.choices import PosEmbed, Precision, choose_weights
+from .teachers.registry import keeps_only_segments
 
 Pixels = Annotated[int, at_least(1), up_to(65536)]
 
@@ -26,10 +27,11 @@ class ExtractConfig(Settings):
     dataset: str = "nuscenes"
     split: str = "train"
     image_size: tuple[Pixels, Pixels] | None = None  # None: 224x448, or what is next to it with the teacher's patches
-    encoding: Layout = "patch"
+    encoding: Layout | None = None  # None: see `kept_as`
     dtype: StoredDtype = "int8"
     points: Points = "all"
     occlusion: Occlusion = "keep"
+    superpixels: str | None = None  # slic, or the folder of maps
     on_error: OnError = "stop"
     weights: tuple[str, ...] = ("hub",)  # for all teachers, or TEACHER=FILE
     feature: str | None = None  # None: the teacher's own
@@ -50,9 +52,24 @@ class ExtractConfig(Settings):
             )
         if twice := [name for name in set(self.teachers) if self.teachers.count(name) > 1]:
             raise ScalrError(f"{twice[0]} is given twice", where="--teacher", fix="Name each teacher once.")
+        if self.encoding == "segments" and self.superpixels is None:
+            raise ScalrError(
+                "segments are of superpixels, and there are none",
+                where="--encoding segments",
+                fix="Pass --superpixels slic or a folder of maps, too.",
+            )
         choose_weights(self.teachers, self.weights)
 
     @property
     def selection(self) -> Selection:
-        """What is kept of a scan."""
+        """What is kept of a scan; superpixels come with the dataset."""
         return Selection(self.points, self.occlusion)
+
+    @property
+    def kept_as(self) -> Encoding:
+        """How targets are stored: as patches where nothing is asked for, or as segments where that is all that is kept
+        of these teachers. Vectors of segments are float16 whatever `dtype` says.
+        """
+        only_segments = self.superpixels is not None and all(map(keeps_only_segments, self.teachers))
+        layout = self.encoding or ("segments" if only_segments else "patch")
+        return Encoding(layout, "float16" if layout == "segments" else self.dtype)

@@ -2,8 +2,9 @@
 
 `point` keeps one vector per pair, its target. `patch` keeps only the patch vectors that some pair reads, in row-major
 order of the patch map; a pair's target is then the weighted sum of four of them. Either is kept as float16, or as int8
-with a scale per vector, and an offset and a scale per channel. `targets.py` has the arithmetic; this module needs no
-torch.
+with a scale per vector, and an offset and a scale per channel. `segments` keeps nothing of pairs, but only what all
+encodings keep where images have superpixels: float16 vectors of each segment (`segments.py`). `targets.py` has the
+arithmetic of pairs; this module needs no torch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Literal, get_args
 
 from ..errors import StoreError
 
-Layout = Literal["point", "patch"]
+Layout = Literal["point", "patch", "segments"]
 StoredDtype = Literal["float16", "int8"]
 
 
@@ -29,17 +30,33 @@ class Encoding:
     dtype: StoredDtype = "int8"
 
     def __post_init__(self) -> None:
-        if self.layout not in get_args(Layout) or self.dtype not in get_args(StoredDtype):
+        known = [(layout, dtype) for layout in get_args(Layout) for dtype in get_args(StoredDtype)]
+        known.remove(("segments", "int8"))
+        if (self.layout, self.dtype) not in known:
             raise StoreError(
                 f"unknown encoding {self.layout} {self.dtype}",
                 where="targets",
-                fix=f"Use one of {get_args(Layout)} with one of {get_args(StoredDtype)}.",
+                fix=f"Use one of {', '.join(map(' '.join, known))}.",
             )
 
-    def bytes_per_view(self, num_pairs: int, num_patches: int, dim: int) -> int:
-        """Size of the targets of a view whose pairs read `num_patches` patches, before compression."""
+    @property
+    def of_pairs(self) -> bool:
+        """Whether a pair's target can be read."""
+        return self.layout != "segments"
+
+    def bytes_per_view(self, num_pairs: int, num_patches: int, dim: int, num_segments: int = 0) -> int:
+        """Size of the targets of a view before compression.
+
+        Args:
+            num_pairs: of the view.
+            num_patches: that they read.
+            dim: D.
+            num_segments: that hold a pair; 0 without superpixels.
+        """
         vector_bytes = 2 * dim if self.dtype == "float16" else dim + 4
-        return (num_pairs if self.layout == "point" else num_patches) * vector_bytes
+        num_vectors = {"point": num_pairs, "patch": num_patches, "segments": 0}[self.layout]
+        return num_vectors * vector_bytes + num_segments * (2 * 2 * dim + 6)
 
 
-ENCODINGS = tuple(Encoding(layout, dtype) for layout in get_args(Layout) for dtype in get_args(StoredDtype))
+ENCODINGS = tuple(Encoding(layout, dtype) for layout in ("point", "patch") for dtype in get_args(StoredDtype))
+OF_SEGMENTS = Encoding("segments", "float16")  # where images have superpixels

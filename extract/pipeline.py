@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -24,7 +24,8 @@ from ..errors import DatasetError
 from .datasets.frame import Dataset
 from .encoding import Encoding
 from .plan import Block
-from .preparation import OnError, PreparedFrame, Selection, SkippedFrame, prepare_or_skip
+from .preparation import OnError, PreparedFrame, PreparedView, Selection, SkippedFrame, prepare_or_skip
+from .segments import segments_of
 from .statistics import TeacherStatistics
 from .store import SCANS, NewTargets, NewView, ScanBlock, StoreWriter
 from .store.commit import ATTEMPTS, ScratchTakenError, taken_away_again
@@ -108,9 +109,8 @@ class Pipeline:
         raise taken_away_again(self.writer.path)
 
     def _run_once(self, blocks: Sequence[Block], lost: list[Block]) -> Iterator[BlockDone]:
-        num_readers = min(MAX_READERS, os.cpu_count() or 1)
-        with _pool(num_readers) as readers, ThreadPoolExecutor(1) as writers:
-            depth = max(num_readers, self._frames_of_a_batch(blocks))
+        with reader_pool() as readers, ThreadPoolExecutor(1) as writers:
+            depth = max(num_readers(), self._frames_of_a_batch(blocks))
             prepared = _ahead(readers, self._prepare, self._frames_of(blocks), depth)
             before: BlockWriting | None = None
             for block in blocks:
@@ -198,7 +198,7 @@ class Pipeline:
                 writing.add_frame(prepared.points, new_views(prepared, self.dataset.split))
             for view in prepared.views:
                 for encoder, image in zip(encoders, view.images, strict=True):
-                    encoder.add(image, view.pixel, view.image_shape)
+                    encoder.add(image, view)
         for encoder in encoders:
             encoder.finish()
         return skipped
@@ -286,11 +286,11 @@ class TargetEncoder:
 
     def __init__(self, encoder: ViewEncoder, batch_size: int, put: Callable[[str, NewTargets], None]) -> None:
         self.encoder, self.batch_size, self._put = encoder, batch_size, put
-        self._waiting: list[tuple[torch.Tensor, np.ndarray, tuple[int, int]]] = []
+        self._waiting: list[tuple[torch.Tensor, PreparedView]] = []
 
-    def add(self, image: torch.Tensor, pixel: np.ndarray, image_shape: tuple[int, int]) -> None:
-        """Take a view: its prepared image (3, h, w), pixel (R, 2), and (H, W) of the original image."""
-        self._waiting.append((image, pixel, image_shape))
+    def add(self, image: torch.Tensor, view: PreparedView) -> None:
+        """Take a view, and its image (3, h, w) as it was prepared for the teacher."""
+        self._waiting.append((image, replace(view, images=[])))
         if len(self._waiting) == self.batch_size:
             self.finish()
 
@@ -299,9 +299,9 @@ class TargetEncoder:
         if not self._waiting:
             return
         teacher = self.encoder.teacher
-        patch_maps = teacher.patch_maps(torch.stack([image for image, _, _ in self._waiting]))
-        for patch_map, (_, pixel, image_shape) in zip(patch_maps, self._waiting, strict=True):
-            self._put(teacher.name, self.encoder.encode(patch_map, pixel, image_shape))
+        patch_maps = teacher.patch_maps(torch.stack([image for image, _ in self._waiting]))
+        for patch_map, (_, view) in zip(patch_maps, self._waiting, strict=True):
+            self._put(teacher.name, self.encoder.encode(patch_map, view))
         self._waiting.clear()
 
 
@@ -318,11 +318,17 @@ class ViewEncoder:
         self.teacher, self.encoding = teacher, encoding
         self._channels = torch.from_numpy(channels).to(teacher.device)
 
-    def encode(self, patch_map: torch.Tensor, pixel: np.ndarray, image_shape: tuple[int, int]) -> NewTargets:
-        """What the pairs at `pixel` (R, 2) of an (H, W) image read of a map (h, w, D)."""
-        reads = teacher_footprint(self.teacher, pixel, image_shape)
+    def encode(self, patch_map: torch.Tensor, view: PreparedView) -> NewTargets:
+        """What a view's pairs read of its map (h, w, D), and the vectors of its segments, if it has superpixels."""
+        segments = None
+        if view.superpixel is not None:
+            segment_map = view.segment_maps[self.teacher.image_size]
+            segments = segments_of(patch_map, segment_map, view.superpixel, self.teacher.patch_size)
+        if not self.encoding.of_pairs:
+            return NewTargets(None, None, np.empty(0), np.empty(0), segments)
+        reads = teacher_footprint(self.teacher, view.pixel, view.image_shape)
         encoded = encode(patch_map, reads, self.encoding, self._channels)
-        return NewTargets(*(None if part is None else part.cpu().numpy() for part in encoded))
+        return NewTargets(*(None if part is None else part.cpu().numpy() for part in encoded), segments)
 
 
 def teacher_footprint(teacher: Teacher, pixel: np.ndarray, image_shape: tuple[int, int]) -> Footprint:
@@ -354,9 +360,11 @@ def new_views(prepared: PreparedFrame, split: str) -> list[NewView]:
                 "pairs_hidden": view.hidden,
                 "image_sha256": view.image_sha256,
                 "scan_sha256": prepared.scan_sha256,
+                "superpixels_sha256": view.superpixels_sha256,
             },
             view.point_index,
             view.pixel,
+            view.superpixel,
         )
         for view in prepared.views
     ]
@@ -373,11 +381,16 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable
         yield pending.popleft().result()
 
 
+def num_readers() -> int:
+    """Threads that read scans and images."""
+    return min(MAX_READERS, os.cpu_count() or 1)
+
+
 @contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A thread pool that, left by an error, drops what it has not begun."""
+def reader_pool() -> Iterator[ThreadPoolExecutor]:
+    """Their pool; left by an error, it drops what it has not begun."""
     # Readers that each start threads of torch's own would crowd out the teacher, whose thread keeps its number.
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(num_readers(), initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield pool
     finally:

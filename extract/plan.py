@@ -13,7 +13,7 @@ from .encoding import Layout
 # Of six cameras with 1,024 dimensions, a block is then about 700 MB of raw float16 targets in memory and on disk, or
 # some 130 MB of int8 patches: few files on shared storage, and little to do again where a job is killed.
 BLOCK_BYTES = 1 << 30  # of raw scans and targets of one teacher, at most; larger frames make shorter blocks
-FRAMES_PER_BLOCK: dict[Layout, int] = {"point": 16, "patch": 64}
+FRAMES_PER_BLOCK: dict[Layout, int] = {"point": 16, "patch": 64, "segments": 64}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from .datasets.frame import Dataset, Frame, View
 from .datasets.scans import read_points
 from .occlusion import hidden_pairs
 from .projection import project
+from .superpixels import Superpixels, map_sha256, resized
 
 if TYPE_CHECKING:  # a scan is checked without torch and zarr
     import torch
@@ -29,10 +30,13 @@ OnError = Literal["stop", "skip"]
 
 @dataclass(frozen=True)
 class Selection:
-    """What is kept of a scan: all points or those that some view sees; all pairs or those not found hidden."""
+    """What is kept of a scan: all points or those that some view sees; all pairs or those not found hidden; and of
+    images, their superpixels or not.
+    """
 
     points: Points = "all"
     occlusion: Occlusion = "keep"
+    superpixels: Superpixels | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,10 @@ class PreparedView:
     hidden: int  # pairs found behind a nearer surface, whether kept or dropped
     images: list[torch.Tensor] = field(default_factory=list)  # (3, h, w) float32 for each teacher
     image_sha256: bytes = b""  # of the image's file; empty where none was read
+    # With superpixels, once the image was read:
+    superpixel: np.ndarray | None = None  # (R,) uint16
+    segment_maps: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)  # (h, w) uint16, by teachers' sizes
+    superpixels_sha256: bytes | None = None  # of the whole map
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,16 +118,28 @@ def prepare_frame(
         )
     prepared = _committed_frame(committed, frame) if committed else _new_frame(dataset, frame, selection)
     if teachers:
-        prepared = replace(prepared, views=[_with_images(dataset, view, teachers) for view in prepared.views])
+        views = [_with_images(dataset, view, teachers, selection.superpixels) for view in prepared.views]
+        prepared = replace(prepared, views=views)
     if committed:
         _refuse_other_images(committed, prepared, dataset)
     return prepared
 
 
-def _with_images(dataset: Dataset, view: PreparedView, teachers: Sequence[Teacher]) -> PreparedView:
+def _with_images(
+    dataset: Dataset, view: PreparedView, teachers: Sequence[Teacher], superpixels: Superpixels | None
+) -> PreparedView:
     image, digest = read_image_file(dataset.root, replace(view.record, image_shape=view.image_shape))
     prepared = {each: each.apply(image) for each in {teacher.preprocessing for teacher in teachers}}
-    return replace(view, images=[prepared[teacher.preprocessing] for teacher in teachers], image_sha256=digest)
+    view = replace(view, images=[prepared[teacher.preprocessing] for teacher in teachers], image_sha256=digest)
+    if superpixels is None:
+        return view
+    segment_map = superpixels.map_of(view.record, image)
+    return replace(
+        view,
+        superpixel=segment_map[view.pixel[:, 0], view.pixel[:, 1]],
+        segment_maps={size: resized(segment_map, size) for size in {teacher.image_size for teacher in teachers}},
+        superpixels_sha256=map_sha256(segment_map),
+    )
 
 
 def _refuse_other_images(committed: ScanBlock, prepared: PreparedFrame, dataset: Dataset) -> None:
@@ -132,6 +152,12 @@ def _refuse_other_images(committed: ScanBlock, prepared: PreparedFrame, dataset:
                 f" (SHA-256 {row['image_sha256'].hex()[:12]} then, {view.image_sha256.hex()[:12]} now)",
                 where=dataset.root / view.record.image,
                 fix="Put the image back as it was, or extract into another --out.",
+            )
+        if view.superpixels_sha256 not in (None, row["superpixels_sha256"]):
+            raise StoreError(
+                f"other superpixels than when frame {prepared.frame.token}, camera {view.record.camera}, was stored",
+                where=dataset.root / view.record.image,
+                fix="Put the map back as it was (SLIC: use a machine of the same kind), or extract into another --out.",
             )
 
 

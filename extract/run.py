@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from ..device import resolve_device
@@ -20,24 +22,26 @@ from .datasets import open_dataset
 from .datasets.files import read_image
 from .datasets.frame import Dataset, Frame
 from .datasets.scans import intensity_of
-from .encoding import Encoding
-from .estimate import Estimate, estimate, frames_of_a_block, warn_of_size
+from .estimate import Estimate, estimate, frames_of_a_block, too_large, warn_of_size
 from .executors import Extractor, device_of_worker, existing_cluster, local_cluster, run_on_cluster
 from .frame_identity import first_difference, frames_sha256, frames_table
 from .pipeline import BlockDone, Pipeline, recorded_provenance
-from .plan import FRAMES_PER_BLOCK, Block, plan_blocks
+from .plan import FRAMES_PER_BLOCK, Block, plan_blocks, spread
 from .preparation import PreparedFrame, Selection, SkippedFrame, prepare_frame, prepare_or_skip
 from .statistics import TeacherStatistics
 from .store import SCANS, FeatureStore, Source, StoreWriter, create_store, open_store
 from .store.inspect import StoreReport, inspect_store
+from .superpixels import FOLDER, SLIC, SuperpixelFolder, Superpixels, map_sha256, open_superpixels, read_map
 from .teacher_sample import sample_statistics
 from .teachers.batch_size import fitting_batch_size, kind_of_device
 from .teachers.choices import choose_weights
+from .teachers.registry import keeps_only_segments
 from .teachers.teacher import Teacher, load_teacher
 
 logger = logging.getLogger(__name__)
 
 TRIED_FRAMES = 8  # for one whose size tells that of a block
+COMPARED_MAPS = 16  # of views that are stored, where a folder of maps has changed
 
 
 @dataclass(frozen=True)
@@ -67,34 +71,38 @@ def extract(config: ExtractConfig) -> ExtractSummary:
     Raises:
         ScalrError: what is wrong with the input, the weights or the store; committed blocks stay whole.
     """
-    config = replace(config, root=config.root.resolve(), out=config.out.resolve())  # workers have their own folder
+    config = _with_whole_paths(config)
     in_this_process = not config.workers and not config.scheduler
     dataset, teachers = _open_inputs(config, config.device if in_this_process else "cpu")
+    for teacher in teachers:
+        if keeps_only_segments(teacher.name) and config.kept_as.of_pairs:
+            raise too_large(teacher, sum(len(frame.views) for frame in dataset.frames))
+    selection = _selection(config, dataset)
     writer = create_store(config.out, config.part.folder_name)
     if leftovers := writer.clear_leftovers():
         logger.info("cleared %d leftovers of a run of part %s that was killed", leftovers, config.part)
     for teacher in teachers:
         if teacher.provenance.weights == "random":
             logger.warning("%s has RANDOM weights: its targets are for tests and demos only", teacher.name)
-    source = _add_to_store(config, writer, dataset, teachers)
+    source = _add_to_store(config, writer, dataset, teachers, selection)
     blocks = config.part.select(_blocks(dataset, source))
-    mended = _mended(config, dataset, writer, blocks)
+    mended = _mended(config, dataset, writer, blocks, selection)
     todo = [replace(block, anew=block in mended) for block in blocks]
     todo = [block for block in todo if block.anew or _is_missing(writer, config.teachers, block)]
     logger.info("%d of %d blocks to extract into %s", len(todo), len(blocks), config.out)
     if todo:
         first = _first_frame(config, dataset, writer.store, todo[0])
         if isinstance(first, PreparedFrame):
-            warn_of_size(first, len(dataset.frames), teachers, Encoding(config.encoding, config.dtype))
+            warn_of_size(first, len(dataset.frames), teachers, config.kept_as)
     written, skipped = 0, {}
     if todo and in_this_process:
-        written, skipped = _follow(_pipeline(config, dataset, teachers, writer, source).run(todo), todo)
+        written, skipped = _follow(_pipeline(config, dataset, teachers, writer, source, selection).run(todo), todo)
     elif todo:
         del teachers  # the workers have their own
         with existing_cluster(config.scheduler) if config.scheduler else local_cluster(config.workers) as client:
             written, skipped = _follow(run_on_cluster(client, extractor, config, todo), todo)
     elif writer.lacks_statistics(config.teachers, source):
-        _pipeline(config, dataset, teachers, writer, source)  # whose first step makes them
+        _pipeline(config, dataset, teachers, writer, source, selection)  # whose first step makes them
     writer.clear_leftovers()
     for block in blocks:
         skipped |= _skipped_before(writer.store, block)
@@ -109,10 +117,10 @@ def estimate_extraction(config: ExtractConfig) -> Estimate:
         ScalrError: what is wrong with the input or the weights.
     """
     dataset, teachers = _open_inputs(config, config.device)
-    chosen = Encoding(config.encoding, config.dtype)
     batch_sizes = {each.name: config.batch_size or fitting_batch_size(each) for each in teachers}
-    options = {name: getattr(config, name) for name in ("selection", "on_error", "frames_per_block")}
-    return estimate(dataset, teachers, chosen, config.out, batch_sizes=batch_sizes, **options)
+    options = {name: getattr(config, name) for name in ("on_error", "frames_per_block")}
+    options |= {"selection": _selection(config, dataset), "batch_sizes": batch_sizes}
+    return estimate(dataset, teachers, config.kept_as, config.out, **options)
 
 
 def extractor(config: ExtractConfig) -> Extractor:
@@ -129,8 +137,21 @@ def extractor(config: ExtractConfig) -> Extractor:
         )
     dataset, teachers = _open_inputs(config, device_of_worker(config.device))
     writer = create_store(config.out, config.part.folder_name)
-    source = _add_to_store(config, writer, dataset, teachers)  # all is recorded: this compares
-    return _pipeline(config, dataset, teachers, writer, source).run
+    selection = _selection(config, dataset)
+    source = _add_to_store(config, writer, dataset, teachers, selection)  # all is recorded: this compares
+    return _pipeline(config, dataset, teachers, writer, source, selection).run
+
+
+def _with_whole_paths(config: ExtractConfig) -> ExtractConfig:
+    """Workers have folders of their own."""
+    whole = {"root": config.root.resolve(), "out": config.out.resolve()}
+    if config.superpixels not in (None, SLIC):
+        whole["superpixels"] = str(Path(config.superpixels).resolve())
+    return replace(config, **whole)
+
+
+def _selection(config: ExtractConfig, dataset: Dataset) -> Selection:
+    return replace(config.selection, superpixels=open_superpixels(config.superpixels, dataset))
 
 
 def _open_inputs(config: ExtractConfig, device: str) -> tuple[Dataset, list[Teacher]]:
@@ -142,9 +163,13 @@ def _open_inputs(config: ExtractConfig, device: str) -> tuple[Dataset, list[Teac
 
 
 def _pipeline(
-    config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], writer: StoreWriter, source: Source
+    config: ExtractConfig,
+    dataset: Dataset,
+    teachers: list[Teacher],
+    writer: StoreWriter,
+    source: Source,
+    selection: Selection,
 ) -> Pipeline:
-    encoding = Encoding(config.encoding, config.dtype)
     batch_sizes = {
         each.name: config.batch_size
         or writer.batch_size(each.name, kind_of_device(each.device), partial(fitting_batch_size, each))
@@ -156,14 +181,16 @@ def _pipeline(
         return sample_statistics(dataset, lacking, config.selection, batch_sizes, writer.store, source)
 
     statistics = writer.statistics(config.teachers, source, measure)
-    options = {"selection": config.selection, "on_error": config.on_error}
-    return Pipeline(dataset, teachers, encoding, writer, statistics=statistics, batch_sizes=batch_sizes, **options)
+    options = {"selection": selection, "on_error": config.on_error, "batch_sizes": batch_sizes}
+    return Pipeline(dataset, teachers, config.kept_as, writer, statistics=statistics, **options)
 
 
-def _add_to_store(config: ExtractConfig, writer: StoreWriter, dataset: Dataset, teachers: list[Teacher]) -> Source:
-    encoding, frames = Encoding(config.encoding, config.dtype), frames_table(dataset.frames)
-    provenances = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
-    settings = _settings(config, dataset, teachers, writer.store, frames)
+def _add_to_store(
+    config: ExtractConfig, writer: StoreWriter, dataset: Dataset, teachers: list[Teacher], selection: Selection
+) -> Source:
+    frames = frames_table(dataset.frames)
+    provenances = {teacher.name: recorded_provenance(teacher, config.kept_as) for teacher in teachers}
+    settings = _settings(config, dataset, teachers, writer.store, frames, selection)
     return writer.add_inputs(settings, _record(config), provenances, frames)
 
 
@@ -190,7 +217,9 @@ def _skipped_before(store: FeatureStore, block: Block) -> dict[str, str]:
     return store.skipped_frames(block.index) if store.is_committed(SCANS, block.index) else {}
 
 
-def _mended(config: ExtractConfig, dataset: Dataset, writer: StoreWriter, blocks: list[Block]) -> set[Block]:
+def _mended(
+    config: ExtractConfig, dataset: Dataset, writer: StoreWriter, blocks: list[Block], selection: Selection
+) -> set[Block]:
     """The committed blocks that lack frames which can be used now, all of them, so that a whole block can replace them.
 
     A block stays as it is where another of its frames still cannot be used, or where it has targets of a teacher that
@@ -201,7 +230,7 @@ def _mended(config: ExtractConfig, dataset: Dataset, writer: StoreWriter, blocks
         skipped = _skipped_before(writer.store, block)
         frames = [dataset.frames[number] for number in range(block.start, block.stop)] if skipped else []
         frames = [frame for frame in frames if frame.token in skipped]
-        usable = [frame.token for frame in frames if _can_be_used(dataset, frame, config.selection)]
+        usable = [frame.token for frame in frames if _can_be_used(dataset, frame, selection)]
         others = [name for name in writer.store.teachers if writer.store.is_committed(name, block.index)]
         others = [name for name in others if name not in config.teachers]
         if usable and others:
@@ -229,7 +258,9 @@ def _some(tokens: list[str]) -> str:
 def _can_be_used(dataset: Dataset, frame: Frame, selection: Selection) -> bool:
     try:
         for view in prepare_frame(dataset, frame, [], selection).frame.views:
-            read_image(dataset.root, view)
+            image = read_image(dataset.root, view)
+            if selection.superpixels is not None:
+                selection.superpixels.map_of(view, image)
     except DatasetError:
         return False
     return True
@@ -254,7 +285,12 @@ def _follow(reports: Iterator[BlockDone], todo: list[Block]) -> tuple[int, dict[
 
 
 def _settings(
-    config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], store: FeatureStore, frames: pa.Table
+    config: ExtractConfig,
+    dataset: Dataset,
+    teachers: list[Teacher],
+    store: FeatureStore,
+    frames: pa.Table,
+    selection: Selection,
 ) -> dict:
     """What the scans and pairs depend on, for every teacher alike."""
     digest = frames_sha256(frames)
@@ -264,7 +300,9 @@ def _settings(
         digest = recorded.attributes["frames_sha256"]  # the same but for rounding, or a row that was mended
     frames_per_block = config.frames_per_block
     if frames_per_block is None:
-        frames_per_block = recorded.frames_per_block if recorded else _frames_per_block(config, dataset, teachers)
+        frames_per_block = (
+            recorded.frames_per_block if recorded else _frames_per_block(config, dataset, teachers, selection)
+        )
     # What was measured stays: another scan may be readable now.
     measured_before = recorded is not None and getattr(dataset, "intensity", None) is None
     intensity = recorded.intensity if measured_before else intensity_of(dataset)
@@ -277,6 +315,7 @@ def _settings(
         "frames_sha256": digest,
         "points": config.points,
         "occlusion": config.occlusion,
+        "superpixels": _superpixels_settings(selection.superpixels, dataset, store, recorded),
         "visibility": {name: value for name, value in asdict(dataset.visibility).items() if value is not None},
         "intensity": asdict(intensity),
     }
@@ -303,14 +342,48 @@ def _refuse_other_frames(store: FeatureStore, source: Source, frames: pa.Table) 
         )
 
 
-def _frames_per_block(config: ExtractConfig, dataset: Dataset, teachers: list[Teacher]) -> int:
+def _superpixels_settings(
+    superpixels: Superpixels | None, dataset: Dataset, store: FeatureStore, recorded: Source | None
+) -> dict | None:
+    """What a store records of superpixels.
+
+    Where maps of a folder were mended, or added for frames that were skipped, what was recorded of it stays as long as
+    the maps of the views that are stored are the same.
+    """
+    if superpixels is None:
+        return None
+    before = None if recorded is None else recorded.superpixels
+    if before is None or not isinstance(superpixels, SuperpixelFolder) or before["method"] != FOLDER:
+        return superpixels.settings
+    if before["sample_sha256"] != superpixels.settings["sample_sha256"]:
+        _refuse_other_maps(superpixels, dataset, store, recorded)
+    return before
+
+
+def _refuse_other_maps(superpixels: SuperpixelFolder, dataset: Dataset, store: FeatureStore, source: Source) -> None:
+    """Compare the maps of some views that are stored."""
+    frames = {frame.token: frame for frame in dataset.frames}
+    rows = np.flatnonzero(np.isin(store.column("block"), list(source.blocks)))
+    for number in spread(len(rows))[:COMPARED_MAPS]:
+        row = store.views.slice(int(rows[number]), 1).to_pylist()[0]
+        view = next(each for each in frames[row["token"]].views if each.camera == row["camera"])
+        ids = read_map(superpixels.path_of(view), (row["image_height"], row["image_width"]))
+        if map_sha256(ids) != row["superpixels_sha256"]:
+            raise StoreError(
+                f"another superpixel map than when frame {row['token']}, camera {row['camera']}, was stored",
+                where=superpixels.path_of(view),
+                fix="Pass the folder that the store was begun with as --superpixels, or another --out.",
+            )
+
+
+def _frames_per_block(config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], selection: Selection) -> int:
     """What suits the encoding, or fewer where a block of the first frame that can be used would become too large."""
-    encoding = Encoding(config.encoding, config.dtype)
+    looking = [] if selection.superpixels is None else teachers  # to count segments, images have to be read
     for frame in dataset.frames[:TRIED_FRAMES]:
         with suppress(DatasetError):
-            prepared = prepare_frame(dataset, frame, [], config.selection)
-            return frames_of_a_block(prepared, teachers, encoding)
-    return FRAMES_PER_BLOCK[config.encoding]
+            prepared = prepare_frame(dataset, frame, looking, selection)
+            return frames_of_a_block(prepared, teachers, config.kept_as)
+    return FRAMES_PER_BLOCK[config.kept_as.layout]
 
 
 def _record(config: ExtractConfig) -> dict:
@@ -318,5 +391,6 @@ def _record(config: ExtractConfig) -> dict:
     return {
         "reader": config.dataset,
         "root": str(config.root),
+        **({} if config.superpixels in (None, SLIC) else {"superpixels": config.superpixels}),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }

@@ -205,7 +205,7 @@ def footprint(
         patch_size: side of a patch [px of the teacher's image].
     """
     (row0, row1, row_weight), (col0, col1, col_weight) = (
-        _taps(pixel[:, axis].long(), image_shape[axis], map_shape[axis], patch_size) for axis in (0, 1)
+        taps(pixel[:, axis].long(), image_shape[axis], map_shape[axis], patch_size) for axis in (0, 1)
     )
     width = map_shape[1]
     patches = torch.stack([row0 * width + col0, row0 * width + col1, row1 * width + col0, row1 * width + col1], dim=1)
@@ -232,8 +232,13 @@ def sample_targets(patch_map: torch.Tensor, footprint: Footprint) -> torch.Tenso
     return EncodedTargets(flat, rows=footprint.patches, weights=footprint.weights).decode()
 
 
-def _taps(index: torch.Tensor, size: int, patches: int, patch_size: int):
-    """First and second patch and the weight of the second, along one axis."""
+def taps(
+    index: torch.Tensor, size: int, patches: int, patch_size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """First and second patch that pixels `index` of `size` read along one axis, and the weight (float64) of the second.
+
+    See `footprint`.
+    """
     pixels = patches * patch_size
     resized = (index * pixels).div(size, rounding_mode="floor")  # in integers: exact
     position = resized.double() * ((patches - 1) / (pixels - 1))
@@ -242,10 +247,10 @@ def _taps(index: torch.Tensor, size: int, patches: int, patch_size: int):
 
 
 def _to_float16(vectors: torch.Tensor) -> torch.Tensor:
-    largest = _largest(vectors)
-    if largest > FLOAT16_MAX:
+    most = largest(vectors)
+    if most > FLOAT16_MAX:
         raise StoreError(
-            f"a target holds {largest:g}, which float16 cannot store",
+            f"a target holds {most:g}, which float16 cannot store",
             where="teacher features",
             fix="Use --dtype int8, whose scales hold larger ones, or check the teacher's weights.",
         )
@@ -256,9 +261,9 @@ def _to_int8(
     vectors: torch.Tensor, offset: torch.Tensor, channel_scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors (T, D) as int8 and their scales (T,), 0 of a vector of zeros, which then stays one exactly."""
-    _largest(vectors)
+    largest(vectors)
     even = (vectors - offset) / channel_scale
-    _largest(even)
+    largest(even)
     scale = even.abs().amax(dim=1) / INT8_MAX if even.numel() else even.new_zeros(len(even))
     scale = torch.where(scale > 0, scale, 1)  # of the offset itself
     is_zero = ~vectors.any(dim=1)
@@ -278,21 +283,26 @@ def can_be_stored(vectors: torch.Tensor) -> bool:
     return _magnitude(vectors) <= LARGEST
 
 
-def _largest(vectors: torch.Tensor) -> float:
-    largest = _magnitude(vectors)
-    if not largest < float("inf"):  # also true for NaN
+def largest(vectors: torch.Tensor) -> float:
+    """The largest magnitude among values that can be stored.
+
+    Raises:
+        StoreError: one of them is not finite, or larger than LARGEST.
+    """
+    most = _magnitude(vectors)
+    if not most < float("inf"):  # also true for NaN
         raise StoreError(
-            f"a target is not finite ({largest})",
+            f"a target is not finite ({most})",
             where="teacher features",
             fix="Check the teacher's weights, or run it with --precision float32.",
         )
-    if largest > LARGEST:
+    if most > LARGEST:
         raise StoreError(
-            f"a target holds {largest:g}, and features of more than {LARGEST:g} cannot be stored",
+            f"a target holds {most:g}, and features of more than {LARGEST:g} cannot be stored",
             where="teacher features",
             fix="Check the teacher's weights.",
         )
-    return largest
+    return most
 
 
 def _magnitude(vectors: torch.Tensor) -> float:

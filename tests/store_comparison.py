@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from scalr.extract.store import FeatureStore
+from scalr.extract.store import FeatureStore, Segments
 
 
 def files(path: Path) -> dict[str, tuple[int, bytes]]:
@@ -49,5 +49,7 @@ def _assert_equal(ours, theirs) -> None:
             np.testing.assert_array_equal(value, getattr(theirs, name))
         elif isinstance(value, pa.Table):
             assert value.equals(theirs.views)
+        elif isinstance(value, Segments):
+            _assert_equal(value, theirs.segments)
         else:
             assert value == getattr(theirs, name)

@@ -55,12 +55,13 @@ class BackboneConfig(Settings, section="student"):
         """The title, and what else tells it from others, in a few words."""
         return self.title
 
-    def with_stochastic_depth(self, probability: float) -> Self:
-        """The same network trained with another probability of leaving out residuals, as finetuning schedules have it.
+    def with_own(self, **values: float | None) -> Self:
+        """The same network with other values of settings, as far as it has such; None leaves one as it is.
 
-        A backbone without stochastic depth stays as it is.
+        Trainings on labels set `stochastic_depth` and `bn_momentum`.
         """
-        return self
+        own = {field.name for field in fields(self)}
+        return replace(self, **{name: value for name, value in values.items() if name in own and value is not None})
 
 
 class PreparedScan(NamedTuple):

@@ -22,6 +22,7 @@ class View:
     image: str  # path relative to the dataset's root
     calibration: Calibration
     image_shape: tuple[int, int] | None = None  # (H, W) that the calibration is for [px]; None: the image's own
+    image_token: str | None = None  # of the image's record in the dataset's tables, where it has one
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

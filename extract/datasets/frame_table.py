@@ -18,7 +18,7 @@ SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("scene", "token")),
         ("timestamp", pa.int64()),
-        *((name, pa.string()) for name in ("scan", "labels", "camera", "image")),
+        *((name, pa.string()) for name in ("scan", "labels", "camera", "image", "image_token")),
         *((name, pa.int32()) for name in ("image_height", "image_width")),
         *((name, pa.list_(pa.float64(), rows * columns)) for name, (rows, columns) in MATRICES.items()),
     ]
@@ -62,6 +62,7 @@ class FrameTable(Sequence[Frame]):
         return View(
             camera=columns["camera"][row],
             image=columns["image"][row],
+            image_token=columns["image_token"][row],
             calibration=Calibration(cam_from_lidar=self._cam_from_lidar[row], intrinsics=self._intrinsics[row]),
             image_shape=(columns["image_height"][row], columns["image_width"][row]),
         )
@@ -94,6 +95,7 @@ def _row(frame: Frame, view: View) -> dict:
         **{name: getattr(frame, name) for name in ("scene", "token", "timestamp", "scan", "labels")},
         "camera": view.camera,
         "image": view.image,
+        "image_token": view.image_token,
         "image_height": height,
         "image_width": width,
         "cam_from_lidar": view.calibration.cam_from_lidar[:3].ravel(),

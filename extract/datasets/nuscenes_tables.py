@@ -38,7 +38,7 @@ SLIDR_VAL = """
     0587 0589 0642 0652 0658 0669 0678 0687 0701 0703 0706 0710 0715 0726 0735 0740 0758 0786 0790 0804
     0806 0847 0856 0868 0882 0897 0899 0976 0996 1012 1015 1016 1018 1020 1024 1044 1058 1094 1098 1107
 """
-CACHE_VERSION = 1  # another one makes kept tables anew
+CACHE_VERSION = 2  # another one makes kept tables anew
 UNPACK = "Unpack the metadata archive again."
 
 FIELDS = {  # what is read of each table
@@ -169,6 +169,7 @@ class _Tables:
         return View(
             camera=camera,
             image=record["filename"],
+            image_token=record["token"],
             image_shape=(record["height"], record["width"]),
             calibration=Calibration(
                 cam_from_lidar=cam_from_global @ global_from_lidar,

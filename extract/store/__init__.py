@@ -1,6 +1,6 @@
 """The feature store: everything that knows the format on disk; others see these names and plain arrays."""
 
-from .contents import ScanBlock, Source, StoredView, TargetBlock
+from .contents import ScanBlock, Segments, Source, StoredView, TargetBlock
 from .draft import Draft, NewTargets, NewView
 from .format import SCANS
 from .reader import FeatureStore, open_store
@@ -13,6 +13,7 @@ __all__ = [
     "NewTargets",
     "NewView",
     "ScanBlock",
+    "Segments",
     "Source",
     "StoreWriter",
     "StoredView",

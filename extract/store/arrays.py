@@ -64,6 +64,11 @@ class ArrayWriter:
             self._write_waiting()
 
     @property
+    def rows_to_come(self) -> int:
+        """How many it has once all that was added is written."""
+        return self.rows + self._num_waiting
+
+    @property
     def _num_waiting(self) -> int:
         return sum(map(len, self._waiting))
 

@@ -37,6 +37,11 @@ class Source:
     def intensity(self) -> IntensityStatistics:
         return IntensityStatistics(**self.attributes["intensity"])
 
+    @property
+    def superpixels(self) -> dict | None:
+        """How the segments of its images were made; None where it has none."""
+        return self.attributes.get("superpixels")
+
 
 @dataclass(frozen=True, eq=False)
 class ScanBlock:
@@ -47,6 +52,7 @@ class ScanBlock:
     pixel: np.ndarray  # (R, 2) uint16
     views: pa.Table
     skipped: dict[str, str] = field(default_factory=dict)  # frames that could not be used: token -> why
+    superpixel: np.ndarray | None = None  # (R,) uint16, segment of the view's image; None without superpixels
 
     @functools.cached_property
     def rows_by_token(self) -> dict[str, list[dict]]:
@@ -57,28 +63,64 @@ class ScanBlock:
         return rows
 
     def by_view(self) -> Rows:
-        """Points, point_index and pixel of each view, and its row."""
+        """Points, point_index and pixel (and superpixel, where there are some) of each view, and its row."""
         for row in self.views.to_pylist():
             pairs = slice(row["pairs_start"], row["pairs_stop"])
             points = self.points[row["points_start"] : row["points_stop"]]
-            yield (points, self.point_index[pairs], self.pixel[pairs]), row
+            superpixel = () if self.superpixel is None else (self.superpixel[pairs],)
+            yield (points, self.point_index[pairs], self.pixel[pairs], *superpixel), row
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """What a teacher gives for the superpixels that hold a pair, S of them: of one view, or of all of a block.
+
+    Attributes:
+        id: (S,) uint16, ascending in a view.
+        pixels: (S,) uint32, pixels of the map at the teacher's image size; 0 where a thin segment is lost there.
+        mean: (S, D), mean over those pixels of the upsampled features as unit vectors; zeros without pixels.
+        direction: (S, D), unit vector of the mean of the patch vectors whose first pixel is of the segment; zeros where
+            there are none.
+    """
+
+    id: np.ndarray
+    pixels: np.ndarray
+    mean: np.ndarray
+    direction: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def __getitem__(self, rows: slice) -> Segments:
+        return Segments(*(each[rows] for each in self.arrays))
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """In the order of format.SEGMENT_ARRAYS."""
+        return self.id, self.pixels, self.mean, self.direction
 
 
 @dataclass(frozen=True, eq=False)
 class TargetBlock:
     """One teacher's targets of a block, encoded and concatenated; `views` has format.TARGETS_SCHEMA."""
 
-    vectors: np.ndarray  # (T, D) float16 or int8
+    vectors: np.ndarray | None  # (T, D) float16 or int8; None where segments alone are kept
     scale: np.ndarray | None  # (T,) float32 with int8; 0 of a vector of zeros
     channels: np.ndarray | None  # (2, D) float32 with int8: offset and scale of each channel
     views: pa.Table
+    segments: Segments | None = None  # of all views, one after the other; None without superpixels
 
     def by_view(self) -> Rows:
         """Vectors (and scale and the block's channels, with int8) of each view, and its row."""
         for row in self.views.to_pylist():
             rows = slice(row["start"], row["stop"])
-            of_int8 = () if self.scale is None else (self.scale[rows], self.channels)
-            yield (self.vectors[rows], *of_int8), row
+            of_rows = [each[rows] for each in (self.vectors, self.scale) if each is not None]
+            yield (*of_rows, *([] if self.channels is None else [self.channels])), row
+
+    def segments_by_view(self) -> Iterator[tuple[Segments, dict]]:
+        """The segments of each view, and its row; nothing without superpixels."""
+        for row in [] if self.segments is None else self.views.to_pylist():
+            yield self.segments[row["segments_start"] : row["segments_stop"]], row
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +136,7 @@ class StoredView:
     point_index: np.ndarray  # (R,) int64, row in `points`
     pixel: np.ndarray  # (R, 2) uint16, row and column
     encoded: EncodedTargets | None  # R pairs; None when no teacher was asked for
+    superpixel: np.ndarray | None = None  # (R,) uint16, segment of the image; None without superpixels
 
     @functools.cached_property
     def targets(self) -> np.ndarray | None:

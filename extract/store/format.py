@@ -7,7 +7,9 @@
       teachers/NAME/zarr.json       what one teacher's targets depend on
       teachers/NAME/statistics/000/ mean, covariance, mean_unit of its vectors in a sample of source 000
       blocks/000017/                points, pairs/point_index, pairs/pixel, index.parquet
+                                    and pairs/superpixel, where the source has superpixels
       blocks/000017/targets/NAME/   vectors, scale and channels (int8 only), index.parquet
+                                    and segments/, where the source has superpixels
       index/scans/000017.parquet    the copy of a group's index.parquet that makes the group count: one row per view
       index/NAME/000017.parquet
       aside/                        what was taken out, and may be looked at or thrown away
@@ -33,8 +35,9 @@ from ...checkpoint_files import sha256_of_file
 from ...errors import DamagedError, StoreError
 from .files import files_below, read_bytes, readable
 
-FORMAT, FORMAT_VERSION = "scalr-store", 3
-ROOT = {"format": FORMAT, "format_version": FORMAT_VERSION}  # the attributes at the top
+FORMAT = "scalr-store"
+# A store has the lowest version that says all of it: without superpixels it is what earlier releases read and write.
+FORMAT_VERSION, SUPERPIXELS_VERSION = 3, 4
 SKELETON = ("teachers", "sources", "blocks")  # zarr groups of their own, without attributes
 
 SCANS = "scans"  # the kind of index that is no teacher's name
@@ -44,6 +47,9 @@ ASIDE, TMP = "aside", "tmp"
 DIGEST = "sha256"  # of a record: the attribute that tells whether the others were altered
 ALTERED = "altered since it was written"
 MAKE_ONE = "Pass the folder of a store; 'scalr extract' makes one."
+SUPERPIXEL = "pairs/superpixel"  # array of a block's scans, where the source has superpixels
+SEGMENTS = "segments"  # group of a teacher's targets, likewise; its arrays, two of them with D columns:
+SEGMENT_ARRAYS = {"id": "uint16", "pixels": "uint32", "mean": "float16", "direction": "float16"}
 # Of an index's metadata, JSON each:
 GROUP_KEY = b"scalr.group"  # the group's path in the store
 FILES_KEY = b"scalr.files"  # path in the group -> bytes and SHA-256
@@ -62,7 +68,8 @@ SCANS_SCHEMA = pa.schema(
         *((name, pa.int64()) for name in ("points_start", "points_stop", "pairs_start", "pairs_stop")),
         ("pairs_hidden", pa.int64()),
         *((name, pa.binary(32)) for name in ("image_sha256", "scan_sha256")),
-        ("crc32c", pa.uint32()),  # of the view's points, point_index and pixel
+        ("crc32c", pa.uint32()),  # of the view's points, point_index, pixel and superpixel
+        ("superpixels_sha256", pa.binary(32)),  # of the whole map; optional, as below
     ]
 )
 # Of stored and exact vectors, as they are and once the teacher's mean is taken away from both.
@@ -74,12 +81,21 @@ TARGETS_SCHEMA = pa.schema(
         *((name, pa.int64()) for name in ("start", "stop")),
         *((name, pa.float32()) for name in COSINES),
         ("crc32c", pa.uint32()),  # of the view's crc32c, vectors, scale and channels
+        *((name, pa.int64()) for name in ("segments_start", "segments_stop")),
+        ("segments_crc32c", pa.uint32()),  # of the view's crc32c and its rows of the arrays of segments
     ]
 )
+# In memory they are always there; a file has them where its source has superpixels.
+OPTIONAL_COLUMNS = frozenset({"superpixels_sha256", "segments_start", "segments_stop", "segments_crc32c"})
 
 
 def schema_of(kind: str) -> pa.Schema:
     return SCANS_SCHEMA if kind == SCANS else TARGETS_SCHEMA
+
+
+def root_attributes(*, with_superpixels: bool) -> dict:
+    """The attributes at the top of a store."""
+    return {"format": FORMAT, "format_version": SUPERPIXELS_VERSION if with_superpixels else FORMAT_VERSION}
 
 
 def block_name(block: int) -> str:
@@ -168,14 +184,14 @@ def check_root(path: Path) -> None:
         StoreError: it is of something else, or of another version.
     """
     attributes, signature = _parse_record(read_bytes(path), path)
-    version = attributes.get("format_version")
+    version, known = attributes.get("format_version"), (FORMAT_VERSION, SUPERPIXELS_VERSION)
     if signature is None and attributes.get("format") != FORMAT:
         raise StoreError("a zarr group, but not a feature store", where=path.parent, fix=MAKE_ONE)
-    if signature != digest(attributes) and (signature is not None or version == FORMAT_VERSION):
+    if signature != digest(attributes) and (signature is not None or version in known):
         raise damaged(path, ALTERED)
-    if version != FORMAT_VERSION:
+    if version not in known:
         raise StoreError(
-            f"format version {version}, this release reads {FORMAT_VERSION}",
+            f"format version {version}, this release reads {FORMAT_VERSION} and {SUPERPIXELS_VERSION}",
             where=path.parent,
             fix="Use the release that wrote it, or extract again into a new store.",
         )
@@ -243,10 +259,16 @@ def write_index(
     if skipped:
         metadata[SKIPPED_KEY] = dict(skipped)
     metadata[SIGNATURE_KEY] = _signature(metadata)
-    schema = schema_of(kind)
+    schema = pa.schema([field for field in schema_of(kind) if _is_written(field.name, views)])
     table = views.select(schema.names).cast(schema)
     table = table.replace_schema_metadata({key: json.dumps(value) for key, value in metadata.items()})
     pq.write_table(table, group / GROUP_INDEX, compression="zstd", write_page_checksum=True)
+
+
+def _is_written(name: str, views: pa.Table) -> bool:
+    if name not in OPTIONAL_COLUMNS:
+        return True
+    return name in views.column_names and views[name].null_count < len(views)
 
 
 def open_index(path: Path) -> pq.ParquetFile:
@@ -265,7 +287,7 @@ def open_index(path: Path) -> pq.ParquetFile:
 
 
 def read_index(path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """All columns of an index, or some; those that a later release may add stay unread.
+    """All columns of an index, or some; those that a later release may add stay unread, optional ones may be null.
 
     Raises:
         FileNotFoundError, UnreadableError, DamagedError: as `open_index`.
@@ -274,8 +296,12 @@ def read_index(path: Path, kind: str, columns: Sequence[str] | None = None) -> p
     wanted = pa.schema([schema.field(name) for name in columns or schema.names])
     file = open_index(path)
     try:
+        absent = (OPTIONAL_COLUMNS & {*wanted.names}) - {*file.schema_arrow.names}
         # Without threads of arrow's own: a reader of many indexes has some already.
-        return file.read(wanted.names, use_threads=False).select(wanted.names).cast(wanted)
+        table = file.read([name for name in wanted.names if name not in absent], use_threads=False)
+        for name in absent:
+            table = table.append_column(name, pa.nulls(len(table), wanted.field(name).type))
+        return table.select(wanted.names).cast(wanted)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise _damaged_index(path, error) from None
 

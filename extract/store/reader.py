@@ -18,7 +18,7 @@ from ..encoding import Encoding
 from ..statistics import TeacherStatistics
 from . import format as fmt
 from .arrays import open_array
-from .contents import ScanBlock, Source, StoredView, TargetBlock, source_of
+from .contents import ScanBlock, Segments, Source, StoredView, TargetBlock, source_of
 from .files import indexed_blocks, is_folder, is_there, names_in, readable, size_of
 from .format import SCANS
 from .statistics_group import STATISTICS, read_statistics, statistics_name
@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # torch and zarr are loaded where targets and arrays are read
 OPEN_ARRAYS = 512  # handles that a reader keeps
 LOOKING_THREADS = 4  # each look is a request to a server of shared storage; on a local disk, more would only contend
 OTHER_VALUES = "its values are not those that were written (CRC32C)"
+OTHER_VIEWS = "it has targets of other views than its scans have"
 SCAN_ARRAYS = ("points", "pairs/point_index", "pairs/pixel")
 NEEDED_OF_SOURCE = ("dataset", "split", "frames_per_block", "first_block", "num_blocks", "intensity")
 NEEDED_OF_TEACHER = ("dim", "image_size", "patch_size", "encoding", "dtype")
@@ -52,7 +53,10 @@ class FeatureStore:
         self._known_records: set[tuple[str, int]] = set()  # (kind, block) whose index is of that record
         self._array = functools.lru_cache(OPEN_ARRAYS)(self._open_array)
         self._channels = functools.lru_cache(OPEN_ARRAYS)(self._read_channels)
-        self._target_rows = functools.lru_cache(OPEN_ARRAYS)(self._read_target_rows)
+        read_rows = functools.lru_cache(2 * OPEN_ARRAYS)(self._read_rows)
+        self._target_rows = functools.partial(read_rows, columns=("start", "stop", "crc32c"))
+        of_segments = ("segments_start", "segments_stop", "segments_crc32c")
+        self._segment_rows = functools.partial(read_rows, columns=of_segments)
 
     def __reduce__(self) -> tuple:
         # Open handles and tables stay behind: a DataLoader worker opens its own.
@@ -237,12 +241,13 @@ class FeatureStore:
         if not 0 <= row < num_views:
             raise StoreError(f"no view {row}, it has {num_views}", where=self.path, fix="Use a row of .views.")
         block = int(self.column("block")[row])
-        rows = self._rows("points", row), self._rows("pairs", row), self._rows("pairs", row)
-        arrays = [self._read(SCANS, block, name, part) for name, part in zip(SCAN_ARRAYS, rows, strict=True)]
+        source = self._source_of(block)
+        names, pairs = self._scan_arrays(source), self._rows("pairs", row)
+        arrays = [self._read(SCANS, block, name, pairs) for name in names[1:]]
+        arrays.insert(0, self._read(SCANS, block, names[0], self._rows("points", row)))
         if fmt.crc32c(0, *arrays) != self.column("crc32c")[row]:
             raise self._damaged(SCANS, block, OTHER_VALUES)
-        points, point_index, pixel = arrays
-        source = self._source_of(block)
+        points, point_index, pixel, *superpixel = arrays
         return StoredView(
             dataset=source.dataset,
             intensity=source.intensity,
@@ -250,6 +255,7 @@ class FeatureStore:
             point_index=point_index.astype(np.int64),
             pixel=pixel,
             encoded=None if teacher is None else self.read_targets_of(row, teacher, pixel),
+            superpixel=superpixel[0] if superpixel else None,
         )
 
     def read_scans(self, block: int) -> ScanBlock:
@@ -259,9 +265,10 @@ class FeatureStore:
             StoreError: damaged data.
         """
         everything = slice(None)
-        points, point_index, pixel = (self._read(SCANS, block, name, everything) for name in SCAN_ARRAYS)
+        names = self._scan_arrays(self._source_of(block))
+        points, point_index, pixel, *superpixel = (self._read(SCANS, block, name, everything) for name in names)
         views = self._read_index(fmt.index_path(self.path, SCANS, block), SCANS)
-        scans = ScanBlock(points, point_index, pixel, views, self.skipped_frames(block))
+        scans = ScanBlock(points, point_index, pixel, views, self.skipped_frames(block), *superpixel)
         if any(fmt.crc32c(0, *arrays) != row["crc32c"] for arrays, row in scans.by_view()):
             raise self._damaged(SCANS, block, OTHER_VALUES)
         return scans
@@ -277,18 +284,24 @@ class FeatureStore:
             StoreError: no such teacher, or damaged data.
         """
         everything = slice(None)
-        is_int8 = self.encoding(teacher).dtype == "int8"
+        encoding, has_segments = self.encoding(teacher), self._source_of(block).superpixels is not None
+        is_int8 = encoding.dtype == "int8"
         targets = TargetBlock(
-            vectors=self._read(teacher, block, "vectors", everything),
+            vectors=self._read(teacher, block, "vectors", everything) if encoding.of_pairs else None,
             scale=self._read(teacher, block, "scale", everything) if is_int8 else None,
             channels=self._read(teacher, block, "channels", everything) if is_int8 else None,
             views=self._read_index(fmt.index_path(self.path, teacher, block), teacher),
+            segments=self._read_segments(teacher, block, everything) if has_segments else None,
         )
         scans = fmt.read_index(fmt.index_path(self.path, SCANS, block), SCANS, ("crc32c",))
         if len(scans) != len(targets.views):
-            raise self._damaged(teacher, block, "it has targets of other views than its scans have")
-        for seed, (arrays, row) in zip(scans["crc32c"].to_pylist(), targets.by_view(), strict=True):
+            raise self._damaged(teacher, block, OTHER_VIEWS)
+        seeds = scans["crc32c"].to_pylist()
+        for seed, (arrays, row) in zip(seeds, targets.by_view(), strict=True):
             if fmt.crc32c(seed, *arrays) != row["crc32c"]:
+                raise self._damaged(teacher, block, OTHER_VALUES)
+        for seed, (segments, row) in zip(seeds, targets.segments_by_view(), strict=has_segments):
+            if fmt.crc32c(seed, *segments.arrays) != row["segments_crc32c"]:
                 raise self._damaged(teacher, block, OTHER_VALUES)
         return targets
 
@@ -313,13 +326,8 @@ class FeatureStore:
 
         from ..targets import encoded_targets
 
-        block, encoding = int(self.column("block")[row]), self.encoding(teacher)
-        if not self.is_committed(teacher, block):
-            raise StoreError(
-                f"block {block} has no targets of {teacher}",
-                where=self.path,
-                fix=f"Run 'scalr extract --teacher {teacher}' on this store again.",
-            )
+        self.require_targets_of_pairs(teacher)
+        block, encoding = self._committed_block(row, teacher), self.encoding(teacher)
         start, stop, checksum = self._target_row(row, teacher, block)
         arrays = [self._read(teacher, block, "vectors", slice(start, stop)), None, None]
         if encoding.dtype == "int8":
@@ -333,11 +341,74 @@ class FeatureStore:
             encoding,
         )
 
+    def require_targets_of_pairs(self, teacher: str) -> None:
+        """
+        Raises:
+            StoreError: no such teacher, or only the segments of its images are kept.
+        """
+        if not self.encoding(teacher).of_pairs:
+            raise StoreError(
+                f"it keeps segments of {teacher} alone, and no targets of points",
+                where=self.path,
+                fix="Extract with --encoding patch into another --out, or distil with loss slidr or st_slidr.",
+            )
+
+    def superpixels(self, source: Source) -> dict | None:
+        """How the segments of a source's images were made; None where it has none."""
+        return source.superpixels
+
+    def require_superpixels(self, source: Source) -> None:
+        """
+        Raises:
+            StoreError: the source's images have no segments.
+        """
+        if source.superpixels is None:
+            raise StoreError(
+                f"{source.dataset} {source.split} has no superpixels",
+                where=self.path,
+                fix="Run 'scalr extract --superpixels slic' with another --out, and use that store.",
+            )
+
+    def read_segments(self, row: int, teacher: str) -> Segments:
+        """What a teacher gives for the segments that hold a pair of row `row` of `views`; vectors are float32.
+
+        Their ids are the values of `read_view(row).superpixel`, each once, in ascending order.
+
+        Raises:
+            StoreError: no such teacher, targets or superpixels that are not there, or damaged data.
+        """
+        block = self._committed_block(row, teacher)
+        self.require_superpixels(self._source_of(block))
+        start, stop, checksum = self._row_of_block(self._segment_rows(teacher, block), row, teacher, block)
+        segments = self._read_segments(teacher, block, slice(start, stop))
+        if fmt.crc32c(int(self.column("crc32c")[row]), *segments.arrays) != checksum:
+            raise self._damaged(teacher, block, OTHER_VALUES)
+        mean, direction = (each.astype(np.float32) for each in (segments.mean, segments.direction))
+        return Segments(segments.id, segments.pixels, mean, direction)
+
     def stored_cosine(self, row: int, teacher: str) -> float:
         """Mean cosine of the stored and the exact vectors of row `row` of `views`."""
         block = int(self.column("block")[row])
         means = self._read_indexes(teacher, [block], ("mean_cosine",))["mean_cosine"]
         return means[row - int(np.searchsorted(self.column("block"), block))].as_py()
+
+    def _committed_block(self, row: int, teacher: str) -> int:
+        """The block of a row of `views`, of which this teacher's targets are there."""
+        self.teacher(teacher)
+        block = int(self.column("block")[row])
+        if not self.is_committed(teacher, block):
+            raise StoreError(
+                f"block {block} has no targets of {teacher}",
+                where=self.path,
+                fix=f"Run 'scalr extract --teacher {teacher}' on this store again.",
+            )
+        return block
+
+    def _scan_arrays(self, source: Source) -> tuple[str, ...]:
+        return SCAN_ARRAYS if source.superpixels is None else (*SCAN_ARRAYS, fmt.SUPERPIXEL)
+
+    def _read_segments(self, teacher: str, block: int, rows: slice) -> Segments:
+        return Segments(*(self._read(teacher, block, f"{fmt.SEGMENTS}/{name}", rows) for name in fmt.SEGMENT_ARRAYS))
 
     def _source_of(self, block: int) -> Source:
         for source in self.sources:
@@ -406,18 +477,22 @@ class FeatureStore:
 
     def _target_row(self, row: int, teacher: str, block: int) -> list[int]:
         """Start and stop in the vectors of a block, and checksum, of row `row` of `views`."""
-        rows = self._target_rows(teacher, block)
+        return self._row_of_block(self._target_rows(teacher, block), row, teacher, block)
+
+    def _row_of_block(self, rows: np.ndarray, row: int, teacher: str, block: int) -> list[int]:
+        """Of `rows`, one for each view of a block, that of row `row` of `views`."""
         first_row, stop_row = np.searchsorted(self.column("block"), [block, block + 1])
         if len(rows) != stop_row - first_row:
-            raise self._damaged(teacher, block, "it has targets of other views than its scans have")
+            raise self._damaged(teacher, block, OTHER_VIEWS)
         return rows[row - first_row].tolist()
 
     def _read_channels(self, teacher: str, block: int) -> np.ndarray:
         return self._read(teacher, block, "channels", slice(None))
 
-    def _read_target_rows(self, teacher: str, block: int) -> np.ndarray:
-        table = self._read_indexes(teacher, [block], ("start", "stop", "crc32c"))
-        return np.stack([table[name].to_numpy().astype(np.int64) for name in ("start", "stop", "crc32c")], axis=1)
+    def _read_rows(self, teacher: str, block: int, columns: Sequence[str]) -> np.ndarray:
+        """(V, C) int64 of a block's views."""
+        table = self._read_indexes(teacher, [block], columns)
+        return np.stack([table[name].to_numpy().astype(np.int64) for name in columns], axis=1)
 
     def records(self, folder: str, required: Sequence[str] = ()) -> dict[str, dict]:
         """The attributes of all records in the folder `sources` or `teachers`, by their names there."""

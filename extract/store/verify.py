@@ -15,11 +15,13 @@ from ...progress import progress
 from ..frame_identity import frames_sha256
 from ..targets import num_vectors
 from . import format as fmt
-from .contents import ScanBlock, source_of
+from .contents import ScanBlock, TargetBlock, source_of
 from .files import NUMBERED_INDEX, is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
 from .reader import NEEDED_OF_SOURCE, NEEDED_OF_TEACHER, FeatureStore, open_store
 from .statistics_group import STATISTICS, read_statistics, statistics_name
+
+LONGEST = 1 + 1e-3  # of a unit vector, or a mean of some, in float16
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,10 @@ def verify_store(store: FeatureStore) -> Findings:
 
 def _check_records(store: FeatureStore, found: Findings) -> None:
     """Find damaged and lost records, and let `store` go on with what its blocks say in their place."""
-    described = {"zarr.json": fmt.ROOT, **{f"{name}/zarr.json": None for name in fmt.SKELETON}}
-    for name, attributes in described.items():
+    for name in (f"{group}/zarr.json" for group in fmt.SKELETON):
         with _noted(found, None, name):
-            found.records[name] = attributes
-            _check_described(store.path / name, attributes)
+            found.records[name] = None
+            _require(not fmt.read_group(store.path / name), "it has attributes")
             del found.records[name]
     said = _records_in_blocks(store)
     teachers = _checked_records(store, "teachers", NEEDED_OF_TEACHER, said, found)
@@ -120,6 +121,7 @@ def _check_records(store: FeatureStore, found: Findings) -> None:
         {path.split("/")[1]: source_of(record) for path, record in sources.items()},
         {path.split("/")[1]: record for path, record in teachers.items()},
     )
+    _check_root(store, found)
     for name, record in sources.items():
         path = f"{name}/{fmt.FRAMES_TABLE}"
         with _noted(found, None, path):
@@ -146,11 +148,15 @@ def _check_statistics(store: FeatureStore, teacher: str, found: Findings) -> Non
             found.without_statistics.append(f"{teacher} of {source.dataset} {source.split}")
 
 
-def _check_described(path: Path, attributes: dict | None) -> None:
-    if attributes is not None:
-        fmt.check_root(path)
-    elif fmt.read_group(path):
-        raise _WrongError("it has attributes")
+def _check_root(store: FeatureStore, found: Findings) -> None:
+    name, with_superpixels = "zarr.json", any(source.superpixels for source in store.sources)
+    root = fmt.root_attributes(with_superpixels=with_superpixels)
+    with _noted(found, None, name):
+        found.records[name] = root
+        fmt.check_root(store.path / name)
+        is_enough = fmt.read_record(store.path / name)["format_version"] >= root["format_version"]
+        _require(is_enough, "it lets releases read the store that do not know superpixels")
+        del found.records[name]
 
 
 def _records_in_blocks(store: FeatureStore) -> dict[str, list[dict]]:
@@ -306,12 +312,16 @@ def _check_files(store: FeatureStore, kind: str, block: int, found: Findings) ->
 
 
 def _check_scans(scans: ScanBlock) -> None:
-    column = {name: scans.views[name].to_numpy() for name in ("points_start", "points_stop")}
-    _check_ranges("pairs", scans.views["pairs_start"].to_numpy(), scans.views["pairs_stop"].to_numpy(), scans.pixel)
+    names = ("points_start", "points_stop", "pairs_start", "pairs_stop")
+    column = {name: scans.views[name].to_numpy() for name in names}
+    _check_ranges("pairs", column["pairs_start"], column["pairs_stop"], len(scans.pixel))
     _require(len(scans.point_index) == len(scans.pixel), "point_index and pixel differ in length")
+    if scans.superpixel is not None:
+        _require(len(scans.superpixel) == len(scans.pixel), "superpixel and pixel differ in length")
+        _require(scans.views["superpixels_sha256"].null_count == 0, "a view has no digest of its superpixels")
     _require(column["points_stop"].max(initial=0) == len(scans.points), "the index and points differ in length")
     _require(bool(np.isfinite(scans.points).all()), "a point is not finite")
-    per_view = scans.views["pairs_stop"].to_numpy() - scans.views["pairs_start"].to_numpy()
+    per_view = column["pairs_stop"] - column["pairs_start"]
     num_points = np.repeat(column["points_stop"] - column["points_start"], per_view)
     _require(bool((scans.point_index < num_points).all()), "a point_index is beyond its scan")
     for axis, name in enumerate(("image_height", "image_width")):
@@ -322,9 +332,12 @@ def _check_scans(scans: ScanBlock) -> None:
 def _check_targets(store: FeatureStore, teacher: str, block: int, scans: ScanBlock) -> None:
     targets = store.read_targets(block, teacher)
     start, stop = targets.views["start"].to_numpy(), targets.views["stop"].to_numpy()
-    _check_ranges("vectors", start, stop, targets.vectors)
+    _check_ranges("vectors", start, stop, 0 if targets.vectors is None else len(targets.vectors))
     for name in ("token", "camera"):
         _require(targets.views[name].equals(scans.views[name]), f"its {name}s are not those of the scans")
+    _check_segments(store, teacher, scans, targets)
+    if targets.vectors is None:
+        return
     if targets.scale is not None:
         _require(len(targets.scale) == len(targets.vectors), "scale and vectors differ in length")
         is_scale = np.isfinite(targets.scale) & (targets.scale >= 0)
@@ -338,10 +351,27 @@ def _check_targets(store: FeatureStore, teacher: str, block: int, scans: ScanBlo
     _require((stop - start).tolist() == _expected_vectors(store, teacher, scans), "vectors and pairs do not match")
 
 
-def _check_ranges(name: str, start: np.ndarray, stop: np.ndarray, values: np.ndarray) -> None:
+def _check_segments(store: FeatureStore, teacher: str, scans: ScanBlock, targets: TargetBlock) -> None:
+    segments = targets.segments
+    if segments is None:
+        return
+    start, stop = (targets.views[f"segments_{end}"].to_numpy() for end in ("start", "stop"))
+    _check_ranges("segments", start, stop, len(segments))
+    _require({len(each) for each in segments.arrays} == {len(segments)}, "arrays of segments differ in length")
+    for name, vectors in (("mean", segments.mean), ("direction", segments.direction)):
+        _require(vectors.shape[1:] == (store.target_dim(teacher),), f"{name} of segments has another dimension")
+        lengths = np.linalg.norm(vectors.astype(np.float32), axis=1)
+        _require(bool((lengths <= LONGEST).all()), f"{name} of a segment is not finite, or longer than 1")  # no NaN
+    _require(not segments.mean[segments.pixels == 0].any(), "the mean of a segment is not zero, though it has no pixel")
+    for (ours, row), scan in zip(targets.segments_by_view(), scans.views.to_pylist(), strict=True):
+        held = np.unique(scans.superpixel[scan["pairs_start"] : scan["pairs_stop"]])
+        _require(np.array_equal(ours.id, held), f"segments of frame {row['token']} are not those of its pairs")
+
+
+def _check_ranges(name: str, start: np.ndarray, stop: np.ndarray, length: int) -> None:
     joined = start[:1].sum() == 0 and (start[1:] == stop[:-1]).all() and (start <= stop).all()
     _require(bool(joined), f"the index' ranges of {name} do not follow each other")
-    _require(stop.max(initial=0) == len(values), f"the index and {name} differ in length")
+    _require(stop.max(initial=0) == length, f"the index and {name} differ in length")
 
 
 def _expected_vectors(store: FeatureStore, teacher: str, scans: ScanBlock) -> list[int]:

@@ -53,7 +53,8 @@ class StoreWriter:
 
         Args:
             settings: what the scans and pairs depend on, plain JSON values, `dataset`, `split`, `frames_per_block` and
-                `num_blocks` among them; compared with what is recorded.
+                `num_blocks` among them; compared with what is recorded. None says that there is no such thing, and is
+                not recorded.
             record: what is worth knowing besides (dataset folder, versions), not compared.
             teachers: what each teacher's targets depend on; compared likewise.
             frames: what the dataset's tables say of the frames, kept beside the source.
@@ -70,10 +71,13 @@ class StoreWriter:
         for name, provenance in teachers.items():
             while not self._find_teacher(name, provenance):
                 self._claim(f"teachers/{name}", partial(fmt.write_record, attributes=provenance))
+        if settings.get("superpixels") is not None:
+            self._require_readers_of_superpixels()
         while (source := self._find_source(settings)) is None:
             # Number and first block come from the look at the store that found no such source. Should another job
             # claim this number first, the next round sees what it claimed it for.
-            attributes = {**settings, "first_block": self._next_block(), "record": record}
+            known = {name: value for name, value in settings.items() if value is not None}
+            attributes = {**known, "first_block": self._next_block(), "record": record}
             self._claim(f"sources/{self._next_source():03d}", partial(_write_source, attributes, frames))
         self._keep_frames(source, frames)
         return source
@@ -317,6 +321,12 @@ class StoreWriter:
                 fix="Run all jobs of one extraction with the same options.",
             )
 
+    def _require_readers_of_superpixels(self) -> None:
+        """From now on, releases that do not know superpixels refuse the store; before anything of theirs is in it."""
+        root = fmt.root_attributes(with_superpixels=True)
+        if fmt.read_record(self.path / "zarr.json") != root:
+            self._scratch.attempt(lambda scratch: _write_group(self.path, ".", root, scratch))
+
     def _find_source(self, settings: dict) -> Source | None:
         self.store.forget_inputs()
         for source in self.store.sources:
@@ -449,13 +459,19 @@ def _refuse_other_content(path: Path) -> None:
 
 def _write_skeleton(path: Path, scratch: Path) -> None:
     """Every job writes the same files, so it does not matter which of several comes last."""
-    for name in (*fmt.SKELETON, "."):  # the root last: with it the store is there
-        if name == ".":
-            fmt.write_record(scratch / name / "group", fmt.ROOT)
-        else:
-            fmt.write_group(scratch / name / "group", {})
-        (path / name).mkdir(exist_ok=True)
-        move_file(scratch / name / "group" / "zarr.json", path / name / "zarr.json")
+    for name in fmt.SKELETON:
+        _write_group(path, name, None, scratch)
+    _write_group(path, ".", fmt.root_attributes(with_superpixels=False), scratch)  # last: with it the store is there
+
+
+def _write_group(path: Path, name: str, record: dict | None, scratch: Path) -> None:
+    """Write the zarr.json of a folder of the store; None: of a group without attributes."""
+    if record is None:
+        fmt.write_group(scratch / name / "group", {})
+    else:
+        fmt.write_record(scratch / name / "group", record)
+    (path / name).mkdir(exist_ok=True)
+    move_file(scratch / name / "group" / "zarr.json", path / name / "zarr.json")
 
 
 def _differing(there: dict, now: dict) -> list[str]:
@@ -463,5 +479,13 @@ def _differing(there: dict, now: dict) -> list[str]:
 
 
 def _other_settings(path: Path, there: dict, now: dict, differing: list[str]) -> StoreError:
-    pairs = "; ".join(f"{key} is {there.get(key)!r} in the store and {now[key]!r} now" for key in differing)
+    values = []
+    for key in differing:
+        before, after = there.get(key), now[key]
+        if isinstance(before, dict) and isinstance(after, dict):  # only what differs of them
+            inner = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+            values += [(f"{key}.{name}", before.get(name), after.get(name)) for name in inner]
+        else:
+            values.append((key, before, after))
+    pairs = "; ".join(f"{name} is {before!r} in the store and {after!r} now" for name, before, after in values)
     return StoreError(f"made with other settings: {pairs}", where=path, fix="Use these settings or another --out.")

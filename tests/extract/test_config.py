@@ -20,10 +20,11 @@ def test_the_defaults_keep_every_target_at_a_fraction_of_its_size():
         "dataset": "nuscenes",
         "split": "train",
         "out": Path("store.zarr"),
-        "encoding": "patch",
+        "encoding": None,
         "dtype": "int8",
         "points": "all",
         "occlusion": "keep",
+        "superpixels": None,
         "on_error": "stop",
         "weights": ("hub",),
         "image_size": None,
@@ -42,7 +43,17 @@ def test_the_defaults_keep_every_target_at_a_fraction_of_its_size():
     assert asdict(BASE) == expected
     assert BASE.selection == Selection("all", "keep")
     assert replace(BASE, points="visible", occlusion="drop").selection == Selection("visible", "drop")
-    assert Encoding() == Encoding(BASE.encoding, BASE.dtype)
+    assert BASE.kept_as == Encoding()
+    assert replace(BASE, encoding="segments", superpixels="slic").kept_as == Encoding("segments", "float16")
+
+
+def test_segments_are_the_default_where_nothing_else_is_kept_of_all_teachers():
+    dense = "resnet50_moco_v2_stride4"
+    alone = replace(BASE, teachers=(dense,), superpixels="slic")
+    assert alone.kept_as == Encoding("segments", "float16")
+    others = [replace(alone, superpixels=None), replace(alone, teachers=(dense, "resnet50_moco_v2"))]
+    assert {each.kept_as for each in [*others, replace(alone, encoding="patch")]} == {Encoding()}
+    assert replace(alone, encoding="point").kept_as == Encoding("point")
 
 
 def test_values_on_the_border_of_sense_are_taken():
@@ -74,6 +85,11 @@ def test_values_on_the_border_of_sense_are_taken():
         ({"weights": ("w.pth",)}, TeacherError, "--weights: w.pth cannot serve a and b alike"),
         ({"encoding": "pixel"}, ScalrError, "--encoding: 'pixel' cannot be used"),
         ({"dtype": "int4"}, ScalrError, "--dtype: 'int4'"),
+        (
+            {"encoding": "segments"},
+            ScalrError,
+            "--encoding segments: segments are of superpixels, and there are none. Pass --superpixels slic or a folder",
+        ),
     ],
 )
 def test_values_that_make_no_sense_are_said(values, error, message):

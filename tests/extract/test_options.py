@@ -52,14 +52,16 @@ def test_blocks_are_computed_as_asked_for(monkeypatch):
             return "statistics"
 
     measured, sampled = [], calls_of(monkeypatch, run, "sample_statistics", "of b")
-    run._pipeline(CONFIG, "a dataset", teachers, Writer(), "a source")
-    run._pipeline(replace(CONFIG, batch_size=None), "a dataset", teachers, Writer(), "a source")
+    superpixels = SimpleNamespace(settings={})
+    prepared = Selection("visible", "drop", superpixels)
+    for config in (CONFIG, replace(CONFIG, batch_size=None)):
+        run._pipeline(config, "a dataset", teachers, Writer(), "a source", prepared)
     assert measured == [(("a", "b"), "a source", "of b")] * 2
-    selection = Selection("visible", "drop")
+    selection = Selection("visible", "drop")  # the sample's: statistics need no superpixels
     assert [arguments for arguments, _ in sampled] == [
         ("a dataset", [teachers[1]], selection, {"a": size, "b": size}, "a store", "a source") for size in (5, 9)
     ]
-    options = {"selection": selection, "on_error": "skip", "statistics": "statistics"}
+    options = {"selection": prepared, "on_error": "skip", "statistics": "statistics"}
     for (arguments, given), size in zip(made, (5, 9), strict=True):
         assert arguments[:3] == ("a dataset", teachers, Encoding("patch", "int8"))
         assert given == {"batch_sizes": {"a": size, "b": size}, **options}

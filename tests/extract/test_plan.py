@@ -41,7 +41,7 @@ def test_a_part_is_written_as_it_is_read():
 
 def test_blocks_are_as_large_as_docs_say():
     """16 frames of points, 64 of patches; at most a GiB of one teacher."""
-    assert (FRAMES_PER_BLOCK, BLOCK_BYTES) == ({"point": 16, "patch": 64}, 2**30)
+    assert (FRAMES_PER_BLOCK, BLOCK_BYTES) == ({"point": 16, "patch": 64, "segments": 64}, 2**30)
 
 
 def test_a_run_that_is_not_shared_is_one_part():

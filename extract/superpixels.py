@@ -1,0 +1,216 @@
+"""Superpixels: which segment each pixel of a view's image belongs to, made by SLIC or read from a folder of PNG files.
+
+A map is (H, W) uint16 at the image's own resolution. Ids are of one image: those of two images have nothing in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DatasetError, ScalrError
+from .datasets.files import read_bytes
+from .datasets.frame import Dataset, View
+from .plan import spread
+
+SLIC, FOLDER = "slic", "folder"  # the ways
+# SLidR's superpixel_segmenter.py; what is not named is scikit-image's default.
+SLIC_PARAMETERS = {"n_segments": 150, "compactness": 6, "sigma": 3, "start_label": 0}
+LARGEST_ID = 65_534  # one less than uint16 holds: the store has that for values that are lost
+SAMPLED_FRAMES = 64  # whose maps tell one folder from another
+ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # Pillow's names of images with one whole number a pixel
+# How a map may be named after a view, below its folder; the first way that fits is taken for all.
+NAMES: dict[str, Callable[[View], Path | None]] = {
+    "path": lambda view: Path(view.image).with_suffix(".png"),
+    "stem": lambda view: Path(f"{Path(view.image).stem}.png"),
+    "token": lambda view: None if view.image_token is None else Path(f"{view.image_token}.png"),
+}
+
+
+class Superpixels(Protocol):
+    """Where maps come from.
+
+    Attributes:
+        settings: what they depend on, plain JSON values, as a store records it.
+    """
+
+    settings: dict
+
+    def map_of(self, view: View, image: np.ndarray) -> np.ndarray:
+        """The map (H, W) uint16 of a view's image (H, W, 3) uint8 RGB; called from several threads.
+
+        Raises:
+            DatasetError: there is none, or it cannot be used.
+        """
+        ...
+
+
+class SlicSuperpixels:
+    """Made of the image, as SLidR made its own.
+
+    Raises:
+        ScalrError: scikit-image is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from skimage.segmentation import slic
+        except ImportError:
+            raise ScalrError(
+                "SLIC needs scikit-image, which is not installed",
+                where="--superpixels slic",
+                fix="Run pip install 'scalr-distill[superpixels]', or pass a folder of maps.",
+            ) from None
+        self._slic = slic
+        version = importlib.metadata.version("scikit-image")
+        self.settings = {"method": SLIC, **SLIC_PARAMETERS, "scikit-image": version}
+
+    def map_of(self, view: View, image: np.ndarray) -> np.ndarray:
+        return self._slic(image, **SLIC_PARAMETERS).astype(np.uint16)  # far fewer than pixels of a segment's least size
+
+
+class SuperpixelFolder:
+    """Maps that were made elsewhere: a PNG file per image, 8 or 16 bits, grey or with a palette, whose indices count.
+
+    Args:
+        folder: of the maps.
+        dataset: whose images they are of.
+
+    Raises:
+        ScalrError: no such folder.
+        DatasetError: it has no map of any sampled image.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset) -> None:
+        if not folder.is_dir():
+            raise ScalrError("no such folder", where=folder, fix="Pass --superpixels slic, or a folder of PNG files.")
+        self.folder = folder
+        names, sizes = self._chosen_names(dataset)
+        self._name = NAMES[names]
+        digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()
+        self.settings = {"method": FOLDER, "names": names, "sample_sha256": digest}
+
+    def map_of(self, view: View, image: np.ndarray) -> np.ndarray:
+        return read_map(self.path_of(view), image.shape[:2])
+
+    def path_of(self, view: View) -> Path:
+        """Where a view's map is."""
+        name = self._name(view)
+        return self.folder if name is None else self.folder / name
+
+    def _chosen_names(self, dataset: Dataset) -> tuple[str, dict[str, int | None]]:
+        """How maps are named, and the size of each map of the sampled views: names and sizes tell two folders apart."""
+        views = list(_sampled_views(dataset))
+        for names, name_of in NAMES.items():
+            found = {str(name): _size_of(self.folder / name) for name in map(name_of, views) if name is not None}
+            if any(found.values()):
+                if names == "stem":
+                    _refuse_equal_stems(dataset, self.folder)
+                return names, found
+        tried = [str(name_of(views[0])) for name_of in NAMES.values() if views and name_of(views[0]) is not None]
+        raise DatasetError(
+            f"no map of any of {len(views)} sampled images, the first as {' or '.join(dict.fromkeys(tried))}",
+            where=self.folder,
+            fix="Name the maps as docs/datasets.md says, or check --superpixels.",
+        )
+
+
+def open_superpixels(choice: str | None, dataset: Dataset) -> Superpixels | None:
+    """What `--superpixels` names: "slic", a folder, or nothing.
+
+    Raises:
+        ScalrError: see `SlicSuperpixels` and `SuperpixelFolder`.
+    """
+    if choice is None:
+        return None
+    return SlicSuperpixels() if choice == SLIC else SuperpixelFolder(Path(choice), dataset)
+
+
+def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """The map (H, W) uint16 in a PNG file.
+
+    Args:
+        path: of the file.
+        shape: (H, W) of its image.
+
+    Raises:
+        DatasetError: it is missing, no PNG, of another size, or its pixels are no ids.
+    """
+    if not path.is_file():
+        raise DatasetError(
+            "the superpixel map is missing",
+            where=path,
+            fix="Make it, or check that --superpixels is complete.",
+        )
+    content = read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if image.mode not in ID_MODES:
+                raise DatasetError(
+                    f"a superpixel map of colours ({image.mode}), not of ids",
+                    where=path,
+                    fix="Write it with one channel of 8 or 16 bits, or with a palette.",
+                )
+            ids = np.array(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).split(" <_io.")[0]  # not where in memory it was
+        raise DatasetError(
+            f"the superpixel map is not a PNG that can be decoded ({reason})", where=path, fix="Make the map again."
+        ) from None
+    if ids.shape != tuple(shape):
+        raise DatasetError(
+            f"the superpixel map is {ids.shape[0]}x{ids.shape[1]} pixels, its image {shape[0]}x{shape[1]}",
+            where=path,
+            fix="Make the maps of the images at their own resolution.",
+        )
+    if ids.max(initial=0) > LARGEST_ID:
+        raise DatasetError(
+            f"the superpixel map has the id {ids.max()}, and ids go from 0 to {LARGEST_ID}",
+            where=path,
+            fix="Give the segments of each image ids from 0.",
+        )
+    return ids.astype(np.uint16)
+
+
+def resized(segment_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map (H, W) at another size (h, w): row i is row floor(i H / h), a column likewise, computed in integers."""
+    rows, columns = (np.arange(new) * old // new for new, old in zip(size, segment_map.shape, strict=True))
+    return segment_map[rows[:, None], columns]
+
+
+def map_sha256(segment_map: np.ndarray) -> bytes:
+    """SHA-256 of a map's ids: (H, W) uint16, little-endian."""
+    return hashlib.sha256(np.ascontiguousarray(segment_map, "<u2")).digest()
+
+
+def _sampled_views(dataset: Dataset) -> Iterator[View]:
+    for number in itertools.islice(spread(len(dataset.frames)), SAMPLED_FRAMES):
+        yield from dataset.frames[number].views
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:  # whoever needs this map says what is wrong with it
+        return None
+
+
+def _refuse_equal_stems(dataset: Dataset, folder: Path) -> None:
+    images: dict[str, str] = {}
+    for view in itertools.chain.from_iterable(frame.views for frame in dataset.frames):
+        before = images.setdefault(Path(view.image).stem, view.image)
+        if before != view.image:
+            raise DatasetError(
+                f"the maps are named as images are, and {before} and {view.image} would have the same",
+                where=folder,
+                fix="Put the maps into folders like those of the images, below --superpixels.",
+            )
