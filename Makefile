@@ -67,12 +67,13 @@ format: install
 picture: install
 	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/readme_picture.py study "$$weights" docs/features.png $(if $(wildcard $(DATA)/pandaset),--data $(DATA))
 
-# The comparisons of docs/distill.md: of losses, teachers, lidars and widths, a good hour on two cores, and of losses with a real
-# teacher, forty minutes; and of augmentations, of docs/evaluate.md, ten minutes.
+# The comparisons of docs/distill.md: of losses, teachers, lidars and widths, a good hour on two cores; of losses, and of methods
+# on two backbones, with a real teacher, forty minutes each; and of augmentations, of docs/evaluate.md, ten minutes.
 study: install
 	$(BIN)/python tests/benchmarks/distillation_study.py study
 	$(BIN)/python tests/benchmarks/augmentation_study.py study/augmentation
 	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/real_study.py study/simulated "$$weights"
+	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/methods_study.py study/methods "$$weights"
 
 # Losses with a real teacher on real streets, probed on real labels: forty minutes.
 study-real: install

@@ -53,6 +53,14 @@ def evaluate() -> None:
     """Measure a student: what it knows, what it learns from labels, what it stands."""
 
 
+absent_classes_option = choice_option(
+    "--absent-classes",
+    ["left-out", "as-1"],
+    "Classes in the mIoU that no point has as label or prediction. left-out: not counted, as in the code of ScaLR."
+    " as-1: counted with an IoU of 1, as in the code of SLidR.",
+)
+
+
 def options_of_training(command: Callable) -> Callable:
     """How probing and finetuning are trained; what is left out has the official value."""
     data = under(
@@ -66,21 +74,27 @@ def options_of_training(command: Callable) -> Callable:
     )
     training = under(
         "Training",
-        choice_option("--schedule", ["scalr", "scalr_plus"], "Whose published schedule."),
+        choice_option(
+            "--schedule",
+            ["scalr", "scalr_plus", "slidr"],
+            "Whose published protocol. scalr, scalr_plus: AdamW; the head begins with a BatchNorm. slidr: SGD at a"
+            " rate that changes between epochs; the head is a linear layer alone.",
+        ),
         choice_option(
             "--augmentation",
             ["official", "joint"],
-            "How training scans are moved. official: as published, coordinates and features apart."
-            " joint: both alike, as in pretraining.",
+            "How training scans are moved. official: as published with the schedule; ScaLR moves coordinates and"
+            " features apart. joint: both alike, as in pretraining.",
         ),
         click.option("--epochs", type=int, help="[default: the published number]"),
         click.option("--warmup-epochs", type=float, help="[default: the published number]"),
-        click.option("--batch-size", type=int, help="Scans of a step.  [default: 8]"),
+        click.option("--batch-size", type=int, help="Scans of a step.  [default: the published number]"),
         click.option("--learning-rate", type=float, help="Peak of the schedule.  [default: the published one]"),
         seed_option,
     )
+    scoring = under("Scoring", absent_classes_option)
     run = under("Run", resume_option, checkpoint_option, workers_option, device_option)
-    return data(training(run(json_option(command))))
+    return data(training(scoring(run(json_option(command)))))
 
 
 def show_file(written: Path) -> None:
@@ -98,7 +112,8 @@ def show_scores(scores: Scores, out: Path, as_json: bool) -> None:
     for name, iou in zip(scores.class_names, scores.iou.tolist(), strict=True):
         click.echo(f"  {name:<22} {iou:6.1%}" if iou == iou else f"  {name:<22}      –")
     low_high = f" ({scores.interval[0]:.1%} to {scores.interval[1]:.1%})" if scores.interval else ""
-    click.echo(f"mIoU {scores.miou:.1%}{low_high}, accuracy {scores.accuracy:.1%}   ({out}/result.md)")
+    mean = "mIoU (absent classes as 1)" if scores.mean_over == "all, absent as 1" else "mIoU"
+    click.echo(f"{mean} {scores.miou:.1%}{low_high}, accuracy {scores.accuracy:.1%}   ({out}/result.md)")
 
 
 @evaluate.command(epilog="scalr evaluate probe --student runs/distill/student.safetensors --root /data/nuscenes")
@@ -106,7 +121,7 @@ def show_scores(scores: Scores, out: Path, as_json: bool) -> None:
 @under("Training", click.option("--fast", is_flag=True, help="Fit the head on features computed once, unaugmented."))
 @under("Run", out_option("runs/probe"))
 def probe(out: Path, as_json: bool, **options: Any) -> None:
-    """Linear probing: BatchNorm + linear layer on the frozen student."""
+    """Linear probing: BatchNorm + linear layer on the frozen student; by --schedule slidr a linear layer alone."""
     loading_torch()
     from .evaluate.probe import ProbeConfig
     from .evaluate.probe import probe as run
@@ -123,6 +138,11 @@ def probe(out: Path, as_json: bool, **options: Any) -> None:
     click.option(
         "--layer-decay", type=float, help="Of the learning rate, layer by layer.  [default: the published one]"
     ),
+    click.option(
+        "--head-factor",
+        type=float,
+        help="Learning rate of the head, as a multiple of --learning-rate.  [default: the published one]",
+    ),
     precision_option,
     click.option("--activation-checkpointing", is_flag=True, help="Less memory for more time."),
 )
@@ -138,6 +158,7 @@ def finetune(out: Path, as_json: bool, **options: Any) -> None:
 
 @evaluate.command(epilog="scalr evaluate score --model runs/finetune/model.safetensors --root /data/nuscenes")
 @under("Data", model_option, dataset_option, root_option, split_option("val", "Split that is scored."), classes_option)
+@under("Scoring", absent_classes_option)
 @under(
     "Run",
     out_option("runs/score"),

@@ -15,10 +15,14 @@ from ..extract.store import FeatureStore, Source, StoredView
 from ..extract.targets import EncodedTargets
 from ..settings import Count, Settings, Weight, at_least
 from .backbones.backbone import PackedBatch, PreparedScan, ScanInputs, VoxelPoint
-from .inputs import AugmentConfig, augment
+from .inputs import AugmentConfig, augment, outside_cuboid, training_input
+from .segments import PAIRS, SegmentTargets, TargetParts, is_usable
 from .training import Batch
 
 MAX_DRAWS = 10  # of a frame, when a draw leaves no point
+MIN_PAIRS = 1024  # that leaving out a cuboid leaves each view, as in the official SLidR code
+
+Pairs = tuple[np.ndarray, np.ndarray]  # of a view: row of each one's point among those of a sample, and its pair; int64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,7 @@ class SamplingConfig(Settings, section="sampling"):
     """
 
     views_per_sample: Count | Literal["all"] = 1  # cameras of a frame, drawn at random
+    points: Literal["seen", "all"] = "seen"  # by these cameras; all: of the scan, where the store has whole scans
     voxel_point: VoxelPoint = "random"  # which point of a voxel stands for it
     # Of each store; None makes all frames of all stores equally likely.
     store_weights: Annotated[tuple[Weight, ...], at_least(1)] | None = None
@@ -49,7 +54,12 @@ class DistillSample:
     id: SampleId
     scan: PreparedScan  # M rows
     point: np.ndarray | None  # (R,) int64 row of each pair in `scan`; None where pair r is of row r
-    targets: tuple[EncodedTargets, ...]  # of each teacher, R pairs
+    targets: tuple[EncodedTargets, ...]  # of each teacher, R pairs; none where the loss is of means of segments alone
+    segments: SegmentTargets | None = None  # of a loss of segments
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.targets[0]) if self.targets else len(self.segments.row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +71,7 @@ class DistillBatch(Batch):
     sample: torch.Tensor  # (R,) int64 sample of each pair
     targets: tuple[EncodedTargets, ...]  # of each teacher; `.decode()` on the training device gives (R, D) float32
     samples: tuple[SampleId, ...]  # B
+    segments: SegmentTargets | None = None  # S, of a loss of segments
 
     @property
     def num_points(self) -> int:
@@ -68,7 +79,7 @@ class DistillBatch(Batch):
 
     @property
     def num_pairs(self) -> int:
-        return len(self.sample)
+        return len(self.sample if self.segments is None else self.segments)
 
     def to(self, device: torch.device) -> DistillBatch:
         return self._map(lambda part: part.to(device, non_blocking=True))
@@ -84,6 +95,7 @@ class DistillBatch(Batch):
             point=None if self.point is None else function(self.point),
             sample=function(self.sample),
             targets=tuple(function(each) for each in self.targets),
+            segments=None if self.segments is None else function(self.segments),
         )
 
 
@@ -101,9 +113,10 @@ class DistillDataset(Dataset):
         seed: of all random choices.
         sources: only their frames; None takes all.
         number: of the store, for the samples' ids.
+        parts: what of the targets the loss is of.
 
     Raises:
-        StoreError: no such teacher, or no view that sees a point.
+        StoreError: no such teacher, no view that sees a point, or a store that lacks what the loss is of.
     """
 
     def __init__(
@@ -116,9 +129,14 @@ class DistillDataset(Dataset):
         seed: int,
         sources: Sequence[Source] | None = None,
         number: int = 0,
+        parts: TargetParts = PAIRS,
     ) -> None:
         self.store, self.teachers, self.seed, self.number = store, tuple(teachers), seed, number
-        self.inputs, self.sampling, self.augmentation = inputs, sampling, augmentation
+        self.inputs, self.sampling, self.augmentation, self.parts = inputs, sampling, augmentation, parts
+        for teacher in self.teachers if parts.pairs else ():
+            store.require_targets_of_pairs(teacher)
+        for source in (store.sources if sources is None else sources) if parts.segments else ():
+            store.require_superpixels(source)
         self.frames = _views_by_frame(store, self.teachers, sources)
 
     def __len__(self) -> int:
@@ -163,25 +181,31 @@ class DistillDataset(Dataset):
         for view in views:
             seen[view.point_index] = True
         # The order of the official code: voxels of the whole scan, camera, number of points, augmentation, crop.
-        drawn = self.inputs.drawn(points[:, :3], seen, rng, self.sampling.voxel_point)
+        wanted = seen if self.sampling.points == "seen" else None
+        drawn = self.inputs.drawn(points[:, :3], wanted, rng, self.sampling.voxel_point)
         cloud = points[drawn]
         cloud[:, :3] = augment(cloud[:, :3], rng, self.augmentation)
         inside = self.inputs.inside(cloud[:, :3])
-        pairs = [_pairs_of(view, drawn[inside]) for view in views]
+        if self.augmentation.drop_cuboid:
+            left = inside & outside_cuboid(cloud[:, :3], rng, self.augmentation.drop_cuboid)
+            if all(len(_pairs_of(view, drawn[left])[0]) >= MIN_PAIRS for view in views):
+                inside = left
+        pairs, segments = [_pairs_of(view, drawn[inside]) for view in views], None
+        if self.parts.segments:
+            pairs, segments = self._segments(rows, views, pairs)
         if not any(len(pair) for _, pair in pairs):
             return None
-        scan = self.inputs.prepare(cloud[inside], intensity)
+        scan = training_input(cloud[inside], intensity, self.inputs)
         point = scan.row[np.concatenate([point for point, _ in pairs])]
         return DistillSample(
             id=SampleId(self.number, tuple(rows)),
             scan=scan,
             point=None if np.array_equal(point, np.arange(len(scan.kept))) else point,
-            targets=tuple(self._targets(teacher, rows, views, pairs) for teacher in self.teachers),
+            targets=tuple(self._targets(each, rows, views, pairs) for each in self.teachers if self.parts.pairs),
+            segments=segments,
         )
 
-    def _targets(
-        self, teacher: str, rows: list[int], views: list[StoredView], pairs: list[tuple[np.ndarray, np.ndarray]]
-    ) -> EncodedTargets:
+    def _targets(self, teacher: str, rows: list[int], views: list[StoredView], pairs: list[Pairs]) -> EncodedTargets:
         targets = EncodedTargets.concatenate(
             [
                 self.store.read_targets_of(row, teacher, view.pixel).select(torch.from_numpy(pair))
@@ -189,12 +213,33 @@ class DistillDataset(Dataset):
             ]
         )
         if targets.all_zero:
-            raise StoreError(
-                f"all targets of {teacher} are zero",
-                where=self._cameras_of(rows),
-                fix=f"Run 'scalr verify {self.store.path} --sample 8' to compare targets with the teacher.",
-            )
+            raise self._all_zero(teacher, rows)
         return targets
+
+    def _segments(
+        self, rows: list[int], views: list[StoredView], pairs: list[Pairs]
+    ) -> tuple[list[Pairs], SegmentTargets]:
+        """The pairs whose segments can be used, and these segments."""
+        (teacher,), parts = self.teachers, self.parts
+        if not (parts.means or parts.directions):
+            of_views = [view.superpixel[pair] for view, (_, pair) in zip(views, pairs, strict=True)]
+            return pairs, SegmentTargets.of_sample([SegmentTargets.of_view(each, None, parts) for each in of_views])
+        usable, segments = [], []
+        stored = [self.store.read_segments(row, teacher) for row in rows]
+        if not any(each.mean.any() for each in stored):
+            raise self._all_zero(teacher, rows)
+        for view, (point, pair), of_view in zip(views, pairs, stored, strict=True):
+            kept = is_usable(view.superpixel[pair], of_view, parts)
+            usable.append((point[kept], pair[kept]))
+            segments.append(SegmentTargets.of_view(view.superpixel[pair[kept]], of_view, parts))
+        return usable, SegmentTargets.of_sample(segments)
+
+    def _all_zero(self, teacher: str, rows: list[int]) -> StoreError:
+        return StoreError(
+            f"all targets of {teacher} are zero",
+            where=self._cameras_of(rows),
+            fix=f"Run 'scalr verify {self.store.path} --sample 8' to compare targets with the teacher.",
+        )
 
 
 @dataclass(frozen=True)
@@ -205,7 +250,7 @@ class DistillCollate:
 
     def __call__(self, samples: Sequence[DistillSample]) -> DistillBatch:
         inputs = self.inputs.pack([sample.scan.input for sample in samples])
-        pairs = torch.tensor([len(sample.targets[0]) for sample in samples])
+        pairs = torch.tensor([sample.num_pairs for sample in samples])
         return DistillBatch(
             samples=tuple(sample.id for sample in samples),
             inputs=inputs,
@@ -214,6 +259,9 @@ class DistillCollate:
             targets=tuple(
                 EncodedTargets.concatenate(parts) for parts in zip(*(s.targets for s in samples), strict=True)
             ),
+            segments=None
+            if samples[0].segments is None
+            else SegmentTargets.of_batch([sample.segments for sample in samples]),
         )
 
 
@@ -226,7 +274,7 @@ def _packed_points(samples: Sequence[DistillSample], inputs: PackedBatch) -> tor
     return torch.from_numpy(np.concatenate([point + first for point, first in zip(points, firsts, strict=True)]))
 
 
-def _pairs_of(view: StoredView, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pairs_of(view: StoredView, kept: np.ndarray) -> Pairs:
     """The pairs of a view whose point is among the rows `kept`: row in `kept`, and pair; both (R,) int64."""
     pair_of_point = np.full(len(view.points), -1)
     pair_of_point[view.point_index] = np.arange(len(view.point_index))

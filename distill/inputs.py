@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,28 +21,32 @@ from .backbones.backbone import PreparedScan, ScanInputs
 
 @dataclass(frozen=True)
 class AugmentConfig(Settings, section="augmentation"):
-    """The official augmentations of ScaLR's pretraining: rotation about z, flip of x or y, isotropic scale."""
+    """Rotation about z, flips of x and y, isotropic scale, and a cuboid that is left out.
+
+    The defaults are the official ones of ScaLR's pretraining.
+    """
 
     max_rotation_rad: Annotated[float, at_least(0), up_to(math.pi)] = math.pi
-    # Of flipping one axis, x and y being equally likely.
+    # one: of flipping one axis, x and y being equally likely (ScaLR). each: of either axis, apart (SLidR).
+    flips: Literal["one", "each"] = "one"
     flip_probability: Annotated[float, at_least(0), up_to(1)] = 2 / 3
     max_scale_change: Annotated[float, at_least(0), up_to(0.99)] = 0.1
+    drop_cuboid: Annotated[float, at_least(0), up_to(1)] = 0.0  # largest share of the cloud's extent along each axis
 
 
 @dataclass(frozen=True)
 class Motion:
-    """One draw of augmentation: a rotation about z, then a flip, then an isotropic scale, all about the sensor."""
+    """One draw of augmentation: a rotation about z, then flips, then an isotropic scale, all about the sensor."""
 
     angle_rad: float = 0.0
-    flipped_axis: int | None = None  # 0 x, 1 y
+    flipped_axes: tuple[int, ...] = ()  # 0 x, 1 y
     scale: float = 1.0
 
     def move(self, xyz: np.ndarray) -> np.ndarray:
         """(N, 3), in the dtype of `xyz` (N, 3) [m], which is left as it is."""
         cos, sin = math.cos(self.angle_rad), math.sin(self.angle_rad)
         transform = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) * self.scale  # for points as rows
-        if self.flipped_axis is not None:
-            transform[:, self.flipped_axis] *= -1
+        transform[:, list(self.flipped_axes)] *= -1
         return (xyz @ transform).astype(xyz.dtype)
 
 
@@ -50,14 +54,40 @@ def draw_motion(rng: np.random.Generator, config: AugmentConfig | None = None) -
     """A motion of the sizes of `config` (None: the official ones); `rng` always advances by as many draws."""
     config = config or AugmentConfig()
     angle = rng.uniform(-config.max_rotation_rad, config.max_rotation_rad)
-    flips, axis = rng.random() < config.flip_probability, int(rng.integers(2))
+    if config.flips == "one":
+        flips, axis = rng.random() < config.flip_probability, int(rng.integers(2))
+        flipped = (axis,) if flips else ()
+    else:
+        flipped = tuple(axis for axis in (0, 1) if rng.random() < config.flip_probability)
     scale = 1 + rng.uniform(-config.max_scale_change, config.max_scale_change)
-    return Motion(angle, axis if flips else None, scale)
+    return Motion(angle, flipped, scale)
 
 
 def augment(xyz: np.ndarray, rng: np.random.Generator, config: AugmentConfig | None = None) -> np.ndarray:
     """Rotate, flip and scale a cloud (N, 3) [m] by a motion drawn from `rng`, as the official code pretrains."""
     return draw_motion(rng, config).move(xyz)
+
+
+def outside_cuboid(xyz: np.ndarray, rng: np.random.Generator, largest_share: float) -> np.ndarray:
+    """(N,) bool: all points but those inside a cuboid around one of them drawn at random (SLidR's DropCuboids).
+
+    The cuboid has the same share, drawn from 0 to `largest_share`, of the extent of the cloud (N, 3) along each axis.
+    """
+    half_size = rng.uniform(0, largest_share) / 2 * np.ptp(xyz, axis=0)
+    centre = xyz[rng.integers(len(xyz))]
+    return ~(np.abs(xyz - centre) < half_size).all(axis=1)
+
+
+def training_input(
+    points: np.ndarray, intensity: IntensityStatistics, inputs: ScanInputs, feature_xyz: np.ndarray | None = None
+) -> PreparedScan:
+    """Points that are drawn, augmented and inside, as a backbone reads them: see `ScanInputs.prepare`.
+
+    Raises:
+        StudentError: no points, or inputs of one's own whose rows are not those of the points.
+    """
+    require_points(points)
+    return _with_sound_rows(inputs.prepare(points, intensity, feature_xyz), len(points), inputs)
 
 
 def evaluation_input(points: ArrayLike, intensity: IntensityStatistics, inputs: ScanInputs) -> PreparedScan:
@@ -72,8 +102,26 @@ def evaluation_input(points: ArrayLike, intensity: IntensityStatistics, inputs: 
         StudentError: no point that can be used, a coordinate that is not finite, or points of another shape.
     """
     points = as_float32(points, "points", where="scan", wanted="Pass x, y, z in metres and raw intensity")
-    check_points(points)
-    return inputs.prepare_whole(points, intensity)
+    require_points(points)
+    return _with_sound_rows(inputs.prepare_whole(points, intensity), len(points), inputs)
+
+
+def _with_sound_rows(scan: PreparedScan, num_points: int, inputs: ScanInputs) -> PreparedScan:
+    """The scan, where each point has a row that stands for it, and each row is of a point."""
+    is_sound = (
+        len(scan.row) == num_points and _are_below(scan.row, len(scan.kept)) and _are_below(scan.kept, num_points)
+    )
+    if not is_sound:
+        raise StudentError(
+            f"'kept' and 'row' of a scan of {num_points} points are not rows of each other",
+            where=type(inputs).__name__,
+            fix="Correct its methods prepare and prepare_whole; docs/backbones.md says what they give.",
+        )
+    return scan
+
+
+def _are_below(rows: np.ndarray, end: int) -> bool:
+    return len(rows) > 0 and rows.min() >= 0 and rows.max() < end
 
 
 def as_float32(values: ArrayLike, what: str, *, where: str, wanted: str) -> np.ndarray:
@@ -102,10 +150,21 @@ def as_float32(values: ArrayLike, what: str, *, where: str, wanted: str) -> np.n
         return np.asarray(array).astype(np.float32, copy=False)
 
 
-def check_points(points: np.ndarray) -> None:
+def require_points(points: np.ndarray) -> None:
+    """Refuse what is no scan.
+
+    Raises:
+        StudentError: an array of another shape than (N, 4), no point, or values that are not finite.
+    """
     if points.ndim != 2 or points.shape[1] != 4:
         raise StudentError(
             f"points have shape {points.shape}", where="scan", fix="Pass (N, 4): x, y, z in metres and raw intensity"
+        )
+    if len(points) == 0:
+        raise StudentError(
+            "no point is left inside the field of view",
+            where="scan",
+            fix="Leave this scan out, or enlarge the field of view of the student's inputs.",
         )
     check_finite(points)
 

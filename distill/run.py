@@ -287,6 +287,7 @@ def _samples(chosen: Chosen, recipe: Recipe, number: int) -> DistillDataset:
         recipe.training.seed + number * SEEDS_APART,
         chosen.sources,
         number,
+        recipe.objective.reads,
     )
 
 

@@ -13,6 +13,14 @@ def warmup_cosine(step: int, *, warmup_steps: float, total_steps: int, least: fl
     return least + 0.5 * (1 - least) * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def cosine_of_epochs(epoch: int, epochs: int) -> float:
+    """Cosine decay to zero that changes between epochs only, without a warm-up (SLidR).
+
+    torch's CosineAnnealingLR with T_max = `epochs`, stepped once an epoch: the last epoch is made a little above zero.
+    """
+    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
 def reciprocal_sqrt(
     step: int, *, warmup_steps: float, total_steps: int, timescale_steps: float, cooldown_steps: float
 ) -> float:

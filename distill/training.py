@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -22,13 +22,15 @@ from ..checkpoint_files import shortened
 from ..device import cores_beside
 from ..errors import StudentError
 from ..progress import progress
-from ..settings import Amount, Count, CountOrZero, PositiveAmount, Seed, Settings, Workers
+from ..settings import Amount, Count, CountOrZero, PositiveAmount, Seed, Settings, Workers, at_least, below
 from .interruption import Checkpoints, Signals, StoppedError
 from .processes import gathered, num_processes, on_its_own, process_index, summed
-from .schedule import reciprocal_sqrt, warmup_cosine
+from .schedule import cosine_of_epochs, reciprocal_sqrt, warmup_cosine
 from .training_log import TrainingLog
 
-Schedule = Literal["cosine", "reciprocal_sqrt"]
+Optimiser = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "cosine_epochs", "reciprocal_sqrt"]
+Share = Annotated[float, at_least(0), below(1)]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 LISTED_SAMPLES = 8  # in an error
@@ -36,7 +38,7 @@ LISTED_SAMPLES = 8  # in an error
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Settings, section="training"):
-    """AdamW and its schedule, and how the machine is used; the defaults are ScaLR's pretraining.
+    """Optimiser and schedule, and how the machine is used; the defaults are ScaLR's pretraining, those of sgd SLidR's.
 
     Raises:
         StudentError: a value that cannot be used.
@@ -44,11 +46,14 @@ class TrainingConfig(Settings, section="training"):
 
     epochs: Count = 25
     batch_size: Count = 8  # frames of a step, over all processes and accumulated batches
+    optimiser: Optimiser = "adamw"
+    momentum: Share = 0.9  # of optimiser sgd, as is the next: momentum * buffer + (1 - dampening) * gradient
+    dampening: Share = 0.1
     learning_rate: Amount = 2e-3
     min_learning_rate: Amount = 1e-5  # of schedule cosine
-    weight_decay: Amount = 0.03
+    weight_decay: Amount = 0.03  # adamw: apart from the gradient; sgd: added to the gradient
     schedule: Schedule = "cosine"
-    warmup_steps: CountOrZero = 3500
+    warmup_steps: CountOrZero = 3500  # of schedules cosine and reciprocal_sqrt
     warmup_epochs: Amount | None = None  # in place of warmup_steps
     timescale_epochs: PositiveAmount = 0.45  # of schedule reciprocal_sqrt, as is the next
     cooldown_epochs: Amount = 2.0
@@ -70,6 +75,8 @@ class TrainingConfig(Settings, section="training"):
 
     def learning_rate_factor(self, step: int, steps_per_epoch: int) -> float:
         """The fraction of `learning_rate` with which step `step`, from 0 on, is made."""
+        if self.schedule == "cosine_epochs":
+            return cosine_of_epochs(step // steps_per_epoch, self.epochs)
         warmup = self.warmup_steps if self.warmup_epochs is None else self.warmup_epochs * steps_per_epoch
         common = {"warmup_steps": warmup, "total_steps": self.epochs * steps_per_epoch}
         if self.schedule == "cosine":
@@ -189,8 +196,7 @@ class _Trainer:
         self.objective, self.observer, self.checkpoints = objective, observer, checkpoints
         self.parameters = [each for each in objective.parameters() if each.requires_grad]
         self.parallel = _in_parallel(objective) if num_processes() > 1 else None
-        groups = _grouped_by_scale(objective, learning_rate_scale)
-        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimiser = _optimiser(_grouped_by_scale(objective, learning_rate_scale), config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         self.step = 0  # steps made
 
@@ -395,6 +401,13 @@ def _grouped_by_scale(objective: nn.Module, scale_of: Callable[[str], float]) ->
         if parameter.requires_grad:
             groups.setdefault(scale_of(name), []).append(parameter)
     return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
+
+
+def _optimiser(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
+    common = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(groups, **common, momentum=config.momentum, dampening=config.dampening)
+    return torch.optim.AdamW(groups, **common)
 
 
 def _seed_of_step(*numbers: int) -> int:

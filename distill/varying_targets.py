@@ -49,7 +49,7 @@ class VaryingTargets:
     def _look_at(self, batch: DistillBatch) -> None:
         self._seen += batch.samples
         for number, direction in list(self._in_doubt.items()):
-            targets = batch.targets[number]
+            targets = batch.targets[number] if batch.targets else EncodedTargets(batch.segments.mean)
             if direction is None:
                 direction = self._in_doubt[number] = _directions(targets, 1)
             if any(_varies(_directions(targets, count), direction) for count in (PAIRS, len(targets))):

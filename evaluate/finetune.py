@@ -13,6 +13,7 @@ from ..distill.interruption import Checkpoints
 from ..distill.student import Student
 from ..distill.training import Precision, TrainingConfig
 from ..extract.datasets.frame import Dataset
+from ..settings import PositiveAmount
 from .model import with_class_head
 from .origin import NEW_WEIGHTS
 from .schedules import Labels, LayerDecay, Schedule, finetuning
@@ -24,11 +25,12 @@ class FinetuneConfig(SupervisionConfig):
     """One finetuning; the fields are the options of `scalr evaluate finetune`."""
 
     verb: ClassVar[str] = "finetuning"
-    of_schedule: ClassVar[tuple[str, ...]] = (*SupervisionConfig.of_schedule, "layer_decay")
+    of_schedule: ClassVar[tuple[str, ...]] = (*SupervisionConfig.of_schedule, "layer_decay", "head_factor")
 
     labels: Labels = "100%"
     from_scratch: bool = False  # the student's architecture with new weights: the supervised baseline
     layer_decay: LayerDecay | None = None
+    head_factor: PositiveAmount | None = None
     precision: Precision = "float32"
     activation_checkpointing: bool = False
 
@@ -43,7 +45,7 @@ class FinetuneConfig(SupervisionConfig):
 
     @property
     def setting(self) -> str:
-        return f"{'scratch' if self.from_scratch else 'finetune'} {self.dataset} {self.labels}"
+        return f"{'scratch' if self.from_scratch else 'finetune'} {self.dataset} {self.labels}{self.by_others}"
 
     @property
     def choices(self) -> dict[str, str]:
@@ -57,9 +59,7 @@ class FinetuneConfig(SupervisionConfig):
 
     @property
     def published_schedule(self) -> Schedule:
-        """Layer-wise decay keeps what was learnt before: new weights go without it."""
-        official = finetuning(self.schedule, self.dataset, self.labels)
-        return replace(official, layer_decay=1.0) if self.from_scratch else official
+        return finetuning(self.schedule, self.dataset, self.labels, from_scratch=self.from_scratch)
 
     def started_from(self) -> dict:
         return NEW_WEIGHTS if self.from_scratch else super().started_from()
@@ -71,7 +71,8 @@ class FinetuneConfig(SupervisionConfig):
                 student = Student(student.config, student.input_config)
         inputs = student.input_config.for_dataset(self.dataset, finetuning=True)
         schedule, _ = self.chosen_schedule()
-        model = with_class_head(student, num_classes, inputs, stochastic_depth=schedule.stochastic_depth)
+        of_backbone = {"stochastic_depth": schedule.stochastic_depth, "bn_momentum": schedule.bn_momentum}
+        model = with_class_head(student, num_classes, inputs, head=schedule.head, seed=self.seed, **of_backbone)
         if self.activation_checkpointing:
             model.checkpoint_activations("--activation-checkpointing")
         return model
@@ -87,12 +88,11 @@ class FinetuneConfig(SupervisionConfig):
         schedule, _ = self.chosen_schedule()
         return train_on_scans(
             SupervisedObjective(model, frozen=False),
-            dataset,
+            self.training_scans(dataset, model.input_config),
             replace(training, precision=self.precision),
             device,
             checkpoints,
-            self.augmentation,
-            layer_scale(schedule.layer_decay, model.backbone),
+            layer_scale(schedule.layer_decay, model.backbone, schedule.head_factor),
         )
 
 
@@ -101,14 +101,14 @@ def finetune(config: FinetuneConfig) -> SupervisedResult:
     return learn(config)
 
 
-def layer_scale(decay: float, backbone: Backbone) -> Callable[[str], float]:
+def layer_scale(decay: float, backbone: Backbone, head_factor: float = 1.0) -> Callable[[str], float]:
     """The share of the learning rate of each parameter of a SupervisedObjective, by its name (BEiT's rule).
 
-    The head has all of it, the last layer of the backbone `decay` of it, the one before that decay^2, and so on.
+    The head has `head_factor` of it, the last layer of the backbone `decay`, the one before that decay^2, and so on.
     """
 
     def scale(name: str) -> float:
         _, is_of_backbone, own = name.partition("model.backbone.")
-        return decay ** (backbone.num_layers - backbone.layer_of(own)) if is_of_backbone else 1.0
+        return decay ** (backbone.num_layers - backbone.layer_of(own)) if is_of_backbone else head_factor
 
     return scale

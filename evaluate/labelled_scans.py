@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..distill.backbones.backbone import PackedBatch, PreparedScan, ScanInputs
-from ..distill.inputs import Motion, draw_motion, evaluation_input
+from ..distill.inputs import AugmentConfig, Motion, draw_motion, evaluation_input, training_input
 from ..distill.interruption import leave_signals_to_the_trainer, starting_workers
 from ..distill.training import Batch
 from ..errors import DatasetError, ScalrError
@@ -21,8 +21,10 @@ from ..extract.datasets.frame import Dataset
 from ..extract.datasets.labels import IGNORE_LABEL
 from ..extract.datasets.scans import intensity_of, read_labelled_scan, read_labels, read_points
 from ..worker_processes import worker_context
+from .schedules import Published
 
-Augmentation = Literal["official", "joint"]  # as the official code trains downstream, or as it pretrains
+Augmentation = Literal["official", "joint"]  # as the schedule's own code trains downstream, or as ScaLR pretrains
+MOVED_BY_SLIDR = AugmentConfig(flips="each", flip_probability=0.5, max_scale_change=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +47,19 @@ class LabelledBatch(Batch):
         return replace(self, inputs=self.inputs.pin_memory(), labels=self.labels.pin_memory())
 
 
-def draw_motions(rng: np.random.Generator, augmentation: Augmentation) -> tuple[Motion, Motion]:
+def draw_motions(
+    rng: np.random.Generator, augmentation: Augmentation, schedule: Published = "scalr"
+) -> tuple[Motion, Motion]:
     """How a scan's coordinates are moved, and how x, y and z among its features are.
 
-    The coordinates choose neighbours, field of view and plane cells. Official downstream configurations turn and flip
-    them, and do not scale them; they turn the features by an angle of their own, do not flip them, and scale them and
-    their radius (`rotation: [[2, 6]]`, `flip_xy`, `scale: [[4, 5, 6, 7], 0.1]` of columns x, y, z, intensity, x, y, z,
-    radius). "joint" moves both alike, as pretraining does.
+    The coordinates choose neighbours, field of view and plane cells. Official downstream configurations of ScaLR turn
+    and flip them, and do not scale them; they turn the features by an angle of their own, do not flip them, and scale
+    them and their radius (`rotation: [[2, 6]]`, `flip_xy`, `scale: [[4, 5, 6, 7], 0.1]` of columns x, y, z, intensity,
+    x, y, z, radius). "joint" moves both alike, as pretraining does. So does SLidR, which turns and flips.
     """
+    if schedule == "slidr" and augmentation == "official":
+        motion = draw_motion(rng, MOVED_BY_SLIDR)
+        return motion, motion
     motion = draw_motion(rng)
     if augmentation == "joint":
         return motion, motion
@@ -62,13 +69,19 @@ def draw_motions(rng: np.random.Generator, augmentation: Augmentation) -> tuple[
 class AugmentedScans(TorchDataset):
     """Training scans in the official order: points are drawn, augmented and cropped.
 
-    All that is random is drawn from (seed, visit, frame).
+    SLidR takes the first point of each voxel. All that is random is drawn from (seed, visit, frame).
     """
 
     def __init__(
-        self, dataset: Dataset, inputs: ScanInputs, seed: int, augmentation: Augmentation = "official"
+        self,
+        dataset: Dataset,
+        inputs: ScanInputs,
+        seed: int,
+        augmentation: Augmentation = "official",
+        schedule: Published = "scalr",
     ) -> None:
-        self.dataset, self.inputs, self.seed, self.augmentation = dataset, inputs, seed, augmentation
+        self.dataset, self.inputs, self.seed = dataset, inputs, seed
+        self.augmentation, self.schedule = augmentation, schedule
         self.intensity = intensity_of(dataset)
 
     def __len__(self) -> int:
@@ -83,13 +96,13 @@ class AugmentedScans(TorchDataset):
         visit, index = key
         rng = np.random.default_rng([self.seed, visit, index])
         points, labels = read_labelled_scan(self.dataset, self.dataset.frames[index])
-        drawn = self.inputs.drawn(points[:, :3], None, rng)
+        drawn = self.inputs.drawn(points[:, :3], None, rng, "first" if self.schedule == "slidr" else "random")
         points, labels = points[drawn], labels[drawn]
-        motion, motion_of_features = draw_motions(rng, self.augmentation)
+        motion, motion_of_features = draw_motions(rng, self.augmentation, self.schedule)
         feature_xyz = motion_of_features.move(points[:, :3])
         points[:, :3] = motion.move(points[:, :3])
         inside = self.inputs.inside(points[:, :3])
-        scan = self.inputs.prepare(points[inside], self.intensity, feature_xyz[inside])
+        scan = training_input(points[inside], self.intensity, self.inputs, feature_xyz[inside])
         return scan, labels[inside][scan.kept]
 
 

@@ -11,8 +11,11 @@ from ..extract.datasets.labels import IGNORE_LABEL
 RESAMPLES = 1000  # of the bootstrap
 
 # The classes that a mIoU is the mean of: those with labels or predictions, as in the official code of ScaLR; those with
-# labels, as in SALUDA's; all, of which one that neither is there nor is predicted has 0, as in SemanticKITTI's script.
-MeanOver = Literal["present or predicted", "present", "all"]
+# labels, as in SALUDA's; all, of which one that neither is there nor is predicted has 0, as in SemanticKITTI's script,
+# or 1, as in the code of SLidR.
+MeanOver = Literal["present or predicted", "present", "all", "all, absent as 1"]
+AbsentClasses = Literal["left-out", "as-1"]  # of ScaLR and of SLidR: what is done with those
+MEAN_WITH: dict[AbsentClasses, MeanOver] = {"left-out": "present or predicted", "as-1": "all, absent as 1"}
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -61,14 +64,17 @@ def mean_iou(confusion: np.ndarray, over: MeanOver = "present or predicted") -> 
     0.5
     """
     iou, labelled = intersection_over_union(confusion), confusion.sum(axis=-1) > 0
+    of_all = np.broadcast_to(np.isfinite(iou).any(axis=-1, keepdims=True), iou.shape)
     is_counted = {
         "present or predicted": np.isfinite(iou),
         "present": labelled,
-        "all": np.broadcast_to(np.isfinite(iou).any(axis=-1, keepdims=True), iou.shape),
+        "all": of_all,
+        "all, absent as 1": of_all,
     }
     counted = is_counted[over]
     number = counted.sum(axis=-1)
-    total = np.where(counted, np.nan_to_num(iou), 0.0).sum(axis=-1)
+    of_absent = 1.0 if over == "all, absent as 1" else 0.0
+    total = np.where(counted, np.nan_to_num(iou, nan=of_absent), 0.0).sum(axis=-1)
     return np.divide(total, number, out=np.full(number.shape, np.nan), where=number > 0)[()]  # a scalar for one matrix
 
 

@@ -45,6 +45,7 @@ def with_class_head(
     *,
     head: Head = "probe",
     stochastic_depth: float = 0.0,
+    bn_momentum: float | None = None,
     seed: int = 0,
 ) -> Student:
     """The student's backbone with a new head.
@@ -53,11 +54,13 @@ def with_class_head(
         student: with any head.
         num_classes: outputs of the new one.
         inputs: how scans become the backbone's input.
-        head: "probe", whose linear layer is zero, as ScaLR's code probes and finetunes; or "probe_linear".
+        head: "probe", whose linear layer is zero, as ScaLR's code probes and finetunes; or "probe_linear", as SLidR's.
         stochastic_depth: of a backbone that has it.
+        bn_momentum: likewise; None leaves it as it is.
         seed: of a head that is drawn.
     """
-    config = replace(student.config, head=head, out_channels=num_classes).with_stochastic_depth(stochastic_depth)
+    config = replace(student.config, head=head, out_channels=num_classes)
+    config = config.with_own(stochastic_depth=stochastic_depth, bn_momentum=bn_momentum)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Student(config, inputs)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # finished runs are compared without torch
     from ..distill.backbones.backbone import BackboneConfig
 
 OF_NETWORK = ("depth", "width", "norm", "activation")  # of WaffleIron: what published figures are matched by
-REPLACED = ("head", "stochastic_depth")  # by probing and finetuning
+REPLACED = ("head", "stochastic_depth", "bn_momentum")  # by probing and finetuning
 OF_TEACHER = ("model", "weights_sha256", "feature", "image_size", "pos_embed")  # which feature was learnt
 TRAININGS = {"probing": "probed", "finetuning": "finetuned"}  # on labels, by the key of a model file's provenance
 NEW_WEIGHTS = {"starts_from": "new weights"}  # in the place of a student's provenance, where there was no student
@@ -107,11 +107,18 @@ def _pretraining(source: Mapping[str, Any]) -> dict[str, Any]:
         "teachers": sorted(teachers),
         "teacher's weights": _common(WEIGHTS.get(values.get("weights")) for values in teachers.values()),
         "image size": _common(sizes),
+        "image augmentation": "none",  # a store has the features of whole images
         "feature": _common(values.get("feature") for values in teachers.values()),
         "pos_embed": _common(values.get("pos_embed") for values in teachers.values()),
         "pretrained on": sorted(set_name(each["dataset"], each["split"], each["num_frames"]) for each in sets),
         "occlusion": _common(each.get("occlusion") for each in sets),
+        "superpixels": _common(_superpixels(each) for each in sets),
     }
+
+
+def _superpixels(source: Mapping[str, Any]) -> str:
+    """How those of a store's source were made."""
+    return (source.get("superpixels") or {}).get("method", "none")
 
 
 def set_name(dataset: str, split: str, frames: int | str) -> str:

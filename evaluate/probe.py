@@ -50,7 +50,7 @@ class ProbeConfig(SupervisionConfig):
 
     @property
     def setting(self) -> str:
-        return f"probe {self.dataset}"
+        return f"probe {self.dataset}{self.by_others}"
 
     @property
     def choices(self) -> dict[str, str]:
@@ -66,7 +66,8 @@ class ProbeConfig(SupervisionConfig):
         return [*super().departures(), *([FAST] if self.fast else [])]
 
     def new_model(self, student: Student, num_classes: int) -> Student:
-        return with_class_head(student, num_classes, student.input_config.for_dataset(self.dataset))
+        inputs, schedule = student.input_config.for_dataset(self.dataset), self.published_schedule
+        return with_class_head(student, num_classes, inputs, head=schedule.head, seed=self.seed)
 
     def fit(
         self,
@@ -78,7 +79,8 @@ class ProbeConfig(SupervisionConfig):
     ) -> list[float]:
         if not self.fast:
             objective = SupervisedObjective(model, frozen=True)
-            return train_on_scans(objective, dataset, training, device, checkpoints, self.augmentation)
+            scans = self.training_scans(dataset, model.input_config)
+            return train_on_scans(objective, scans, training, device, checkpoints)
         if num_processes() > 1:
             raise StudentError("fast probing is for one process", where="--fast", fix="Start it without torchrun.")
         return train_on_features(model, dataset, training, device, self.out)

@@ -1,7 +1,8 @@
 """What the papers report: each figure with the setting that it belongs to.
 
 Sources: the tables of ScaLR (Puy et al., CVPR 2024), the READMEs of valeoai/ScaLR's branches main and scalr_plus, and
-Robo3D's README for WaffleIron without distillation. Rows are of what scalr can run: WaffleIron students.
+Robo3D's README for WaffleIron without distillation. Rows are of what scalr can run; those of MinkUNet are in
+`published_minkunet`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .origin import OF_NETWORK, set_name, text_of
+from .published_minkunet import reported
 
 
 class Differences(NamedTuple):
@@ -50,10 +52,16 @@ class Published:
     @property
     def name(self) -> str:
         """For people: whose, of which model."""
-        depth, width, teachers = (self.model[name] for name in ("depth", "width", "teachers"))
+        is_minkunet, teachers = self.model.get("backbone") == "minkunet", self.model["teachers"]
         sets = [text.split(" (")[0].removesuffix(" train") for text in self.model["pretrained on"]]
         source = f"{' + '.join(teachers)}, {ON_ALL if len(sets) == len(DATASETS) else ' + '.join(sets)}"
-        parts = [f"WI-{depth}-{width}"] * bool(width) + [source if teachers else "new weights"]
+        parts = [source if teachers else "new weights"]
+        if is_minkunet:
+            parts.insert(0, "MinkUNet")
+        elif self.model["width"]:
+            parts.insert(0, f"WI-{self.model['depth']}-{self.model['width']}")
+        if is_minkunet and self.model.get("sampling.views_per_sample") == 1:
+            parts.append("one camera")
         if self.model.get("objective.loss") == "contrastive":
             head = "no" if self.model["objective.target_head"] == "none" else "a"
             parts.append(f"contrastive, {head} head on the targets")
@@ -144,6 +152,7 @@ SCALR = {
     "activation": "relu",
     "stochastic_depth": 0.0,
     "head": "linear",
+    "image augmentation": "none",
     "inputs.voxel_size_m": 0.1,
     "inputs.fov_min_m": [-64.0, -64.0, -8.0],
     "inputs.fov_max_m": [64.0, 64.0, 8.0],
@@ -155,16 +164,20 @@ SCALR = {
     "inputs.num_neighbours": 16,
     "inputs.max_points": 20000,
     "sampling.views_per_sample": 1,
+    "sampling.points": "seen",
     "sampling.voxel_point": "random",
     "sampling.store_weights": "none",
     "augmentation.max_rotation_rad": math.pi,
+    "augmentation.flips": "one",
     "augmentation.flip_probability": 2 / 3,
     "augmentation.max_scale_change": 0.1,
+    "augmentation.drop_cuboid": 0.0,
     "objective.loss": "similarity",
     "objective.standardise": "none",
     "objective.target_head": "none",
     "training.epochs": 25,
     "training.batch_size": 8,
+    "training.optimiser": "adamw",
     "training.learning_rate": 2e-3,
     "training.min_learning_rate": 1e-5,
     "training.weight_decay": 0.03,
@@ -399,6 +412,18 @@ def _plus() -> Iterator[Published]:
     yield from _trained(README_PLUS, PLUS, figures, **whose)
 
 
+def _minkunet() -> Iterator[Published]:
+    """By the protocol of SLidR. How absent classes count is not compared: whole validation sets lack no class."""
+    for row in reported():
+        for setting, miou in row.figures.items():
+            _, dataset, *labels = setting.split()
+            frames = FINETUNED[f"{dataset} {labels[0]}"] if labels else TRAINING_FRAMES[dataset]
+            protocol = {**_scored_on(dataset, "slidr", frames), **row.protocol}
+            del protocol["mean_over"]
+            yield _row(row.who, row.source, f"{setting} by slidr", row.model, protocol, mIoU=miou)
+
+
 PUBLISHED: tuple[Published, ...] = (
     *_table_4(), *_table_5(), *_plus(), *_table_6(), *_robo3d(), *_table_7(), *_table_3(), *_table_2(), *_table_1(),
+    *_minkunet(),
 )  # fmt: skip

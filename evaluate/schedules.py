@@ -1,5 +1,6 @@
-"""The official schedules of linear probing and finetuning: configs/downstream of valeoai/ScaLR, branches main (ScaLR)
-and scalr_plus (ScaLR+).
+"""The published schedules of linear probing and finetuning: those of ScaLR and ScaLR+ (configs/downstream of
+valeoai/ScaLR, branches main and scalr_plus), and of SLidR (config/semseg_nuscenes.yaml and semseg_kitti.yaml of
+valeoai/SLidR), by which the paper measures MinkUNet.
 """
 
 from __future__ import annotations
@@ -8,16 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from ..errors import ScalrError
-from ..settings import Amount, Count, Settings, above, at_least, below, up_to
+from ..settings import Amount, Count, PositiveAmount, Settings, above, at_least, below, up_to
 
-Published = Literal["scalr", "scalr_plus"]
+Published = Literal["scalr", "scalr_plus", "slidr"]
 Labels = Literal["100%", "10%", "1%"]  # share of the training set's labels
+ClassHead = Literal["probe", "probe_linear"]  # BatchNorm and a linear layer of zeros, or a linear layer alone
 LayerDecay = Annotated[float, above(0), up_to(1)]  # of the learning rate, from each layer to the one before
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Settings, section="schedule"):
-    """How a head or a whole model is trained on labels: AdamW, warm-up, cosine, loss cross-entropy + Lovász."""
+    """How a head or a whole model is trained on labels, with cross-entropy + Lovász as the loss."""
 
     epochs: Count
     warmup_epochs: Amount
@@ -25,12 +27,32 @@ class Schedule(Settings, section="schedule"):
     min_learning_rate: Amount
     weight_decay: Amount
     batch_size: Count = 8
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    decay: Literal["cosine", "cosine_epochs"] = "cosine"  # of the learning rate: by step, or by epoch without a warm-up
+    head: ClassHead = "probe"
+    head_factor: PositiveAmount = 1.0  # the learning rate of the head, over that of the last layer before it
     layer_decay: LayerDecay = 1.0
     stochastic_depth: Annotated[float, at_least(0), below(1)] = 0.0
+    bn_momentum: Annotated[float, above(0), up_to(1)] | None = None  # of a backbone that has it; None: as it was
+
+
+# What all of SLidR's trainings on labels have in common.
+OF_SLIDR = {
+    "epochs": 100,
+    "warmup_epochs": 0,
+    "min_learning_rate": 0.0,
+    "weight_decay": 1e-4,
+    "batch_size": 16,
+    "optimiser": "sgd",
+    "decay": "cosine_epochs",
+    "head": "probe_linear",
+}
 
 
 def probing(published: Published, dataset: str) -> Schedule:
-    """Of linear probing: 20 epochs, 50 on PandaSet."""
+    """Of linear probing: 20 epochs, 50 on PandaSet; 100 by SLidR."""
+    if published == "slidr":
+        return Schedule(**OF_SLIDR, learning_rate=0.05)
     return Schedule(
         epochs=50 if dataset.startswith("pandaset") else 20,
         warmup_epochs=2,
@@ -40,12 +62,16 @@ def probing(published: Published, dataset: str) -> Schedule:
     )
 
 
-def finetuning(published: Published, dataset: str, labels: Labels) -> Schedule:
+def finetuning(published: Published, dataset: str, labels: Labels, *, from_scratch: bool = False) -> Schedule:
     """Of finetuning: longer where there are few labels; ScaLR+ with a twentieth of the learning rate.
+
+    Smaller learning rates of earlier layers keep what was learnt before: new weights go without them.
 
     >>> finetuning("scalr", "nuscenes", "1%").epochs
     45
     """
+    if published == "slidr":
+        return _finetuning_of_slidr(dataset, from_scratch)
     schedule = Schedule(
         epochs=25,
         warmup_epochs=2,
@@ -59,16 +85,32 @@ def finetuning(published: Published, dataset: str, labels: Labels) -> Schedule:
         schedule = replace(schedule, epochs=45, warmup_epochs=4, layer_decay=0.95)
     elif dataset == "semantic_kitti" and published == "scalr":
         schedule = replace(schedule, epochs=10, warmup_epochs=1)
-    return schedule if published == "scalr" else replace(schedule, learning_rate=1e-4, layer_decay=0.99)
+    if published == "scalr_plus":
+        schedule = replace(schedule, learning_rate=1e-4, layer_decay=0.99)
+    return replace(schedule, layer_decay=1.0) if from_scratch else schedule
+
+
+def _finetuning_of_slidr(dataset: str, from_scratch: bool) -> Schedule:
+    """The head learns at 2.0, the rest at 0.02 or 0.05; new weights at 0.05 everywhere (issue 11 of valeoai/SLidR)."""
+    schedule = Schedule(**OF_SLIDR, learning_rate=0.02, head_factor=100, bn_momentum=0.02)
+    if dataset == "semantic_kitti":
+        schedule = replace(schedule, learning_rate=0.05, head_factor=40, batch_size=10)
+    return replace(schedule, learning_rate=0.05, head_factor=1.0) if from_scratch else schedule
 
 
 def changed(official: Schedule, values: dict[str, float | None]) -> tuple[Schedule, list[str]]:
     """The schedule with the values that are not None, and what differs from the official one, for the result card.
 
     Raises:
-        ScalrError: a learning rate below the one that the schedule ends with.
+        ScalrError: a learning rate below the one that the schedule ends with, or a warm-up in one that has none.
     """
     wanted = {name: value for name, value in values.items() if value is not None}
+    if official.decay == "cosine_epochs" and wanted.get("warmup_epochs"):
+        raise ScalrError(
+            f"{wanted['warmup_epochs']:g} epochs of warm-up, which the schedule slidr does not have",
+            where="--warmup-epochs",
+            fix="Leave out --warmup-epochs.",
+        )
     least = official.min_learning_rate
     if wanted.get("learning_rate", least) < least:
         raise ScalrError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from ..distill.processes import joined_processes, locked_by_first, process_index
 from ..extract.datasets import open_dataset
 from ..settings import Settings, Workers
 from .class_sets import with_classes
+from .metrics import MEAN_WITH, AbsentClasses
 from .model import load_model, require_classes
 from .result import card_of_scores, scoring_protocol, write_result
 from .scores import Scores
@@ -32,6 +33,7 @@ class ScoreConfig(Settings):
     dataset: str = "nuscenes"
     split: str = "val"
     classes: str | None = None
+    absent_classes: AbsentClasses = "left-out"  # of the mIoU
     predictions: bool = False  # write them, too, below out/submission
     workers: Workers = 0
     device: str = "auto"
@@ -61,6 +63,7 @@ def _score(config: ScoreConfig, device: torch.device) -> Scores | None:
     if not labelled:
         logger.info("split %s has no labels: predictions only", config.split)
         return None
+    scores = replace(scores, mean_over=MEAN_WITH[config.absent_classes])
     if process_index() == 0:
         card = card_of_scores(
             scores,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import nn
 
+from ..distill.backbones.backbone import ScanInputs
 from ..distill.checkpoint import load_student, student_provenance
 from ..distill.interruption import Checkpoints, checkpoints_at
 from ..distill.processes import joined_processes, locked_by_first, process_index
@@ -26,6 +27,7 @@ from ..settings import Amount, Count, Seed, Settings, Workers
 from .class_sets import with_classes
 from .labelled_frames import labelled_frames
 from .labelled_scans import Augmentation, AugmentedScans, LabelledBatch, LabelledCollate, require_labelled
+from .metrics import MEAN_WITH, AbsentClasses
 from .model import MODEL, file_identity, load_model, save_model, student_identity
 from .origin import origin_of, teacher_summary
 from .result import (
@@ -66,6 +68,7 @@ class SupervisionConfig(Settings, ABC):
     classes: str | None = None  # of domain generalisation, in place of the dataset's own
     schedule: Published = "scalr"  # whose
     augmentation: Augmentation = "official"
+    absent_classes: AbsentClasses = "left-out"  # of the mIoU
     epochs: Count | None = None
     warmup_epochs: Amount | None = None
     batch_size: Count | None = None
@@ -90,6 +93,11 @@ class SupervisionConfig(Settings, ABC):
     @abstractmethod
     def setting(self) -> str:
         """Its name among the published figures, with the dataset's own classes."""
+
+    @property
+    def by_others(self) -> str:
+        """The end of that name: figures by the protocol of SLidR do not compare with those by ScaLR's."""
+        return " by slidr" if self.schedule == "slidr" else ""
 
     @property
     @abstractmethod
@@ -123,6 +131,10 @@ class SupervisionConfig(Settings, ABC):
         checkpoints: Checkpoints,
     ) -> list[float]:
         """Train the model; the losses of the steps made now."""
+
+    def training_scans(self, dataset: Dataset, inputs: ScanInputs) -> AugmentedScans:
+        """The labelled scans that are learnt from, as the schedule's code samples and moves them."""
+        return AugmentedScans(dataset, inputs, self.seed, self.augmentation, self.schedule)
 
     def chosen_schedule(self) -> tuple[Schedule, list[str]]:
         """The schedule, and what of it is not the published one."""
@@ -180,6 +192,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
     protocol = {
         "schedule_of": config.schedule,
         "schedule": asdict(schedule),
+        "mean_over": MEAN_WITH[config.absent_classes],
         "seed": config.seed,
         **config.choices,
     }
@@ -210,6 +223,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
     training = training_config(schedule, workers=config.workers, seed=config.seed)
     losses = config.fit(model, training_set, training, device, checkpoints)
     scores = score(model.eval(), validation_set, device, workers=config.workers)
+    scores = replace(scores, mean_over=MEAN_WITH[config.absent_classes])
     if process_index() == 0:
         protocol |= {f"training_{name}": value for name, value in settings["training"].items()}
         of_training = {**protocol, "departures": config.departures()}
@@ -286,6 +300,8 @@ def training_config(schedule: Schedule, *, workers: int, seed: int) -> TrainingC
     return TrainingConfig(
         epochs=schedule.epochs,
         batch_size=schedule.batch_size,
+        optimiser=schedule.optimiser,
+        schedule=schedule.decay,
         learning_rate=schedule.learning_rate,
         min_learning_rate=schedule.min_learning_rate,
         weight_decay=schedule.weight_decay,
@@ -297,11 +313,10 @@ def training_config(schedule: Schedule, *, workers: int, seed: int) -> TrainingC
 
 def train_on_scans(
     objective: SupervisedObjective,
-    dataset: Dataset,
+    scans: AugmentedScans,
     training: TrainingConfig,
     device: torch.device,
     checkpoints: Checkpoints,
-    augmentation: Augmentation,
     learning_rate_scale: Callable[[str], float] = lambda name: 1.0,
 ) -> list[float]:
     """Train on augmented scans, from the checkpoint on where there is one; losses of the steps made now.
@@ -312,10 +327,9 @@ def train_on_scans(
     Raises:
         ScalrError: a scan or label file that cannot be used, a loss that is not finite, or a signal to stop.
     """
-    inputs = objective.model.input_config
     loader = EpochLoader(
-        [AugmentedScans(dataset, inputs, training.seed, augmentation)],
-        LabelledCollate(inputs),
+        [scans],
+        LabelledCollate(scans.inputs),
         batch_size=training.batch_size,
         seed=training.seed,
         workers=training.workers,

@@ -7,6 +7,7 @@ import resource
 import socket
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,11 +16,16 @@ from torch.utils.data import Dataset
 
 from moments import Meeting
 from scalr.cli import main
+from scalr.distill.dataset import DistillBatch
+from scalr.distill.objective import DistillObjective, ObjectiveConfig
 from scalr.distill.processes import BatchNorm, num_processes, on_its_own, process_index, summed
+from scalr.distill.segments import SegmentTargets
+from scalr.distill.training import Observer, TrainingConfig, train
 from scalr.errors import StoreError
 from scalr.evaluate.model import load_model
 from scalr.evaluate.scoring import score
 from scalr.extract.datasets import open_dataset
+from scalr.extract.targets import EncodedTargets
 
 
 def together(children, target, *arguments: object) -> list[int]:
@@ -110,6 +116,54 @@ def batch_norm_of_one_process(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     share = SHARES[rank]
     torch.save(loss_and_gradients(BatchNorm(5).double(), ROWS[share], ROWS.cos()[share]), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+class Linear(torch.nn.Module):
+    """In the place of a student: batch norm would mix the processes' features."""
+
+    standardisation = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.eye(4, 3) + 0.1)
+
+    def forward(self, inputs) -> torch.Tensor:
+        return inputs.features @ self.weight
+
+
+def batch_of_process(rank: int, loss: str) -> DistillBatch:
+    """30 points and pairs of 5 segments of two samples, or 42 of 8; of the contrastive loss, the pairs alone."""
+    generator = torch.Generator().manual_seed(rank)
+    pairs, segments = ((30, 5), (42, 8))[rank]
+    row = torch.arange(pairs) % segments
+    of_segments = SegmentTargets(row, torch.arange(segments) % 2, *torch.randn(2, segments, 3, generator=generator))
+    inputs = SimpleNamespace(features=torch.randn(pairs, 4, generator=generator), num_points=pairs, num_scans=2)
+    inputs.to = lambda *_, **__: inputs
+    return DistillBatch(
+        inputs=inputs,
+        point=None,
+        sample=of_segments.sample[row],
+        targets=(EncodedTargets(torch.randn(pairs, 3, generator=generator)),),
+        samples=("a", "b"),
+        segments=None if loss == "contrastive" else of_segments,
+    )
+
+
+def steps_of_two(rank: int, losses: tuple[str, ...], folder: Path) -> None:
+    """One step of each loss in two processes; the first one's folder has the log, in a folder of each."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    config = TrainingConfig(epochs=1, optimiser="sgd", learning_rate=1e-2, schedule="cosine_epochs")
+    for loss in losses:
+        train(
+            DistillObjective(Linear(), ObjectiveConfig(loss=loss), (1.0,), 3),
+            lambda epoch, first, loss=loss: [batch_of_process(rank, loss)],
+            config,
+            steps_per_epoch=1,
+            device=torch.device("cpu"),
+            description="test",
+            observer=Observer(folder=folder / loss),
+        )
     dist.destroy_process_group()
 
 

@@ -55,12 +55,13 @@ class BackboneConfig(Settings, section="student"):
         """The title, and what else tells it from others, in a few words."""
         return self.title
 
-    def with_stochastic_depth(self, probability: float) -> Self:
-        """The same network trained with another probability of leaving out residuals, as finetuning schedules have it.
+    def with_own(self, **values: float | None) -> Self:
+        """The same network with other values of settings, as far as it has such; None leaves one as it is.
 
-        A backbone without stochastic depth stays as it is.
+        Trainings on labels set `stochastic_depth` and `bn_momentum`.
         """
-        return self
+        own = {field.name for field in fields(self)}
+        return replace(self, **{name: value for name, value in values.items() if name in own and value is not None})
 
 
 class PreparedScan(NamedTuple):
@@ -205,8 +206,21 @@ class OfficialFiles(ABC):
             StudentError: they are of no such network, or of which one is not clear.
         """
 
+    def inputs(self, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any], path: Path) -> ScanInputs | None:
+        """How scans become the network's input, where a file says it; by default files do not: None.
+
+        Args:
+            tensors: as `student_tensors` gives them, of a network that `config` knows.
+            content: of the file, tensors and what stands beside them.
+            path: of the file, for errors.
+
+        Raises:
+            StudentError: inputs that cannot be made here.
+        """
+        return None
+
     @abstractmethod
-    def content(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    def content(self, tensors: Mapping[str, torch.Tensor], inputs: ScanInputs) -> dict[str, Any]:
         """What the official code loads from a file, with official tensors in it."""
 
     def refused(self, path: Path, reason: str) -> StudentError:

@@ -357,6 +357,18 @@ class FeatureStore:
         """How the segments of a source's images were made; None where it has none."""
         return source.superpixels
 
+    def require_superpixels(self, source: Source) -> None:
+        """
+        Raises:
+            StoreError: the source's images have no segments.
+        """
+        if source.superpixels is None:
+            raise StoreError(
+                f"{source.dataset} {source.split} has no superpixels",
+                where=self.path,
+                fix="Run 'scalr extract --superpixels slic' with another --out, and use that store.",
+            )
+
     def read_segments(self, row: int, teacher: str) -> Segments:
         """What a teacher gives for the segments that hold a pair of row `row` of `views`; vectors are float32.
 
@@ -366,13 +378,7 @@ class FeatureStore:
             StoreError: no such teacher, targets or superpixels that are not there, or damaged data.
         """
         block = self._committed_block(row, teacher)
-        source = self._source_of(block)
-        if source.superpixels is None:
-            raise StoreError(
-                f"{source.dataset} {source.split} has no superpixels",
-                where=self.path,
-                fix="Run 'scalr extract --superpixels slic' with another --out, and use that store.",
-            )
+        self.require_superpixels(self._source_of(block))
         start, stop, checksum = self._row_of_block(self._segment_rows(teacher, block), row, teacher, block)
         segments = self._read_segments(teacher, block, slice(start, stop))
         if fmt.crc32c(int(self.column("crc32c")[row]), *segments.arrays) != checksum:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from constants import numbers_in
 
 NUMBERS = {
-    "scalr.distill.dataset": {"MAX_DRAWS": 10},
+    "scalr.distill.dataset": {"MAX_DRAWS": 10, "MIN_PAIRS": 1024},
     "scalr.distill.backbones.waffleiron.export": {"MOST_POINTS": 1_000_000},
     "scalr.distill.backbones.waffleiron.inputs": {
         "CROP_EPS_M": 1e-4,
@@ -34,6 +34,7 @@ NUMBERS = {
     "scalr.distill.processes": {"TIMEOUT": timedelta(hours=4)},  # a probe of the first process may take as long
     "scalr.distill.run": {"SEEDS_APART": 1_000_003},
     "scalr.distill.run_record": {"LISTED_DIFFERENCES": 3, "LONGEST_VALUE": 60, "LONGEST_DIGEST": 12},
+    "scalr.distill.segment_losses": {"COUNT_EPS": 1e-6, "ROUNDING": 1e-6},
     "scalr.distill.standardisation": {"ROUNDING": 1e-6},
     "scalr.distill.training": {"LISTED_SAMPLES": 8},
     "scalr.distill.varying_targets": {"SAMPLES": 8, "PAIRS": 256, "SAME": 0.02},

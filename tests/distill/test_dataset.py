@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
+from scalr.distill import dataset
 from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
 from scalr.distill.inputs import AugmentConfig
@@ -143,6 +144,30 @@ def test_a_frame_is_drawn_again_where_nothing_is_left_of_it(extract_tiny):
     assert all((sample.scan.input.features[:, 1] > 3).all() and len(sample.scan.input.features) for sample in samples)
 
 
+def test_a_cuboid_is_left_out_of_a_sample_with_its_pairs(extract_tiny, monkeypatch):
+    store, both = extract_tiny(), SamplingConfig(views_per_sample="all")
+    monkeypatch.setattr(dataset, "MIN_PAIRS", 1)
+    whole, cut = (tiny(store, augmentation=replace(STILL, drop_cuboid=share), sampling=both) for share in (0.0, 1.0))
+    sizes = [(len(whole[v, 0].scan.input.features), len(cut[v, 0].scan.input.features)) for v in range(8)]
+    assert all(0 < less <= more for more, less in sizes)
+    assert any(less < more for more, less in sizes)
+    for visit in range(8):
+        sample = cut[visit, 0]
+        assert set(sample.point.tolist()) == set(
+            range(len(sample.scan.input.features))
+        )  # no point is left without a pair
+
+
+def test_a_cuboid_that_leaves_a_view_too_little_is_kept(extract_tiny, monkeypatch):
+    """1,024 pairs of each view, in SLidR's code; here as many as the view of fewest pairs has without a cuboid."""
+    store, both = extract_tiny(), SamplingConfig(views_per_sample="all")
+    augmentation = replace(STILL, drop_cuboid=1.0)
+    assert len(tiny(store, augmentation=augmentation, sampling=both)[0, 0].targets[0]) < 2 * dataset.MIN_PAIRS
+    whole, kept = tiny(store, sampling=both), tiny(store, augmentation=augmentation, sampling=both)
+    for visit in range(4):
+        np.testing.assert_array_equal(kept[visit, 0].scan.input.features, whole[visit, 0].scan.input.features)
+
+
 def test_a_source_is_its_frames_alone(extract_tiny, tiny_dataset):
     """One split of one dataset: neither the dataset's other split, nor the same split of another dataset."""
     extract_tiny()
@@ -197,7 +222,8 @@ def test_a_store_without_pairs_is_said(extract_tiny, tiny_dataset):
 
 def test_the_defaults_are_those_of_scalr():
     """One random camera, a random point a voxel; stores by their numbers of frames."""
-    assert asdict(SamplingConfig()) == {"views_per_sample": 1, "voxel_point": "random", "store_weights": None}
+    expected = {"views_per_sample": 1, "points": "seen", "voxel_point": "random", "store_weights": None}
+    assert asdict(SamplingConfig()) == expected
 
 
 def test_a_sampling_comes_back_equal_from_yaml():

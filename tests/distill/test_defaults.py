@@ -34,7 +34,7 @@ DEFAULTS = {
         "quick_probe": None,
         "eval_every": 1,
     },
-    SamplingConfig: {"views_per_sample": 1, "voxel_point": "random", "store_weights": None},
+    SamplingConfig: {"views_per_sample": 1, "points": "seen", "voxel_point": "random", "store_weights": None},
     ObjectiveConfig: {
         "loss": "similarity",
         "standardise": "none",  # the paper's
@@ -42,6 +42,9 @@ DEFAULTS = {
         "contrastive_pairs": 4096,
         "target_head": "none",
         "target_head_channels": 64,
+        "tolerance_quantile": 0.01,  # this and the next two: ST-SLidR's repository
+        "balanced": True,
+        "balance_threshold": 0.5,
     },
     WaffleIronConfig: {
         "backbone": "waffleiron",
@@ -72,11 +75,12 @@ def test_inputs_are_those_of_scalr():
 def test_augmentations_are_those_of_scalr():
     """Any angle about z; a flip of x or y twice in three times; a tenth larger or smaller."""
     expected = {"max_rotation_rad": math.pi, "flip_probability": 2 / 3, "max_scale_change": 0.1}
-    assert asdict(AugmentConfig()) == expected
+    assert asdict(AugmentConfig()) == {**expected, "flips": "one", "drop_cuboid": 0}
 
 
 @pytest.mark.parametrize(
-    ("name", "highest"), [("max_rotation_rad", math.pi), ("flip_probability", 1.0), ("max_scale_change", 0.99)]
+    ("name", "highest"),
+    [("max_rotation_rad", math.pi), ("flip_probability", 1.0), ("max_scale_change", 0.99), ("drop_cuboid", 1.0)],
 )
 def test_augmentations_have_bounds(name, highest):
     for value in (0, highest):

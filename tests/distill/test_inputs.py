@@ -21,7 +21,7 @@ from scalr.distill.backbones.waffleiron.inputs import (
     nearest_to,
     voxel_representatives,
 )
-from scalr.distill.inputs import AugmentConfig, augment, evaluation_input
+from scalr.distill.inputs import AugmentConfig, augment, evaluation_input, outside_cuboid
 from scalr.errors import StudentError
 from scalr.extract.intensity import IntensityStatistics, intensity_statistics
 
@@ -175,6 +175,37 @@ def test_each_axis_is_flipped_as_often():
     moved = np.stack([augment(np.ones((1, 3)), rng, only_flips)[0] for _ in range(1000)])
     assert (moved[:, 0] * moved[:, 1] == -1).all()
     assert 0.45 < (moved[:, 0] == -1).mean() < 0.55
+
+
+def test_either_axis_is_flipped_by_itself():
+    config = AugmentConfig(max_rotation_rad=0, flips="each", flip_probability=0.7, max_scale_change=0)
+    rng = np.random.default_rng(0)
+    flipped = np.stack([augment(np.ones((1, 3)), rng, config)[0] for _ in range(2000)]) == -1
+    assert not flipped[:, 2].any()
+    x, y = flipped[:, 0], flipped[:, 1]
+    for share, expected in ((x, 0.7), (y, 0.7), (x & y, 0.49)):
+        assert abs(share.mean() - expected) < 0.04
+
+
+@given(st.integers(0, 2**32), st.floats(0, 1))
+def test_a_cuboid_is_left_out(seed, largest_share):
+    """All points of a box, that has the same share of the cloud's extent on each axis, and no others."""
+    xyz = random_points(seed % 7, 300)[:, :3]
+    kept = outside_cuboid(xyz, np.random.default_rng(seed), largest_share)
+    dropped = xyz[~kept]
+    if len(dropped):
+        low, high = dropped.min(axis=0), dropped.max(axis=0)
+        assert ((high - low) <= largest_share * np.ptp(xyz, axis=0)).all()
+        assert not ((xyz[kept] >= low) & (xyz[kept] <= high)).all(axis=1).any()
+
+
+def test_a_cuboid_may_be_as_large_as_is_allowed():
+    """Along a line of points, shares of up to 0.4 around any point: half of that at the ends."""
+    xyz, rng = np.linspace(0, 1, 1001)[:, None] * [1.0, -2.0, 3.0], np.random.default_rng(0)
+    dropped = [1 - outside_cuboid(xyz, rng, 0.4).mean() for _ in range(1000)]
+    assert 0.39 < max(dropped) <= 0.4
+    assert 0.16 < np.mean(dropped) < 0.2  # 0.2 but for the ends
+    assert outside_cuboid(xyz, rng, 0.0).all()
 
 
 # Scans
@@ -372,6 +403,7 @@ def test_input_config_refuses(values, where):
 @pytest.mark.parametrize(
     "values",
     [
+        {"flips": "both"},
         {"flip_probability": 1.5},
         {"max_scale_change": -0.1},
         {"max_scale_change": 1.0},

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,8 @@ from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
 from scalr.distill.inputs import AugmentConfig
 from scalr.distill.objective import DistillObjective, ObjectiveConfig, joint_targets
+from scalr.distill.segment_losses import balanced_weights, cosines, negatives, tolerant_loss
+from scalr.distill.segments import SegmentTargets
 from scalr.distill.student import Student
 from scalr.errors import StudentError
 from standardised import standardisation_of
@@ -139,11 +143,125 @@ def test_targets_learn_their_own_projection(batch):
     assert ObjectiveConfig(loss="contrastive").output_channels(6) == 6
 
 
+@pytest.fixture
+def of_segments(batch):
+    """The batch as one teacher's, with 4, 5 and 3 segments of its samples, and what the store has of them."""
+    generator = torch.Generator().manual_seed(3)
+    counts = torch.tensor([4, 5, 3])
+    firsts = counts.cumsum(0) - counts
+    rows = torch.cat(
+        [
+            first + torch.arange(int((batch.sample == number).sum())) % count
+            for number, (first, count) in enumerate(zip(firsts.tolist(), counts.tolist(), strict=True))
+        ]
+    )
+    mean, direction = torch.randn(2, 12, 3, generator=generator)
+    segments = SegmentTargets(rows, torch.arange(3).repeat_interleave(counts), 0.3 * mean, direction)
+    return replace(batch, targets=batch.targets[:1], segments=segments)
+
+
+def objective_of_segments(**options) -> DistillObjective:
+    torch.manual_seed(0)
+    config = ObjectiveConfig(**options)
+    student = Student(WaffleIronConfig(width=8, depth=3, out_channels=config.output_channels(3)), INPUTS).eval()
+    return DistillObjective(student, config, (1.0,), 3)
+
+
+def means_of(vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return torch.stack([F.normalize(vectors, dim=1)[rows == number].mean(dim=0) for number in range(12)])
+
+
+def test_slidr_compares_means_of_segments_across_the_batch(of_segments):
+    objective, segments = objective_of_segments(loss="slidr"), of_segments.segments
+    with torch.no_grad():
+        mean, of_samples = objective(replace(of_segments, targets=()))  # without a head, none are read
+        student = means_of(objective.student(of_segments.inputs), segments.row)
+    losses = F.cross_entropy(student @ segments.mean.T / 0.07, torch.arange(12), reduction="none")
+    torch.testing.assert_close(mean, losses.mean(), rtol=1e-4, atol=1e-5)
+    assert of_samples[1].tolist() == [4, 5, 3]
+    torch.testing.assert_close(of_samples[0], torch.stack([each.sum() for each in losses.split([4, 5, 3])]))
+    assert of_segments.num_pairs == 12  # what processes weigh their means by
+
+
+def test_with_a_head_the_targets_mean_is_that_of_the_pairs(of_segments):
+    objective = objective_of_segments(loss="slidr", target_head="linear", target_head_channels=7)
+    batch = replace(of_segments, segments=replace(of_segments.segments, mean=None, direction=None))
+    rows = batch.segments.row
+    loss, _ = objective(batch)
+    loss.backward()
+    assert objective.target_head.weight.grad.abs().max() > 0
+    with torch.no_grad():
+        student = means_of(objective.student(batch.inputs), rows)
+        teacher = means_of(objective.target_head(batch.targets[0].decode()), rows)
+    torch.testing.assert_close(loss.detach(), F.cross_entropy(student @ teacher.T / 0.07, torch.arange(12)))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_st_slidr_tolerates_and_balances_by_what_the_store_has(of_segments, balanced):
+    objective = objective_of_segments(loss="st_slidr", tolerance_quantile=0.3, balance_threshold=0.2, balanced=balanced)
+    segments = of_segments.segments
+    with torch.no_grad():
+        mean, of_samples = objective(of_segments)
+        student = means_of(objective.student(of_segments.inputs), segments.row)
+    similarity = cosines(segments.direction)
+    losses = tolerant_loss(student, segments.mean, negatives(similarity, 0.3), 0.07)
+    weights = balanced_weights(similarity, 0.2) if balanced else torch.ones(12)
+    assert balanced == bool((weights < 1).any())
+    torch.testing.assert_close(mean, (weights * losses).sum() / weights.sum(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(of_samples[0].sum() / of_samples[1].sum(), mean)  # as logs put stores together
+    of_weights = torch.stack([each.sum() for each in weights.split([4, 5, 3])])
+    torch.testing.assert_close(of_samples[1], of_weights)
+
+
+def test_losses_of_segments_are_computed_in_single_precision(of_segments):
+    """A quantile of cosines that are rounded to three digits would choose others."""
+    objective = objective_of_segments(loss="st_slidr")
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            mean, _ = objective(of_segments)
+            features = objective.student(of_segments.inputs)
+        objective.student.forward = lambda _: features  # the same, so that only what comes after differs
+        torch.testing.assert_close(mean, objective(of_segments)[0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"loss": "similarity"}, (True, False, False, False)),
+        ({"loss": "contrastive", "target_head": "linear"}, (True, False, False, False)),
+        ({"loss": "slidr"}, (False, True, True, False)),
+        ({"loss": "slidr", "target_head": "linear"}, (True, True, False, False)),
+        ({"loss": "st_slidr"}, (False, True, True, True)),
+        ({"loss": "st_slidr", "target_head": "linear"}, (True, True, False, True)),
+    ],
+)
+def test_no_more_is_read_than_a_loss_is_of(options, expected):
+    """Of pairs, segments, their means and their directions."""
+    assert tuple(ObjectiveConfig(**options).reads) == expected
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"loss": "l2"}, "objective.loss: 'l2' cannot be used. Give one of similarity"),
-        ({"target_head": "linear"}, "would make all targets equal"),
+        (
+            {"target_head": "linear"},
+            "Use it with loss contrastive, slidr, st_slidr: others would make all targets equal",
+        ),
+        (
+            {"loss": "slidr", "standardise": "phi_s"},
+            "objective.standardise: 'phi_s' cannot be used. Use none with loss slidr: the store has the means",
+        ),
+        (
+            {"loss": "st_slidr", "teachers": {"a": 1.0, "b": 1.0}},
+            r"objective.teachers: \['a', 'b'\] cannot be used. Use one teacher with loss st_slidr",
+        ),
+        (
+            {"tolerance_quantile": 1},
+            "objective.tolerance_quantile: 1 cannot be used. Give a number, at least 0 and below 1",
+        ),
+        ({"balance_threshold": 1.1}, "objective.balance_threshold: 1.1 cannot be used"),
+        ({"balanced": 1}, "objective.balanced: 1 cannot be used. Give true or false"),
         (
             {"loss": "contrastive", "target_head": "linear", "standardise": "centre"},
             "objective.standardise: 'centre' cannot be used. Use none with a target_head",

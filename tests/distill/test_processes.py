@@ -17,15 +17,19 @@ from click.testing import CliRunner, Result
 
 from in_children import (
     ROWS,
+    Linear,
     batch_norm_of_one_process,
+    batch_of_process,
     command_of_two,
     free_port,
     loss_and_gradients,
     one_of_two_is_on_its_own,
+    steps_of_two,
     together,
 )
 from scalr.cli import main
 from scalr.distill import processes
+from scalr.distill.objective import DistillObjective, ObjectiveConfig
 from scalr.distill.processes import locked_by_first
 from scalr.distill.training import _Trainer
 from scalr.errors import StudentError
@@ -149,6 +153,21 @@ def signalled_in(step: int, make_step: Callable) -> Callable:
         return make_step(self, batches)
 
     return signalled
+
+
+def test_negatives_are_those_of_a_process_and_means_are_over_all(tmp_path, children):
+    """By the number of segments of each process, or of pairs where it is pairs that are compared."""
+    counts = {"contrastive": (30, 42), "slidr": (5, 8), "st_slidr": (5, 8)}
+    for loss in counts:
+        (tmp_path / loss).mkdir()
+    assert together(children, steps_of_two, tuple(counts), tmp_path) == [0, 0]
+    for loss, numbers in counts.items():
+        objective = DistillObjective(Linear(), ObjectiveConfig(loss=loss), (1.0,), 3)
+        losses = [objective(batch_of_process(rank, loss))[0] for rank in range(2)]
+        mean = sum(number * each for number, each in zip(numbers, losses, strict=True)) / sum(numbers)
+        (gradient,) = torch.autograd.grad(mean, list(objective.parameters()))
+        ((found, norm, _),) = curve(tmp_path / loss)
+        assert (found, norm) == pytest.approx((mean.item(), gradient.norm().item()), rel=1e-4), loss
 
 
 def test_more_processes_than_frames_are_refused(extract_tiny, tmp_path, children):

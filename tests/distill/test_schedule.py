@@ -4,8 +4,9 @@ import math
 from itertools import pairwise
 
 import pytest
+import torch
 
-from scalr.distill.schedule import reciprocal_sqrt, warmup_cosine
+from scalr.distill.schedule import cosine_of_epochs, reciprocal_sqrt, warmup_cosine
 
 
 def test_schedule_warms_up_and_decays():
@@ -32,6 +33,17 @@ def test_the_second_schedule_decays_slowly_and_cools_down():
     down = [before - now for before, now in pairwise(factors[631:])]
     assert down == pytest.approx([down[0]] * len(down))
     assert factors[631] == pytest.approx(18 / 19 / math.sqrt(1 + 630 / 4.5))
+
+
+def test_a_cosine_of_epochs_is_that_of_torch():
+    """As SLidR's trainer steps it, once an epoch."""
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 7)
+    for epoch in range(7):
+        assert 0.5 * cosine_of_epochs(epoch, 7) == pytest.approx(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert cosine_of_epochs(0, 1) == 1
 
 
 def test_a_training_without_warm_up_starts_at_its_peak():

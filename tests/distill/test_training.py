@@ -135,6 +135,24 @@ def test_weights_decay_by_the_learning_rate_apart_from_the_gradient(tmp_path):
     assert objective.slow.item() == pytest.approx(2 * (1 - 0.01 * 0.5) ** 3)
 
 
+def test_sgd_is_slidr_s(tmp_path):
+    """Its buffer, weight decay and learning rates written once more: a gradient of 2p - 4 or 2p - 12, by turns."""
+    config = TrainingConfig(
+        epochs=3, learning_rate=0.05, weight_decay=0.25, optimiser="sgd", momentum=0.8, dampening=0.3,
+        schedule="cosine_epochs", warmup_steps=100,
+    )  # fmt: skip
+    objective = Objective(lambda p, batch: (p - 4 * batch.values + 2).square().sum())
+    fit(tmp_path, objective, config)
+    weight, buffer = 0.0, None
+    for step in range(6):
+        gradient = 2 * (weight - (2, 10)[step % 2]) + 0.25 * weight
+        buffer = gradient if buffer is None else 0.8 * buffer + 0.7 * gradient
+        weight -= 0.05 * (1 + math.cos(math.pi * (step // 2) / 3)) / 2 * buffer
+    assert objective.parameter.item() == pytest.approx(weight, rel=1e-5)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.05, 0.05, 0.0375, 0.0375, 0.0125, 0.0125])
+
+
 def test_steps_draw_random_numbers_of_their_own(tmp_path, monkeypatch):
     """What a step draws does not depend on what was drawn before it, and differs from process to process."""
     drawn = []
@@ -211,6 +229,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         ({"accumulate": 0}, "training.accumulate: 0"),
         ({"precision": "fp16"}, "precision: 'fp16' cannot be used. Give one of float32, bfloat16, float16$"),
         ({"schedule": "linear"}, "training.schedule: 'linear'"),
+        ({"optimiser": "adam"}, "training.optimiser: 'adam' cannot be used. Give one of adamw, sgd$"),
+        ({"momentum": 1}, "training.momentum: 1 cannot be used. Give a number, at least 0 and below 1$"),
+        ({"dampening": -0.1}, "training.dampening: -0.1"),
+        ({"dampening": 1.0}, "training.dampening: 1.0 cannot be used. Give a number, at least 0 and below 1$"),
         ({"seed": -1}, "training.seed: -1 cannot be used. Give a whole number, at least 0"),
         ({"workers": -1}, "training.workers: -1"),
         ({"warmup_steps": -1}, "training.warmup_steps: -1"),
@@ -249,7 +271,8 @@ def test_the_loaders_workers_keep_their_cores(tmp_path, workers, threads):
 
 # config of valeoai/ScaLR's pretraining (main); what it does not have is off.
 PUBLISHED = {
-    "epochs": 25, "batch_size": 8, "learning_rate": 2e-3, "min_learning_rate": 1e-5, "weight_decay": 0.03,
+    "epochs": 25, "batch_size": 8, "optimiser": "adamw", "momentum": 0.9, "dampening": 0.1,
+    "learning_rate": 2e-3, "min_learning_rate": 1e-5, "weight_decay": 0.03,
     "schedule": "cosine", "warmup_steps": 3500, "warmup_epochs": None,
     "timescale_epochs": 0.45, "cooldown_epochs": 2,  # of ScaLR+: 65 epochs, of which the last from 63 on
     "precision": "float32", "accumulate": 1, "compile": False, "workers": 0, "activation_checkpointing": False,

@@ -25,6 +25,7 @@ ON_LABELS = {
     "classes": None,
     "schedule": "scalr",
     "augmentation": "official",
+    "absent_classes": "left-out",
     "epochs": None,
     "warmup_epochs": None,
     "batch_size": None,
@@ -40,9 +41,10 @@ CORRUPTIONS = (
 DEFAULTS = {
     ProbeConfig: ON_LABELS | {"fast": False},
     FinetuneConfig: ON_LABELS
-    | {"labels": "100%", "from_scratch": False, "layer_decay": None, "precision": "float32"}
+    | {"labels": "100%", "from_scratch": False, "layer_decay": None, "head_factor": None, "precision": "float32"}
     | {"activation_checkpointing": False},
-    ScoreConfig: {"dataset": "nuscenes", "split": "val", "classes": None, "predictions": False, **OF_THE_MACHINE},
+    ScoreConfig: {"dataset": "nuscenes", "split": "val", "classes": None, **OF_THE_MACHINE}
+    | {"absent_classes": "left-out", "predictions": False},
     TransferConfig: {"dataset": "semantic_kitti", "split": "val", **OF_THE_MACHINE},
     RobustnessConfig: {"dataset": "nuscenes_c", **OF_THE_MACHINE},
     TeacherProbeConfig: {

@@ -23,6 +23,7 @@ from scalr.evaluate.labelled_scans import AugmentedScans
 from scalr.evaluate.model import load_model, with_class_head
 from scalr.evaluate.probe import FAST, ProbeConfig, probe
 from scalr.evaluate.supervision import SupervisedObjective
+from scalr.extract.datasets import open_dataset
 
 DEPTH = 3
 
@@ -195,20 +196,24 @@ def test_new_weights_are_of_the_seed_alone(config):
 def test_every_option_reaches_the_training(config, monkeypatch):
     given = {}
 
-    def train_on_scans(objective, dataset, training, device, checkpoints, augmentation, scale):
-        given.update(objective=objective, training=training, augmentation=augmentation, scale=scale)
+    def train_on_scans(objective, scans, training, device, checkpoints, scale):
+        given.update(objective=objective, training=training, scans=scans, scale=scale)
         return []
 
     monkeypatch.setattr(finetune_module, "train_on_scans", train_on_scans)
     model = config.new_model(load_student(config.student), 16)
     cpu, training = torch.device("cpu"), TrainingConfig(epochs=1)
-    replace(config, precision="bfloat16", layer_decay=0.5, augmentation="joint").fit(model, None, training, cpu, None)
-    assert given["augmentation"] == "joint"
+    dataset = open_dataset("nuscenes", config.root, "train")
+    changes = {"precision": "bfloat16", "layer_decay": 0.5, "head_factor": 3.0, "augmentation": "joint"}
+    replace(config, **changes).fit(model, dataset, training, cpu, None)
+    assert given["scans"].augmentation == "joint"
     assert given["training"] == replace(training, precision="bfloat16")
     assert not given["objective"].frozen
     assert given["scale"]("model.backbone.waffleiron.channel_mix.0.norm.weight") == 0.5**DEPTH
-    config.fit(model, None, training, cpu, None)
-    assert given["augmentation"] == "official"
+    assert given["scale"]("model.classif.1.weight") == 3
+    config.fit(model, dataset, training, cpu, None)
+    assert given["scans"].augmentation == "official"
+    assert given["scale"]("model.classif.1.weight") == 1
     assert given["scale"]("model.backbone.embed.conv1.weight") == 0.99 ** (DEPTH + 1)  # nuScenes, all labels
 
 
@@ -219,13 +224,14 @@ def test_scans_are_drawn_with_the_seed_of_the_training(config, monkeypatch):
         loaders.append((datasets, options))
         raise StoppedError("enough is known", where="here", fix="Go on")
 
-    monkeypatch.setattr(supervision, "AugmentedScans", lambda dataset, inputs, seed, augmentation: (seed, augmentation))
     monkeypatch.setattr(supervision, "EpochLoader", loader)
     model = config.new_model(load_student(config.student), 4)
     training, cpu = TrainingConfig(epochs=1, batch_size=3, workers=2, seed=7), torch.device("cpu")
+    scans = replace(config, seed=7).training_scans(open_dataset("nuscenes", config.root, "train"), model.input_config)
     with pytest.raises(StoppedError):
-        supervision.train_on_scans(SupervisedObjective(model, frozen=True), None, training, cpu, None, "joint")
-    assert loaders == [([(7, "joint")], {"batch_size": 3, "seed": 7, "workers": 2, "device": cpu})]
+        supervision.train_on_scans(SupervisedObjective(model, frozen=True), scans, training, cpu, None)
+    assert loaders == [([scans], {"batch_size": 3, "seed": 7, "workers": 2, "device": cpu})]
+    assert scans.seed == 7
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -336,7 +342,8 @@ def test_a_scaled_parameter_moves_and_decays_by_its_share(weight_decay):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedule": "scalar"}, "--schedule: 'scalar' cannot be used. Give one of scalr, scalr_plus"),
+        ({"schedule": "scalar"}, "--schedule: 'scalar' cannot be used. Give one of scalr, scalr_plus, slidr"),
+        ({"head_factor": 0.0}, "--head-factor: 0.0 cannot be used"),
         ({"labels": "2%"}, "--labels: '2%' cannot be used. Give one of 100%, 10%, 1%"),
         ({"augmentation": "none"}, "--augmentation: 'none' cannot be used. Give one of official, joint"),
         ({"layer_decay": 0.0}, "--layer-decay: 0.0 cannot be used"),

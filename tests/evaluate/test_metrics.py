@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from nuscenes.eval.lidarseg.utils import ConfusionMatrix
 
 from scalr.evaluate.metrics import (
+    MeanOver,
     accuracy,
     bootstrap_interval,
     confusion_matrix,
@@ -81,18 +83,29 @@ def test_the_mean_over_all_classes_is_that_of_semantickitti_s_script(confusion):
         assert mean_iou(confusion, "all") == pytest.approx(np.mean(iou))
 
 
-def test_the_three_means_of_few_classes():
+@given(confusions)
+def test_the_mean_with_absent_classes_as_1_is_that_of_slidr_s_code(confusion):
+    """Its histogram's diagonal over rows + columns - diagonal, where 0 / 0 is taken for 1, and the mean over all."""
+    counts = confusion.astype(float)
+    union = counts.sum(axis=1) + counts.sum(axis=0) - np.diag(counts)
+    iou = [inner / outer if outer else 1.0 for inner, outer in zip(np.diag(counts), union, strict=True)]
+    if confusion.any():
+        assert mean_iou(confusion, "all, absent as 1") == pytest.approx(np.mean(iou))
+
+
+def test_the_four_means_of_few_classes():
     """A class that is there, one that is predicted only, one that is neither."""
     confusion = np.array([[6, 2, 0], [0, 0, 0], [0, 0, 0]])
     assert mean_iou(confusion, "present") == pytest.approx(6 / 8)
     assert mean_iou(confusion, "present or predicted") == pytest.approx(6 / 8 / 2)
     assert mean_iou(confusion, "all") == pytest.approx(6 / 8 / 3)
+    assert mean_iou(confusion, "all, absent as 1") == pytest.approx((6 / 8 + 1) / 3)
     assert frequency_weighted_iou(confusion) == pytest.approx(6 / 8)
 
 
 def test_figures_of_many_matrices_are_those_of_each():
     confusions = np.random.default_rng(0).integers(0, 3, (20, 4, 4)) * np.tri(20, 4, dtype=int)[:, :, None]
-    for over in ("present or predicted", "present", "all"):
+    for over in get_args(MeanOver):
         np.testing.assert_array_equal(mean_iou(confusions, over), [mean_iou(each, over) for each in confusions])
     np.testing.assert_array_equal(
         intersection_over_union(confusions), [intersection_over_union(each) for each in confusions]
@@ -151,7 +164,7 @@ def test_a_perfect_prediction_costs_nothing():
 
 def test_without_points_there_are_no_figures():
     nothing = np.zeros((3, 3), int)
-    for over in ("present or predicted", "present", "all"):
+    for over in get_args(MeanOver):
         assert np.isnan(mean_iou(nothing, over))
     assert np.isnan(accuracy(nothing))
     assert np.isnan(intersection_over_union(nothing)).all()

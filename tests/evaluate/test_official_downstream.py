@@ -220,11 +220,11 @@ def test_features_turn_by_an_angle_of_their_own():
         assert counts.sum() == 3000
         assert counts.min() > 400
     assert {motion.scale for motion, _ in pairs} == {1.0}
-    assert {of_features.flipped_axis for _, of_features in pairs} == {None}
+    assert {of_features.flipped_axes for _, of_features in pairs} == {()}
     scales = np.array([of_features.scale for _, of_features in pairs])
     assert 0.9 <= scales.min() < 0.91 < 1.09 < scales.max() <= 1.1
-    flips = [motion.flipped_axis for motion, _ in pairs]
-    assert all(abs(flips.count(axis) / 3000 - 1 / 3) < 0.04 for axis in (0, 1, None))
+    flips = [motion.flipped_axes for motion, _ in pairs]
+    assert all(abs(flips.count(axes) / 3000 - 1 / 3) < 0.04 for axes in ((0,), (1,), ()))
 
 
 PROBING = Schedule(

@@ -20,6 +20,7 @@ from scalr.evaluate import corrupt, finetune, probe, robustness, score, similari
 from scalr.evaluate.model import Model
 from scalr.evaluate.scores import Scores
 from scalr.extract.datasets.corruptions import CORRUPTIONS, SEVERITIES
+from scalr.extract.intensity import IntensityStatistics
 from scalr.worker_processes import worker_context
 
 CLASSES = ("a", "b")
@@ -56,7 +57,7 @@ def devices(monkeypatch) -> list[str]:
 def a_dataset(name: str = "nuscenes") -> SimpleNamespace:
     return SimpleNamespace(
         name=name, split="val", root=Path("r"), class_names=CLASSES, frames=[FRAME],
-        read_labels=lambda frame: np.zeros(3, np.uint8),
+        read_labels=lambda frame: np.zeros(3, np.uint8), intensity=IntensityStatistics(0.0, 1.0),
     )  # fmt: skip
 
 
@@ -152,11 +153,12 @@ def learnt(seen, devices, tmp_path):
         assert opened == [(("d", Path("r"), split), {"need": "labels"}) for split in ("t", "v")]
         assert [arguments[1] for arguments, _ in chosen] == ["c", "c"]
         assert scored[0][1] == {"workers": 3}
-        (objective, _, training, _, checkpoints, augmentation, *rest), _ = fitted[0]
+        (objective, scans, training, _, checkpoints, *rest), _ = fitted[0]
         assert (checkpoints.minutes, checkpoints.path) == (2.5, tmp_path / "checkpoint.pt")
         assert checkpoints.path == tmp_path / "checkpoint.pt"
         assert checkpoints.record.machine["workers"] == 3
-        assert augmentation == "joint"
+        assert (scans.augmentation, scans.schedule, scans.seed) == ("joint", "scalr_plus", 11)
+        assert scans.inputs == objective.model.input_config
         return SimpleNamespace(objective=objective, training=training, checkpoints=checkpoints, rest=rest)
 
     return call

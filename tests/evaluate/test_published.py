@@ -96,8 +96,39 @@ OTHERS = {
 }
 
 
+# Of MinkUNets: probed, finetuned with 1, 10 and 100 % of nuScenes' labels and 1 % of SemanticKITTI's.
+RESNET, RESNET_4 = "resnet50_moco_v2", "resnet50_moco_v2_stride4"
+MINK, ON_600, WITH_HEAD = "MinkUNet", "nuscenes slidr_train", "contrastive, a head on the targets"
+BY_SLIDR = {
+    f"PPKT (ScaLR's Table 8: {MINK}, {RESNET}, {ON_600}, {WITH_HEAD})": (35.9, 37.8, 60.3, 74.5, 44.0),
+    f"SLidR (ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})": (38.8, 38.3, 59.8, 74.8, 44.6),
+    f"ST-SLidR (ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})": (40.5, 40.8, 60.8, 75.1, 44.7),
+    f"Seal (ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})": (45.0, 45.8, 63.0, 75.6, 46.6),
+    f"PPKT (ScaLR's Table 2: {MINK}, {RESNET}, {ON_600}, {WITH_HEAD})": (36.4, 37.5),
+    f"SLidR (ScaLR's Table 2: {MINK}, {RESNET_4}, {ON_600})": (38.8, 39.0),
+    f"ST-SLidR (ScaLR's Table 2: {MINK}, {RESNET_4}, {ON_600})": (40.5, 40.8),
+    f"Seal (ScaLR's Table 2: {MINK}, {RESNET_4}, {ON_600})": (45.0, 45.8),
+    f"PPKT (ScaLR's Table 2: {MINK}, dino_vits8, {ON_600}, {WITH_HEAD})": (38.6, 40.6),
+    f"SLidR (ScaLR's Table 2: {MINK}, dino_vits8, {ON_600})": (39.3, 39.0),
+    f"ScaLR (Table 2: {MINK}, dino_vits8, {ON_600})": (42.4, 40.5),
+    f"ScaLR (Table 1: {MINK}, dino_vits8, {ON_600}, {WITH_HEAD})": (39.3,),
+    f"ScaLR (Table 1: {MINK}, dino_vits8, {ON_600}, contrastive, no head on the targets)": (43.4,),
+    f"ScaLR (Table 1: {MINK}, dino_vits8, {ON_600})": (43.6,),
+    f"ScaLR (Table 1: {MINK}, dino_vits8, {ON_600}, one camera)": (42.1,),
+    f"ScaLR (README of LiMA: {MINK}, dinov2_vits14, nuscenes)": (49.66, 45.89, 61.07, 73.39, 46.06),
+    f"ScaLR (README of LiMA: {MINK}, dinov2_vitb14, nuscenes)": (51.90, 48.90, 62.88, 74.15, 47.77),
+    f"ScaLR (README of LiMA: {MINK}, dinov2_vitl14, nuscenes)": (51.77, 49.13, 62.75, 74.16, 48.64),
+    f"MinkUNet (ScaLR's Table 8: {MINK}, new weights)": (8.1, 30.3, 56.2, 74.7, 39.5),
+}
+BY_SLIDR_ON = ("probe nuscenes", *(f"finetune {on}" for on in FINETUNED[:4]))
+
+
 def test_figures_are_those_of_the_papers_and_readmes():
     expected = dict(OTHERS)
+    for name, figures in BY_SLIDR.items():
+        settings = [on.replace("finetune", "scratch") if "new weights" in name else on for on in BY_SLIDR_ON]
+        pairs = zip(settings, figures, strict=False)
+        expected |= {(f"{setting} by slidr", name): {"mIoU": miou} for setting, miou in pairs}
     for name, figures in PROBED.items():
         expected |= {(f"probe {on}", name): {"mIoU": miou} for on, miou in zip(DATASETS, figures, strict=True)}
     for on, rows in (("nuscenes", PROBED_ON_NUSCENES), ("semantic_kitti", PROBED_ON_KITTI)):
@@ -237,7 +268,9 @@ NOT_COMPARED = {
     *("out_channels", "objective.teachers", "training.precision", "training.accumulate", "training.compile"),
     *("training.workers", "training.activation_checkpointing", "training.seed"),
 }
+OF_SGD = {"training.momentum", "training.dampening"}
 OF_CONTRASTIVE = {"objective.temperature", "objective.contrastive_pairs", "objective.target_head_channels"}
+OF_ST_SLIDR = {f"objective.{name}" for name in ("tolerance_quantile", "balanced", "balance_threshold")}
 OF_RECIPROCAL = {"training.timescale_epochs", "training.cooldown_epochs"}
 OF_COSINE = {"training.min_learning_rate", "training.warmup_steps"}
 
@@ -253,7 +286,8 @@ def test_all_that_a_recipe_says_is_compared(recipe, who, without):
     (row, *_) = (row for row in published_for("probe nuscenes") if row.who == who)
     made = provenance(recipe, {"dinov2_vitl14": {}}, *WHOLE)
     found = origin_of(load_recipe(recipe).student, made)
-    assert found.keys() - row.model.keys() == NOT_COMPARED | without | {"labels", "student"}
+    without = without | OF_SGD | OF_ST_SLIDR
+    assert found.keys() - row.model.keys() == NOT_COMPARED | without | {"labels", "student", "superpixels"}
 
 
 def test_settings_of_the_verbs_are_published():
@@ -266,6 +300,9 @@ def test_settings_of_the_verbs_are_published():
     assert FinetuneConfig(**base, labels="1%", dataset="semantic_kitti").setting == "finetune semantic_kitti 1%"
     assert FinetuneConfig(**base, from_scratch=True).setting == "scratch nuscenes 100%"
     assert ProbeConfig(**base).setting == "probe nuscenes"
+    assert ProbeConfig(**base, schedule="slidr").setting == "probe nuscenes by slidr"
+    assert published_for(FinetuneConfig(**base, schedule="slidr", labels="1%").setting)
+    assert published_for(FinetuneConfig(**base, schedule="slidr", labels="1%", from_scratch=True).setting)
     assert published_for(None) == []
 
 
@@ -282,7 +319,7 @@ def text_of(row: Published) -> str:
 
 def test_the_page_has_a_command_for_each_setting_and_the_figures_of_the_students_on_all_datasets():
     shown = {setting.strip("`"): figures for setting, _, *figures in rows_of_page("The tables")}
-    assert shown.keys() == {row.setting for row in PUBLISHED if not row.setting.startswith("scratch")}
+    assert shown.keys() == {row.setting for row in PUBLISHED if not re.search("^scratch|by slidr$", row.setting)}
     for setting, figures in shown.items():
         rows = [
             *published_for(setting),

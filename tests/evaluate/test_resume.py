@@ -47,6 +47,7 @@ OTHERS = {
     "batch_size": (2, "schedule.batch_size"),
     "learning_rate": (0.1, "schedule.learning_rate"),
     "augmentation": ("joint", "augmentation"),
+    "absent_classes": ("as-1", "mean_over"),
     "seed": (1, "seed"),
 }
 OTHERS_OF = {
@@ -56,6 +57,7 @@ OTHERS_OF = {
         "schedule": ("scalr_plus", "schedule.learning_rate"),
         "from_scratch": (True, "schedule.layer_decay"),
         "layer_decay": (0.5, "schedule.layer_decay"),
+        "head_factor": (2.0, "schedule.head_factor"),
         "precision": ("bfloat16", "precision"),
     },
 }

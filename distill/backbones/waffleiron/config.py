@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from ....settings import at_least, below, up_to
 from ..backbone import BackboneConfig
@@ -38,7 +38,3 @@ class WaffleIronConfig(BackboneConfig):
     @property
     def description(self) -> str:
         return f"{self.title}, {self.norm} norm, {self.activation}"
-
-    def with_stochastic_depth(self, probability: float) -> Self:
-        """The same network with another probability of leaving out a residual."""
-        return replace(self, stochastic_depth=probability)
