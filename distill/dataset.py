@@ -15,7 +15,7 @@ from ..extract.store import FeatureStore, Source, StoredView
 from ..extract.targets import EncodedTargets
 from ..settings import Count, Settings, Weight, at_least
 from .backbones.backbone import PackedBatch, PreparedScan, ScanInputs, VoxelPoint
-from .inputs import AugmentConfig, augment, outside_cuboid
+from .inputs import AugmentConfig, augment, outside_cuboid, training_input
 from .segments import PAIRS, SegmentTargets, TargetParts, is_usable
 from .training import Batch
 
@@ -195,7 +195,7 @@ class DistillDataset(Dataset):
             pairs, segments = self._segments(rows, views, pairs)
         if not any(len(pair) for _, pair in pairs):
             return None
-        scan = self.inputs.prepare(cloud[inside], intensity)
+        scan = training_input(cloud[inside], intensity, self.inputs)
         point = scan.row[np.concatenate([point for point, _ in pairs])]
         return DistillSample(
             id=SampleId(self.number, tuple(rows)),

@@ -78,6 +78,18 @@ def outside_cuboid(xyz: np.ndarray, rng: np.random.Generator, largest_share: flo
     return ~(np.abs(xyz - centre) < half_size).all(axis=1)
 
 
+def training_input(
+    points: np.ndarray, intensity: IntensityStatistics, inputs: ScanInputs, feature_xyz: np.ndarray | None = None
+) -> PreparedScan:
+    """Points that are drawn, augmented and inside, as a backbone reads them: see `ScanInputs.prepare`.
+
+    Raises:
+        StudentError: no points, or inputs of one's own whose rows are not those of the points.
+    """
+    require_points(points)
+    return _with_sound_rows(inputs.prepare(points, intensity, feature_xyz), len(points), inputs)
+
+
 def evaluation_input(points: ArrayLike, intensity: IntensityStatistics, inputs: ScanInputs) -> PreparedScan:
     """A raw scan as it is evaluated: `scores[prepared.row]` scores all of its points.
 
@@ -90,8 +102,26 @@ def evaluation_input(points: ArrayLike, intensity: IntensityStatistics, inputs: 
         StudentError: no point that can be used, a coordinate that is not finite, or points of another shape.
     """
     points = as_float32(points, "points", where="scan", wanted="Pass x, y, z in metres and raw intensity")
-    check_points(points)
-    return inputs.prepare_whole(points, intensity)
+    require_points(points)
+    return _with_sound_rows(inputs.prepare_whole(points, intensity), len(points), inputs)
+
+
+def _with_sound_rows(scan: PreparedScan, num_points: int, inputs: ScanInputs) -> PreparedScan:
+    """The scan, where each point has a row that stands for it, and each row is of a point."""
+    is_sound = (
+        len(scan.row) == num_points and _are_below(scan.row, len(scan.kept)) and _are_below(scan.kept, num_points)
+    )
+    if not is_sound:
+        raise StudentError(
+            f"'kept' and 'row' of a scan of {num_points} points are not rows of each other",
+            where=type(inputs).__name__,
+            fix="Correct its methods prepare and prepare_whole; docs/backbones.md says what they give.",
+        )
+    return scan
+
+
+def _are_below(rows: np.ndarray, end: int) -> bool:
+    return len(rows) > 0 and rows.min() >= 0 and rows.max() < end
 
 
 def as_float32(values: ArrayLike, what: str, *, where: str, wanted: str) -> np.ndarray:
@@ -120,10 +150,21 @@ def as_float32(values: ArrayLike, what: str, *, where: str, wanted: str) -> np.n
         return np.asarray(array).astype(np.float32, copy=False)
 
 
-def check_points(points: np.ndarray) -> None:
+def require_points(points: np.ndarray) -> None:
+    """Refuse what is no scan.
+
+    Raises:
+        StudentError: an array of another shape than (N, 4), no point, or values that are not finite.
+    """
     if points.ndim != 2 or points.shape[1] != 4:
         raise StudentError(
             f"points have shape {points.shape}", where="scan", fix="Pass (N, 4): x, y, z in metres and raw intensity"
+        )
+    if len(points) == 0:
+        raise StudentError(
+            "no point is left inside the field of view",
+            where="scan",
+            fix="Leave this scan out, or enlarge the field of view of the student's inputs.",
         )
     check_finite(points)
 

@@ -103,11 +103,20 @@ class Student(nn.Module):
         """(M, C): the points' tokens after the last layer, which probing reads.
 
         Raises:
-            StudentError: a batch of a single point while training, for which batch norm has no statistics.
+            StudentError: a batch of a single point while training, for which batch norm has no statistics; features
+                of another shape, of a backbone of one's own.
         """
         if self.training and batch.num_points < 2:
             raise StudentError("a batch of one point", where="training", fix="Enlarge the batch or drop such scans")
-        return self.backbone(batch)
+        tokens = self.backbone(batch)
+        is_traced = torch.compiler.is_compiling()  # with sizes that are not known
+        if not is_traced and tokens.shape != (batch.num_points, self.width):
+            raise StudentError(
+                f"its features of {batch.num_points} rows with {self.width} channels have shape {tuple(tokens.shape)}",
+                where=type(self.backbone).__name__,
+                fix="Correct its method forward or its width; docs/backbones.md says what they give.",
+            )
+        return tokens
 
     @torch.no_grad()
     def project(self, features: torch.Tensor | ArrayLike) -> torch.Tensor:

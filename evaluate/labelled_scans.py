@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..distill.backbones.backbone import PackedBatch, PreparedScan, ScanInputs
-from ..distill.inputs import AugmentConfig, Motion, draw_motion, evaluation_input
+from ..distill.inputs import AugmentConfig, Motion, draw_motion, evaluation_input, training_input
 from ..distill.interruption import leave_signals_to_the_trainer, starting_workers
 from ..distill.training import Batch
 from ..errors import DatasetError, ScalrError
@@ -102,7 +102,7 @@ class AugmentedScans(TorchDataset):
         feature_xyz = motion_of_features.move(points[:, :3])
         points[:, :3] = motion.move(points[:, :3])
         inside = self.inputs.inside(points[:, :3])
-        scan = self.inputs.prepare(points[inside], self.intensity, feature_xyz[inside])
+        scan = training_input(points[inside], self.intensity, self.inputs, feature_xyz[inside])
         return scan, labels[inside][scan.kept]
 
 

@@ -159,6 +159,7 @@ def _similarity_maps(config: SimilarityConfig) -> SimilarityResult:
             raise frame.error
         store = open_store(config.cache)
         teacher = teacher or store.only_teacher()
+        store.require_targets_of_pairs(teacher)
         stored = stored_features(store, teacher, dataset, frame, scan)
     query, vector = chosen_query(scan, dataset.class_names, config.point, config.class_name)
     logger.info("%s of %s: compared with %s", frame.token, dataset.name, query.text)

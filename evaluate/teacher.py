@@ -85,12 +85,13 @@ class LabelledTargets(TorchDataset):
         standardisation: of the targets before they are made unit vectors; None takes them as they are.
 
     Raises:
-        StoreError: no targets of the teacher in this split, or of scans that are not the dataset's.
+        StoreError: no targets of the teacher's pairs in this split, or of scans that are not the dataset's.
     """
 
     standardisation: Standardisation | None = None
 
     def __init__(self, store: FeatureStore, teacher: str, dataset: Dataset, seed: int) -> None:
+        store.require_targets_of_pairs(teacher)
         self.store, self.teacher, self.dataset, self.seed = store, teacher, dataset, seed
         self.frames = _stored_frames(store, teacher, dataset)
 

@@ -13,18 +13,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import DatasetError
+from ..errors import DatasetError, StoreError
 from ..progress import progress
 from .datasets.frame import Dataset
 from .encoding import ENCODINGS, OF_SEGMENTS, Encoding
 from .intensity import IntensityStatistics
-from .pipeline import ViewEncoder, new_views, recorded_provenance, teacher_footprint
+from .pipeline import ViewEncoder, new_views, num_readers, reader_pool, recorded_provenance, teacher_footprint
 from .plan import BLOCK_BYTES, FRAMES_PER_BLOCK, plan_blocks
 from .preparation import OnError, PreparedFrame, PreparedView, Selection, prepare_or_skip
 from .statistics import TeacherStatistics
-from .store import create_store
+from .store import SCANS, create_store
 from .store.arrays import SHARD_BYTES
+from .store.files import files_below
+from .store.format import SUPERPIXEL, group_path
 from .store.inspect import StoreReport, inspect_store, readable_bytes
+from .superpixels import SLIC
 from .teacher_sample import VectorSums, add_views
 from .teachers.batch_size import bytes_per_image
 from .teachers.teacher import Teacher
@@ -37,6 +40,7 @@ MUCH_SMALLER = 3  # times
 LIBRARIES_BYTES = 600_000_000
 SHARDS_HELD = 6  # of an array: rows that wait, the shard as it is encoded, and as it is read back
 FRAMES_AHEAD = 8
+SLIC_BYTES = 125  # of a pixel, as tests/benchmarks/superpixels.py measures it
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Estimate:
     pairs: int
     scan_bytes: int
     scan_files: int
+    superpixel_bytes: int  # of these, the pairs' ids of segments; 0 without superpixels
     encodings: list[EncodingEstimate]
     chosen: Encoding
     free_bytes: int
@@ -79,19 +84,29 @@ class Estimate:
         lines = [
             f"{self.frames:,} frames, {self.views:,} views, about {self.pairs:,} pairs"
             f" (extrapolated from {self.sampled_frames} frames)",
-            f"scans and pairs: {readable_bytes(self.scan_bytes)} in {self.scan_files:,} files",
+            f"scans and pairs: {readable_bytes(self.scan_bytes)} in {self.scan_files:,} files"
+            + (
+                f", ids of superpixels: {readable_bytes(self.superpixel_bytes)} of these"
+                if self.superpixel_bytes
+                else ""
+            ),
             "",
             f"{'targets as':<18}{'size':>10}{'bytes/pair':>12}{'files':>10}"
             f"{'mean cosine':>14}{'worst':>10}{'less mean':>12}{'worst':>10}",
         ]
         for each in self.encodings:
             name = f"{each.encoding.layout} {each.encoding.dtype}"
-            lines.append(
-                f"{name:<18}{readable_bytes(each.bytes):>10}{each.bytes / max(1, self.pairs):>12.1f}{each.files:>10,}"
+            cosines = (
                 f"{each.mean_cosine:>14.6f}{each.worst_cosine:>10.6f}"
                 f"{each.mean_cosine_centred:>12.6f}{each.worst_cosine_centred:>10.6f}"
+            )
+            lines.append(
+                f"{name:<18}{readable_bytes(each.bytes):>10}{each.bytes / max(1, self.pairs):>12.1f}{each.files:>10,}"
+                + (cosines if each.encoding.of_pairs else f"{'-':>14}{'-':>10}{'-':>12}{'-':>10}")
                 + ("   as asked for" if each.encoding == self.chosen else "")
             )
+        if OF_SEGMENTS in [each.encoding for each in self.encodings]:
+            lines.append("each with the vectors of superpixels; 'segments' is those alone")
         lines += ["", f"free space at the target: {readable_bytes(self.free_bytes)}"]
         if self.bytes > self.free_bytes:
             lines.append(f"NOT ENOUGH: {readable_bytes(self.bytes)} are needed")
@@ -159,6 +174,7 @@ def estimate(
             sample = (path, dataset.name, dataset.split, frames, teachers, patch_maps, statistics, encoding)
             report = write_sample(*sample, superpixels=settings)
             measured[encoding] = (report, shared_seconds + time.perf_counter() - start)
+            superpixel_bytes = _superpixel_bytes(path)
     report, seconds = measured[chosen]
     scale = len(dataset.frames) / len(frames)
     in_a_block = {each: frames_per_block or frames_of_a_block(frames[0], teachers, each) for each in encodings}
@@ -168,13 +184,15 @@ def estimate(
         views=sum(len(frame.views) for frame in dataset.frames),
         pairs=round(sum(report.pairs.values()) * scale),
         scan_bytes=round(report.scans.bytes * scale),
+        superpixel_bytes=round(superpixel_bytes * scale),
         scan_files=report.scans.files * num_blocks[chosen],
         encodings=[
             _encoding_estimate(encoding, measured[encoding][0], scale, num_blocks[encoding]) for encoding in encodings
         ],
         chosen=chosen,
         free_bytes=shutil.disk_usage(_nearest_folder(out)).free,
-        memory_bytes=peak_memory(frames[0], teachers, chosen, batch_sizes, in_a_block[chosen]),
+        memory_bytes=peak_memory(frames[0], teachers, chosen, batch_sizes, in_a_block[chosen])
+        + _memory_of_slic(frames[0], settings),
         seconds=seconds * scale,
         sampled_frames=len(frames),
     )
@@ -185,7 +203,9 @@ def _sampled_frames(
 ) -> list[PreparedFrame]:
     """A few frames, spread evenly over the split, without those that are skipped."""
     numbers = np.unique(np.linspace(0, len(dataset.frames) - 1, SAMPLED_FRAMES).round().astype(int)).tolist()
-    tried = [prepare_or_skip(dataset, dataset.frames[each], teachers, selection, on_error) for each in numbers]
+    with reader_pool() as readers:  # as an extraction does: SLIC takes longer than most teachers
+        options = (teachers, selection, on_error)
+        tried = list(readers.map(lambda number: prepare_or_skip(dataset, dataset.frames[number], *options), numbers))
     frames = [frame for frame in tried if isinstance(frame, PreparedFrame)]
     if not frames:
         raise DatasetError(
@@ -234,6 +254,15 @@ def peak_memory(
     return LIBRARIES_BYTES + written + ahead + weights + activations
 
 
+def _memory_of_slic(frame: PreparedFrame, superpixels: dict | None) -> int:
+    """Bytes that all readers hold at once."""
+    if superpixels is None or superpixels["method"] != SLIC:
+        return 0
+    return (
+        num_readers() * SLIC_BYTES * max(height * width for height, width in (each.image_shape for each in frame.views))
+    )
+
+
 def _counts(teacher: Teacher, view: PreparedView) -> tuple[int, int]:
     """Pairs of a view, and patches that they read."""
     return len(view.pixel), len(teacher_footprint(teacher, view.pixel, view.image_shape).touched)
@@ -258,6 +287,22 @@ def warn_of_size(frame: PreparedFrame, num_frames: int, teachers: Sequence[Teach
             *(readable_bytes(sizes[chosen]), chosen.layout, chosen.dtype),
             *(readable_bytes(sizes[smallest]), smallest.layout, smallest.dtype),
         )
+
+
+def too_large(teacher: Teacher, num_views: int) -> StoreError:
+    """Why targets of pairs are not kept of a teacher with such maps, in the sizes of `num_views` views."""
+    height, width = (side // teacher.patch_size for side in teacher.image_size)
+    whole_map = Encoding("patch", "int8").bytes_per_view(0, height * width, teacher.dim)
+    pair = Encoding("point", "int8").bytes_per_view(1, 0, teacher.dim)
+    segment = OF_SEGMENTS.bytes_per_view(0, 0, teacher.dim, num_segments=1)
+    return StoreError(
+        f"its maps of {height}x{width} vectors are too large to be kept: up to {readable_bytes(whole_map)} an image as"
+        f" --encoding patch, even in int8 ({readable_bytes(num_views * whole_map)} for all {num_views:,} images), or"
+        f" {readable_bytes(pair)} a pair as point; vectors of superpixels take {readable_bytes(segment)} a segment",
+        where=teacher.name,
+        fix="Pass --superpixels slic or a folder of maps, and no --encoding; extract other teachers in a run of their"
+        " own ('scalr extract --dry-run' measures sizes).",
+    )
 
 
 def patch_maps_of(teacher: Teacher, position: int, frames: list[PreparedFrame], batch_size: int) -> list[torch.Tensor]:
@@ -325,6 +370,11 @@ def _encoding_estimate(encoding: Encoding, report: StoreReport, scale: float, nu
         mean_cosine_centred=float(np.mean([each.mean_cosine_centred for each in targets])),
         worst_cosine_centred=min(each.worst_cosine_centred for each in targets),
     )
+
+
+def _superpixel_bytes(store: Path) -> int:
+    """Of the pairs' ids in a store of one block."""
+    return sum(file.stat().st_size for file in files_below(group_path(store, SCANS, 0) / SUPERPIXEL))
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +17,15 @@ from ..progress import progress
 from .datasets import open_dataset
 from .datasets.frame import Dataset, Frame
 from .pipeline import teacher_footprint
-from .preparation import Selection, prepare_frame
-from .store import FeatureStore, Source
+from .preparation import PreparedView, Selection, prepare_frame
+from .segments import segments_of
+from .store import FeatureStore, Segments, Source
+from .superpixels import SLIC, open_superpixels
 from .targets import sample_targets
 from .teachers.choices import choose_weights
 from .teachers.teacher import Teacher, load_teacher
+
+logger = logging.getLogger(__name__)
 
 SEED = 0  # of the choice of views
 # By how much the mean cosine of two forward passes of one teacher may fall short of 1 on two machines.
@@ -45,33 +50,56 @@ class Recomputed:
     # Mean distance of the unit vectors. The similarity loss is a mean of such distances, so that for no student
     # its values on stored and on exact targets are further apart.
     loss_difference: float
+    has_targets: bool = True  # of pairs; False where segments alone are kept: cosines are 1 then
+    # With superpixels:
+    same_superpixels: bool = True  # the whole map; without it there is nothing to compare of segments
+    segments: int = 0  # that hold a pair
+    segments_cosine: float = 1.0  # mean over their vectors
+    least_segments_cosine: float = 0.0
 
     @property
     def as_stored(self) -> bool:
         """Whether the store holds what the dataset and the teacher give now."""
-        return self.same_image and self.same_pairs and self.mean_cosine >= self.least_cosine
+        same_input = self.same_image and self.same_pairs and self.same_superpixels
+        same_segments = self.segments_cosine >= self.least_segments_cosine
+        return same_input and self.mean_cosine >= self.least_cosine and same_segments
 
     def __str__(self) -> str:
         name = f"view {self.row} ({self.of}), {self.teacher}: {self.pairs} pairs, "
         if not self.same_pairs:
             return f"{name}OTHER POINTS OR PIXELS than the dataset gives"
-        cosine = (
-            f"cosine {self.mean_cosine:.6f} (worst {self.worst_cosine:.6f}), loss within {self.loss_difference:.2g}"
-        )
+        cosines, least = [], []
+        if self.has_targets:
+            worst = f"(worst {self.worst_cosine:.6f}), loss within {self.loss_difference:.2g}"
+            cosines.append(f"cosine {self.mean_cosine:.6f} {worst}")
+            least.append(f"{self.least_cosine:.6f} or more")
+        if self.segments and self.same_superpixels:
+            cosines.append(f"{self.segments} segments, cosine {self.segments_cosine:.6f}")
+            least.append(f"{self.least_segments_cosine:.6f} or more of segments")
+        cosine = ", ".join(cosines)
         if not self.same_image:
             return f"{name}ANOTHER IMAGE than the store was made from, {cosine}"
+        if not self.same_superpixels:
+            return f"{name}OTHER SUPERPIXELS than the store was made from {cosine}".rstrip()
         if not self.as_stored:
-            return f"{name}OTHER TARGETS than the teacher gives, {cosine}; expected: {self.least_cosine:.6f} or more"
+            return f"{name}OTHER TARGETS than the teacher gives, {cosine}; expected: {' and '.join(least)}"
         return name + cosine
 
 
 def recompute_targets(
-    store: FeatureStore, num_views: int, *, root: Path | None, weights: tuple[str, ...], device: torch.device
+    store: FeatureStore,
+    num_views: int,
+    *,
+    root: Path | None,
+    superpixels: Path | None = None,
+    weights: tuple[str, ...],
+    device: torch.device,
 ) -> Iterator[Recomputed]:
     """Recompute `num_views` views of each teacher, drawn at random among those that see a point.
 
     Args:
         root: the dataset's folder; None takes the one recorded.
+        superpixels: the folder of maps, where the store's are of one; likewise.
         weights: see `choose_weights`; where there are none, hub or random as recorded.
 
     Raises:
@@ -79,11 +107,12 @@ def recompute_targets(
     """
 
     @cache
-    def frames_of(dataset_name: str, split: str) -> tuple[Dataset, Source, dict[str, Frame]]:
+    def frames_of(dataset_name: str, split: str) -> tuple[Dataset, Selection, dict[str, Frame]]:
         (source,) = [each for each in store.sources if (each.dataset, each.split) == (dataset_name, split)]
         record = source.attributes["record"]
         dataset = open_dataset(record["reader"], root or Path(record["root"]), split)
-        return dataset, source, {frame.token: frame for frame in dataset.frames}
+        selection = _recorded_selection(source, dataset, superpixels)
+        return dataset, selection, {frame.token: frame for frame in dataset.frames}
 
     given = choose_weights(tuple(store.teachers), weights)
     for name in store.teachers:
@@ -92,23 +121,23 @@ def recompute_targets(
         with progress(len(rows), f"recompute {name}", "view") as bar:
             for row in rows:
                 view = store.views.slice(row, 1).to_pylist()[0]
-                dataset, source, frames = frames_of(view["dataset"], view["split"])
+                dataset, selection, frames = frames_of(view["dataset"], view["split"])
                 if view["token"] not in frames:
                     raise StoreError(
                         f"frame {view['token']} is in the store, but not in this dataset",
                         where=dataset.root,
                         fix="Pass --root with the dataset that the store was made from.",
                     )
-                yield _recompute(store, row, teacher, dataset, source, frames[view["token"]])
+                yield _recompute(store, row, teacher, dataset, selection, frames[view["token"]])
                 bar.update()
 
 
 def _recompute(
-    store: FeatureStore, row: int, teacher: Teacher, dataset: Dataset, source: Source, frame: Frame
+    store: FeatureStore, row: int, teacher: Teacher, dataset: Dataset, selection: Selection, frame: Frame
 ) -> Recomputed:
-    record = store.views.slice(row, 1).to_pylist()[0]
-    selection = Selection(*(source.attributes[name] for name in ("points", "occlusion")))
-    prepared, stored = prepare_frame(dataset, frame, [teacher], selection), store.read_view(row, teacher.name)
+    record, has_targets = store.views.slice(row, 1).to_pylist()[0], store.encoding(teacher.name).of_pairs
+    prepared = prepare_frame(dataset, frame, [teacher], selection)
+    stored = store.read_view(row, teacher.name if has_targets else None)
     view = next((view for view in prepared.views if view.record.camera == record["camera"]), None)
     found = {
         "row": row,
@@ -122,10 +151,16 @@ def _recompute(
         and np.array_equal(prepared.points, stored.points)
         and prepared.scan_sha256 == record["scan_sha256"],
         "least_cosine": _least_cosine(store, row, teacher),
+        "has_targets": has_targets,
+        "same_superpixels": view is not None and view.superpixels_sha256 == record["superpixels_sha256"],
     }
     if not found["same_pairs"]:
         return Recomputed(**found, **dict.fromkeys(("mean_cosine", "worst_cosine", "loss_difference"), float("nan")))
     patch_map = teacher.patch_maps(view.images[0][None])[0]
+    if view.superpixel is not None and found["same_superpixels"]:
+        found |= _compare_segments(store.read_segments(row, teacher.name), patch_map, view, teacher)
+    if not has_targets:
+        return Recomputed(**found, mean_cosine=1.0, worst_cosine=1.0, loss_difference=0.0)
     exact = sample_targets(patch_map, teacher_footprint(teacher, view.pixel, view.image_shape)).cpu()
     exact, kept = F.normalize(exact, dim=1), F.normalize(torch.from_numpy(stored.targets), dim=1)
     cosine = (exact.double() * kept.double()).sum(dim=1)
@@ -135,6 +170,35 @@ def _recompute(
         worst_cosine=cosine.min().item(),
         loss_difference=torch.linalg.vector_norm(exact - kept, dim=1).mean().item(),
     )
+
+
+def _recorded_selection(source: Source, dataset: Dataset, folder: Path | None) -> Selection:
+    """As the source was made."""
+    kept, recorded = (source.attributes[name] for name in ("points", "occlusion")), source.superpixels
+    if recorded is None:
+        return Selection(*kept)
+    choice = SLIC if recorded["method"] == SLIC else str(folder or source.attributes["record"]["superpixels"])
+    superpixels = open_superpixels(choice, dataset)
+    differing = [name for name in superpixels.settings if superpixels.settings[name] != recorded.get(name)]
+    if differing and recorded["method"] == SLIC:
+        logger.warning(
+            "superpixels of %s %s were made by SLIC with %s, and are compared with SLIC with %s",
+            *(source.dataset, source.split),
+            *(", ".join(f"{name} {each.get(name)}" for name in differing) for each in (recorded, superpixels.settings)),
+        )
+    return Selection(*kept, superpixels)
+
+
+def _compare_segments(stored: Segments, patch_map: torch.Tensor, view: PreparedView, teacher: Teacher) -> dict:
+    """What `Recomputed` says of them."""
+    exact = segments_of(patch_map, view.segment_maps[teacher.image_size], view.superpixel, teacher.patch_size)
+    kept, made = (
+        torch.from_numpy(np.concatenate([each.mean, each.direction]).astype(np.float64)) for each in (stored, exact)
+    )
+    # The cosine of unit vectors, and 1 of two vectors of zeros; of means it sees the length, too.
+    cosine = 1 - (kept - made).square().sum(dim=1) / 2
+    least = 1 - APART[teacher.provenance.precision]
+    return {"segments": len(stored), "segments_cosine": cosine.mean().item(), "least_segments_cosine": least}
 
 
 def _least_cosine(store: FeatureStore, row: int, teacher: Teacher) -> float:

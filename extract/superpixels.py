@@ -116,9 +116,9 @@ class SuperpixelFolder:
                 if names == "stem":
                     _refuse_equal_stems(dataset, self.folder)
                 return names, found
-        tried = [str(name) for name in (of(view) for view in views[:1] for of in NAMES.values()) if name is not None]
+        tried = [str(name_of(views[0])) for name_of in NAMES.values() if views and name_of(views[0]) is not None]
         raise DatasetError(
-            f"no map of any of {len(views)} sampled images, whose first would be {' or '.join(tried)}",
+            f"no map of any of {len(views)} sampled images, the first as {' or '.join(dict.fromkeys(tried))}",
             where=self.folder,
             fix="Name the maps as docs/datasets.md says, or check --superpixels.",
         )
@@ -145,6 +145,12 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
     Raises:
         DatasetError: it is missing, no PNG, of another size, or its pixels are no ids.
     """
+    if not path.is_file():
+        raise DatasetError(
+            "the superpixel map is missing",
+            where=path,
+            fix="Make it, or check that --superpixels is complete.",
+        )
     content = read_bytes(path)
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
@@ -152,7 +158,7 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
                 raise DatasetError(
                     f"a superpixel map of colours ({image.mode}), not of ids",
                     where=path,
-                    fix="Save it with one channel of 8 or 16 bits, or with a palette.",
+                    fix="Write it with one channel of 8 or 16 bits, or with a palette.",
                 )
             ids = np.array(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -170,7 +176,7 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
         raise DatasetError(
             f"the superpixel map has the id {ids.max()}, and ids go from 0 to {LARGEST_ID}",
             where=path,
-            fix="Number the segments of each image from 0.",
+            fix="Give the segments of each image ids from 0.",
         )
     return ids.astype(np.uint16)
 

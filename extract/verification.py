@@ -25,6 +25,7 @@ class VerifyConfig(Settings):
     repair: bool = False
     sample: CountOrZero = 0
     root: Path | None = None
+    superpixels: Path | None = None
     weights: tuple[str, ...] = ()
     device: str = "auto"
 
@@ -101,5 +102,6 @@ def verify(config: VerifyConfig) -> Verification:
     sample = []
     if config.sample and not found.damage:
         device = resolve_device(config.device)
-        sample = list(recompute_targets(store, config.sample, root=config.root, weights=config.weights, device=device))
+        options = {name: getattr(config, name) for name in ("root", "superpixels", "weights")}
+        sample = list(recompute_targets(store, config.sample, **options, device=device))
     return Verification(store.path, found, config.repair, kept, sample)

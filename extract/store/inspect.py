@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from .files import readable, size_of
 from .format import ASIDE, COSINES, SCANS
@@ -40,6 +42,7 @@ class TargetsReport(KindReport):
 
     provenance: dict
     vectors: int
+    segments: int  # of all views, that hold a pair; 0 without superpixels
     bytes_per_pair: float
     mean_cosine: float
     worst_cosine: float
@@ -87,6 +90,10 @@ class StoreReport:
         ]
         for name, targets in self.teachers.items():
             lines.append(_row(width, name, targets, self.num_blocks, targets.bytes_per_pair, _kept_as(targets)))
+        for source in self.sources:
+            if superpixels := source.get("superpixels"):
+                how = ", ".join(f"{name} {value}" for name, value in superpixels.items())
+                lines.append(f"superpixels of {source['dataset']} {source['split']}: {how}")
         for name, targets in self.teachers.items():
             for split, found in targets.statistics.items():
                 lines.append(
@@ -162,11 +169,17 @@ def _targets_report(store: FeatureStore, teacher: str, sizes: _Sizes) -> Targets
         bytes=sizes.bytes[teacher],
         provenance=store.teachers[teacher],
         vectors=int(vectors.sum()),
+        segments=_num_segments(targets),
         bytes_per_pair=sizes.bytes[teacher] / max(1, num_pairs),
         **{name: float(np.average(each, weights=vectors)) if vectors.any() else 1.0 for name, each in means.items()},
         **{name: float(each.min(initial=1.0)) for name, each in cosines.items() if name not in means},
         statistics=_statistics_reports(store, teacher),
     )
+
+
+def _num_segments(targets: pa.Table) -> int:
+    counts = pc.subtract(targets["segments_stop"], targets["segments_start"])
+    return pc.sum(counts).as_py() or 0
 
 
 def _statistics_reports(store: FeatureStore, teacher: str) -> dict[str, StatisticsReport]:
@@ -208,11 +221,15 @@ def _row(width: int, name: str, kind: KindReport, num_blocks: int, bytes_per_pai
 
 def _kept_as(targets: TargetsReport) -> str:
     provenance = targets.provenance
-    return (
-        f"{provenance['encoding']} {provenance['dtype']}, {provenance['dim']} dimensions,"
-        f" cosine {targets.mean_cosine:.6f} (worst {targets.worst_cosine:.6f}), less the mean vector"
-        f" {targets.mean_cosine_centred:.6f} (worst {targets.worst_cosine_centred:.6f}); {describe_weights(provenance)}"
-    )
+    kept = [f"{provenance['encoding']} {provenance['dtype']}, {provenance['dim']} dimensions"]
+    if provenance["encoding"] != "segments":
+        kept.append(
+            f"cosine {targets.mean_cosine:.6f} (worst {targets.worst_cosine:.6f}), less the mean vector"
+            f" {targets.mean_cosine_centred:.6f} (worst {targets.worst_cosine_centred:.6f})"
+        )
+    if targets.segments:
+        kept.append(f"{targets.segments:,} segments")
+    return f"{', '.join(kept)}; {describe_weights(provenance)}"
 
 
 def ranges(numbers: list[int], most: int = 8) -> str:

@@ -348,9 +348,9 @@ class FeatureStore:
         """
         if not self.encoding(teacher).of_pairs:
             raise StoreError(
-                f"it keeps segments of {teacher}, and no targets of points",
+                f"it keeps segments of {teacher} alone, and no targets of points",
                 where=self.path,
-                fix="Use a loss of segments (slidr, st_slidr), or extract with --encoding patch into another --out.",
+                fix="Extract with --encoding patch into another --out, or distil with loss slidr or st_slidr.",
             )
 
     def superpixels(self, source: Source) -> dict | None:

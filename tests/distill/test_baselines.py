@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,54 @@ from scalr.extract.config import ExtractConfig
 from scalr.extract.run import extract
 from tiny import TinyDataset, extract_with, tiny_teachers
 
-RECIPES = [
-    *("table1_minkunet_contrastive_head", "table1_minkunet_contrastive", "table1_minkunet_similarity"),
-    *("table1_minkunet_similarity_one_camera", "table2_ppkt_minkunet", "table2_slidr_minkunet"),
-    *("table2_scalr_minkunet", "table8_st_slidr", "scalr_minkunet_vits", "scalr_minkunet_vitb", "scalr_minkunet_vitl"),
-]
 SMALL = (
     *("student.stem_width=4", "student.widths=[4, 4, 4, 4, 4, 4, 4, 4]", "student.blocks=[1, 1, 1, 1, 1, 1, 1, 1]"),
     *("training.epochs=2", "training.batch_size=2", "training.learning_rate=0.01"),
 )
+
+
+# Recipe -> loss and head on the targets; cameras and points of a sample; epochs, scans of a batch, learning rate.
+SETTINGS = {
+    "table1_minkunet_contrastive_head": ("contrastive", "linear", "all", "all", 25, 12, 1.5),
+    "table1_minkunet_contrastive": ("contrastive", "none", "all", "all", 25, 12, 1.5),
+    "table1_minkunet_similarity": ("similarity", "none", "all", "all", 25, 12, 1.5),
+    "table1_minkunet_similarity_one_camera": ("similarity", "none", 1, "seen", 25, 12, 1.5),
+    "table2_ppkt_minkunet": ("contrastive", "linear", "all", "all", 25, 12, 1.5),
+    "table2_slidr_minkunet": ("slidr", "linear", "all", "all", 25, 12, 1.5),
+    "table2_scalr_minkunet": ("similarity", "none", "all", "all", 25, 12, 1.5),
+    "table8_st_slidr": ("st_slidr", "none", "all", "all", 50, 16, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_recipes_are_slidr_s_as_the_paper_ran_them(name):
+    """Its slidr_minkunet.yaml and ppkt_nuscenes.yaml; batch and epochs are the paper's, or ST-SLidR's."""
+    recipe = load_recipe(name)
+    objective, sampling, training = recipe.objective, recipe.sampling, recipe.training
+    of_sample = (objective.loss, objective.target_head, sampling.views_per_sample, sampling.points)
+    assert (*of_sample, training.epochs, training.batch_size, training.learning_rate) == SETTINGS[name]
+    assert (training.optimiser, training.momentum, training.dampening) == ("sgd", 0.9, 0.1)
+    assert (training.weight_decay, training.schedule, training.precision) == (1e-4, "cosine_epochs", "float32")
+    assert (objective.temperature, objective.contrastive_pairs, objective.target_head_channels) == (0.07, 4096, 64)
+    assert (objective.tolerance_quantile, objective.balanced, objective.balance_threshold) == (0.01, True, 0.5)
+    augmentation = recipe.augmentation
+    assert (augmentation.flips, augmentation.flip_probability, augmentation.drop_cuboid) == ("each", 0.5, 0.2)
+    assert (augmentation.max_rotation_rad, augmentation.max_scale_change) == (math.pi, 0)
+    inputs, student = recipe.inputs, recipe.student
+    assert (inputs.voxels, inputs.voxel_size_m, inputs.features) == ("cylindrical", 0.1, "intensity")
+    assert (student.backbone, student.head, student.bn_momentum) == ("minkunet", "linear", 0.05)
+
+
+@pytest.mark.parametrize("size", ["s", "b", "l"])
+def test_recipes_of_lima_s_re_run_name_their_teachers(size):
+    recipe = load_recipe(f"scalr_minkunet_vit{size}")
+    assert recipe.objective.teachers == {f"dinov2_vit{size}14": 1}
+    assert (recipe.objective.loss, recipe.student.backbone, recipe.inputs.features) == (
+        "similarity",
+        "minkunet",
+        "scalr",
+    )
+    assert recipe.training == load_recipe("scalr_wi256").training
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +118,7 @@ def simulated_store(synthetic_world, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [*SETTINGS, *(f"scalr_minkunet_vit{size}" for size in "sbl")])
 def test_each_recipe_goes_on_bit_for_bit_on_simulated_streets(simulated_store, tmp_path, recipe):
     assert_goes_on_bit_for_bit(simulated_store, tmp_path, recipe, "dinov2_vits14")
 

@@ -13,8 +13,8 @@ from scalr.extract.store import FeatureStore, open_store
 from store_comparison import assert_same_store
 from tiny import extract_in_child
 
-FRAMES = 24
-OPTIONS = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "encoding": "patch", "dtype": "int8"}
+FRAMES = 16
+OPTIONS = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "encoding": "patch", "superpixels": "slic"}
 
 
 def start(children, tmp_path: Path, out: str, *stops: int) -> Child:

@@ -35,9 +35,9 @@ def sampled(monkeypatch) -> list:
 
 def test_a_sample_is_recomputed_from_the_dataset_and_weights_that_are_given(tmp_path, sampled):
     store = filled_store(tmp_path / "s.zarr")
-    config = VerifyConfig(store=store.path, sample=4, root=Path("data"), weights=("w.pth",), device="cpu")
-    result = verify(config)
-    options = {"root": Path("data"), "weights": ("w.pth",), "device": torch.device("cpu")}
+    given = {"root": Path("data"), "superpixels": Path("maps"), "weights": ("w.pth",)}
+    result = verify(VerifyConfig(store=store.path, sample=4, device="cpu", **given))
+    options = {**given, "device": torch.device("cpu")}
     assert sampled == [(store.path, 4, options)]
     assert (result.whole, result.found.blocks, result.sample, result.damage) == (True, 2, [VIEW], [])
     assert result.as_text().splitlines() == [
@@ -69,6 +69,11 @@ def test_nothing_is_recomputed_without_a_sample_or_from_a_damaged_store(tmp_path
     [
         ({"same_pairs": False}, "OTHER POINTS OR PIXELS than the dataset gives"),
         ({"same_image": False}, "ANOTHER IMAGE than the store was made from, cosine 0.900000"),
+        ({"same_superpixels": False, "segments": 2}, "OTHER SUPERPIXELS than the store was made from"),
+        (
+            {"segments": 2, "segments_cosine": 0.5, "least_segments_cosine": 0.75},
+            "OTHER TARGETS .*, 2 segments, cosine 0.500000; expected: .* and 0.750000 or more of segments",
+        ),
         ({"least_cosine": 0.91}, "OTHER TARGETS than the teacher gives, cosine 0.900000 .*expected: 0.910000 or more"),
     ],
 )

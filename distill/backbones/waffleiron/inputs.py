@@ -17,7 +17,7 @@ import torch
 from ....errors import StudentError
 from ....extract.intensity import IntensityStatistics
 from ....settings import Count, Settings, at_least, up_to
-from ...inputs import check_finite, check_points
+from ...inputs import check_finite, require_points
 from ...voxels import one_of_each, voxel_keys
 from ..backbone import PackedBatch, PreparedScan, ScanInputs, VoxelPoint
 from .nearest import Tree, build_tree, nearest_of, nearest_others
@@ -158,7 +158,7 @@ class WaffleIronInputs(ScanInputs):
         Raises:
             StudentError: no points, points outside the field of view, or points of another shape.
         """
-        scan = self._input(points, _kept_tree(points), intensity, feature_xyz)
+        scan = self._input(points, _tree(points), intensity, feature_xyz)
         return PreparedScan(scan, np.arange(len(points)), np.arange(len(points)))
 
     def prepare_whole(self, points: np.ndarray, intensity: IntensityStatistics) -> PreparedScan:
@@ -169,7 +169,7 @@ class WaffleIronInputs(ScanInputs):
         """
         kept = voxel_representatives(points[:, :3], self.voxel_size_m)
         kept = kept[self.inside(points[kept, :3])]
-        tree = _kept_tree(points[kept])
+        tree = _tree(points[kept])
         nearest = np.empty(len(points), np.int64)
         nearest[kept] = np.arange(len(kept))  # no two kept points coincide, so each is its own nearest
         others = np.setdiff1d(np.arange(len(points)), kept, assume_unique=True)
@@ -288,13 +288,7 @@ def _neighbours(tree: Tree, count: int) -> np.ndarray:
     return others if others.shape[1] == count else others[:, np.arange(count) % others.shape[1]]
 
 
-def _kept_tree(points: np.ndarray) -> Tree:
+def _tree(points: np.ndarray) -> Tree:
     """The k-d tree of the points."""
-    check_points(points)
-    if len(points) == 0:
-        raise StudentError(
-            "no point is left inside the field of view",
-            where="scan",
-            fix="Leave this scan out, or widen fov_min_m and fov_max_m",
-        )
+    require_points(points)
     return build_tree(points[:, :3])
