@@ -10,6 +10,7 @@ import importlib.metadata
 import io
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,6 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DatasetError, ScalrError
-from .datasets.files import read_bytes
 from .datasets.frame import Dataset, View
 from .plan import spread
 
@@ -91,7 +91,7 @@ class SuperpixelFolder:
     """
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # not of pathlib, which raises where it may not look
             raise ScalrError("no such folder", where=folder, fix="Pass --superpixels slic, or a folder of PNG files.")
         self.folder = folder
         names, sizes = self._chosen_names(dataset)
@@ -145,13 +145,16 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
     Raises:
         DatasetError: it is missing, no PNG, of another size, or its pixels are no ids.
     """
-    if not path.is_file():
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DatasetError(
-            "the superpixel map is missing",
-            where=path,
-            fix="Make it, or check that --superpixels is complete.",
-        )
-    content = read_bytes(path)
+            "the superpixel map is missing", where=path, fix="Make it, or check that --superpixels is complete."
+        ) from None
+    except OSError as error:
+        raise DatasetError(
+            f"the superpixel map cannot be read ({error.strerror})", where=path, fix="Check its permissions."
+        ) from None
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if image.mode not in ID_MODES:
