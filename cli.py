@@ -374,7 +374,7 @@ def distill(
 def convert(source: Path, target: Path, recipe: str | None, overrides: tuple[str, ...], activation: str | None) -> None:
     """Turn an official checkpoint (.pth) into a student (.safetensors), or a student into that or an export (.pt2).
 
-    An official file does not say which inputs it reads: --recipe and --set do. The defaults are those of its backbone.
+    Which inputs a model reads is said by --recipe and --set, else by the file; else they are its backbone's defaults.
     """
     loading_torch()
     from .distill.convert import convert as run

@@ -2,7 +2,7 @@
 
 Names, shapes and wrapping are a backbone's (`backbones.backbone.OfficialFiles`). What is common is what trainings put
 before each name: "module." where several processes took part, "_orig_mod." after torch.compile, the model's own name in
-a larger module. How scans become the input is in no such file: it comes from the caller.
+a larger module. How scans become the input comes from the caller, where a file does not say it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import re
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..checkpoint_files import explained, listed, sha256_of_file, written_aside
 from ..errors import StudentError
 from .backbones import BACKBONES, backbone_class
-from .backbones.backbone import OfficialFiles, ScanInputs
+from .backbones.backbone import BackboneConfig, OfficialFiles, ScanInputs
 from .checkpoint import load_student, require_finite, save_student
 from .export import export_student
 from .heads import head_among
@@ -26,7 +27,7 @@ from .student import Student
 
 # Of ScaLR, of its first release and of SLidR, of WaffleIron and finetuned models; of common training loops.
 WRAPPERS = ("model_point", "model_points", "net", "state_dict", "model")
-PREFIX = re.compile(r"(?:(?:module|_orig_mod|model|student)\.)*")
+PREFIX = re.compile(r"(?:(?:module|_orig_mod|model_points|model|student)\.)*")
 TARGETS = (".safetensors", ".pth", ".pt2")
 
 
@@ -35,7 +36,7 @@ def convert(source: Path, target: Path, recipe: Recipe | None = None, activation
 
     Args:
         source, target: files of the two kinds.
-        recipe: its backbone and inputs; left out, the file's backbone with its default inputs.
+        recipe: its backbone and inputs; left out, the file's backbone, with the inputs that it names or the defaults.
         activation: see `read_official`.
 
     Returns:
@@ -79,7 +80,7 @@ def read_official(
 
     Args:
         path: of a pretrained, probed, finetuned or supervised model; nothing that it holds is run.
-        inputs: how scans become its input, which the file does not hold; the backbone's defaults where left out.
+        inputs: how scans become its input; where left out, as the file says, or else the backbone's defaults.
         activation: of a WaffleIron, which the file does not hold either; where left out, GELU for a 2-layer head, as in
             ScaLR+, else ReLU. Probed and finetuned models with layer norm come from either: there it must be said.
         backbone: which one it is; where left out, that of those of scalr which has such tensors.
@@ -93,11 +94,13 @@ def read_official(
 
 def _read(path: Path, inputs: ScanInputs | None, activation: str | None, backbone: str | None) -> tuple[str, Student]:
     """The prefix that is taken off the names, and the student."""
-    tensors = _state_dict(path)
+    content, tensors = _content(path)
     files = _files(backbone, path) if backbone else _files_with(tensors, path)
     prefix, tensors = _without_prefix(tensors, files, path)
     require_finite(tensors, path, "Pass a checkpoint from before the training diverged.")
-    return prefix, _student_of(files.student_tensors(tensors), files, path, inputs, activation)
+    tensors = files.student_tensors(tensors)
+    config = files.config(tensors, path, activation)
+    return prefix, _student_of(tensors, files, path, config, inputs or files.inputs(tensors, content, path))
 
 
 def _files(backbone: str, path: Path) -> OfficialFiles:
@@ -128,11 +131,11 @@ def _student_of(
     tensors: dict[str, torch.Tensor],
     files: OfficialFiles,
     path: Path,
+    config: BackboneConfig,
     inputs: ScanInputs | None,
-    activation: str | None,
 ) -> Student:
     with torch.random.fork_rng(devices=[]):
-        student = Student(files.config(tensors, path, activation), inputs)
+        student = Student(config, inputs)
     expected = student.state_dict()
     differences = {
         "missing": sorted(expected.keys() - tensors.keys()),
@@ -185,7 +188,7 @@ def write_official(student: Student, path: Path) -> None:
     files = _files(student.config.backbone, path)
     tensors = {name: value.cpu() for name, value in official_tensors(student).items()}
     content = BytesIO()  # torch's own writer does not say that a disk is full
-    torch.save(files.content(tensors), content)  # which stores tensors that are shared once
+    torch.save(files.content(tensors, student.input_config), content)  # which stores tensors that are shared once
     with written_aside(path, StudentError) as temporary:
         temporary.write_bytes(content.getbuffer())
 
@@ -212,17 +215,18 @@ def _without_prefix(
     return prefix, {name.removeprefix(prefix): value for name, value in tensors.items()}
 
 
-def _state_dict(path: Path) -> dict[str, torch.Tensor]:
+def _content(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What a file holds, and the tensors of the model in it."""
     with explained(path, StudentError, missing="Pass an official .pth file or a student.safetensors."):
         values = torch.load(path, map_location="cpu", weights_only=True)
-    wrapped = [values[key] for key in WRAPPERS if isinstance(values, dict) and isinstance(values.get(key), dict)]
-    values = wrapped[0] if wrapped else values
+    content = values if isinstance(values, dict) else {}
+    values = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), values)
     named = isinstance(values, dict) and all(isinstance(name, str) for name in values)
     if not named or not all(map(_has_real_numbers, values.values())):
         raise StudentError(
             f"there is no {', '.join(WRAPPERS)} with tensors in it", where=path, fix="Pass an official checkpoint."
         )
-    return values
+    return content, values
 
 
 def _has_real_numbers(value: object) -> bool:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from .backbone import Backbone, BackboneConfig, ScanInputs
 
 DEFAULT = "waffleiron"  # of recipes, and of files from before there were others
-BACKBONES = {"waffleiron": (".waffleiron.network", "WaffleIron")}  # name: module, class
+BACKBONES = {  # name: module, class
+    "waffleiron": (".waffleiron.network", "WaffleIron"),
+    "minkunet": (".minkunet.network", "MinkUNet"),
+}
 
 
 def backbone_class(name: Any, where: object = "student.backbone") -> type[Backbone]:

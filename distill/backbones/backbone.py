@@ -206,8 +206,21 @@ class OfficialFiles(ABC):
             StudentError: they are of no such network, or of which one is not clear.
         """
 
+    def inputs(self, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any], path: Path) -> ScanInputs | None:
+        """How scans become the network's input, where a file says it; by default files do not: None.
+
+        Args:
+            tensors: as `student_tensors` gives them, of a network that `config` knows.
+            content: of the file, tensors and what stands beside them.
+            path: of the file, for errors.
+
+        Raises:
+            StudentError: inputs that cannot be made here.
+        """
+        return None
+
     @abstractmethod
-    def content(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    def content(self, tensors: Mapping[str, torch.Tensor], inputs: ScanInputs) -> dict[str, Any]:
         """What the official code loads from a file, with official tensors in it."""
 
     def refused(self, path: Path, reason: str) -> StudentError:

@@ -17,7 +17,7 @@ from ....errors import StudentError
 from ...heads import head_among
 from ..backbone import OfficialFiles
 from .config import WaffleIronConfig
-from .inputs import POINT_FEATURES
+from .inputs import POINT_FEATURES, WaffleIronInputs
 
 PLUS = {"activation": "gelu", "stochastic_depth": 0.2}  # of ScaLR+, which is known by its 2-layer head
 
@@ -64,7 +64,7 @@ class WaffleIronFiles(OfficialFiles):
         said = {} if activation is None else {"activation": activation}
         return WaffleIronConfig(**found | (PLUS if kind == "mlp" else {}) | said)
 
-    def content(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    def content(self, tensors: Mapping[str, torch.Tensor], inputs: WaffleIronInputs) -> dict[str, Any]:
         return {"model_point": tensors, "net": tensors}  # ScaLR reads the first, WaffleIron the second
 
 

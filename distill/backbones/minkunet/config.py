@@ -1,0 +1,35 @@
+"""What a MinkUNet is: the section `student` of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ....settings import above, at_least, up_to
+from ..backbone import BackboneConfig
+
+Width = Annotated[int, at_least(1), up_to(4096)]
+Blocks = Annotated[int, at_least(1), up_to(64)]
+
+STAGES_DOWN = 4  # of the eight
+
+
+@dataclass(frozen=True)
+class MinkUNetConfig(BackboneConfig):
+    """The network; the defaults are Res16UNet34C as SLidR pretrains it, but for the head.
+
+    Raises:
+        StudentError: a value that cannot be used.
+    """
+
+    backbone: str = "minkunet"
+    stem_width: Width = 32
+    # Of the eight stages: four down, four up. The last width is that of the features.
+    widths: tuple[Width, Width, Width, Width, Width, Width, Width, Width] = (32, 64, 128, 256, 256, 128, 96, 96)
+    blocks: tuple[Blocks, Blocks, Blocks, Blocks, Blocks, Blocks, Blocks, Blocks] = (2, 3, 4, 6, 2, 2, 2, 2)
+    bn_momentum: Annotated[float, above(0), up_to(1)] = 0.05  # of all batch norms but those within blocks
+
+    @property
+    def title(self) -> str:
+        """MinkUNet34-96: by the convolutions between the input and the coarsest grid, and the width of its features."""
+        return f"MinkUNet{2 * sum(self.blocks[:STAGES_DOWN]) + STAGES_DOWN}-{self.widths[-1]}"

@@ -1,0 +1,108 @@
+"""From scans to what MinkUNet reads: one feature vector for each occupied voxel, and the kernel maps of five grids.
+
+Letters in shapes: N points, M voxels, F features, B scans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+
+from ....extract.intensity import IntensityStatistics
+from ....settings import at_least, up_to
+from ..backbone import PackedBatch, PreparedScan, ScanInputs
+from .kernel_maps import KernelMap, ScanMaps, occupied_voxels, packed, scan_maps
+from .voxels import Voxels, voxel_coordinates, voxel_keys
+
+Features = Literal["intensity", "scalr"]
+
+FEATURE_CHANNELS: dict[Features, int] = {"intensity": 1, "scalr": 5}
+REMISSION_OFFSET = 1.0  # SLidR adds it on SemanticKITTI, whose values are 0 to 1 and not 0 to 255
+
+
+class VoxelInput(NamedTuple):
+    """One scan."""
+
+    features: np.ndarray  # (M, F) float32
+    maps: ScanMaps
+
+
+@dataclass(frozen=True, eq=False)
+class VoxelBatch(PackedBatch):
+    """The voxels of B scans one after the other, on each of five grids.
+
+    Attributes:
+        features: (M, F) float32, of the finest grid.
+        neighbours: for each grid, finest first: the kernel of 3 between its voxels.
+        children: for each grid but the coarsest: the kernel of 2 from its voxels to those of the next.
+    """
+
+    features: torch.Tensor
+    neighbours: tuple[KernelMap, ...]
+    children: tuple[KernelMap, ...]
+
+    @property
+    def num_points(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True)
+class MinkUNetInputs(ScanInputs):
+    """How a scan is cut into voxels, and which features a voxel has; the defaults are SLidR's.
+
+    The first point of a voxel, in the order of the file, stands for it: its features are the voxel's, and every point
+    of the voxel reads what the network says of it. Nothing is cropped.
+
+    Raises:
+        StudentError: a value that cannot be used.
+    """
+
+    voxels: Voxels = "cylindrical"
+    voxel_size_m: Annotated[float, at_least(0.001), up_to(1000)] = 0.1  # an azimuth is always one degree
+    # Raw intensity, or as ScaLR: normalised intensity, x, y, z and distance from the sensor.
+    features: Features = "intensity"
+    intensity_offset: Annotated[float, at_least(-1000), up_to(1000)] = 0.0  # added to raw intensity
+
+    @property
+    def channels(self) -> int:
+        """F."""
+        return FEATURE_CHANNELS[self.features]
+
+    def for_dataset(self, dataset: str, *, finetuning: bool = False) -> Self:
+        """On SemanticKITTI raw intensity is raised by 1, as in SLidR, unless it is raised already."""
+        if dataset != "semantic_kitti" or self.features != "intensity" or self.intensity_offset:
+            return self
+        return replace(self, intensity_offset=REMISSION_OFFSET)
+
+    def prepare(
+        self, points: np.ndarray, intensity: IntensityStatistics, feature_xyz: np.ndarray | None = None
+    ) -> PreparedScan:
+        keys = voxel_keys(voxel_coordinates(points[:, :3], self.voxels, self.voxel_size_m))
+        voxels = occupied_voxels(keys)
+        first = voxels.first
+        if self.features == "intensity":
+            features = points[first, 3:] + np.float32(self.intensity_offset)
+        else:
+            xyz = (points[:, :3] if feature_xyz is None else feature_xyz)[first]
+            radius = np.linalg.norm(xyz, axis=1, keepdims=True)
+            normalised = (points[first, 3:] - intensity.mean) / intensity.std
+            features = np.concatenate([normalised, xyz, radius], axis=1, dtype=np.float32)
+        return PreparedScan(VoxelInput(features, scan_maps(voxels.keys)), first, voxels.of_row)
+
+    def pack(self, inputs: Sequence[VoxelInput]) -> VoxelBatch:
+        scans = [each.maps for each in inputs]
+        sizes = list(zip(*(scan.sizes for scan in scans), strict=True))  # of each grid, those of the scans
+        neighbours = zip(*(scan.neighbours for scan in scans), strict=True)
+        children = zip(*(scan.children for scan in scans), strict=True)
+        return VoxelBatch(
+            scan_offsets=torch.from_numpy(np.cumsum([0, *sizes[0]])),
+            features=torch.from_numpy(np.concatenate([each.features for each in inputs])),
+            neighbours=tuple(packed(pairs, of, of) for pairs, of in zip(neighbours, sizes, strict=True)),
+            children=tuple(
+                packed(pairs, fine, coarse) for pairs, fine, coarse in zip(children, sizes[:-1], sizes[1:], strict=True)
+            ),
+        )

@@ -1,0 +1,168 @@
+"""Files in the layouts of SLidR become students and come back unchanged."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from scalr.distill.backbones.minkunet.config import MinkUNetConfig
+from scalr.distill.backbones.minkunet.inputs import MinkUNetInputs
+from scalr.distill.checkpoint import load_student, save_student
+from scalr.distill.convert import convert, read_official, write_official
+from scalr.distill.recipe import load_recipe
+from scalr.distill.student import Student
+from scalr.errors import StudentError
+
+CONFIG = {"voxel_size": 0.1, "cylindrical_coordinates": True, "model_n_out": 64}
+
+
+def slidr(widths=(32, 32, 64, 128, 256, 256, 128, 96, 96), blocks=(2, 3, 4, 6, 2, 2, 2, 2), out=64, seed=0):
+    """A state dict of SLidR's MinkUNet with random values: what is published of its names and shapes, once more."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+
+    def drawn(name: str, *shape: int) -> None:
+        tensors[name] = torch.randn(shape, generator=generator)
+
+    def norm(name: str, channels: int) -> None:
+        for part in ("weight", "bias", "running_mean"):
+            drawn(f"{name}.bn.{part}", channels)
+        tensors[f"{name}.bn.running_var"] = torch.rand(channels, generator=generator) + 0.5
+        tensors[f"{name}.bn.num_batches_tracked"] = torch.tensor(seed + 7)
+
+    def stage(number: int, channels: int, width: int) -> None:
+        for block in range(blocks[number - 1]):
+            name = f"block{number}.{block}"
+            drawn(f"{name}.conv1.kernel", 27, channels, width)
+            norm(f"{name}.norm1", width)
+            drawn(f"{name}.conv2.kernel", 27, width, width)
+            norm(f"{name}.norm2", width)
+            if channels != width:
+                drawn(f"{name}.downsample.0.kernel", channels, width)
+                norm(f"{name}.downsample.1", width)
+            channels = width
+
+    drawn("conv0p1s1.kernel", 27, 1, widths[0])
+    norm("bn0", widths[0])
+    for number, name in enumerate(["conv1p1s2", "conv2p2s2", "conv3p4s2", "conv4p8s2"], 1):
+        channels = widths[number - 1]
+        drawn(f"{name}.kernel", 8, channels, channels)
+        norm(f"bn{number}", channels)
+        stage(number, channels, widths[number])
+    for number, name in enumerate(["convtr4p16s2", "convtr5p8s2", "convtr6p4s2", "convtr7p2s2"], 5):
+        drawn(f"{name}.kernel", 8, widths[number - 1], widths[number])
+        norm(f"bntr{number - 1}", widths[number])
+        stage(number, widths[number] + widths[8 - number], widths[number])
+    drawn("final.kernel", widths[8], out)
+    drawn("final.bias", 1, out)
+    return tensors
+
+
+SMALL = {"widths": (2, 3, 3, 4, 5, 5, 4, 4, 3), "blocks": (1, 1, 2, 1, 1, 1, 1, 1), "out": 6}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def write(content):
+        torch.save(content, tmp_path / "model.pt")
+        return tmp_path / "model.pt"
+
+    return write
+
+
+def test_the_published_model_has_374_tensors_and_all_come_back_exactly(tmp_path, checkpoint):
+    tensors = slidr()
+    assert len(tensors) == 374
+    assert sum(value.numel() for name, value in tensors.items() if ".running" not in name and value.ndim) == 37_849_184
+    path = checkpoint({"model_points": tensors, "model_images": {}, "epoch": 50, "config": CONFIG})
+    student = read_official(path)
+    assert student.config == MinkUNetConfig(out_channels=64)
+    assert student.input_config == MinkUNetInputs()
+    assert sum(value.numel() for value in student.parameters()) == 37_849_184
+    write_official(student, tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert list(back["model_points"]) == list(tensors)
+    assert all(torch.equal(back["model_points"][name], value) for name, value in tensors.items())
+    assert back["config"] == {"voxel_size": 0.1, "cylindrical_coordinates": True}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda tensors: {"model_points": tensors},
+        lambda tensors: {"state_dict": {f"model.{name}": value for name, value in tensors.items()}},
+        lambda tensors: {
+            "state_dict": {f"model_points.{name}": value for name, value in tensors.items()}
+            | {"model_images.encoder.conv1.weight": torch.zeros(2), "model_images.decoder.0.bias": torch.zeros(2)}
+        },
+        lambda tensors: {"model_points": {f"module.{name}": value for name, value in tensors.items()}},
+    ],
+)
+def test_files_of_all_stages_are_read_and_the_command_goes_both_ways(tmp_path, checkpoint, content):
+    tensors = slidr(**SMALL)
+    said = convert(checkpoint(content(tensors)), tmp_path / "student.safetensors")
+    assert "MinkUNet14-3, linear head with 6 outputs" in said
+    convert(tmp_path / "student.safetensors", tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model_points"]
+    assert list(back) == list(tensors)
+    assert all(torch.equal(back[name], value) for name, value in tensors.items())
+
+
+def test_voxels_are_those_of_the_file_unless_a_recipe_says_otherwise(checkpoint):
+    path = checkpoint(
+        {"model_points": slidr(**SMALL), "config": {"voxel_size": 0.05, "cylindrical_coordinates": False}}
+    )
+    assert read_official(path).input_config == MinkUNetInputs(voxels="cartesian", voxel_size_m=0.05)
+    inputs = MinkUNetInputs(voxel_size_m=0.2)
+    assert read_official(path, inputs).input_config == inputs
+
+
+def test_a_converted_student_gives_the_file_s_answers(tmp_path, checkpoint):
+    """Features of voxels times the file's last matrix."""
+    tensors = slidr(**SMALL)
+    student = read_official(checkpoint({"model_points": tensors}))
+    points = np.random.default_rng(0).uniform(-2, 2, size=(50, 4)).astype(np.float32)
+    features = student.extract(points)
+    torch.testing.assert_close(student.project(features), features @ tensors["final.kernel"] + tensors["final.bias"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"voxel_size": "small"}, "model.pt: inputs.voxel_size_m: 'small'"),
+        ({"stem": torch.zeros(27, 3, 2)}, "it reads 3 features of a voxel"),
+        ({"final.kernel": None}, "its stem, its head or a stage of its eight is missing"),
+        ({"bn4.bn.weight": None}, "missing: down.3.norm.weight"),
+        ({"block3.0.conv1.kernel": torch.zeros(8, 3, 4)}, "of another shape: down.2.blocks.0.conv1.kernel"),
+        ({"surplus": torch.zeros(2)}, "unexpected: surplus"),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_line(checkpoint, content, message):
+    tensors = slidr(**SMALL) | {("conv0p1s1.kernel" if name == "stem" else name): v for name, v in content.items()}
+    config = {"voxel_size": tensors.pop("voxel_size", 0.1)}
+    tensors = {name: value for name, value in tensors.items() if value is not None}
+    with pytest.raises(StudentError, match=re.escape(message)):
+        read_official(checkpoint({"model_points": tensors, "config": config}))
+
+
+def test_what_such_files_do_not_hold_is_refused(tmp_path, checkpoint):
+    with pytest.raises(StudentError, match="--activation gelu is not that of a MinkUNet"):
+        read_official(checkpoint({"model_points": slidr(**SMALL)}), activation="gelu")
+    narrow = MinkUNetConfig(stem_width=2, widths=(2,) * 8, blocks=(1,) * 8, head="mlp", out_channels=3)
+    with pytest.raises(StudentError, match="a file of SLidR has no place for a head of the kind mlp"):
+        write_official(Student(narrow), tmp_path / "back.pth")
+
+
+def test_a_student_is_saved_with_its_backbone_and_a_recipe_names_one(tmp_path):
+    student = Student(MinkUNetConfig(stem_width=2, widths=(2,) * 8, blocks=(1,) * 8, out_channels=3)).eval()
+    save_student(student, tmp_path / "student.safetensors", {})
+    loaded = load_student(tmp_path / "student.safetensors")
+    assert (loaded.config, loaded.input_config) == (student.config, student.input_config)
+    points = np.random.default_rng(0).uniform(-2, 2, size=(50, 4)).astype(np.float32)
+    assert torch.equal(loaded.extract(points), student.extract(points))
+    recipe = load_recipe("scalr_wi256", ("student.backbone=minkunet", "inputs.voxels=cartesian"))
+    assert recipe.student == MinkUNetConfig()
+    assert recipe.inputs == MinkUNetInputs(voxels="cartesian")
