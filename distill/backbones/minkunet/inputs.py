@@ -14,12 +14,11 @@ import torch
 
 from ....extract.intensity import IntensityStatistics
 from ....settings import at_least, up_to
-from ..backbone import PackedBatch, PreparedScan, ScanInputs, VoxelPoint
+from ..backbone import PackedBatch, PreparedScan, ScanInputs
 from .kernel_maps import KernelMap, ScanMaps, occupied_voxels, packed, scan_maps
 from .voxels import Voxels, voxel_coordinates, voxel_keys
 
 Features = Literal["intensity", "scalr"]
-TrainingPoints = Literal["all", "seen"]
 
 FEATURE_CHANNELS: dict[Features, int] = {"intensity": 1, "scalr": 5}
 REMISSION_OFFSET = 1.0  # SLidR adds it on SemanticKITTI, whose values are 0 to 1 and not 0 to 255
@@ -67,8 +66,6 @@ class MinkUNetInputs(ScanInputs):
     # Raw intensity, or as ScaLR: normalised intensity, x, y, z and distance from the sensor.
     features: Features = "intensity"
     intensity_offset: Annotated[float, at_least(-1000), up_to(1000)] = 0.0  # added to raw intensity
-    # Of a training sample: the whole scan, as SLidR, or only points that its cameras see, as ScaLR's WaffleIron.
-    training_points: TrainingPoints = "all"
 
     @property
     def channels(self) -> int:
@@ -80,12 +77,6 @@ class MinkUNetInputs(ScanInputs):
         if dataset != "semantic_kitti" or self.features != "intensity" or self.intensity_offset:
             return self
         return replace(self, intensity_offset=REMISSION_OFFSET)
-
-    def drawn(
-        self, xyz: np.ndarray, seen: np.ndarray | None, rng: np.random.Generator, voxel_point: VoxelPoint = "random"
-    ) -> np.ndarray:
-        """`training_points` of the scan; the first point stands for a voxel whatever `voxel_point` is."""
-        return super().drawn(xyz, None if self.training_points == "all" else seen, rng, voxel_point)
 
     def prepare(
         self, points: np.ndarray, intensity: IntensityStatistics, feature_xyz: np.ndarray | None = None

@@ -59,14 +59,6 @@ def test_remission_of_semantic_kitti_is_raised_once():
     assert MinkUNetInputs(features="scalr").for_dataset("semantic_kitti").intensity_offset == 0
 
 
-@pytest.mark.parametrize(("points", "rows"), [("all", [0, 1, 2]), ("seen", [1])])
-def test_a_training_sample_is_the_whole_scan_or_what_its_cameras_see(points, rows):
-    xyz, seen = np.zeros((3, 3), np.float32), np.array([False, True, False])
-    inputs = MinkUNetInputs(training_points=points)
-    assert inputs.drawn(xyz, seen, np.random.default_rng(0)).tolist() == rows
-    assert inputs.drawn(xyz, None, np.random.default_rng(0)).tolist() == [0, 1, 2]
-
-
 def test_a_batch_holds_scans_one_after_the_other_and_travels_between_processes():
     inputs = MinkUNetInputs()
     rng = np.random.default_rng(0)
