@@ -34,9 +34,12 @@ SHORT = ("training.epochs=2", "training.batch_size=2")
 SMALL = {
     "waffleiron": ("student.width=8", "student.depth=2", "inputs.num_neighbours=4"),
     NAME: (f"student.backbone={NAME}", "student.width=8"),
-}
+    "minkunet": (
+        "student.backbone=minkunet", "student.stem_width=4", "student.widths=[4, 4, 4, 4, 4, 4, 4, 8]",
+        "student.blocks=[1, 1, 1, 1, 1, 1, 1, 1]",
+    ),
+}  # fmt: skip
 each_backbone = pytest.mark.parametrize("name", SMALL)
-each_other_backbone = pytest.mark.parametrize("name", [name for name in SMALL if name != "waffleiron"])
 
 
 def points_of(seed: int, count: int = 300) -> np.ndarray:
@@ -145,16 +148,16 @@ def stop(store: Path, out: Path, name: str) -> None:
             run(store, out, name)
 
 
-@each_other_backbone  # test_resume.py stops WaffleIron
-def test_a_stopped_run_ends_with_the_weights_of_one_that_ran_through(store, tmp_path, name):
-    whole = run(store, tmp_path / "whole", name, "sampling.views_per_sample=all")
-    stop(store, tmp_path / "stopped", name)
-    assert run(store, tmp_path / "stopped", name, resume=True) == run(store, tmp_path / "one camera", name) != whole
+def test_a_stopped_run_ends_with_the_weights_of_one_that_ran_through(store, tmp_path):
+    """test_resume.py stops WaffleIron, test_baselines.py MinkUNet."""
+    whole = run(store, tmp_path / "whole", NAME, "sampling.views_per_sample=all")
+    stop(store, tmp_path / "stopped", NAME)
+    assert run(store, tmp_path / "stopped", NAME, resume=True) == run(store, tmp_path / "one camera", NAME) != whole
     students = [load_student(tmp_path / each / "student.safetensors") for each in ("one camera", "stopped", "whole")]
     first, second, third = (student.state_dict() for student in students)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], third[name]) for name in first)
-    assert students[0].config.backbone == name
+    assert students[0].config.backbone == NAME
 
 
 def test_workers_know_a_backbone_in_the_working_folder(store, tmp_path, monkeypatch):
