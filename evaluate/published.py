@@ -127,7 +127,8 @@ def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Differe
     )
 
 
-OF_BACKBONE = (*OF_NETWORK, "stochastic_depth", "inputs.")  # what names of a backbone's own settings begin with
+# What names of a backbone's own settings begin with.
+OF_BACKBONE = (*OF_NETWORK, "stochastic_depth", "stem_width", "blocks", "bn_momentum", "inputs.")
 FIRST = ("width", "depth", "teachers", "teacher's weights", "image size", "pretrained on")  # that people look for
 NAMES = {  # of a protocol's values, for people
     "frames": "scored frames",
@@ -228,6 +229,7 @@ def _whole(*datasets: str) -> list[str]:
 
 # WaffleIron without distillation.
 SUPERVISED = {
+    "backbone": "waffleiron",
     "depth": 48,
     "width": 768,
     "norm": "layer",
