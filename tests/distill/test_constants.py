@@ -8,6 +8,15 @@ from datetime import timedelta
 from constants import numbers_in
 
 NUMBERS = {
+    "scalr.distill.backbones.minkunet.config": {"STAGES_DOWN": 4},
+    "scalr.distill.backbones.minkunet.inputs": {
+        "FEATURE_CHANNELS": {"intensity": 1, "scalr": 5},
+        "REMISSION_OFFSET": 1.0,
+    },
+    "scalr.distill.backbones.minkunet.kernel_maps": {"NONE": -1, "LEVELS": 5, "CENTRE": 13},
+    "scalr.distill.backbones.minkunet.network": {"BLOCK_MOMENTUM": 0.1},
+    "scalr.distill.backbones.minkunet.sparse_convolution": {"CPU_PIECE": 2**23, "DEVICE_PIECE": 2**29},
+    "scalr.distill.backbones.minkunet.voxels": {"BITS": 21, "HALF": 2**20, "REACH": 2**20 - 32},
     "scalr.distill.dataset": {"MAX_DRAWS": 10, "MIN_PAIRS": 1024},
     "scalr.distill.backbones.waffleiron.export": {"MOST_POINTS": 1_000_000},
     "scalr.distill.backbones.waffleiron.inputs": {
@@ -43,5 +52,6 @@ NUMBERS = {
 
 
 def test_every_number_that_a_module_names_is_here():
-    folders = ("distill", "distill/backbones", "distill/backbones/waffleiron")
+    backbones = "distill/backbones"
+    folders = ("distill", backbones, f"{backbones}/minkunet", f"{backbones}/waffleiron")
     assert {name: found for folder in folders for name, found in numbers_in(folder).items()} == NUMBERS
