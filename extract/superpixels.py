@@ -30,7 +30,7 @@ SAMPLED_FRAMES = 64  # whose maps tell one folder from another
 ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # Pillow's names of images with one whole number a pixel
 # How a map may be named after a view, below its folder; the first way that fits is taken for all.
 NAMES: dict[str, Callable[[View], Path | None]] = {
-    "path": lambda view: Path(view.image).with_suffix(".png"),
+    "path": lambda view: Path(view.image).relative_to(Path(view.image).anchor).with_suffix(".png"),
     "stem": lambda view: Path(f"{Path(view.image).stem}.png"),
     "token": lambda view: None if view.image_token is None else Path(f"{view.image_token}.png"),
 }
@@ -112,7 +112,7 @@ class SuperpixelFolder:
         views = list(_sampled_views(dataset))
         for names, name_of in NAMES.items():
             found = {str(name): _size_of(self.folder / name) for name in map(name_of, views) if name is not None}
-            if any(found.values()):
+            if any(size is not None for size in found.values()):
                 if names == "stem":
                     _refuse_equal_stems(dataset, self.folder)
                 return names, found

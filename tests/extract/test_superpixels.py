@@ -491,6 +491,17 @@ def test_maps_may_be_named_by_path_by_stem_or_by_token(synthetic_world, tmp_path
             assert (folder.map_of(view, np.empty((*view.image_shape, 3))) == number).all()
 
 
+def test_an_image_that_is_named_by_its_whole_path_has_its_map_below_the_folder(dataset, tmp_path):
+    """And is not taken for its own map, as a PNG would be."""
+    image = dataset.root / dataset.frames[0].views[0].image
+    view = replace(dataset.frames[0].views[0], image=str(image))
+    path = tmp_path / image.relative_to("/")
+    path.parent.mkdir(parents=True)
+    Image.fromarray(tiled()).save(path)
+    folder = SuperpixelFolder(tmp_path, SimpleNamespace(frames=[replace(dataset.frames[0], views=[view])]))
+    assert (folder.settings["names"], folder.path_of(view)) == ("path", path)
+
+
 def test_stems_that_two_images_share_are_said(dataset, tmp_path):
     """As of SemanticKITTI: 000000.png in each sequence."""
     frames = [
