@@ -21,7 +21,7 @@ from scalr.checkpoint_files import written_aside
 from scalr.errors import ScalrError
 
 TEACHER, IMAGE_SIZE = "dinov2_vits14", (224, 448)
-EPOCHS = 54  # of 6 steps of 4 views
+EPOCHS = 36  # of 6 steps of 4 views
 # Of similar cost: seconds of a step on one thread.
 BACKBONES = {
     "WaffleIron": (),
