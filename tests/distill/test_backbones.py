@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 import toy_backbone
+from in_children import command_of_two, free_port, together
+from scalr.cli import main
 from scalr.distill.backbones import BACKBONES, backbone_class
 from scalr.distill.backbones.backbone import Backbone, BackboneConfig, PackedBatch, PreparedScan, ScanInputs
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
@@ -23,6 +25,7 @@ from scalr.distill.interruption import Signals, StoppedError
 from scalr.distill.recipe import Recipe, load_recipe, recipe_values
 from scalr.distill.run import DistillConfig, distill
 from scalr.distill.student import Student
+from scalr.distill.training_log import read_log
 from scalr.errors import StudentError
 from scalr.extract.intensity import IntensityStatistics
 from tiny import TinyDataset, extract_with, tiny_teachers
@@ -158,6 +161,21 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_ran_through(store, tmp_
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], third[name]) for name in first)
     assert students[0].config.backbone == NAME
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "waffleiron"])  # test_processes.py has WaffleIron
+def test_two_processes_are_one_with_twice_the_batch(store, tmp_path, children, name):
+    """Of three frames a step, one process has all, two have one and two; batch norm and the loss span them all."""
+    overrides = (*SMALL[name], "training.epochs=4", "training.batch_size=3", "training.warmup_steps=1")
+    words = ["-q", "distill", "--cache", str(store), "--device", "cpu", *(w for o in overrides for w in ("--set", o))]
+    main([*words, "--out", str(tmp_path / "one")], standalone_mode=False)
+    of_two = [*words, "--out", str(tmp_path / "two")]
+    assert together(children, command_of_two, free_port(), of_two, tmp_path / "log") == [0, 0]
+    curves = [[float(row["loss"]) for row in read_log(tmp_path / each / "log.csv")] for each in ("one", "two")]
+    assert len(curves[0]) == 4
+    assert curves[0][0] != curves[0][-1]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
 
 
 def test_workers_know_a_backbone_in_the_working_folder(store, tmp_path, monkeypatch):
