@@ -14,13 +14,8 @@ from scalr.extract.store import FeatureStore, open_store
 from store_comparison import assert_same_store
 from tiny import extract_in_child
 
-<<<<<<< HEAD
-FRAMES = 16
-OPTIONS = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "encoding": "patch", "superpixels": "slic"}
-=======
 FRAMES = 12
-OPTIONS = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "encoding": "patch", "dtype": "int8"}
->>>>>>> 5627efa173fb6343ffb4567bc662b2a7e4974faa
+OPTIONS = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "encoding": "patch", "superpixels": "slic"}
 
 
 def start(children, tmp_path: Path, out: str, *stops: int) -> Child:
