@@ -32,11 +32,8 @@ def in_threads(action: Callable[[T], R], parts: Sequence[T]) -> list[R]:
 
 @lru_cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    pool, before, all_there = (
-        ThreadPoolExecutor(threads, "scalr-convolution"),
-        torch.get_num_threads(),
-        Barrier(threads),
-    )
+    pool, all_there = ThreadPoolExecutor(threads, "scalr-convolution"), Barrier(threads)
+    before = torch.get_num_threads()
 
     def start(_: int) -> None:
         torch.set_num_threads(1)
