@@ -14,8 +14,9 @@ from ..errors import StoreError
 from ..extract.store import FeatureStore, Source, StoredView
 from ..extract.targets import EncodedTargets
 from ..settings import Count, Settings, Weight, at_least
+from .augmentation import AugmentConfig, augment, outside_cuboid
 from .backbones.backbone import PackedBatch, PreparedScan, ScanInputs, VoxelPoint
-from .inputs import AugmentConfig, augment, outside_cuboid, training_input
+from .inputs import training_input
 from .segments import PAIRS, SegmentTargets, TargetParts, is_usable
 from .training import Batch
 

@@ -10,10 +10,10 @@ import yaml
 
 from ..errors import StudentError, did_you_mean
 from ..settings import Settings, shown
+from .augmentation import AugmentConfig
 from .backbones import DEFAULT, backbone_class, settings_of
 from .backbones.backbone import BackboneConfig, ScanInputs
 from .dataset import SamplingConfig
-from .inputs import AugmentConfig
 from .objective import ObjectiveConfig
 from .recipes import on_base, parsed, read_recipe
 from .training import TrainingConfig

@@ -38,6 +38,8 @@ class Student(nn.Module):
     Raises:
         StudentError: an unknown backbone, or settings of two.
 
+    >>> import numpy as np
+    >>> from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
     >>> student = Student(WaffleIronConfig(width=96, depth=3, out_channels=1024)).eval()
     >>> points = np.random.default_rng(0).uniform(-20, 20, (500, 4)).astype(np.float32)  # a raw scan
     >>> features = student.extract(points, dataset="nuscenes")

@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ..distill.augmentation import AugmentConfig, Motion, draw_motion
 from ..distill.backbones.backbone import PackedBatch, PreparedScan, ScanInputs
-from ..distill.inputs import AugmentConfig, Motion, draw_motion, evaluation_input, training_input
+from ..distill.inputs import evaluation_input, training_input
 from ..distill.interruption import leave_signals_to_the_trainer, starting_workers
 from ..distill.training import Batch
 from ..errors import DatasetError, ScalrError

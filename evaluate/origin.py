@@ -6,6 +6,7 @@ A name that is missing is not known: a converted official file says what its net
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,8 @@ def origin_of(network: BackboneConfig, provenance: Mapping[str, Any]) -> dict[st
     """
     trainings, source = _unwound(provenance)
     left_out = ("out_channels", *(REPLACED if network.tells_classes else ()))
-    origin = _pretraining(source) | {name: value for name, value in asdict(network).items() if name not in left_out}
+    values = json.loads(json.dumps(asdict(network)))  # a tuple is a list in a card
+    origin = _pretraining(source) | {name: value for name, value in values.items() if name not in left_out}
     origin["student"] = network.title
     if trainings or not network.tells_classes or source == NEW_WEIGHTS:
         origin["labels"] = trainings

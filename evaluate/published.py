@@ -85,6 +85,9 @@ class Published:
         # Cards from before there were other backbones do not name theirs.
         of_model = _differences(self.model, {"backbone": "waffleiron", **model})
         of_protocol = _differences(self.protocol, protocol)
+        if model.get("backbone", "waffleiron") != self.model.get("backbone"):  # which has other settings
+            unknown = [name for name in of_model.unknown if not name.startswith(OF_BACKBONE)]
+            of_model = of_model._replace(unknown=unknown)
         if "teachers" in of_model.unknown:
             file = f"a file converted from {model['converted from']}" if "converted from" in model else "its file"
             kept = [name for name in of_model.unknown if name in (*OF_NETWORK, "labels")]
@@ -124,6 +127,8 @@ def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Differe
     )
 
 
+# What names of a backbone's own settings begin with.
+OF_BACKBONE = (*OF_NETWORK, "stochastic_depth", "stem_width", "blocks", "bn_momentum", "inputs.")
 FIRST = ("width", "depth", "teachers", "teacher's weights", "image size", "pretrained on")  # that people look for
 NAMES = {  # of a protocol's values, for people
     "frames": "scored frames",
@@ -224,6 +229,7 @@ def _whole(*datasets: str) -> list[str]:
 
 # WaffleIron without distillation.
 SUPERVISED = {
+    "backbone": "waffleiron",
     "depth": 48,
     "width": 768,
     "norm": "layer",

@@ -143,9 +143,13 @@ LIMA = {
     "dinov2_vitb14": (51.90, 48.90, 62.88, 74.15, 47.77),
     "dinov2_vitl14": (51.77, 49.13, 62.75, 74.16, 48.64),
 }
-# LiMA's README says no more of the pretraining, and not how the students were measured.
-OF_LIMA = {**NETWORK, "objective.loss": "similarity", "pretrained on": [set_name("nuscenes", "train", 28130)]}
-UNSAID_BY_LIMA = {name: None for name in BY_SCALR if name not in OF_LIMA} | {"objective.target_head": None}
+# LiMA's README says no more, and not how the students were measured.
+OF_LIMA = {
+    **NETWORK,
+    "objective.loss": "similarity",
+    "pretrained on": [set_name("nuscenes", "train", 28130)],
+    "all else of the pretraining": None,
+}
 
 
 def reported() -> Iterator[Reported]:
@@ -163,6 +167,5 @@ def reported() -> Iterator[Reported]:
     for model, miou in TABLE_1:
         yield Reported("ScaLR", "Table 1", model, {"probe nuscenes": miou}, MINI)
     for teacher, figures in LIMA.items():
-        model = {**UNSAID_BY_LIMA, **OF_LIMA, "teachers": [teacher]}
-        protocol = {"schedule_of": None}
+        model, protocol = {**OF_LIMA, "teachers": [teacher]}, {"schedule_of": None}
         yield Reported("ScaLR", "README of LiMA", model, dict(zip(TABLE_8, figures, strict=True)), protocol)

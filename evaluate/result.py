@@ -122,7 +122,7 @@ def scoring_protocol(scores: Scores, dataset: Dataset, inputs: ScanInputs, max_r
         "classes": len(scores.class_names),
         "ignored_label": IGNORE_LABEL,
         "mean_over": scores.mean_over,
-        "scored_points": "every labelled raw point, also outside the field of view, as the point or voxel that stands for it"
+        "scored_points": "every labelled raw point, also outside the field of view, as its nearest kept point or voxel"
         if max_range_m is None
         else f"labelled raw points nearer than {max_range_m:g} m; those farther are removed before inference",
         "inputs": asdict(inputs),

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -191,7 +191,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
     schedule, _ = config.chosen_schedule()
     protocol = {
         "schedule_of": config.schedule,
-        "schedule": asdict(schedule),
+        "schedule": _as_applied(schedule, student),
         "mean_over": MEAN_WITH[config.absent_classes],
         "seed": config.seed,
         **config.choices,
@@ -243,6 +243,13 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
         write_record(config.out, record)  # a resumed run may have used another machine or release
         checkpoints.remove()
     return SupervisedResult(scores, losses, config.out / MODEL)
+
+
+def _as_applied(schedule: Schedule, student: Student) -> dict[str, Any]:
+    """Its values; None for what the student's backbone does not have."""
+    own = asdict(student.config)
+    lacking = [name for name in ("stochastic_depth", "bn_momentum") if name not in own]
+    return asdict(schedule) | dict.fromkeys(lacking)
 
 
 def _finished_before(out: Path, record: RunRecord, checkpoints: Checkpoints) -> SupervisedResult:

@@ -114,10 +114,13 @@ def test_each_verb_of_evaluation(simulated, tmp_path):
     common = ("--student", student, "--root", nuscenes, "--epochs", 2, "--warmup-epochs", 1)
     assert "mIoU" in evaluate("finetune", *common, "--batch-size", 2, out="finetune")
     scored = ("--model", tmp_path / "finetune/model.safetensors", "--root", nuscenes)
-    assert (
-        evaluate("score", *scored, out="score").splitlines()[:16]
-        == evaluate("score", *scored, out="b").splitlines()[:16]
+    shown, again = (
+        evaluate("score", *scored, out="score"),
+        evaluate("score", *scored, "--absent-classes", "as-1", out="b"),
     )
+    assert shown.splitlines()[:16] == again.splitlines()[:16]
+    assert re.search(r"(?m)^mIoU \d", shown)
+    assert re.search(r"(?m)^mIoU \(absent classes as 1\) \d", again)
     evaluate("probe", *common, "--fast", "--classes", "semantic_kitti_10", out="source")
     source = tmp_path / "source/model.safetensors"
     assert "driveable_surface" in evaluate("transfer", "--model", source, "--root", kitti, out="transfer")

@@ -6,14 +6,18 @@ import doctest
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from doc_examples import DOCS, example
+import scalr
+from doc_examples import DOCS, example, indented
+from scalr.cli import main
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.student import Student
 from scalr.extract.run import ExtractConfig, extract
@@ -45,6 +49,21 @@ def expected(synthetic_world, tmp_path):
     )  # fmt: skip
     extract(config)
     return open_store(config.out)
+
+
+@pytest.fixture
+def extract_synthetic(synthetic_world):
+    """Call with a path for a store of a teacher with random weights."""
+
+    def call(out: Path) -> None:
+        extract(
+            ExtractConfig(
+                root=synthetic_world, out=out, teachers=("dinov2_vits14",), weights=("random",), image_size=(28, 56),
+                batch_size=8,
+            )
+        )  # fmt: skip
+
+    return call
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -84,13 +103,39 @@ def test_training_through_a_student():
     given = {"student": student, "scans": scans, "labels_of_scans": [rng.integers(0, 4, len(scan)) for scan in scans]}
     exec(example("students.md", "python"), given)
     assert given["outputs"].shape == (len(given["labels"]), 4)
-    assert all(weight.grad.abs().sum() > 0 for weight in (student.embed.conv1.weight, student.classif.weight))
+    assert all(weight.grad.abs().sum() > 0 for weight in (student.backbone.embed.conv1.weight, student.classif.weight))
+
+
+SMALLER = {
+    "scalr distill": "--set training.epochs=2 --set training.batch_size=2",
+    "scalr evaluate probe": "--epochs 2 --device cpu",
+}
+
+
+def test_a_backbone_of_one_s_own(synthetic_world, extract_synthetic, tmp_path, monkeypatch):
+    """The page's module in a folder with a store and a world, and its commands there; and its Python."""
+    code = example("backbones.md", "python")
+    assert len(code.splitlines()) < 60
+    monkeypatch.chdir(tmp_path)
+    Path("my_backbone.py").write_text(code)
+    Path("world").symlink_to(synthetic_world)
+    extract_synthetic(Path("store.zarr"))
+    commands, python = indented("backbones.md", "and run, in the same folder:"), indented("backbones.md", "From Python")
+    for command in commands:
+        more = next(options for verb, options in SMALLER.items() if command.startswith(verb))
+        done = CliRunner().invoke(main, shlex.split(f"{command} {more}")[1:])
+        assert done.exit_code == 0, done.output
+    assert "mIoU" in done.stdout
+    student = scalr.load_student("runs/pointnet/student.safetensors")
+    assert (student.config.backbone, student.config.channels) == ("my_backbone:PointNet", 32)
+    given = {}
+    exec("\n".join(python), given)
+    points = np.random.default_rng(0).uniform(-20, 20, (100, 4)).astype(np.float32)
+    assert given["student"].extract(points, "nuscenes").shape == (100, 64)
 
 
 def test_every_option_that_a_page_names_exists():
     """Commands in the pages use options that the command line has."""
-    from scalr.cli import main
-
     known = {
         option
         for command in [main, *main.commands.values(), *main.commands["evaluate"].commands.values()]

@@ -11,9 +11,9 @@ import yaml
 from click.testing import CliRunner
 
 from scalr.cli import main
+from scalr.distill.augmentation import AugmentConfig
 from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig
 from scalr.distill.run import DistillConfig, distill
 from scalr.distill.sampling import Draw, EpochBatches
 from scalr.errors import StoreError

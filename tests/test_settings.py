@@ -16,11 +16,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scalr.distill.augmentation import AugmentConfig
 from scalr.distill.backbones.backbone import BackboneConfig, ScanInputs
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.backbones.waffleiron.inputs import Plane, WaffleIronInputs
 from scalr.distill.dataset import SamplingConfig
-from scalr.distill.inputs import AugmentConfig
 from scalr.distill.objective import ObjectiveConfig
 from scalr.distill.recipe import Recipe, load_recipe, recipe_values, sections
 from scalr.distill.run import DistillConfig

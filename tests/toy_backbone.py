@@ -1,4 +1,4 @@
-"""A backbone of one's own: one row for each voxel, whose points' mean goes through a few layers."""
+"""A backbone of one's own, for tests: the mean of the points of each voxel goes through some layers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from scalr.distill.backbones.backbone import Backbone, BackboneConfig, PackedBatch, PreparedScan, ScanInputs
+from scalr.distill.processes import BatchNorm
 
 NAME = "toy_backbone:Toy"
 
@@ -25,23 +26,23 @@ class ToyInputs(ScanInputs):
     voxel_size_m: float = 2.0
 
     def prepare(self, points, intensity, feature_xyz=None):
-        voxels = np.floor(points[:, :3] / self.voxel_size_m).astype(np.int64)
-        _, first, row = np.unique(voxels, axis=0, return_index=True, return_inverse=True)
+        voxels = np.floor(points[:, :3] / self.voxel_size_m)
+        _, kept, row = np.unique(voxels, axis=0, return_index=True, return_inverse=True)
+        row = row.ravel()
         xyz = points[:, :3] if feature_xyz is None else feature_xyz
-        features = np.hstack([xyz / 10, (points[:, 3:] - intensity.mean) / intensity.std]).astype(np.float32)
-        sums = np.zeros((len(first), 4), np.float32)
-        np.add.at(sums, row.ravel(), features)
-        means = sums / np.bincount(row.ravel())[:, None].astype(np.float32)
-        return PreparedScan(means, first, row.ravel())
+        features = np.hstack([xyz / 10, (points[:, 3:] - intensity.mean) / intensity.std])
+        sums = np.zeros((len(kept), 4))
+        np.add.at(sums, row, features)
+        return PreparedScan((sums / np.bincount(row)[:, None]).astype(np.float32), kept, row)
 
     def pack(self, inputs):
         offsets = torch.tensor([0, *map(len, inputs)]).cumsum(0)
-        return ToyBatch(scan_offsets=offsets, features={"mean": torch.from_numpy(np.concatenate(inputs))})
+        return ToyBatch(scan_offsets=offsets, nested={"means": [torch.from_numpy(np.concatenate(inputs))]})
 
 
 @dataclass(frozen=True, eq=False)
 class ToyBatch(PackedBatch):
-    features: dict[str, torch.Tensor]
+    nested: dict[str, list[torch.Tensor]]
 
 
 class Toy(Backbone):
@@ -49,11 +50,11 @@ class Toy(Backbone):
 
     def __init__(self, config, inputs):
         super().__init__()
+        width = config.width
         self.config = config
-        self.stem = nn.Linear(4, config.width)
+        self.stem = nn.Linear(4, width)
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm1d(config.width), nn.Linear(config.width, config.width), nn.ReLU())
-            for _ in range(config.depth)
+            nn.Sequential(BatchNorm(width), nn.Linear(width, width), nn.ReLU()) for _ in range(config.depth)
         )
 
     @property
@@ -61,7 +62,7 @@ class Toy(Backbone):
         return self.config.width
 
     def forward(self, batch):
-        x = self.stem(batch.features["mean"])
+        x = self.stem(batch.nested["means"][0])
         for layer in self.layers:
             x = x + layer(x)
         return x
@@ -71,4 +72,4 @@ class Toy(Backbone):
         return 1 + self.config.depth
 
     def layer_of(self, parameter):
-        return int(parameter.split(".")[1]) + 1 if parameter.startswith("layers.") else 0
+        return 1 + int(parameter.split(".")[1]) if parameter.startswith("layers.") else 0

@@ -31,7 +31,7 @@ import os, resource, sys, time
 import numpy as np
 from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
 from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
-from scalr.distill.inputs import AugmentConfig
+from scalr.distill.augmentation import AugmentConfig
 from scalr.distill.sampling import EpochLoader
 from scalr.extract.store import open_store
 import torch, pyarrow.dataset, zarr

@@ -15,6 +15,7 @@ from scalr.cli import main
 from scalr.distill.interruption import Signals, StoppedError
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
+from scalr.evaluate.probe import ProbeConfig, probe
 from scalr.extract.config import ExtractConfig
 from scalr.extract.run import extract
 from tiny import TinyDataset, extract_with, tiny_teachers
@@ -119,8 +120,14 @@ def simulated_store(synthetic_world, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", [*SETTINGS, *(f"scalr_minkunet_vit{size}" for size in "sbl")])
-def test_each_recipe_goes_on_bit_for_bit_on_simulated_streets(simulated_store, tmp_path, recipe):
+def test_each_recipe_goes_on_bit_for_bit_on_simulated_streets(simulated_store, synthetic_world, tmp_path, recipe):
+    """And its student is probed."""
     assert_goes_on_bit_for_bit(simulated_store, tmp_path, recipe, "dinov2_vits14")
+    student = tmp_path / "stopped/student.safetensors"
+    probed = probe(
+        ProbeConfig(student=student, root=synthetic_world, out=tmp_path / "probe", fast=True, epochs=2, warmup_epochs=0)
+    )
+    assert 0 < probed.scores.miou < 1
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scalr.distill.augmentation import AugmentConfig
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillBatch, DistillCollate, DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig
 from scalr.distill.objective import DistillObjective, ObjectiveConfig
 from scalr.distill.student import Student
 from scalr.extract.datasets import open_dataset

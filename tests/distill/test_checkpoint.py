@@ -49,6 +49,19 @@ def without_digests(header: dict, tensors: dict) -> None:
     del header["tensors_sha256"], header["header_sha256"]
 
 
+def without_backbone(header: dict, tensors: dict) -> None:
+    """As students were written before there were other backbones than WaffleIron."""
+    without_digests(header, tensors)
+    header["student"] = json.dumps({k: v for k, v in json.loads(header["student"]).items() if k != "backbone"})
+
+
+def test_a_student_of_before_there_were_backbones_is_a_waffleiron(path):
+    expected = load_student(path)
+    found = load_student(rewritten(path, without_backbone))
+    assert found.config == expected.config == WaffleIronConfig(width=8, depth=3)
+    assert all(map(torch.equal, found.state_dict().values(), expected.state_dict().values()))
+
+
 def test_a_student_of_before_there_were_digests_loads_with_a_warning(path, caplog):
     expected = load_student(path).state_dict()
     assert caplog.messages == []

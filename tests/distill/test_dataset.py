@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from scalr.distill import dataset
+from scalr.distill.augmentation import AugmentConfig
 from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig
 from scalr.distill.sampling import EpochBatches, EpochLoader
 from scalr.errors import StoreError, StudentError
 

@@ -7,6 +7,7 @@ from dataclasses import MISSING, asdict, fields, replace
 
 import pytest
 
+from scalr.distill.augmentation import AugmentConfig
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.backbones.waffleiron.inputs import (
     CROP_EPS_M,
@@ -15,7 +16,6 @@ from scalr.distill.backbones.waffleiron.inputs import (
     WaffleIronInputs,
 )
 from scalr.distill.dataset import SamplingConfig
-from scalr.distill.inputs import AugmentConfig
 from scalr.distill.objective import ObjectiveConfig
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig

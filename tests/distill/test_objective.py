@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scalr.distill.augmentation import AugmentConfig
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig
 from scalr.distill.objective import DistillObjective, ObjectiveConfig, joint_targets
 from scalr.distill.segment_losses import balanced_weights, cosines, negatives, tolerant_loss
 from scalr.distill.segments import SegmentTargets

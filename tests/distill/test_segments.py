@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from scalr.distill.augmentation import AugmentConfig
 from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig
 from scalr.distill.segments import PAIRS, TargetParts
 from scalr.distill.varying_targets import VaryingTargets
 from scalr.errors import StoreError

@@ -23,6 +23,7 @@ NUMBERS = {
         "SCORED_FRAMES": {"nuscenes": 6019, "semantic_kitti": 4071, "pandaset_64": 2160, "pandaset_gt": 2160},
         "CLASSES": {"nuscenes": 16, "semantic_kitti": 19, "pandaset_64": 17, "pandaset_gt": 17},
     },
+    "scalr.evaluate.published_minkunet": {"TABLE_8_OF_NEW_WEIGHTS": (8.1, 30.3, 56.2, 74.7, 39.5)},
     "scalr.evaluate.scoring": {"SCENE_FRAMES": 100},
     "scalr.evaluate.similarity": {"AROUND_M": 1.0, "PCA_RANGE": (2, 98), "ROUNDING": 1e-5},
     "scalr.evaluate.teacher": {"PAIRS_OF_A_VIEW": 2048},

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from scalr.distill.augmentation import Motion
 from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
-from scalr.distill.inputs import Motion, evaluation_input
+from scalr.distill.inputs import evaluation_input
 from scalr.distill.sampling import EpochLoader
 from scalr.errors import DatasetError, StudentError
 from scalr.evaluate import labelled_scans

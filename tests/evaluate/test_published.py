@@ -252,6 +252,46 @@ def test_a_student_of_the_bundled_recipe_is_of_the_published_setting(name):
     assert row.differences(origin_of(network, made), protocol).of_run == []
 
 
+OF_600 = f"{MINK}, dino_vits8, {ON_600}"
+S_14 = {"dinov2_vits14": {}}
+BY_SLIDR_OF_RECIPES = {
+    f"ScaLR (Table 1: {OF_600}, {WITH_HEAD})": ("table1_minkunet_contrastive_head", DINO, MINI),
+    f"ScaLR (Table 1: {OF_600}, contrastive, no head on the targets)": ("table1_minkunet_contrastive", DINO, MINI),
+    f"ScaLR (Table 1: {OF_600})": ("table1_minkunet_similarity", DINO, MINI),
+    f"ScaLR (Table 1: {OF_600}, one camera)": ("table1_minkunet_similarity_one_camera", DINO, MINI),
+    f"PPKT (ScaLR's Table 2: {OF_600}, {WITH_HEAD})": ("table2_ppkt_minkunet", DINO, MINI),
+    f"SLidR (ScaLR's Table 2: {OF_600})": ("table2_slidr_minkunet", DINO, MINI),
+    f"ScaLR (Table 2: {OF_600})": ("table2_scalr_minkunet", DINO, MINI),
+    f"ScaLR (README of LiMA: {MINK}, dinov2_vits14, nuscenes)": ("scalr_minkunet_vits", S_14, WHOLE[0]),
+}
+
+
+@pytest.mark.parametrize("name", BY_SLIDR_OF_RECIPES)
+def test_a_minkunet_of_the_bundled_recipe_is_of_the_published_setting(name):
+    recipe, teachers, of = BY_SLIDR_OF_RECIPES[name]
+    assert differences_by_slidr(name, recipe, teachers, of) == []
+
+
+def differences_by_slidr(name: str, recipe: str, teachers: dict, of: tuple[str, str, int]) -> list[str]:
+    """Of a probed student of a recipe, in a setting "by slidr"."""
+    made = provenance(recipe, teachers, of)
+    made["stores"][0]["sources"][0]["superpixels"] = {"method": "slic"}
+    (row,) = (row for row in published_for("probe nuscenes by slidr") if row.name == name)
+    _, protocol = card_of(row)
+    return row.differences(origin_of(load_recipe(recipe).student, made), protocol).of_run
+
+
+def test_what_no_store_can_have_of_the_baselines_of_resnet_is_said():
+    """Their images were cropped and flipped anew each time, and their targets projected before they were pooled."""
+    name = f"ST-SLidR (ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})"
+    teachers = {RESNET_4: {"feature": "layer4", "pos_embed": None}}
+    assert differences_by_slidr(name, "table8_st_slidr", teachers, MINI) == [
+        "image size 224x448, not 224x416",
+        "image augmentation none, not random crops and flips",
+        "objective.target_head none, not linear",
+    ]
+
+
 def test_two_teachers_are_those_of_table_7():
     made = provenance("scalr_multi_teacher", BOTH, *WHOLE[:1])
     network = replace(load_recipe("scalr_multi_teacher").student, width=256, norm="batch")

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scalr.distill.augmentation import AugmentConfig
 from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.dataset import DistillDataset, SamplingConfig
-from scalr.distill.inputs import AugmentConfig
 from scalr.errors import DatasetError
 from scalr.extract.store import open_store
 from scalr.extract.store.inspect import inspect_store

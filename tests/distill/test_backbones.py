@@ -1,0 +1,378 @@
+"""Students with any backbone: named, checked, saved, distilled and resumed; what is refused, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import toy_backbone
+from in_children import command_of_two, free_port, together
+from scalr.cli import main
+from scalr.distill.backbones import BACKBONES, backbone_class
+from scalr.distill.backbones.backbone import Backbone, BackboneConfig, PackedBatch, PreparedScan, ScanInputs
+from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
+from scalr.distill.checkpoint import load_student, save_student
+from scalr.distill.convert import convert
+from scalr.distill.inputs import evaluation_input, training_input
+from scalr.distill.interruption import Signals, StoppedError
+from scalr.distill.recipe import Recipe, load_recipe, recipe_values
+from scalr.distill.run import DistillConfig, distill
+from scalr.distill.student import Student
+from scalr.distill.training_log import read_log
+from scalr.errors import StudentError
+from scalr.extract.intensity import IntensityStatistics
+from tiny import TinyDataset, extract_with, tiny_teachers
+from toy_backbone import NAME, Toy, ToyConfig, ToyInputs
+
+UNIT = IntensityStatistics(0.0, 1.0)
+SHORT = ("training.epochs=2", "training.batch_size=2")
+# Small networks of each backbone, as --set has them.
+SMALL = {
+    "waffleiron": ("student.width=8", "student.depth=2", "inputs.num_neighbours=4"),
+    NAME: (f"student.backbone={NAME}", "student.width=8"),
+    "minkunet": (
+        "student.backbone=minkunet", "student.stem_width=4", "student.widths=[4, 4, 4, 4, 4, 4, 4, 8]",
+        "student.blocks=[1, 1, 1, 1, 1, 1, 1, 1]",
+    ),
+}  # fmt: skip
+each_backbone = pytest.mark.parametrize("name", SMALL)
+
+
+def points_of(seed: int, count: int = 300) -> np.ndarray:
+    return np.random.default_rng(seed).uniform([-20, -20, -3, 0], [20, 20, 3, 9], (count, 4)).astype(np.float32)
+
+
+def small_student(name: str) -> Student:
+    torch.manual_seed(0)
+    recipe = load_recipe("scalr_wi256", (*SMALL[name], "student.out_channels=6"))
+    return Student(recipe.student, recipe.inputs)
+
+
+@each_backbone
+def test_every_point_has_the_features_of_its_row_and_scans_do_not_mix(name):
+    student, scans = small_student(name).eval(), [points_of(seed, 200 + 50 * seed) for seed in range(3)]
+    found = list(student.extract_all(scans, UNIT))
+    for points, features in zip(scans, found, strict=True):
+        prepared = evaluation_input(points, UNIT, student.input_config)
+        rows = student.tokens(student.input_config.pack([prepared.input]))
+        assert features.shape == (len(points), student.width)
+        torch.testing.assert_close(features, rows[torch.from_numpy(prepared.row)].detach(), rtol=1e-4, atol=1e-5)
+        assert (prepared.row[prepared.kept] == np.arange(len(rows))).all()
+        assert student.project(features).shape == (len(points), 6)
+    assert not torch.allclose(found[0][:200], found[1][:200])
+
+
+@each_backbone
+def test_a_file_gives_the_same_student(name, tmp_path):
+    student = small_student(name).eval()
+    save_student(student, tmp_path / "student.safetensors", {})
+    again = load_student(tmp_path / "student.safetensors")
+    assert (again.config, again.input_config) == (student.config, student.input_config)
+    assert torch.equal(again.extract(points_of(0), UNIT), student.extract(points_of(0), UNIT))
+
+
+@each_backbone
+def test_tensors_have_the_backbone_s_own_names_also_inside_another_module(name):
+    student = small_student(name)
+    names = {*student.backbone.state_dict(), "classif.weight", "classif.bias"}
+    assert student.state_dict().keys() == names
+    around = nn.ModuleDict({"student": student})
+    assert around.state_dict().keys() == {f"student.{each}" for each in names}
+    other = nn.ModuleDict({"student": Student(student.config, student.input_config)})
+    other.load_state_dict(around.state_dict())
+    assert all(map(torch.equal, other.state_dict().values(), around.state_dict().values()))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        other.load_state_dict({**around.state_dict(), "student.more": torch.zeros(1)})
+
+
+@each_backbone
+def test_a_batch_goes_whole_to_a_device(name):
+    student = small_student(name)
+    inputs = student.input_config
+    batch = inputs.pack([training_input(points_of(seed, 50), UNIT, inputs).input for seed in range(2)]).to("meta")
+    assert type(batch) is type(inputs.pack([training_input(points_of(0, 50), UNIT, inputs).input]))
+    assert {tensor.device.type for tensor in tensors_in(vars(batch))} == {"meta"}
+    assert batch.num_scans == 2
+
+
+def tensors_in(value) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+def test_tensors_anywhere_in_a_batch_are_moved():
+    @dataclass(frozen=True)
+    class Inner:
+        x: torch.Tensor
+
+    @dataclass(frozen=True, eq=False)
+    class Batch(PackedBatch):
+        inner: Inner
+        several: tuple
+        named: PreparedScan
+        other: dict
+
+    x = torch.zeros(2)
+    batch = Batch(torch.tensor([0, 2]), Inner(x), (x, [x, 3]), PreparedScan(x, None, "text"), {"x": x, 1: (4, 5)})
+    moved = batch.to("meta")
+    inside = [moved.inner.x, moved.several[0], moved.several[1][0], moved.named.input, moved.other["x"]]
+    assert {each.device.type for each in inside} == {"meta"}
+    assert (type(moved.inner), type(moved.named), moved.named.row) == (Inner, PreparedScan, "text")
+    assert (moved.several[1][1], moved.other[1]) == (3, (4, 5))
+    assert (batch.num_points, batch.num_scans) == (2, 1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("backbones")
+    (folder / "images").mkdir()
+    frames = TinyDataset(folder / "images", num_frames=3)
+    return extract_with(frames, tiny_teachers(), folder / "s.zarr", teachers=("coordinates",)).path
+
+
+def run(store: Path, out: Path, name: str, *overrides: str, resume: bool = False) -> list[float]:
+    recipe = load_recipe("scalr_wi256", (*SMALL[name], *SHORT, *overrides))
+    return distill(DistillConfig(caches=(store,), out=out, recipe=recipe, device="cpu", resume=resume)).losses
+
+
+def stop(store: Path, out: Path, name: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Signals, "stop", property(lambda self: True, lambda self, value: None), raising=False)
+        with pytest.raises(StoppedError, match="after step 1 of 2"):
+            run(store, out, name)
+
+
+def test_a_stopped_run_ends_with_the_weights_of_one_that_ran_through(store, tmp_path):
+    """test_resume.py stops WaffleIron, test_baselines.py MinkUNet."""
+    whole = run(store, tmp_path / "whole", NAME, "sampling.views_per_sample=all")
+    stop(store, tmp_path / "stopped", NAME)
+    assert run(store, tmp_path / "stopped", NAME, resume=True) == run(store, tmp_path / "one camera", NAME) != whole
+    students = [load_student(tmp_path / each / "student.safetensors") for each in ("one camera", "stopped", "whole")]
+    first, second, third = (student.state_dict() for student in students)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], third[name]) for name in first)
+    assert students[0].config.backbone == NAME
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "waffleiron"])  # test_processes.py has WaffleIron
+def test_two_processes_are_one_with_twice_the_batch(store, tmp_path, children, name):
+    """Of three frames a step, one process has all, two have one and two; batch norm and the loss span them all."""
+    overrides = (*SMALL[name], "training.epochs=4", "training.batch_size=3", "training.warmup_steps=1")
+    words = ["-q", "distill", "--cache", str(store), "--device", "cpu", *(w for o in overrides for w in ("--set", o))]
+    main([*words, "--out", str(tmp_path / "one")], standalone_mode=False)
+    of_two = [*words, "--out", str(tmp_path / "two")]
+    assert together(children, command_of_two, free_port(), of_two, tmp_path / "log") == [0, 0]
+    curves = [[float(row["loss"]) for row in read_log(tmp_path / each / "log.csv")] for each in ("one", "two")]
+    assert len(curves[0]) == 4
+    assert curves[0][0] != curves[0][-1]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
+
+
+def test_workers_know_a_backbone_in_the_working_folder(store, tmp_path, monkeypatch):
+    """Whose module is neither installed nor on Python's path."""
+    monkeypatch.chdir(tmp_path)
+    source = Path(toy_backbone.__file__).read_text()
+    (tmp_path / "in_this_folder.py").write_text(source.replace(NAME, "in_this_folder:Toy"))
+    recipe = load_recipe("scalr_wi256", ("student.backbone=in_this_folder:Toy", *SHORT, "training.workers=1"))
+    result = distill(DistillConfig(caches=(store,), out=tmp_path / "run", recipe=recipe, device="cpu"))
+    assert load_student(result.student).config.title == "Toy"
+
+
+@pytest.mark.parametrize("kind", ["finished", "stopped"])
+def test_a_run_goes_on_with_its_own_backbone_alone(store, tmp_path, kind):
+    run(store, tmp_path, NAME) if kind == "finished" else stop(store, tmp_path, NAME)
+    with pytest.raises(StudentError, match=r"other settings: recipe.student.backbone was toy_backbone:Toy and is waff"):
+        run(store, tmp_path, "waffleiron", resume=True)
+
+
+# What a class is when something of a backbone is missing or no such thing.
+def without(name: str, base: type = Toy) -> type:
+    return type("Lacking", (base,), {name: getattr(Backbone, name, None), "__module__": __name__})
+
+
+class OtherInit(Toy):
+    def __init__(self, config):
+        super().__init__(config, None)
+
+
+@dataclass(frozen=True)
+class NoPack(ScanInputs):
+    def prepare(self, points, intensity, feature_xyz=None): ...
+
+
+class Lacking(Toy):
+    Inputs = NoPack
+
+
+lacks_forward, lacks_width, lacks_config = without("forward"), without("width"), without("Config")
+other_inputs = type("Lacking", (Toy,), {"Inputs": ToyConfig})
+HERE = "scalr_test_backbones"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wafleiron", r"unknown backbone 'wafleiron', did you mean 'waffleiron'\? Use one of: waffleiron"),
+        ("no_such_module:Net", r"the backbone no_such_module:Net cannot be imported \(ModuleNotFoundError"),
+        ("toy_backbone:Tot", r"the backbone toy_backbone:Tot cannot be imported \(AttributeError"),
+        ("broken_module:Net", r"cannot be imported \(ZeroDivisionError: division by zero\)"),
+        ("pathlib:Path", "the backbone pathlib:Path has no base class Backbone. Add it"),
+        (f"{HERE}:UNIT", "has no base class Backbone"),
+        (f"{HERE}:lacks_forward", "has no method forward. Add it; docs/backbones.md"),
+        (f"{HERE}:lacks_width", "has no method width"),
+        (f"{HERE}:lacks_config", "has no Config, a frozen dataclass derived from BackboneConfig"),
+        (f"{HERE}:other_inputs", "has no Inputs, a frozen dataclass derived from ScanInputs"),
+        (f"{HERE}:Lacking", "has no method pack in its Inputs"),
+        (f"{HERE}:OtherInit", r"has no __init__ that takes \(config, inputs\)"),
+        ("3", "student.backbone: 3 cannot be used. Give text"),
+    ],
+)
+def test_a_class_that_is_no_backbone_is_said_in_a_line(tmp_path, monkeypatch, name, message):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, HERE, SimpleNamespace(**globals()))
+    (tmp_path / "broken_module.py").write_text("1 / 0")
+    with pytest.raises(StudentError, match=message) as caught:
+        load_recipe("scalr_wi256", [f"student.backbone={name}"])
+    assert "\n" not in str(caught.value)
+
+
+def test_bundled_backbones_are_whole():
+    for name in BACKBONES:
+        found = backbone_class(name)
+        assert found.Config().backbone == name
+        assert issubclass(found, Backbone)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("student.norm=layer", "section student: unknown key 'norm'. Use one of: backbone, head, out_channels, width"),
+        ("inputs.planes=[]", "section inputs: unknown key 'planes'. Use one of: voxel_size_m"),
+        ("student.head=probe_linear", "student.head: 'probe_linear' cannot be used. Use linear or mlp"),
+        ("student.width=wide", "student.width: 'wide' cannot be used. Give a whole number"),
+    ],
+)
+def test_keys_are_those_of_the_backbone(override, message):
+    with pytest.raises(StudentError, match=message):
+        load_recipe("scalr_wi256", [f"student.backbone={NAME}", override])
+
+
+def test_another_backbone_begins_with_its_own_defaults(tmp_path):
+    """Whatever the base says of the old one, in a file and after --set, in any order; training stays the base's."""
+    (tmp_path / "mine.yaml").write_text(f"base: scalr_wi768\nstudent: {{backbone: '{NAME}', depth: 3}}\n")
+    (tmp_path / "same.yaml").write_text("base: scalr_wi768\nstudent: {backbone: waffleiron}\n")
+    of_file = load_recipe(str(tmp_path / "mine.yaml"), ["inputs.voxel_size_m=1"])
+    assert (of_file.student, of_file.inputs) == (ToyConfig(depth=3), ToyInputs(voxel_size_m=1.0))
+    assert of_file.training == load_recipe("scalr_wi768").training
+    changed = load_recipe("demo", ["student.depth=3", "inputs.voxel_size_m=1", f"student.backbone={NAME}"])
+    assert (changed.student, changed.inputs) == (of_file.student, of_file.inputs)
+    assert load_recipe(str(tmp_path / "same.yaml")) == load_recipe("scalr_wi768")
+    back = load_recipe(str(tmp_path / "mine.yaml"), ["student.backbone=waffleiron"])
+    assert (back.student, back.inputs) == (WaffleIronConfig(), WaffleIronInputs())
+    assert load_recipe("demo", ["student.backbone=waffleiron"]) == load_recipe("demo")
+
+
+def test_settings_of_two_backbones_are_refused():
+    for make in (Student, lambda student, inputs: Recipe(student=student, inputs=inputs)):
+        with pytest.raises(StudentError, match=r"WaffleIronInputs is not of the backbone toy_b.*. Use ToyInputs"):
+            make(ToyConfig(), WaffleIronInputs())
+        with pytest.raises(StudentError, match=r"ToyConfig is not of the backbone waffleiron. Use WaffleIronConfig"):
+            make(ToyConfig(backbone="waffleiron"), ToyInputs())
+    recipe = Recipe(student=ToyConfig(width=4))
+    assert recipe.inputs == ToyInputs()
+    assert Recipe(**recipe_values(recipe)) == recipe
+    assert replace(recipe, student=ToyConfig(width=5)).student.width == 5
+
+
+class Clashing(Toy):
+    def __init__(self, config, inputs):
+        super().__init__(config, inputs)
+        self.classif = nn.Linear(2, 2)
+
+
+class WrongShape(Toy):
+    def forward(self, batch):
+        return super().forward(batch)[:-1]
+
+
+@dataclass(frozen=True)
+class WrongRows(ToyInputs):
+    def prepare(self, points, intensity, feature_xyz=None):
+        scan = super().prepare(points, intensity, feature_xyz)
+        return scan._replace(**CHANGES[self.voxel_size_m](scan))
+
+
+# Voxel size -> what is wrong.
+CHANGES = {
+    1.0: lambda scan: {"row": scan.row - 1},
+    2.0: lambda scan: {"row": scan.row[1:]},
+    3.0: lambda scan: {"row": scan.row + 1},
+    4.0: lambda scan: {"kept": scan.kept + len(scan.row)},
+    5.0: lambda scan: {"kept": scan.kept[:0]},
+}
+
+
+@pytest.mark.parametrize("size", CHANGES)
+def test_rows_that_are_not_of_the_points_are_refused(size):
+    """A row of -1 would be the last one's feature."""
+    with pytest.raises(StudentError, match=r"WrongRows: 'kept' and 'row' of a scan of 300 points are not rows of"):
+        evaluation_input(points_of(0), UNIT, WrongRows(voxel_size_m=size))
+    with pytest.raises(StudentError, match=r"'kept' and 'row' of a scan of 40 points"):
+        training_input(points_of(0, 40), UNIT, WrongRows(voxel_size_m=size))
+
+
+def test_a_training_scan_without_points_is_refused_for_all_backbones():
+    for inputs in (ToyInputs(), WaffleIronInputs()):
+        with pytest.raises(StudentError, match="no point is left inside the field of view"):
+            training_input(points_of(0)[:0], UNIT, inputs)
+
+
+def test_features_of_another_shape_and_names_of_the_head_are_refused(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, HERE, SimpleNamespace(**globals()))
+    student = Student(ToyConfig(backbone=f"{HERE}:WrongShape"))
+    with pytest.raises(StudentError, match=r"WrongShape: its features of \d+ rows with 12 channels have shape"):
+        student.extract(points_of(0), UNIT)
+    with pytest.raises(StudentError, match=r"the name of its tensor classif.bias begins as that of the head"):
+        Student(ToyConfig(backbone=f"{HERE}:Clashing"))
+
+
+def test_what_a_backbone_cannot_do_is_said(store, tmp_path):
+    with pytest.raises(StudentError, match=r"training.compile: Toy has no layers for torch.compile"):
+        run(store, tmp_path, NAME, "training.compile=true")
+    with pytest.raises(StudentError, match=r"training.activation_checkpointing: Toy cannot compute activations again"):
+        run(store, tmp_path, NAME, "training.activation_checkpointing=true")
+    path = tmp_path / "student.safetensors"
+    save_student(small_student(NAME), path, {})
+    with pytest.raises(StudentError, match=r"Toy: the backbone has no program that runs without scalr. Keep the"):
+        convert(path, tmp_path / "student.pt2")
+    with pytest.raises(StudentError, match=r"student.pth: there are no official files of the backbone toy_b"):
+        convert(path, tmp_path / "student.pth")
+    torch.save({"model_point": small_student("waffleiron").state_dict()}, tmp_path / "official.pth")
+    toy = load_recipe("scalr_wi256", SMALL[NAME])
+    with pytest.raises(StudentError, match=r"official.pth: there are no official files of the backbone toy_b"):
+        convert(tmp_path / "official.pth", tmp_path / "new.safetensors", toy)
+    assert {each.name for each in tmp_path.iterdir()} == {"student.safetensors", "official.pth"}
+
+
+def test_a_file_whose_backbone_is_not_here_names_it_and_the_file(tmp_path):
+    student = small_student(NAME)
+    student.config = replace(student.config, backbone="gone:Net")
+    save_student(student, tmp_path / "student.safetensors", {})
+    with pytest.raises(StudentError, match=r"student.safetensors: the backbone gone:Net cannot be imported"):
+        load_student(tmp_path / "student.safetensors")
+
+
+def test_the_title_names_a_student():
+    assert WaffleIronConfig(depth=12, width=48).title == "WI-12-48"
+    assert ToyConfig().title == ToyConfig().description == "Toy"
+    assert BackboneConfig(backbone="minkunet").title == "minkunet"
