@@ -72,7 +72,7 @@ class MinkUNet(Backbone):
             of_grids.append(x)
             x = stage(x, children, neighbours)
         for stage, children, neighbours in zip(self.up, batch.children[::-1], batch.neighbours[-2::-1], strict=True):
-            x = stage(x, children.swapped(), neighbours, of_grids.pop())
+            x = stage(x, children.swapped, neighbours, of_grids.pop())
         return x
 
     @property
