@@ -18,7 +18,7 @@ from ..progress import progress
 from .datasets.frame import Dataset
 from .encoding import ENCODINGS, OF_SEGMENTS, Encoding
 from .intensity import IntensityStatistics
-from .pipeline import ViewEncoder, new_views, recorded_provenance, teacher_footprint
+from .pipeline import ViewEncoder, new_views, num_readers, reader_pool, recorded_provenance, teacher_footprint
 from .plan import BLOCK_BYTES, FRAMES_PER_BLOCK, plan_blocks
 from .preparation import OnError, PreparedFrame, PreparedView, Selection, prepare_or_skip
 from .statistics import TeacherStatistics
@@ -27,6 +27,7 @@ from .store.arrays import SHARD_BYTES
 from .store.files import files_below
 from .store.format import SUPERPIXEL, group_path
 from .store.inspect import StoreReport, inspect_store, readable_bytes
+from .superpixels import SLIC
 from .teacher_sample import VectorSums, add_views
 from .teachers.batch_size import bytes_per_image
 from .teachers.teacher import Teacher
@@ -39,6 +40,7 @@ MUCH_SMALLER = 3  # times
 LIBRARIES_BYTES = 600_000_000
 SHARDS_HELD = 6  # of an array: rows that wait, the shard as it is encoded, and as it is read back
 FRAMES_AHEAD = 8
+SLIC_BYTES = 125  # of a pixel, as tests/benchmarks/superpixels.py measures it
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ def estimate(
             sample = (path, dataset.name, dataset.split, frames, teachers, patch_maps, statistics, encoding)
             report = write_sample(*sample, superpixels=settings)
             measured[encoding] = (report, shared_seconds + time.perf_counter() - start)
+            superpixel_bytes = _superpixel_bytes(path)
     report, seconds = measured[chosen]
     scale = len(dataset.frames) / len(frames)
     in_a_block = {each: frames_per_block or frames_of_a_block(frames[0], teachers, each) for each in encodings}
@@ -181,14 +184,15 @@ def estimate(
         views=sum(len(frame.views) for frame in dataset.frames),
         pairs=round(sum(report.pairs.values()) * scale),
         scan_bytes=round(report.scans.bytes * scale),
-        superpixel_bytes=round(_superpixel_bytes(report.path) * scale),
+        superpixel_bytes=round(superpixel_bytes * scale),
         scan_files=report.scans.files * num_blocks[chosen],
         encodings=[
             _encoding_estimate(encoding, measured[encoding][0], scale, num_blocks[encoding]) for encoding in encodings
         ],
         chosen=chosen,
         free_bytes=shutil.disk_usage(_nearest_folder(out)).free,
-        memory_bytes=peak_memory(frames[0], teachers, chosen, batch_sizes, in_a_block[chosen]),
+        memory_bytes=peak_memory(frames[0], teachers, chosen, batch_sizes, in_a_block[chosen])
+        + _memory_of_slic(frames[0], settings),
         seconds=seconds * scale,
         sampled_frames=len(frames),
     )
@@ -199,7 +203,9 @@ def _sampled_frames(
 ) -> list[PreparedFrame]:
     """A few frames, spread evenly over the split, without those that are skipped."""
     numbers = np.unique(np.linspace(0, len(dataset.frames) - 1, SAMPLED_FRAMES).round().astype(int)).tolist()
-    tried = [prepare_or_skip(dataset, dataset.frames[each], teachers, selection, on_error) for each in numbers]
+    with reader_pool() as readers:  # as an extraction does: SLIC takes longer than most teachers
+        options = (teachers, selection, on_error)
+        tried = list(readers.map(lambda number: prepare_or_skip(dataset, dataset.frames[number], *options), numbers))
     frames = [frame for frame in tried if isinstance(frame, PreparedFrame)]
     if not frames:
         raise DatasetError(
@@ -246,6 +252,15 @@ def peak_memory(
     weights = sum(parameter.nbytes for teacher in on_cpu for parameter in teacher.model.parameters())
     activations = max((batch_sizes[teacher.name] * bytes_per_image(teacher) for teacher in on_cpu), default=0)
     return LIBRARIES_BYTES + written + ahead + weights + activations
+
+
+def _memory_of_slic(frame: PreparedFrame, superpixels: dict | None) -> int:
+    """Bytes that all readers hold at once."""
+    if superpixels is None or superpixels["method"] != SLIC:
+        return 0
+    return (
+        num_readers() * SLIC_BYTES * max(height * width for height, width in (each.image_shape for each in frame.views))
+    )
 
 
 def _counts(teacher: Teacher, view: PreparedView) -> tuple[int, int]:

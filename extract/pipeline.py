@@ -109,9 +109,8 @@ class Pipeline:
         raise taken_away_again(self.writer.path)
 
     def _run_once(self, blocks: Sequence[Block], lost: list[Block]) -> Iterator[BlockDone]:
-        num_readers = min(MAX_READERS, os.cpu_count() or 1)
-        with _pool(num_readers) as readers, ThreadPoolExecutor(1) as writers:
-            depth = max(num_readers, self._frames_of_a_batch(blocks))
+        with reader_pool() as readers, ThreadPoolExecutor(1) as writers:
+            depth = max(num_readers(), self._frames_of_a_batch(blocks))
             prepared = _ahead(readers, self._prepare, self._frames_of(blocks), depth)
             before: BlockWriting | None = None
             for block in blocks:
@@ -382,11 +381,16 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable
         yield pending.popleft().result()
 
 
+def num_readers() -> int:
+    """Threads that read scans and images."""
+    return min(MAX_READERS, os.cpu_count() or 1)
+
+
 @contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A thread pool that, left by an error, drops what it has not begun."""
+def reader_pool() -> Iterator[ThreadPoolExecutor]:
+    """Their pool; left by an error, it drops what it has not begun."""
     # Readers that each start threads of torch's own would crowd out the teacher, whose thread keeps its number.
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(num_readers(), initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield pool
     finally:

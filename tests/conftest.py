@@ -108,6 +108,7 @@ PRELOADED = (
     "distillation_in_child",
     "in_children",
     "zarr",
+    "skimage.segmentation",
     "torch._dynamo",
     "tensorboard.compat.proto.event_pb2",
 )

@@ -92,7 +92,8 @@ def add_scans(draft: Draft, scans: ScanBlock) -> None:
     draft.skipped = scans.skipped
     for row in scans.views.to_pylist():
         pairs = slice(row["pairs_start"], row["pairs_stop"])
-        view = NewView(row, scans.point_index[pairs], scans.pixel[pairs])
+        superpixel = None if scans.superpixel is None else scans.superpixel[pairs]
+        view = NewView(row, scans.point_index[pairs], scans.pixel[pairs], superpixel)
         draft.add_frame(scans.points[row["points_start"] : row["points_stop"]], [view])
 
 
@@ -101,7 +102,10 @@ def add_targets(draft: Draft, teacher: str, targets: TargetBlock) -> None:
         part = slice(row["start"], row["stop"])
         cosines = [_cosines(row[mean], row[worst]) for mean, worst in zip(COSINES[::2], COSINES[1::2], strict=True)]
         scale = None if targets.scale is None else targets.scale[part]
-        draft.add_targets(teacher, NewTargets(targets.vectors[part], scale, *cosines))
+        segments = None
+        if targets.segments is not None:
+            segments = targets.segments[row["segments_start"] : row["segments_stop"]]
+        draft.add_targets(teacher, NewTargets(targets.vectors[part], scale, *cosines, segments))
 
 
 def _cosines(mean: float, worst: float) -> np.ndarray:

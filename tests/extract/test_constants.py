@@ -11,6 +11,7 @@ NUMBERS = {
         "LIBRARIES_BYTES": 600_000_000,
         "SHARDS_HELD": 6,
         "FRAMES_AHEAD": 8,
+        "SLIC_BYTES": 125,
     },
     "scalr.extract.executors": {"CONNECT_TIMEOUT_S": 30},
     "scalr.extract.frame_identity": {"TOLERANCE": {"rtol": 1e-9, "atol": 1e-9}},

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from bars import Bars
 from scalr.errors import DatasetError
 from scalr.extract import estimate as module
 from scalr.extract import run
-from scalr.extract.encoding import ENCODINGS, Encoding
+from scalr.extract.encoding import ENCODINGS, OF_SEGMENTS, Encoding
 from scalr.extract.estimate import (
     EncodingEstimate,
     Estimate,
@@ -26,7 +27,7 @@ from scalr.extract.preparation import PreparedFrame, Selection, prepare_frame
 from scalr.extract.run import ExtractConfig, estimate_extraction
 from scalr.extract.store.arrays import SHARD_BYTES
 from scalr.extract.store.format import COSINES
-from scalr.extract.store.inspect import inspect_store
+from scalr.extract.store.inspect import inspect_store, readable_bytes
 from tiny import CoordinateTeacher, OtherTeacher, TinyDataset, tiny_teachers
 
 POINT, PATCH = Encoding("point", "float16"), Encoding("patch", "int8")
@@ -293,3 +294,39 @@ def test_maps_are_made_in_batches_of_all_frames_images(frame, monkeypatch):
     assert bars[0].moved == [4, 2]
     expected = torch.stack([view.images[1] for each in frames for view in each.views])
     assert torch.equal(torch.cat(seen), expected)
+
+
+@pytest.mark.parametrize("chosen", ["patch", "segments"])
+def test_superpixels_are_a_part_of_what_is_said(measure, extract_tiny, tiny_dataset, chosen, monkeypatch):
+    """Their ids among scans and pairs, their vectors in each row, and one of these alone."""
+    monkeypatch.setattr(module, "num_readers", lambda: 3)
+    options = {"superpixels": "slic", "frames_per_block": 3}
+    found = measure(tiny_dataset, encoding=chosen, **options)
+    plain = measure(tiny_dataset, frames_per_block=3)
+    store = extract_tiny(encoding=chosen, **options)
+    report = inspect_store(store)
+    rows = {each.encoding: each for each in found.encodings}
+    assert [*rows] == [*ENCODINGS, OF_SEGMENTS]
+    assert found.scan_files == report.scans.files
+    assert rows[found.chosen].bytes == pytest.approx(report.teachers["coordinates"].bytes, rel=0.01)
+    files = (store.path / "blocks/000000/pairs/superpixel").rglob("*")
+    assert found.superpixel_bytes == sum(file.stat().st_size for file in files if file.is_file())
+    assert plain.superpixel_bytes == 0
+    added = {each.encoding: rows[each.encoding].bytes - each.bytes for each in plain.encodings}
+    assert min(added.values()) > 0.5 * rows[OF_SEGMENTS].bytes
+    assert max(added.values()) < rows[OF_SEGMENTS].bytes
+    assert found.memory_bytes - plain.memory_bytes >= 3 * 125 * 48 * 64
+    lines = found.as_text().splitlines()
+    assert lines[1].endswith(f"ids of superpixels: {readable_bytes(found.superpixel_bytes)} of these")
+    assert re.search(r"segments float16 .* - +- +- +-", lines[8])
+    assert lines[9] == "each with the vectors of superpixels; 'segments' is those alone"
+    assert not [line for line in plain.as_text().splitlines() if "superpixel" in line or "segments" in line]
+    assert report.teachers["coordinates"].segments == sum(
+        len(store.read_segments(row, "coordinates")) for row in range(6)
+    )
+    text = report.as_text()
+    assert "superpixels of nuscenes train: method slic, n_segments 150," in text
+    assert (f"{report.teachers['coordinates'].segments:,} segments" in text, "cosine" in text) == (
+        True,
+        chosen == "patch",
+    )

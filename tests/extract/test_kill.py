@@ -15,7 +15,7 @@ from store_comparison import assert_same_store
 from tiny import extract_in_child
 
 FRAMES = 12
-OPTIONS = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "encoding": "patch", "dtype": "int8"}
+OPTIONS = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "encoding": "patch", "superpixels": "slic"}
 
 
 def start(children, tmp_path: Path, out: str, *stops: int) -> Child:

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import skimage
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from skimage.segmentation import slic
 
-from scalr.errors import StoreError
+from scalr.errors import DatasetError, ScalrError, StoreError
+from scalr.extract import recompute
+from scalr.extract.datasets import open_dataset
 from scalr.extract.plan import Part
-from scalr.extract.store import FeatureStore
+from scalr.extract.store import FeatureStore, ScanBlock, Segments, TargetBlock, create_store, open_store
+from scalr.extract.store.format import root_attributes, write_record
+from scalr.extract.store.repair import repair_store
 from scalr.extract.store.verify import verify_store
+from scalr.extract.superpixels import SuperpixelFolder, open_superpixels, read_map, resized
+from small_store import PROVENANCE, SETTINGS, a_block, add_inputs, write_block
 from store_comparison import assert_same_store
-from tiny import TinyDataset, extract_with, tiny_teachers
+from tiny import CoordinateTeacher, TinyDataset, extract_with, tiny_teachers
 
 SHAPE = (48, 64)  # of the tiny dataset's images
 
@@ -41,7 +55,7 @@ def write_maps(dataset: TinyDataset, folder: Path, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> TinyDataset:
-    return TinyDataset(tmp_path_factory.mktemp("tiny"), num_frames=4)
+    return TinyDataset(tmp_path_factory.mktemp("tiny"), num_frames=3)
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +130,6 @@ def test_targets_are_the_same_with_and_without_superpixels(dataset, of_maps, tmp
 
 
 def test_a_store_says_how_its_superpixels_were_made(of_slic, of_maps):
-    import skimage
-
     assert of_slic.sources[0].superpixels == {
         "method": "slic", "n_segments": 150, "compactness": 6, "sigma": 3, "start_label": 0,
         "scikit-image": skimage.__version__,
@@ -126,10 +138,9 @@ def test_a_store_says_how_its_superpixels_were_made(of_slic, of_maps):
     assert (recorded["method"], recorded["names"], len(recorded["sample_sha256"])) == ("folder", "path", 64)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_parts_in_any_order_give_one_store(dataset, maps, of_maps, tmp_path, count):
-    for index in reversed(range(count)):
-        store = extracted(dataset, tmp_path / "s.zarr", superpixels=str(maps), part=Part(index, count))
+def test_parts_in_any_order_give_one_store(dataset, maps, of_maps, tmp_path):
+    for index in (1, 0):
+        store = extracted(dataset, tmp_path / "s.zarr", superpixels=str(maps), part=Part(index, 2))
     assert_same_store(store, of_maps)
 
 
@@ -148,7 +159,7 @@ def test_segments_alone_can_be_kept(dataset, maps, of_maps, tmp_path):
         ours, theirs = store.read_segments(row, "coordinates"), of_maps.read_segments(row, "coordinates")
         for mine, other in zip(ours.arrays, theirs.arrays, strict=True):
             np.testing.assert_array_equal(mine, other)
-    message = r"it keeps segments of coordinates, and no targets of points\. Use a loss of segments"
+    message = r"it keeps segments of coordinates alone, and no targets of points\. Extract with --encoding patch"
     with pytest.raises(StoreError, match=message):
         store.read_view(0, "coordinates")
 
@@ -162,24 +173,355 @@ def test_splits_with_and_without_superpixels_stand_in_one_store(dataset, maps, t
     store = extracted(other, tmp_path / "s.zarr", superpixels=str(other_maps))
     assert verify_store(store).whole
     assert [source.superpixels is None for source in store.sources] == [True, False]
-    assert [store.read_view(row).superpixel is None for row in (0, 7, 8, 11)] == [True, True, False, False]
-    assert store.views["superpixels_sha256"].null_count == 8
-    assert len(store.read_segments(8, "coordinates")) > 0
+    assert [store.read_view(row).superpixel is None for row in (0, 5, 6, 9)] == [True, True, False, False]
+    assert store.views["superpixels_sha256"].null_count == 6
+    assert len(store.read_segments(6, "coordinates")) > 0
 
 
-def test_a_release_that_does_not_know_superpixels_refuses_the_store(dataset, maps, tmp_path):
+def test_a_release_that_does_not_know_superpixels_refuses_the_store(tmp_path):
     """By its version, which is raised when the first split with superpixels is begun, and not before."""
-    versions = []
-    for split, superpixels in (("train", None), ("val", str(maps)), ("test", None)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dataset, "split", split, raising=False)
-            store = extracted(dataset, tmp_path / "s.zarr", superpixels=superpixels)
-        versions.append(open_root(store.path)["format_version"])
+    writer, versions = create_store(tmp_path / "s.zarr", "part-0-of-1"), []
+    for split, superpixels in (("train", None), ("val", {"method": "slic"}), ("test", None)):
+        writer.add_inputs({**SETTINGS, "split": split, "superpixels": superpixels}, {}, {})
+        versions.append(open_root(writer.path)["format_version"])
     assert versions == [3, 4, 4]
-    assert verify_store(store).whole
+    assert [source.superpixels for source in writer.store.sources] == [None, {"method": "slic"}, None]
+    assert "superpixels" not in writer.store.sources[0].attributes  # as earlier releases wrote it
+
+
+def test_a_root_that_another_job_wrote_meanwhile_is_raised_again(tmp_path):
+    """Two jobs begin a store at once, one with superpixels: the other writes its root last."""
+    with_them, without = (create_store(tmp_path / "s.zarr", owner) for owner in ("a", "b"))
+    with_them.add_inputs({**SETTINGS, "superpixels": {"method": "slic"}}, {}, {})
+    write_record(tmp_path / "late", root_attributes(with_superpixels=False))
+    os.replace(tmp_path / "late/zarr.json", tmp_path / "s.zarr/zarr.json")
+    without.add_inputs({**SETTINGS, "split": "val"}, {}, {})
+    assert open_root(tmp_path / "s.zarr")["format_version"] == 4
 
 
 def open_root(path: Path) -> dict:
-    import json
-
     return json.loads((path / "zarr.json").read_text())["attributes"]
+
+
+# --- going on, mending, verifying ----------------------------------------------------------------------------------
+
+
+def test_what_superpixels_depend_on_may_not_change(dataset, maps, of_slic, of_maps, tmp_path, monkeypatch):
+    """With them, without, by other means, by another release of scikit-image: the two values side by side."""
+    paths = [shutil.copytree(each.path, tmp_path / name) for name, each in (("slic", of_slic), ("maps", of_maps))]
+    extracted(dataset, tmp_path / "plain")
+    for path, option, message in (
+        (tmp_path / "plain", "slic", r"superpixels is None in the store and \{'method': 'slic', .* now"),
+        (paths[0], None, r"superpixels is \{'method': 'slic', .*\} in the store and None now"),
+        (paths[1], "slic", "superpixels.method is 'folder' in the store and 'slic' now; .*n_segments is None in"),
+    ):
+        with pytest.raises(StoreError, match=message):
+            extracted(dataset, path, "doubled", superpixels=option)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.18.2")
+    with pytest.raises(
+        StoreError, match=r"superpixels\.scikit-image is '[\d.]+' in the store and '0\.18\.2' now\. Use"
+    ):
+        extracted(dataset, paths[0], "doubled", superpixels="slic")
+    assert open_store(paths[0]).committed_blocks("doubled") == {0, 1, 2}
+
+
+def test_another_folder_is_noticed_and_the_same_one_elsewhere_is_not(dataset, maps, copied, tmp_path):
+    write_maps(dataset, tmp_path / "others", seed=99)
+    message = (
+        r"frame0_LEFT\.png: another superpixel map than when frame frame0, camera LEFT, was stored\. Pass the folder"
+    )
+    with pytest.raises(StoreError, match=message):
+        extracted(dataset, copied, "doubled", superpixels=str(tmp_path / "others"))
+    shutil.copytree(maps, tmp_path / "moved")
+    store = extracted(dataset, copied, "coordinates", "doubled", superpixels=str(tmp_path / "moved"))
+    assert verify_store(store).whole
+
+
+def test_a_map_that_changed_under_a_stored_view_is_noticed(dataset, maps, copied, tmp_path):
+    """Of the same size: by the digest in the index, when the view's images are read for another teacher."""
+    changed = Path(shutil.copytree(maps, tmp_path / "changed"))
+    path = changed / "frame2_RIGHT.png"
+    ids = np.array(Image.open(path))
+    Image.fromarray(ids[::-1].copy()).save(path)
+    os.truncate(path, path.stat().st_size)
+    with pytest.raises(StoreError, match="superpixel") as caught:
+        extracted(dataset, copied, "doubled", superpixels=str(changed))
+    assert "frame frame2, camera RIGHT, was stored" in str(caught.value)
+    assert 2 not in open_store(copied).committed_blocks("doubled")
+
+
+def test_a_map_that_is_missing_stops_or_skips_its_frame_and_comes_later(dataset, maps, of_maps, tmp_path):
+    folder = Path(shutil.copytree(maps, tmp_path / "maps"))
+    (folder / "frame1_LEFT.png").unlink()
+    with pytest.raises(DatasetError, match=r"frame1_LEFT\.png: the superpixel map is missing\. Make"):
+        extracted(dataset, tmp_path / "s.zarr", superpixels=str(folder))
+    store = extracted(dataset, tmp_path / "s.zarr", superpixels=str(folder), on_error="skip")
+    assert list(store.skipped_frames(1)) == ["frame1"]
+    shutil.copy(maps / "frame1_LEFT.png", folder)
+    store = extracted(dataset, tmp_path / "s.zarr", superpixels=str(folder), on_error="skip")
+    assert store.skipped_frames(1) == {}
+    for row in range(store.views.num_rows):
+        np.testing.assert_array_equal(store.read_view(row).superpixel, of_maps.read_view(row).superpixel)
+
+
+def recomputed(dataset, monkeypatch, store, **options):
+    monkeypatch.setattr(recompute, "open_dataset", lambda *_, **__: dataset)
+    monkeypatch.setattr(recompute, "load_teacher", lambda name, **_: tiny_teachers()[name])
+    return list(recompute.recompute_targets(store, 8, root=None, weights=(), device=torch.device("cpu"), **options))
+
+
+@pytest.mark.parametrize("encoding", ["patch", "segments"])
+def test_a_sample_is_recomputed_with_its_superpixels(dataset, maps, tmp_path, monkeypatch, encoding):
+    store = extracted(dataset, tmp_path / "s.zarr", superpixels=str(maps), encoding=encoding)
+    found = recomputed(dataset, monkeypatch, store)
+    assert len(found) == 6
+    assert all(view.as_stored and view.segments > 0 and view.segments_cosine > 0.999999 for view in found)
+    assert [("loss within" in str(view)) for view in found] == [encoding == "patch"] * 6
+    assert "segments, cosine 1.000000" in str(found[0])
+    others = write_maps(dataset, tmp_path / "others", seed=99)
+    found = recomputed(dataset, monkeypatch, store, superpixels=others)
+    assert not any(view.as_stored or view.same_superpixels for view in found)
+    assert "OTHER SUPERPIXELS than the store was made from" in str(found[0])
+    monkeypatch.setattr(
+        CoordinateTeacher, "patch_maps", lambda self, images: torch.eye(3)[0].expand(len(images), 6, 8, 3)
+    )
+    found = recomputed(dataset, monkeypatch, store)
+    assert not any(view.as_stored for view in found)
+    assert "OTHER TARGETS than the teacher gives" in str(found[0])
+
+
+def test_slic_of_another_release_is_said_where_a_sample_is_recomputed(dataset, of_slic, monkeypatch, caplog):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.18.2")
+    found = recomputed(dataset, monkeypatch, of_slic)
+    assert all(view.as_stored for view in found)  # it is the same release after all
+    assert "were made by SLIC with scikit-image" in caplog.text
+    assert "compared with SLIC with scikit-image 0.18.2" in caplog.text
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("array", "damage"),
+    [("pairs/superpixel", flip_a_bit), ("segments/mean", flip_a_bit), ("segments/pixels", Path.unlink)],
+)
+def test_damage_is_found_named_mended_and_made_anew(dataset, maps, of_maps, copied, array, damage):
+    kind = "scans" if array.startswith("pairs") else "coordinates"
+    group = copied / "blocks/000002" / ("" if kind == "scans" else "targets/coordinates") / array
+    (chunk,) = [file for file in group.rglob("*") if file.is_file() and file.name != "zarr.json"]
+    damage(chunk)
+    store = open_store(copied)
+    with pytest.raises(StoreError, match=str(chunk)):
+        store.read_view(4) if kind == "scans" else store.read_segments(4, "coordinates")
+    found = verify_store(open_store(copied))
+    assert [(each.block, each.kind) for each in found.damage] == [(2, kind)]
+    repair_store(open_store(copied), found)
+    store = extracted(dataset, copied, superpixels=str(maps))
+    assert_same_store(store, of_maps)
+    assert verify_store(store).whole
+
+
+def test_segments_that_belong_to_another_view_are_not_read(copied):
+    """Blocks have views of other pairs; the whole files of one in the place of another's."""
+    for name in ("segments", "index.parquet"):
+        target = copied / "blocks/000002/targets/coordinates" / name
+        source = copied / "blocks/000001/targets/coordinates" / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    shutil.copy(copied / "index/coordinates/000001.parquet", copied / "index/coordinates/000002.parquet")
+    with pytest.raises(StoreError):
+        open_store(copied).read_segments(4, "coordinates")
+    assert {each.block for each in verify_store(open_store(copied)).damage} == {2}
+
+
+def with_segments(block: int) -> tuple[ScanBlock, TargetBlock]:
+    """A block whose pairs are of segments 5, 6 and 7."""
+    scans, targets = a_block(block)
+    superpixel = (5 + np.arange(len(scans.pixel)) % 3).astype(np.uint16)
+    starts = [(row["pairs_start"], row["pairs_stop"]) for row in scans.views.to_pylist()]
+    ids = [np.unique(superpixel[slice(*pairs)]) for pairs in starts]
+    count = sum(map(len, ids))
+    vectors = np.full((count, 3), 0.5, np.float16)
+    segments = Segments(np.concatenate(ids), np.full(count, 9, np.uint32), vectors, vectors)
+    stops = np.cumsum([len(each) for each in ids])
+    views = targets.views.append_column("segments_start", [[0, *stops[:-1].tolist()]])
+    views = views.append_column("segments_stop", [stops.tolist()])
+    digests = pa.array([bytes(32)] * 3, pa.binary(32))
+    scans = replace(scans, superpixel=superpixel, views=scans.views.append_column("superpixels_sha256", digests))
+    return scans, replace(targets, views=views, segments=segments)
+
+
+def changed_segments(**change) -> Callable[[Segments], Segments]:
+    return lambda segments: replace(segments, **{name: make(getattr(segments, name)) for name, make in change.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"id": lambda ids: ids + 1}, "segments of frame 0-0 are not those of its pairs"),
+        ({"id": lambda ids: ids[::-1].copy()}, "segments of frame 0-0 are not those of its pairs"),
+        ({"mean": lambda mean: mean * np.float16(np.nan)}, "mean of a segment is not finite, or longer than 1"),
+        ({"mean": lambda mean: mean * 0 + 1}, "mean of a segment is not finite, or longer than 1"),
+        ({"direction": lambda mean: mean * 0 + 1}, "direction of a segment is not finite, or longer than 1"),
+        ({"pixels": lambda pixels: pixels * 0}, "the mean of a segment is not zero, though it has no pixel"),
+    ],
+)
+def test_segments_that_cannot_be_are_found(tmp_path, change, what):
+    """Written that way, so that every checksum is right."""
+    writer = create_store(tmp_path / "s.zarr", "part-0-of-1")
+    add_inputs(writer, {**SETTINGS, "superpixels": {"method": "slic"}}, t=PROVENANCE)
+    scans, targets = with_segments(0)
+    write_block(writer, 0, scans, t=replace(targets, segments=changed_segments(**change)(targets.segments)))
+    (found,) = verify_store(open_store(tmp_path / "s.zarr")).damage
+    assert (found.block, found.kind, found.what) == (0, "t", what)
+
+
+def test_a_store_whose_root_does_not_tell_of_superpixels_is_mended(copied):
+    """An older release would read it, and add blocks without superpixels."""
+    write_record(copied / "old", root_attributes(with_superpixels=False))
+    os.replace(copied / "old/zarr.json", copied / "zarr.json")
+    (copied / "old").rmdir()
+    found = verify_store(open_store(copied))
+    assert [(each.kind, each.what) for each in found.damage] == [
+        ("zarr.json", "it lets releases read the store that do not know superpixels")
+    ]
+    repair_store(open_store(copied), found)
+    assert json.loads((copied / "zarr.json").read_text())["attributes"]["format_version"] == 4
+    assert verify_store(open_store(copied)).whole
+
+
+# --- input that cannot be used -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros((48, 63), np.uint8), "the superpixel map is 48x63 pixels, its image 48x64. Make the maps of"),
+        (
+            np.zeros((*SHAPE, 3), np.uint8),
+            r"a superpixel map of colours \(RGB\), not of ids\. Write it with one channel",
+        ),
+        (np.full(SHAPE, 65_535, np.uint16), "the superpixel map has the id 65535, and ids go from 0 to 65534. Give"),
+        (b"", r"the superpixel map is not a PNG that can be decoded \(cannot identify image file"),
+        (b"no image", "the superpixel map is not a PNG that can be decoded"),
+        ("cut", "the superpixel map is not a PNG that can be decoded"),
+        ("jpeg", "the superpixel map is not a PNG that can be decoded"),
+        (None, "the superpixel map is missing. Make it, or check that --superpixels is complete"),
+        ("loop", r"the superpixel map cannot be read \(Too many levels of symbolic links\)\. Check its permissions"),
+    ],
+)
+def test_maps_that_cannot_be_used_are_said_in_a_line(tmp_path, content, message):
+    path = tmp_path / "map.png"
+    if isinstance(content, np.ndarray):
+        Image.fromarray(content).save(path)
+    elif content == "cut":
+        Image.fromarray(tiled()).save(path)
+        os.truncate(path, path.stat().st_size // 2)
+    elif content == "jpeg":
+        Image.fromarray(tiled().astype(np.uint8)).save(path, format="JPEG")
+    elif content == "loop":
+        path.symlink_to(path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DatasetError, match=message) as caught:
+        read_map(path, SHAPE)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("kind", ["8 bits", "16 bits", "palette", "one bit", "largest id"])
+def test_a_map_is_read_by_its_ids_however_it_is_kept(tmp_path, kind):
+    ids = tiled()
+    image = Image.fromarray(ids if kind == "16 bits" else ids.astype(np.uint8))
+    if kind == "palette":  # of colours that have nothing to do with the ids
+        image = Image.fromarray(ids.astype(np.uint8), mode="P")
+        image.putpalette(np.random.default_rng(0).integers(0, 256, 3 * 256).tolist())
+    if kind == "one bit":
+        ids = ids % 2
+        image = Image.fromarray(ids.astype(bool))
+    if kind == "largest id":
+        ids[0, 0] = 65_534
+        image = Image.fromarray(ids)
+    image.save(tmp_path / "map.png")
+    found = read_map(tmp_path / "map.png", SHAPE)
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found, ids)
+
+
+def test_a_folder_that_cannot_be_used_is_said(dataset, tmp_path):
+    with pytest.raises(ScalrError, match=r"nowhere: no such folder\. Pass --superpixels slic, or a folder"):
+        open_superpixels(str(tmp_path / "nowhere"), dataset)
+    message = r"no map of any of 6 sampled images, the first as frame0_LEFT\.png\. Name the maps as docs"
+    with pytest.raises(DatasetError, match=message):
+        open_superpixels(str(tmp_path), dataset)
+
+
+def test_slic_without_scikit_image_is_said(dataset, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
+    message = (
+        r"--superpixels slic: SLIC needs scikit-image, which is not installed\. Run pip install 'scalr-distill\[sup"
+    )
+    with pytest.raises(ScalrError, match=message):
+        open_superpixels("slic", dataset)
+    assert open_superpixels(None, dataset) is None
+
+
+def test_maps_may_be_named_by_path_by_stem_or_by_token(synthetic_world, tmp_path):
+    """nuScenes' images, as they lie; all in one folder; and as SLidR and Seal name them, by the token of the image."""
+    world = open_dataset("nuscenes", synthetic_world, "train")
+    views = [view for frame in world.frames for view in frame.views]
+    tables = json.loads(next(synthetic_world.glob("v1.0-*/sample_data.json")).read_text())
+    token_of = {record["filename"]: record["token"] for record in tables}
+    names = {
+        "path": lambda view: str(Path(view.image).with_suffix(".png")),
+        "stem": lambda view: f"{Path(view.image).stem}.png",
+        "token": lambda view: f"{token_of[view.image]}.png",
+    }
+    for rule, name in names.items():
+        for number, view in enumerate(views):
+            path = tmp_path / rule / name(view)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full(view.image_shape, number, np.uint8)).save(path, compress_level=1)
+        folder = SuperpixelFolder(tmp_path / rule, world)
+        assert folder.settings["names"] == rule
+        for number, view in enumerate(views):
+            assert (folder.map_of(view, np.empty((*view.image_shape, 3))) == number).all()
+
+
+def test_an_image_that_is_named_by_its_whole_path_has_its_map_below_the_folder(dataset, tmp_path):
+    """And is not taken for its own map, as a PNG would be."""
+    image = dataset.root / dataset.frames[0].views[0].image
+    view = replace(dataset.frames[0].views[0], image=str(image))
+    path = tmp_path / image.relative_to("/")
+    path.parent.mkdir(parents=True)
+    Image.fromarray(tiled()).save(path)
+    folder = SuperpixelFolder(tmp_path, SimpleNamespace(frames=[replace(dataset.frames[0], views=[view])]))
+    assert (folder.settings["names"], folder.path_of(view)) == ("path", path)
+
+
+def test_stems_that_two_images_share_are_said(dataset, tmp_path):
+    """As of SemanticKITTI: 000000.png in each sequence."""
+    frames = [
+        replace(frame, views=[replace(view, image=f"{frame.token}/{view.camera}.png") for view in frame.views])
+        for frame in dataset.frames
+    ]
+    Image.fromarray(tiled()).save(tmp_path / "LEFT.png")
+    message = "the maps are named as images are, and frame0/LEFT.png and frame1/LEFT.png would have the same. Put"
+    with pytest.raises(DatasetError, match=message):
+        SuperpixelFolder(tmp_path, SimpleNamespace(frames=frames))
+
+
+def test_a_map_is_resized_to_the_nearest_pixel_in_integers():
+    """torch's `nearest`, where its float32 is exact enough."""
+    ids = np.random.default_rng(0).integers(0, 2**15, (90, 160)).astype(np.uint16)
+    for size in ((24, 32), (90, 160), (7, 11), (180, 200)):
+        expected = F.interpolate(torch.from_numpy(ids.astype(np.float64))[None, None], size, mode="nearest-exact")
+        rows = [row * 90 // size[0] for row in range(size[0])]
+        columns = [column * 160 // size[1] for column in range(size[1])]
+        np.testing.assert_array_equal(resized(ids, size), ids[np.ix_(rows, columns)])
+        assert resized(ids, size).shape == expected.shape[2:]
+    tall = np.arange(900, dtype=np.uint16)[:, None]
+    assert resized(tall, (224, 1))[56, 0] == 225  # 56 * 900 / 224 is 225 exactly, and 224.99999 in float32
