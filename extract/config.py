@@ -12,6 +12,7 @@ from .encoding import Encoding, Layout, StoredDtype
 from .plan import Part
 from .preparation import Occlusion, OnError, Points, Selection
 from .teachers.choices import PosEmbed, Precision, choose_weights
+from .teachers.registry import keeps_only_segments
 
 Pixels = Annotated[int, at_least(1), up_to(65536)]
 
@@ -26,7 +27,7 @@ class ExtractConfig(Settings):
     dataset: str = "nuscenes"
     split: str = "train"
     image_size: tuple[Pixels, Pixels] | None = None  # None: 224x448, or what is next to it with the teacher's patches
-    encoding: Layout = "patch"
+    encoding: Layout | None = None  # None: see `kept_as`
     dtype: StoredDtype = "int8"
     points: Points = "all"
     occlusion: Occlusion = "keep"
@@ -66,5 +67,9 @@ class ExtractConfig(Settings):
 
     @property
     def kept_as(self) -> Encoding:
-        """How targets are stored; vectors of segments are float16 whatever `dtype` says."""
-        return Encoding(self.encoding, "float16" if self.encoding == "segments" else self.dtype)
+        """How targets are stored: as patches where nothing is asked for, or as segments where that is all that is kept
+        of these teachers. Vectors of segments are float16 whatever `dtype` says.
+        """
+        only_segments = self.superpixels is not None and all(map(keeps_only_segments, self.teachers))
+        layout = self.encoding or ("segments" if only_segments else "patch")
+        return Encoding(layout, "float16" if layout == "segments" else self.dtype)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import DatasetError
+from ..errors import DatasetError, StoreError
 from ..progress import progress
 from .datasets.frame import Dataset
 from .encoding import ENCODINGS, OF_SEGMENTS, Encoding
@@ -287,6 +287,22 @@ def warn_of_size(frame: PreparedFrame, num_frames: int, teachers: Sequence[Teach
             *(readable_bytes(sizes[chosen]), chosen.layout, chosen.dtype),
             *(readable_bytes(sizes[smallest]), smallest.layout, smallest.dtype),
         )
+
+
+def too_large(teacher: Teacher, num_views: int) -> StoreError:
+    """Why targets of pairs are not kept of a teacher with such maps, in the sizes of `num_views` views."""
+    height, width = (side // teacher.patch_size for side in teacher.image_size)
+    whole_map = Encoding("patch", "int8").bytes_per_view(0, height * width, teacher.dim)
+    pair = Encoding("point", "int8").bytes_per_view(1, 0, teacher.dim)
+    segment = OF_SEGMENTS.bytes_per_view(0, 0, teacher.dim, num_segments=1)
+    return StoreError(
+        f"its maps of {height}x{width} vectors are too large to be kept: up to {readable_bytes(whole_map)} an image as"
+        f" --encoding patch, even in int8 ({readable_bytes(num_views * whole_map)} for all {num_views:,} images), or"
+        f" {readable_bytes(pair)} a pair as point; vectors of superpixels take {readable_bytes(segment)} a segment",
+        where=teacher.name,
+        fix="Pass --superpixels slic or a folder of maps, and no --encoding; extract other teachers in a run of their"
+        " own ('scalr extract --dry-run' measures sizes).",
+    )
 
 
 def patch_maps_of(teacher: Teacher, position: int, frames: list[PreparedFrame], batch_size: int) -> list[torch.Tensor]:

@@ -22,7 +22,7 @@ from .datasets import open_dataset
 from .datasets.files import read_image
 from .datasets.frame import Dataset, Frame
 from .datasets.scans import intensity_of
-from .estimate import Estimate, estimate, frames_of_a_block, warn_of_size
+from .estimate import Estimate, estimate, frames_of_a_block, too_large, warn_of_size
 from .executors import Extractor, device_of_worker, existing_cluster, local_cluster, run_on_cluster
 from .frame_identity import first_difference, frames_sha256, frames_table
 from .pipeline import BlockDone, Pipeline, recorded_provenance
@@ -35,6 +35,7 @@ from .superpixels import FOLDER, SLIC, SuperpixelFolder, Superpixels, map_sha256
 from .teacher_sample import sample_statistics
 from .teachers.batch_size import fitting_batch_size, kind_of_device
 from .teachers.choices import choose_weights
+from .teachers.registry import keeps_only_segments
 from .teachers.teacher import Teacher, load_teacher
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,9 @@ def extract(config: ExtractConfig) -> ExtractSummary:
     config = _with_whole_paths(config)
     in_this_process = not config.workers and not config.scheduler
     dataset, teachers = _open_inputs(config, config.device if in_this_process else "cpu")
+    for teacher in teachers:
+        if keeps_only_segments(teacher.name) and config.kept_as.of_pairs:
+            raise too_large(teacher, sum(len(frame.views) for frame in dataset.frames))
     selection = _selection(config, dataset)
     writer = create_store(config.out, config.part.folder_name)
     if leftovers := writer.clear_leftovers():
@@ -379,7 +383,7 @@ def _frames_per_block(config: ExtractConfig, dataset: Dataset, teachers: list[Te
         with suppress(DatasetError):
             prepared = prepare_frame(dataset, frame, looking, selection)
             return frames_of_a_block(prepared, teachers, config.kept_as)
-    return FRAMES_PER_BLOCK[config.encoding]
+    return FRAMES_PER_BLOCK[config.kept_as.layout]
 
 
 def _record(config: ExtractConfig) -> dict:

@@ -78,7 +78,7 @@ class CoordinateTeacher:
     """Its feature of patch (i, j) is (i, j, 1): a target then says which pixel was read."""
 
     name, patch_size, dim, image_size, device = "coordinates", 4, 3, (24, 32), torch.device("cpu")
-    model = torch.nn.Identity()
+    model, live_tensors = torch.nn.Identity(), 16
     preprocessing = Preprocessing((24, 32), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), device)
     provenance = TeacherProvenance(
         teacher="coordinates",

@@ -1,1 +1,1 @@
-"""Frozen vision transformers: images in, patch maps out."""
+"""Frozen image networks: images in, patch maps out."""

@@ -18,7 +18,6 @@ WORTHWHILE = 1.1  # twice the batch must be that much faster by the image
 LONG_S = 0.25  # a batch that takes this long has nothing to gain from more images
 REPEATS = 3  # of which the best counts: other work on the machine only ever slows
 MEMORY_SHARE = 0.25  # of what is free; the rest is for images read ahead, blocks not yet written, and others
-LIVE_TENSORS = 16  # of the size of all tokens in float32, that a block holds at once: its MLP's hidden layer, q, k, v …
 
 
 def fitting_batch_size(teacher: Teacher) -> int:
@@ -61,7 +60,7 @@ def free_memory(device: torch.device) -> int:
 def bytes_per_image(teacher: Teacher) -> int:
     """Of the activations of one image in a batch, about."""
     height, width = (side // teacher.patch_size for side in teacher.image_size)
-    return LIVE_TENSORS * height * width * teacher.dim * torch.float32.itemsize
+    return teacher.live_tensors * height * width * teacher.dim * torch.float32.itemsize
 
 
 def _seconds(teacher: Teacher, size: int) -> float:

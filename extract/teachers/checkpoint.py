@@ -17,8 +17,10 @@ from .torchscript import is_torchscript, read_torchscript
 logger = logging.getLogger(__name__)
 
 # What trainings and their tools write before a tensor's own name, as keys of dictionaries or as part of the name.
-WRAPPERS = re.compile(r"(?:(?:model|state_dict|teacher|student|module|backbone|_orig_mod)\.)*")
-IN_A_BLOCK = re.compile(r"(?:^|\.)(?:blocks|resblocks|layers?|transformer)\.\d+\..+\.(?:weight|bias)$")
+WRAPPERS = re.compile(r"(?:(?:model|state_dict|teacher|student|module|backbone|_orig_mod|encoder_q|encoder_k)\.)*")
+IN_A_BLOCK = re.compile(r"(?:^|\.)(?:blocks|resblocks|layers?|layer[1-4]|transformer)\.\d+\..+\.(?:weight|bias)$")
+# Of two networks in one file, the first is taken, as DINO and DINOv2, and MoCo, evaluate theirs.
+RATHER_THAN = {"teacher.": "student.", "encoder_q.": "encoder_k."}
 IN_A_CHUNK = re.compile(r"^blocks\.\d+\.(?=\d+\.)")  # DINOv2 trains blocks in chunks, each block under its own number
 DEPTH = 4  # of dictionaries in dictionaries
 
@@ -52,7 +54,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def model_in(content: object, origin: str) -> Checkpoint:
     """The model in what was read: `{"teacher": {"module.backbone.norm.weight": …}}` holds one with `norm.weight`.
 
-    Of a teacher and a student in one file, the teacher is taken, as DINO and DINOv2 evaluate theirs.
+    Of a teacher and a student in one file, the teacher is taken, and of MoCo's two encoders that of the queries.
 
     Raises:
         TeacherError: no tensors with names, or several models.
@@ -65,8 +67,9 @@ def model_in(content: object, origin: str) -> Checkpoint:
         raise TeacherError("there are no tensors with names in it", where=origin, fix="Pass a model's checkpoint.")
     largest = max(models, key=lambda prefix: len(models[prefix]))
     candidates = [prefix for prefix in models if any(map(IN_A_BLOCK.search, models[prefix]))] or [largest]
-    if any("teacher." in prefix for prefix in candidates):
-        candidates = [prefix for prefix in candidates if "student." not in prefix] or candidates
+    for wanted, other in RATHER_THAN.items():
+        if any(wanted in prefix for prefix in candidates):
+            candidates = [prefix for prefix in candidates if other not in prefix] or candidates
     if len(candidates) > 1:
         raise TeacherError(
             f"it holds several models ({', '.join(prefix + next(iter(models[prefix])) for prefix in candidates)})",

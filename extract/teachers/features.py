@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from ...errors import TeacherError
 
 Kind = Literal["x_prenorm", "x_norm", "maskclip"]
+LIVE_TENSORS = 16  # of the size of all tokens in float32, that a block holds at once: its MLP's hidden layer, q, k, v …
 GRAMMAR = "x_prenorm, x_norm, either with layers as in x_prenorm:5,11, or maskclip"
 
 
@@ -74,13 +75,15 @@ class FeatureReader:
 
     Attributes:
         dim: of the feature.
+        activation, norm_eps: of the model's blocks, as recorded with the targets.
+        live_tensors: of the size of the feature in float32, that the model holds at once, about.
 
     Raises:
         TeacherError: the model lacks what the feature is made of.
     """
 
     def __init__(self, feature: Feature, model: torch.nn.Module) -> None:
-        self.feature, self.model = feature, model
+        self.feature, self.model, self.live_tensors = feature, model, LIVE_TENSORS
         if feature.kind == "maskclip":
             _check_clip(model)
             self.dim = model.head.out_features
@@ -92,6 +95,8 @@ class FeatureReader:
                 where="--feature",
                 fix="Use x_prenorm.",
             )
+        last = model.blocks[-1]
+        self.activation, self.norm_eps = type(getattr(last.mlp, "act", None)).__name__, getattr(last.norm1, "eps", 0.0)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) to (B, dim, h, w)."""

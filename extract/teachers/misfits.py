@@ -13,8 +13,11 @@ from .conversion import Fit, Skeleton
 from .registry import TeacherSpec
 from .timm_import import import_timm
 
-# Behind the blocks, or of the pretraining alone: a file may have these where the model has not.
-BESIDE_THE_FEATURE = re.compile(r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|mask_token|lm_head)(\.|$)|decoder_")
+# Behind the blocks, or of the pretraining alone: a file may have these where the model has not. `fc.0` and `fc.2` are
+# MoCo v2's. A ResNet's `fc` alone classifies, and tells a supervised training whose other names are the same.
+BESIDE_THE_FEATURE = re.compile(
+    r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|mask_token|lm_head|fc\.[02])(\.|$)|decoder_"
+)
 PATCHES = ("patch_embed.proj.weight", "visual.conv1.weight")
 BIASES = (".attn.qkv.bias", ".attn.q_bias", ".attn.v_bias")  # which most DINOv3 have in two variants in timm
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .choices import OfficialPosEmbed, PosEmbed
 
@@ -23,15 +23,18 @@ class TeacherSpec:
 
     Attributes:
         timm_name: of its model in timm.
-        patch_size: side of a patch [px].
-        dim: of a token.
+        patch_size: side of a patch, or the stride of a ResNet's feature map [px].
+        dim: of a token, or the channels of that map.
         million_parameters: rounded.
         licence: of the weights.
         feature: what is taken where nothing is asked for, see `Feature`.
-        pos_embed: how position embeddings are resized where nothing is asked for.
+        pos_embed: how position embeddings are resized where nothing is asked for; None of a network without any.
         official_pos_embed: how its official code resizes them; None where that is unknown.
         mean, std: of RGB in [0, 1]; None takes timm's.
         options: of timm's model, where it differs from timm's own.
+        network: what kind of network it is.
+        weights_url: of the file of its weights, where timm's model of that name has others.
+        only_segments: whether its maps are so large that nothing but vectors of superpixels is kept of them.
     """
 
     timm_name: str
@@ -40,11 +43,14 @@ class TeacherSpec:
     million_parameters: int
     licence: str
     feature: str = "x_prenorm"
-    pos_embed: PosEmbed = "timm"
+    pos_embed: PosEmbed | None = "timm"
     official_pos_embed: OfficialPosEmbed | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    network: Literal["vit", "resnet"] = "vit"
+    weights_url: str | None = None
+    only_segments: bool = False
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -96,6 +102,11 @@ _clip = partial(
     TeacherSpec, patch_size=16, dim=768, million_parameters=86, licence="MIT",
     feature="maskclip", pos_embed="official", official_pos_embed="size",
 )  # fmt: skip
+_moco_v2 = partial(
+    TeacherSpec, "resnet50", dim=2048, million_parameters=24, licence="CC-BY-NC-4.0", feature="layer4", pos_embed=None,
+    mean=IMAGENET_MEAN, std=IMAGENET_STD, options=MappingProxyType({"num_classes": 0}), network="resnet",
+    weights_url="https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar",
+)  # fmt: skip
 
 TEACHERS = {
     **_dinov2("small", 384, 22),
@@ -122,7 +133,14 @@ TEACHERS = {
     **_dinov3("vitl16", "large", 1024, 303),
     **_dinov3("vith16plus", "huge_plus", 1280, 841),
     **_dinov3("vit7b16", "7b", 4096, 6716),
+    "resnet50_moco_v2": _moco_v2(patch_size=32),
+    "resnet50_moco_v2_stride4": _moco_v2(patch_size=4, only_segments=True),
 }  # fmt: skip
+
+
+def keeps_only_segments(name: str) -> bool:
+    """See `TeacherSpec.only_segments`."""
+    return name in TEACHERS and TEACHERS[name].only_segments
 
 
 def list_teachers() -> str:

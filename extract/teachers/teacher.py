@@ -16,6 +16,7 @@ from .choices import PosEmbed, Precision
 from .features import Feature, FeatureReader
 from .find import find_teacher
 from .registry import TeacherSpec
+from .resnet import LastMap
 from .timm_import import quietly
 from .weights import build_model
 
@@ -61,26 +62,27 @@ class TeacherProvenance:
     std: tuple[float, ...]
     activation: str
     norm_eps: float
-    pos_embed: str
+    pos_embed: str | None  # None of a network without any
     precision: str
 
 
 class Teacher:
-    """A frozen ViT that gives a feature of each patch.
+    """A frozen network that gives a feature of each patch.
 
     Attributes:
         provenance: what its targets depend on.
         preprocessing: how it wants its images.
         image_size: (h, w) of those images [px].
+        live_tensors: of the size of a patch map in float32, that the model holds at once for each image, about.
     """
 
-    def __init__(self, reader: FeatureReader, provenance: TeacherProvenance, device: torch.device) -> None:
+    def __init__(self, reader: FeatureReader | LastMap, provenance: TeacherProvenance, device: torch.device) -> None:
         self.provenance = provenance
         self.name, self.patch_size, self.dim = provenance.teacher, provenance.patch_size, provenance.dim
         self.image_size, self.device = provenance.image_size, device
         self.preprocessing = Preprocessing(provenance.image_size, provenance.mean, provenance.std, device)
         self.model = reader.model.eval().requires_grad_(False).to(device)
-        self._read = reader
+        self._read, self.live_tensors = reader, reader.live_tensors
         self._dtype = getattr(torch, provenance.precision)
 
     @torch.inference_mode()
@@ -115,10 +117,10 @@ def load_teacher(
 
     Args:
         name: a key of `TEACHERS`, or `timm:NAME`.
-        image_size: (h, w), multiples of the patch size [px]; None is 224x448, as in ScaLR, or what is nearest to it.
+        image_size: (h, w), multiples of the patch size or stride [px]; None is 224x448, as in ScaLR, or near it.
         weights: "hub", "random" (seeded: for tests and demos) or the path of a checkpoint, official or timm.
-        feature: see `Feature`; None is the teacher's own: `x_prenorm`, `maskclip` of MaskCLIP.
-        pos_embed: "timm", "official", or None for the teacher's own: timm, official of MaskCLIP.
+        feature: see `Feature`; None is the teacher's own: `x_prenorm`, `maskclip` of MaskCLIP, `layer4` of a ResNet.
+        pos_embed: "timm", "official", or None for the teacher's own: timm, official of MaskCLIP, none of a ResNet.
         precision: of the forward pass (autocast).
         device: where it runs.
 
@@ -127,15 +129,17 @@ def load_teacher(
     """
     with quietly():
         spec = find_teacher(name)
-    image_size, pos_embed = image_size or spec.image_size, pos_embed or spec.pos_embed
-    wanted = Feature.parse(feature or spec.feature)
+    image_size, feature = image_size or spec.image_size, feature or spec.feature
     _check_image_size(name, spec, image_size)
+    _check_feature(name, spec, feature)
     _check_pos_embed(name, spec, pos_embed)
+    _check_hub(name, spec, weights)
+    pos_embed = pos_embed or spec.pos_embed
     if spec.for_research_only and weights != "random":
         logger.warning("the weights of %s are not for commercial use (%s)", name, spec.licence)
     with quietly():
-        model, sha256 = build_model(spec, image_size, weights, pos_embed, needs_head=wanted.kind == "maskclip")
-    reader, block = FeatureReader(wanted.resolved(len(model.blocks)), model), model.blocks[-1]
+        model, sha256 = build_model(spec, image_size, weights, pos_embed, needs_head=feature == "maskclip")
+    reader = _reader(spec, model, feature)
     provenance = TeacherProvenance(
         teacher=name,
         model=spec.timm_name,
@@ -147,8 +151,8 @@ def load_teacher(
         dim=reader.dim,
         mean=spec.mean or tuple(model.pretrained_cfg["mean"]),
         std=spec.std or tuple(model.pretrained_cfg["std"]),
-        activation=type(getattr(block.mlp, "act", None)).__name__,
-        norm_eps=getattr(block.norm1, "eps", 0.0),
+        activation=reader.activation,
+        norm_eps=reader.norm_eps,
         pos_embed="timm" if spec.official_pos_embed == "timm" else pos_embed,
         precision=precision,
     )
@@ -158,6 +162,12 @@ def load_teacher(
 def provenance_attributes(provenance: TeacherProvenance) -> dict:
     """The provenance as plain JSON values."""
     return json.loads(json.dumps(asdict(provenance)))
+
+
+def _reader(spec: TeacherSpec, model: torch.nn.Module, feature: str) -> FeatureReader | LastMap:
+    if spec.network == "resnet":
+        return LastMap(model, spec.patch_size)
+    return FeatureReader(Feature.parse(feature).resolved(len(model.blocks)), model)
 
 
 def _check_image_size(name: str, spec: TeacherSpec, image_size: tuple[int, int]) -> None:
@@ -173,7 +183,32 @@ def _check_image_size(name: str, spec: TeacherSpec, image_size: tuple[int, int])
     )
 
 
-def _check_pos_embed(name: str, spec: TeacherSpec, pos_embed: PosEmbed) -> None:
+def _check_feature(name: str, spec: TeacherSpec, feature: str) -> None:
+    if spec.network == "vit":
+        Feature.parse(feature)
+    elif feature != spec.feature:
+        raise TeacherError(
+            f"{name} is a ResNet and has no feature '{feature}'",
+            where="--feature",
+            fix=f"Leave out --feature: {spec.feature}, its last feature map, is the only one.",
+        )
+
+
+def _check_hub(name: str, spec: TeacherSpec, weights: str) -> None:
+    """The model of that name in the hub is another one: supervised, with the same names of tensors."""
+    if weights == "hub" and spec.weights_url is not None:
+        raise TeacherError(
+            "its weights are not in timm's hub",
+            where=name,
+            fix=f"Fetch {spec.weights_url}, then pass --weights FILE; --weights random makes a trial.",
+        )
+
+
+def _check_pos_embed(name: str, spec: TeacherSpec, pos_embed: PosEmbed | None) -> None:
+    if pos_embed is not None and spec.pos_embed is None:
+        raise TeacherError(
+            f"{name} is a ResNet and has no position embeddings", where="--pos-embed", fix="Leave out --pos-embed."
+        )
     if pos_embed == "official" and spec.official_pos_embed is None:
         raise TeacherError(
             f"no official way to resize the position embeddings of {name} is known",

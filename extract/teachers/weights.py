@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,10 +13,11 @@ from ...checkpoint_files import first_line, tensors_digest
 from ...errors import TeacherError
 from .checkpoint import Checkpoint, model_in, read_checkpoint
 from .choices import PosEmbed
-from .conversion import Fit, Skeleton
+from .conversion import COUNTER, Fit, Skeleton
 from .misfits import check_fit, check_patches, check_size, does_not_fit
 from .pos_embed import resize_officially
 from .registry import TeacherSpec
+from .resnet import with_stride
 from .timm_import import import_timm
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 RANDOM_SEED = 0  # of `--weights random`
 HUB_TIMEOUT_S = 5
 ImageSize = tuple[int, int]  # (h, w) [px]
+State = Mapping[str, torch.Tensor]
 
 
 def build_model(
@@ -38,7 +40,7 @@ def build_model(
         spec: of the teacher.
         image_size: multiples of the patch size.
         weights: "hub", "random" (seeded) or the path of a checkpoint: a timm file, or an official one of DINO, DINOv2,
-            DINOv3, MAE or CLIP, which timm's own conversion reads.
+            DINOv3, MAE or CLIP, which timm's own conversion reads, or of MoCo v2.
         pos_embed: how they are resized.
         needs_head: whether the feature is made with the head, as MaskCLIP's is with CLIP's projection.
 
@@ -79,7 +81,12 @@ def _loaded(
     assert set(left) <= {*own.missing, *own.misshapen}, left
     if officially:
         _resize_officially(model, image_size, spec)
-    return model, tensors_digest(own.taken, dtypes_of=skeleton.tensors)
+    return model, _digest(own.taken, dtypes_of=skeleton.tensors)
+
+
+def _digest(tensors: State, dtypes_of: State | None = None) -> str:
+    """Without batch norm's counters: not all files of the same weights have them."""
+    return tensors_digest({name: each for name, each in tensors.items() if not name.endswith(COUNTER)}, dtypes_of)
 
 
 def _fit(spec: TeacherSpec, checkpoint: Checkpoint, image_size: ImageSize) -> tuple[Skeleton, Fit]:
@@ -140,10 +147,10 @@ def _random(spec: TeacherSpec, image_size: ImageSize, officially: bool) -> tuple
     """Position embeddings are drawn for one size, whatever the image size is, and resized as those of a file are."""
     own_size = None if officially else spec.image_size
     model = _random_model(spec, own_size)
-    sha256 = tensors_digest(model.state_dict())
+    sha256 = _digest(model.state_dict())
     if officially:
         _resize_officially(model, image_size, spec)
-    elif image_size != own_size:
+    elif image_size != own_size and spec.network == "vit":
         model = _resized(model, image_size, spec)
     return model, sha256
 
@@ -173,8 +180,10 @@ def _resize_officially(model: torch.nn.Module, image_size: ImageSize, spec: Teac
 
 
 def _new_model(spec: TeacherSpec, image_size: ImageSize | None) -> torch.nn.Module:
-    return import_timm().create_model(spec.timm_name, pretrained=False, **_options(spec, image_size))
+    model = import_timm().create_model(spec.timm_name, pretrained=False, **_options(spec, image_size))
+    return with_stride(model, spec.patch_size) if spec.network == "resnet" else model
 
 
 def _options(spec: TeacherSpec, image_size: ImageSize | None) -> dict:
-    return {**spec.options, **({"img_size": image_size} if image_size else {})}
+    """A ResNet takes images of any size."""
+    return {**spec.options, **({"img_size": image_size} if image_size and spec.network == "vit" else {})}

@@ -20,7 +20,7 @@ def test_the_defaults_keep_every_target_at_a_fraction_of_its_size():
         "dataset": "nuscenes",
         "split": "train",
         "out": Path("store.zarr"),
-        "encoding": "patch",
+        "encoding": None,
         "dtype": "int8",
         "points": "all",
         "occlusion": "keep",
@@ -45,6 +45,15 @@ def test_the_defaults_keep_every_target_at_a_fraction_of_its_size():
     assert replace(BASE, points="visible", occlusion="drop").selection == Selection("visible", "drop")
     assert BASE.kept_as == Encoding()
     assert replace(BASE, encoding="segments", superpixels="slic").kept_as == Encoding("segments", "float16")
+
+
+def test_segments_are_the_default_where_nothing_else_is_kept_of_all_teachers():
+    dense = "resnet50_moco_v2_stride4"
+    alone = replace(BASE, teachers=(dense,), superpixels="slic")
+    assert alone.kept_as == Encoding("segments", "float16")
+    others = [replace(alone, superpixels=None), replace(alone, teachers=(dense, "resnet50_moco_v2"))]
+    assert {each.kept_as for each in [*others, replace(alone, encoding="patch")]} == {Encoding()}
+    assert replace(alone, encoding="point").kept_as == Encoding("point")
 
 
 def test_values_on_the_border_of_sense_are_taken():

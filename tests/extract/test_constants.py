@@ -58,15 +58,16 @@ NUMBERS = {
         "LONG_S": 0.25,
         "REPEATS": 3,
         "MEMORY_SHARE": 0.25,
-        "LIVE_TENSORS": 16,
     },
     "scalr.extract.teachers.checkpoint": {"DEPTH": 4},
+    "scalr.extract.teachers.features": {"LIVE_TENSORS": 16},
     "scalr.extract.teachers.pos_embed": {"OFFSET": 0.1},
     "scalr.extract.teachers.registry": {
         "USUAL_IMAGE_SIZE": (224, 448),
         "IMAGENET_MEAN": (0.485, 0.456, 0.406),
         "IMAGENET_STD": (0.229, 0.224, 0.225),
     },
+    "scalr.extract.teachers.resnet": {"FULL_STRIDE": 32, "LIVE_TENSORS": {32: 40, 4: 5}},
     "scalr.extract.teachers.weights": {"RANDOM_SEED": 0, "HUB_TIMEOUT_S": 5},
 }
 
