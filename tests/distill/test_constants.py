@@ -11,11 +11,16 @@ NUMBERS = {
     "scalr.distill.backbones.minkunet.config": {"STAGES_DOWN": 4},
     "scalr.distill.backbones.minkunet.inputs": {
         "FEATURE_CHANNELS": {"intensity": 1, "scalr": 5},
+        "COARSEST": 16,
         "REMISSION_OFFSET": 1.0,
     },
     "scalr.distill.backbones.minkunet.kernel_maps": {"NONE": -1, "LEVELS": 5, "CENTRE": 13},
     "scalr.distill.backbones.minkunet.network": {"BLOCK_MOMENTUM": 0.1},
-    "scalr.distill.backbones.minkunet.sparse_convolution": {"CPU_PIECE": 2**23, "DEVICE_PIECE": 2**29},
+    "scalr.distill.backbones.minkunet.sparse_convolution": {
+        "CPU_PIECE": 2**23,
+        "DEVICE_PIECE": 2**29,
+        "THREAD_PRODUCTS": 2**23,
+    },
     "scalr.distill.backbones.minkunet.voxels": {"BITS": 21, "HALF": 2**20, "REACH": 2**20 - 32},
     "scalr.distill.dataset": {"MAX_DRAWS": 10, "MIN_PAIRS": 1024},
     "scalr.distill.backbones.waffleiron.export": {"MOST_POINTS": 1_000_000},

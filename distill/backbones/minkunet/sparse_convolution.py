@@ -1,6 +1,7 @@
 """Sparse convolutions over kernel maps: gather rows, one matrix product for each kernel offset, add to output rows.
 
-The pairs are worked through in pieces, so that on a CPU what is gathered and multiplied stays in a core's cache.
+On a CPU each thread has output rows of its own. Pairs are worked through in pieces, so that what is gathered and
+multiplied stays in a cache.
 
 Letters in shapes: M rows, P pairs, K kernel offsets, C channels in, D channels out.
 """
@@ -8,7 +9,7 @@ Letters in shapes: M rows, P pairs, K kernel offsets, C channels in, D channels 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +17,14 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ...compiled import compiled, in_threads
-from .kernel_maps import CENTRE, KernelMap
+from ...compiled import compiled
+from .kernel_maps import CENTRE, KernelMap, Part
+from .threads import in_threads
 
-# Of a piece's gathered rows and products: on a CPU what fits a core's cache, else what its memory does not notice.
+# Bytes of a piece's gathered rows and products: on a CPU what fits its caches, else what its memory does not notice.
 CPU_PIECE, DEVICE_PIECE = 2**23, 2**29
+Pairs = KernelMap | Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # or what convolves (M, C) with a kernel
+THREAD_PRODUCTS = 2**23  # multiplications that are worth a thread
 
 
 def convolve(x: torch.Tensor, kernel: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
@@ -47,14 +51,20 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, kernel: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
         ctx.save_for_backward(x, kernel)
         ctx.pairs = pairs
-        kernels = kernel.unbind()
-        out = _at_centre(x, kernel, pairs.num_targets, pairs)
-        for piece in _pieces(pairs, kernel):
-            rows = x.index_select(0, piece.source)
-            products = x.new_empty(len(rows), kernel.shape[2])
-            for k, of_rows, of_products in piece.groups(rows, products):
-                torch.mm(of_rows, kernels[k], out=of_products)
-            _add_rows(out, piece.target, products)
+        kernels = kernel.detach().unbind()
+        out = _sums(pairs.num_targets, kernel.shape[2], pairs, x)
+
+        def add(part: Part) -> None:
+            if pairs.has_centre:
+                _multiply(x[part.rows], kernels[CENTRE], out[part.rows])
+            for piece in _pieces(part, kernel):
+                rows = x.index_select(0, piece.source)
+                products = rows.new_empty(len(rows), out.shape[1])
+                for k, of_rows, of_products in piece.groups(rows, products):
+                    torch.mm(of_rows, kernels[k], out=of_products)
+                _add_rows(out, piece.target, products)
+
+        in_threads(add, _parts(pairs, kernel))
         return out.to(x.dtype)
 
     @staticmethod
@@ -62,21 +72,32 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, kernel = ctx.saved_tensors
         pairs, grad = ctx.pairs, grad.contiguous()
-        transposed, grad_kernel = kernel.transpose(1, 2), torch.zeros_like(kernel)
-        kernels, of_kernels = transposed.unbind(), grad_kernel.unbind()
-        wants_grad_x = ctx.needs_input_grad[0]  # the first layer's input does not
-        grad_x = _at_centre(grad, transposed, pairs.num_sources, pairs) if wants_grad_x else None
-        if pairs.has_centre:
-            torch.mm(x.t(), grad, out=of_kernels[CENTRE])
-        for piece in _pieces(pairs, kernel):
-            above, rows = grad.index_select(0, piece.target), x.index_select(0, piece.source)
-            for k, of_above, of_rows in piece.groups(above, rows):
-                of_kernels[k].addmm_(of_rows.t(), of_above)
-                if wants_grad_x:
-                    torch.mm(of_above, kernels[k], out=of_rows)
-            if wants_grad_x:
-                _add_rows(grad_x, piece.source, rows)
-        return grad_x.to(x.dtype) if wants_grad_x else None, grad_kernel, None
+        x, kernels = x.detach(), kernel.detach().transpose(1, 2).unbind()
+        needs_x = ctx.needs_input_grad[0]
+        grad_x = _sums(pairs.num_sources, kernel.shape[1], pairs, x) if needs_x else None
+
+        def add(part: Part) -> torch.Tensor:
+            grad_kernel = torch.zeros_like(kernel)
+            of_kernels = grad_kernel.unbind()
+            if pairs.has_centre:
+                torch.mm(x[part.rows].t(), grad[part.rows], out=of_kernels[CENTRE])
+                if needs_x:
+                    _multiply(grad[part.rows], kernels[CENTRE], grad_x[part.rows])
+                part = part.mirrored()  # so that parts have no row of x in common
+            for piece in _pieces(part, kernel):
+                rows, above = x.index_select(0, piece.source), grad.index_select(0, piece.target)
+                for k, of_rows, of_above in piece.groups(rows, above):
+                    of_kernels[k].addmm_(of_rows.t(), of_above)
+                    if needs_x:
+                        torch.mm(of_above, kernels[k], out=of_rows)
+                if needs_x:
+                    _add_rows(grad_x, piece.source, rows)
+            return grad_kernel
+
+        first, *others = in_threads(add, _parts(pairs, kernel))
+        for other in others:
+            first += other
+        return grad_x.to(x.dtype) if needs_x else None, first, None
 
 
 class _Piece(NamedTuple):
@@ -92,47 +113,61 @@ class _Piece(NamedTuple):
         return zip(self.offsets, *(value.split(self.counts) for value in values), strict=True)
 
 
-def _pieces(pairs: KernelMap, kernel: torch.Tensor) -> Iterator[_Piece]:
+def _parts(pairs: KernelMap, kernel: torch.Tensor) -> Sequence[Part]:
+    """The pairs as threads share them."""
+    if kernel.device.type != "cpu":
+        return pairs.parts(1)
+    joined = len(pairs.source) + pairs.num_targets * pairs.has_centre
+    worth = joined * kernel[0].numel() // THREAD_PRODUCTS
+    return pairs.parts(max(1, min(torch.get_num_threads(), worth)))
+
+
+def _pieces(part: Part, kernel: torch.Tensor) -> Iterator[_Piece]:
     """The pairs in pieces whose rows and products have about as many bytes as a piece may have."""
     size = CPU_PIECE if kernel.device.type == "cpu" else DEVICE_PIECE
     most = max(1, size // (sum(kernel.shape[1:]) * kernel.element_size()))
     start, stop, offsets, counts = 0, 0, [], []
-    for k, remaining in enumerate(pairs.counts):
+    for k, remaining in zip(part.offsets, part.counts, strict=True):
         while remaining:
             taken = min(remaining, most - (stop - start))
             offsets.append(k)
             counts.append(taken)
             stop, remaining = stop + taken, remaining - taken
             if stop - start == most:
-                yield _Piece(pairs.source[start:stop], pairs.target[start:stop], offsets, counts)
+                yield _Piece(part.source[start:stop], part.target[start:stop], offsets, counts)
                 start, offsets, counts = stop, [], []
     if counts:
-        yield _Piece(pairs.source[start:stop], pairs.target[start:stop], offsets, counts)
+        yield _Piece(part.source[start:stop], part.target[start:stop], offsets, counts)
 
 
-def _at_centre(x: torch.Tensor, kernel: torch.Tensor, rows: int, pairs: KernelMap) -> torch.Tensor:
-    """(rows, D): what each row gives to itself; zero where it gives nothing."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return (
-        torch.mm(x, kernel[CENTRE]).to(dtype) if pairs.has_centre else x.new_zeros(rows, kernel.shape[2], dtype=dtype)
-    )
+def _sums(rows: int, channels: int, pairs: KernelMap, like: torch.Tensor) -> torch.Tensor:
+    """(rows, channels) of zeros; of anything where the centre's products, which come first, fill all rows."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return (like.new_empty if pairs.has_centre else like.new_zeros)(rows, channels, dtype=dtype)
+
+
+def _multiply(rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
+    if out.dtype == rows.dtype:
+        torch.mm(rows, matrix, out=out)
+    else:
+        out.copy_(torch.mm(rows, matrix))
 
 
 def _add_rows(out: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
     """out[rows[i]] += values[i], on a CPU always in the same order."""
     values = values.to(out.dtype)
     if out.device.type == "cpu":
-        in_threads(_add_columns, out.shape[1], out, rows, values)
+        _add(out.numpy(), rows.numpy(), values.numpy())
     else:
         out.index_add_(0, rows, values)
 
 
 @compiled
-def _add_columns(start, stop, out, rows, values):
+def _add(out, rows, values):
     for i in range(len(rows)):
-        to, value = out[np.uint32(rows[i]), start:stop], values[i, start:stop]
-        for c in range(len(value)):
-            to[c] += value[c]
+        row = np.uint32(rows[i])
+        for c in range(values.shape[1]):
+            out[row, c] += values[i, c]
 
 
 class SparseConvolution(nn.Module):
@@ -149,8 +184,8 @@ class SparseConvolution(nn.Module):
         bound = 1 / math.sqrt((channels_out if transposed else channels_in) * offsets)
         self.kernel = nn.Parameter(torch.empty(offsets, channels_in, channels_out).uniform_(-bound, bound))
 
-    def forward(self, x: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
-        return convolve(x, self.kernel, pairs)
+    def forward(self, x: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+        return convolve(x, self.kernel, pairs) if isinstance(pairs, KernelMap) else pairs(x, self.kernel)
 
 
 class PointwiseConvolution(nn.Module):

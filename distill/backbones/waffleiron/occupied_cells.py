@@ -8,10 +8,14 @@ Letters in shapes: M points, S source cells, T target cells, C channels. Taps ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
 import numpy as np
 import torch
 
-from ...compiled import compiled, in_threads
+from ...compiled import compiled
 
 NO_CELL = -1  # of a tap beyond the plane, or in an empty cell
 
@@ -37,7 +41,7 @@ class _Depthwise(torch.autograd.Function):
     def forward(ctx, x, weight, bias, taps, back):
         ctx.save_for_backward(x, weight, taps, back)
         out = x.new_empty(len(taps), x.shape[1])
-        in_threads(_convolve, len(taps), x, weight, bias, taps, out)
+        _in_threads(_convolve, len(taps), x, weight, bias, taps, out)
         return out
 
     @staticmethod
@@ -45,8 +49,8 @@ class _Depthwise(torch.autograd.Function):
         x, weight, taps, back = ctx.saved_tensors
         grad, grad_x = grad.contiguous(), torch.empty_like(x)
         # A target's gradient flows to its tap k; seen from that source, the target lies at tap 8 - k.
-        in_threads(_convolve, len(back), grad, weight.flip(0), weight.new_zeros(x.shape[1]), back, grad_x)
-        partial = in_threads(_weight_gradient, len(taps), x, grad, taps)
+        _in_threads(_convolve, len(back), grad, weight.flip(0), weight.new_zeros(x.shape[1]), back, grad_x)
+        partial = _in_threads(_weight_gradient, len(taps), x, grad, taps)
         return grad_x, torch.from_numpy(sum(partial)), grad.sum(dim=0), None, None
 
 
@@ -142,3 +146,17 @@ def _weight_gradient(start, stop, x, grad, taps):
                 for c in range(channels):
                     row[c] += values[c] * upstream[c]
     return total
+
+
+def _in_threads(kernel: Callable, count: int, *tensors: torch.Tensor) -> list:
+    """Run `kernel(start, stop, *arrays)` over ranges of `count`, as many at a time as torch has threads."""
+    arrays = [tensor.detach().numpy() for tensor in tensors]
+    threads = min(torch.get_num_threads(), max(1, count))
+    bounds = [count * part // threads for part in range(threads + 1)]
+    rest = [_pool(threads - 1).submit(kernel, *bounds[i : i + 2], *arrays) for i in range(1, threads)]
+    return [kernel(*bounds[:2], *arrays), *(future.result() for future in rest)]
+
+
+@lru_cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="scalr-kernel")

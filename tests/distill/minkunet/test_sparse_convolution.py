@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -25,6 +27,17 @@ def maps_of(points: np.ndarray) -> tuple[KernelMap, KernelMap]:
 
 def drawn(seed: int, count: int = 40) -> np.ndarray:
     return np.random.default_rng(seed).integers(-4, 4, size=(count, 3))
+
+
+@contextmanager
+def threads_of_torch(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+        assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
 
 
 def by_definition(x: torch.Tensor, kernel: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
@@ -54,23 +67,25 @@ def test_the_analytic_example_of_minkowski_engine(axis):
     kernel[0], kernel[2**axis] = matrices
     assert convolve(x, kernel, children).tolist() == [[2, 2], [3, 3]]
     # Back: each voxel reads the one that it is in, at its own place in it.
-    back = convolve(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), kernel, children.swapped())
+    back = convolve(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), kernel, children.swapped)
     assert back.tolist() == [[1, 2], [0, 1], [2, 1]]
 
 
-@given(st.integers(0, 2**32 - 1), st.booleans(), st.integers(1, 30))
-def test_values_and_gradients_follow_from_the_definition_whatever_the_pieces(seed, transposed, rows_of_piece):
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.integers(1, 30), st.integers(1, 4))
+def test_values_and_gradients_follow_from_the_definition_whatever_pieces_and_threads(seed, transposed, rows, threads):
     torch.manual_seed(seed)
     for pairs in maps_of(drawn(seed % 1000, count=12)):
-        pairs = pairs.swapped() if transposed else pairs
+        pairs = pairs.swapped if transposed else pairs
         x = torch.randn(pairs.num_sources, 3, dtype=torch.float64, requires_grad=True)
         kernel = torch.randn(len(pairs.counts), 3, 2, dtype=torch.float64, requires_grad=True)
         expected = by_definition(x, kernel, pairs)
         upstream = torch.randn_like(expected)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sparse_convolution, "CPU_PIECE", rows_of_piece * 5 * 8)
-            found = convolve(x, kernel, pairs)
-            gradients = torch.autograd.grad(found, (x, kernel), upstream)
+            patch.setattr(sparse_convolution, "CPU_PIECE", rows * 5 * 8)
+            patch.setattr(sparse_convolution, "THREAD_PRODUCTS", 1)
+            with threads_of_torch(threads):
+                found = convolve(x, kernel, pairs)
+                gradients = torch.autograd.grad(found, (x, kernel), upstream)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(gradients, torch.autograd.grad(expected, (x, kernel), upstream))
 
@@ -120,20 +135,18 @@ def test_autocast_computes_in_its_type_and_adds_up_in_single_precision(dtype):
             assert (a - b).norm() < 0.01 * b.norm()
 
 
-def test_several_threads_may_convolve_at_the_same_time_each_with_helpers():
+def test_several_threads_may_convolve_at_the_same_time_each_with_helpers(monkeypatch):
     torch.manual_seed(0)
     neighbours, _ = maps_of(drawn(1, count=300))
     inputs = [torch.randn(neighbours.num_sources, 8) for _ in range(4)]
     kernel = torch.randn(27, 8, 5)
     expected = [convolve(x, kernel, neighbours) for x in inputs]
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda x: convolve(x, kernel, neighbours), inputs * 5))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.allclose(a, b) for a, b in zip(found, expected * 5, strict=True))
+    monkeypatch.setattr(sparse_convolution, "THREAD_PRODUCTS", 1)
+    with threads_of_torch(3), ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: convolve(x, kernel, neighbours), inputs * 5))
+        with torch.inference_mode():
+            found.append(convolve(inputs[0], kernel, neighbours))
+    assert all(torch.allclose(a, b) for a, b in zip(found, [*expected * 5, expected[0]], strict=True))
 
 
 def test_kernels_are_drawn_as_minkowski_engine_draws_them():

@@ -1,0 +1,44 @@
+"""Work of the CPU in several threads, each of which lets torch compute in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from threading import Barrier
+from typing import TypeVar
+
+import torch
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+def in_threads(action: Callable[[T], R], parts: Sequence[T]) -> list[R]:
+    """What `action`, which needs no gradients, gives for each part; the parts are worked on at the same time.
+
+    A matrix product in several threads ends when the slowest of them does. Where many products follow each other, it is
+    better to wait once, at the end.
+    """
+    if len(parts) == 1:
+        return [action(parts[0])]
+    inference = torch.is_inference_mode_enabled()  # known to this thread alone
+
+    def quiet(part: T) -> R:
+        with torch.inference_mode(inference), torch.no_grad():
+            return action(part)
+
+    return list(_pool(len(parts)).map(quiet, parts))
+
+
+@lru_cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    pool, all_there = ThreadPoolExecutor(threads, "scalr-convolution"), Barrier(threads)
+    before = torch.get_num_threads()
+
+    def start(_: int) -> None:
+        torch.set_num_threads(1)
+        all_there.wait()
+
+    list(pool.map(start, range(threads)))
+    torch.set_num_threads(before)  # of this thread and of those that are still to come
+    return pool
