@@ -50,6 +50,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/mixed_run.py
 	$(BIN)/python tests/benchmarks/no_teacher.py
 	$(BIN)/python tests/benchmarks/student.py $(if $(wildcard $(DATA)),--data $(DATA)) $(if $(PEER),--peer $(PEER))
+	$(BIN)/python tests/benchmarks/minkunet.py $(if $(wildcard $(DATA)),--data $(DATA))
 	test ! -d $(DATA) || { $(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/store_size.py $(DATA) --weights "$$weights"; }
 	test ! -d $(DATA) || $(BIN)/python tests/benchmarks/store_size.py $(DATA)
 	test ! -d $(DATA) || { $(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/encodings.py $(DATA) "$$weights"; }

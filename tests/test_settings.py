@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from scalr.distill.augmentation import AugmentConfig
 from scalr.distill.backbones.backbone import BackboneConfig, ScanInputs
+from scalr.distill.backbones.minkunet.config import MinkUNetConfig
+from scalr.distill.backbones.minkunet.inputs import MinkUNetInputs
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.backbones.waffleiron.inputs import Plane, WaffleIronInputs
 from scalr.distill.dataset import SamplingConfig
@@ -60,8 +62,8 @@ NEEDED = PATHS | {
     "learning_rate": 1e-3, "min_learning_rate": 0, "weight_decay": 0, "kind": "centre", "dims": (4,), "weights": (1.0,),
 }  # fmt: skip
 CONFIGS = (
-    WaffleIronConfig, Plane, WaffleIronInputs, AugmentConfig, SamplingConfig, ObjectiveConfig, TrainingConfig, Recipe,
-    DistillConfig, Schedule, ProbeConfig, FinetuneConfig, TeacherProbeConfig, ScoreConfig, RobustnessConfig,
+    WaffleIronConfig, Plane, WaffleIronInputs, MinkUNetConfig, MinkUNetInputs, AugmentConfig, SamplingConfig,
+    ObjectiveConfig, TrainingConfig, Recipe, DistillConfig, Schedule, ProbeConfig, FinetuneConfig, TeacherProbeConfig, ScoreConfig, RobustnessConfig,
     TransferConfig, SimilarityConfig, CorruptConfig, ExtractConfig, VerifyConfig, StandardisationConfig,
 )  # fmt: skip
 

@@ -214,6 +214,11 @@ class Lacking(Toy):
     Inputs = NoPack
 
 
+class PlainConfig(ToyConfig):  # without @dataclass its fields are none
+    more: int = 3
+
+
+plain_config = type("Lacking", (Toy,), {"Config": PlainConfig})
 lacks_forward, lacks_width, lacks_config = without("forward"), without("width"), without("Config")
 other_inputs = type("Lacking", (Toy,), {"Inputs": ToyConfig})
 HERE = "scalr_test_backbones"
@@ -231,6 +236,7 @@ HERE = "scalr_test_backbones"
         (f"{HERE}:lacks_forward", "has no method forward. Add it; docs/backbones.md"),
         (f"{HERE}:lacks_width", "has no method width"),
         (f"{HERE}:lacks_config", "has no Config, a frozen dataclass derived from BackboneConfig"),
+        (f"{HERE}:plain_config", "has no Config, a frozen dataclass derived from BackboneConfig"),
         (f"{HERE}:other_inputs", "has no Inputs, a frozen dataclass derived from ScanInputs"),
         (f"{HERE}:Lacking", "has no method pack in its Inputs"),
         (f"{HERE}:OtherInit", r"has no __init__ that takes \(config, inputs\)"),

@@ -11,6 +11,7 @@ NUMBERS = {
     "scalr.distill.backbones.minkunet.config": {"STAGES_DOWN": 4},
     "scalr.distill.backbones.minkunet.inputs": {
         "FEATURE_CHANNELS": {"intensity": 1, "scalr": 5},
+        "COARSEST": 16,
         "REMISSION_OFFSET": 1.0,
     },
     "scalr.distill.backbones.minkunet.kernel_maps": {"NONE": -1, "LEVELS": 5, "CENTRE": 13},

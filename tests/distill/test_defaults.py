@@ -8,6 +8,8 @@ from dataclasses import MISSING, asdict, fields, replace
 import pytest
 
 from scalr.distill.augmentation import AugmentConfig
+from scalr.distill.backbones.minkunet.config import MinkUNetConfig
+from scalr.distill.backbones.minkunet.inputs import MinkUNetInputs
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.backbones.waffleiron.inputs import (
     CROP_EPS_M,
@@ -55,6 +57,23 @@ DEFAULTS = {
         "stochastic_depth": 0,
         "head": "linear",
         "out_channels": 1024,  # a ViT-L
+    },
+    # SLidR's slidr_minkunet.yaml and res16unet.py.
+    MinkUNetConfig: {
+        "backbone": "minkunet",
+        "stem_width": 32,
+        "widths": (32, 64, 128, 256, 256, 128, 96, 96),
+        "blocks": (2, 3, 4, 6, 2, 2, 2, 2),
+        "convolution": "gather",
+        "bn_momentum": 0.05,
+        "head": "linear",
+        "out_channels": 1024,
+    },
+    MinkUNetInputs: {
+        "voxels": "cylindrical",
+        "voxel_size_m": 0.1,
+        "features": "intensity",
+        "intensity_offset": 0.0,
     },
 }
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ....settings import above, at_least, up_to
 from ..backbone import BackboneConfig
 
 Width = Annotated[int, at_least(1), up_to(4096)]
 Blocks = Annotated[int, at_least(1), up_to(64)]
+
+Convolution = Literal["gather", "spconv"]
 
 STAGES_DOWN = 4  # of the eight
 
@@ -27,6 +29,7 @@ class MinkUNetConfig(BackboneConfig):
     # Of the eight stages: four down, four up. The last width is that of the features.
     widths: tuple[Width, Width, Width, Width, Width, Width, Width, Width] = (32, 64, 128, 256, 256, 128, 96, 96)
     blocks: tuple[Blocks, Blocks, Blocks, Blocks, Blocks, Blocks, Blocks, Blocks] = (2, 3, 4, 6, 2, 2, 2, 2)
+    convolution: Convolution = "gather"  # spconv: by the package of that name, on a GPU
     bn_momentum: Annotated[float, above(0), up_to(1)] = 0.05  # of all batch norms but those within blocks
 
     @property

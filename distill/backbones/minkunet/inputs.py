@@ -15,12 +15,13 @@ import torch
 from ....extract.intensity import IntensityStatistics
 from ....settings import at_least, up_to
 from ..backbone import PackedBatch, PreparedScan, ScanInputs
-from .kernel_maps import KernelMap, ScanMaps, occupied_voxels, packed, scan_maps
+from .kernel_maps import LEVELS, KernelMap, ScanMaps, occupied_voxels, packed, scan_maps
 from .voxels import Voxels, voxel_coordinates, voxel_keys
 
 Features = Literal["intensity", "scalr"]
 
 FEATURE_CHANNELS: dict[Features, int] = {"intensity": 1, "scalr": 5}
+COARSEST = 2 ** (LEVELS - 1)  # edge of a voxel of the coarsest grid
 REMISSION_OFFSET = 1.0  # SLidR adds it on SemanticKITTI, whose values are 0 to 1 and not 0 to 255
 
 
@@ -28,6 +29,7 @@ class VoxelInput(NamedTuple):
     """One scan."""
 
     features: np.ndarray  # (M, F) float32
+    voxels: np.ndarray  # (M, 3) int32, from 0 on
     maps: ScanMaps
 
 
@@ -37,11 +39,15 @@ class VoxelBatch(PackedBatch):
 
     Attributes:
         features: (M, F) float32, of the finest grid.
+        voxels: (M, 4) int32, of the finest grid: number of the scan, and three coordinates in the scan's own frame.
+        extent: what coordinates are below; each is a multiple of 16.
         neighbours: for each grid, finest first: the kernel of 3 between its voxels.
         children: for each grid but the coarsest: the kernel of 2 from its voxels to those of the next.
     """
 
     features: torch.Tensor
+    voxels: torch.Tensor
+    extent: tuple[int, ...]
     neighbours: tuple[KernelMap, ...]
     children: tuple[KernelMap, ...]
 
@@ -81,8 +87,8 @@ class MinkUNetInputs(ScanInputs):
     def prepare(
         self, points: np.ndarray, intensity: IntensityStatistics, feature_xyz: np.ndarray | None = None
     ) -> PreparedScan:
-        keys = voxel_keys(voxel_coordinates(points[:, :3], self.voxels, self.voxel_size_m))
-        voxels = occupied_voxels(keys)
+        coordinates = voxel_coordinates(points[:, :3], self.voxels, self.voxel_size_m)
+        voxels = occupied_voxels(voxel_keys(coordinates))
         first = voxels.first
         if self.features == "intensity":
             features = points[first, 3:] + np.float32(self.intensity_offset)
@@ -91,16 +97,22 @@ class MinkUNetInputs(ScanInputs):
             radius = np.linalg.norm(xyz, axis=1, keepdims=True)
             normalised = (points[first, 3:] - intensity.mean) / intensity.std
             features = np.concatenate([normalised, xyz, radius], axis=1, dtype=np.float32)
-        return PreparedScan(VoxelInput(features, scan_maps(voxels.keys)), first, voxels.of_row)
+        # Moved by whole voxels of the coarsest grid, all grids stay as they are.
+        start = coordinates.min(axis=0) // COARSEST * COARSEST
+        scan = VoxelInput(features, (coordinates[first] - start).astype(np.int32), scan_maps(voxels.keys))
+        return PreparedScan(scan, first, voxels.of_row)
 
     def pack(self, inputs: Sequence[VoxelInput]) -> VoxelBatch:
         scans = [each.maps for each in inputs]
+        voxels = [np.insert(each.voxels, 0, number, axis=1) for number, each in enumerate(inputs)]
         sizes = list(zip(*(scan.sizes for scan in scans), strict=True))  # of each grid, those of the scans
         neighbours = zip(*(scan.neighbours for scan in scans), strict=True)
         children = zip(*(scan.children for scan in scans), strict=True)
         return VoxelBatch(
             scan_offsets=torch.from_numpy(np.cumsum([0, *sizes[0]])),
             features=torch.from_numpy(np.concatenate([each.features for each in inputs])),
+            voxels=torch.from_numpy(np.concatenate(voxels)),
+            extent=tuple(((np.concatenate(voxels)[:, 1:].max(axis=0) // COARSEST + 1) * COARSEST).tolist()),
             neighbours=tuple(packed(pairs, of, of) for pairs, of in zip(neighbours, sizes, strict=True)),
             children=tuple(
                 packed(pairs, fine, coarse) for pairs, fine, coarse in zip(children, sizes[:-1], sizes[1:], strict=True)

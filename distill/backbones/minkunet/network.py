@@ -19,9 +19,9 @@ from ...processes import BatchNorm, num_processes
 from ..backbone import Backbone
 from .config import STAGES_DOWN, MinkUNetConfig
 from .inputs import MinkUNetInputs, VoxelBatch
-from .kernel_maps import KernelMap
 from .slidr_files import SLidRFiles
-from .sparse_convolution import PointwiseConvolution, SparseConvolution
+from .sparse_convolution import Pairs, PointwiseConvolution, SparseConvolution
+from .spconv_grids import SpconvGrids
 
 BLOCK_MOMENTUM = 0.1  # of batch norms within blocks: SLidR does not hand `bn_momentum` on to them
 
@@ -58,7 +58,7 @@ class MinkUNet(Backbone):
 
         Raises:
             StudentError: a batch with a single voxel on some grid while training, for which batch norm has no
-                statistics.
+                statistics; spconv is asked for and not installed.
         """
         if self.training and num_processes() == 1 and batch.children[-1].num_targets < 2:
             raise StudentError(
@@ -66,12 +66,17 @@ class MinkUNet(Backbone):
                 where="training",
                 fix="Enlarge the batch or drop such scans.",
             )
-        x = F.relu(self.stem_norm(self.stem(batch.features, batch.neighbours[0])), inplace=True)
+        on_gpu = batch.features.device.type == "cuda"
+        return self.through(SpconvGrids(batch) if on_gpu and self.config.convolution == "spconv" else batch, batch)
+
+    def through(self, grids: VoxelBatch | SpconvGrids, batch: VoxelBatch) -> torch.Tensor:
+        """(M, C), with the kernel maps of `grids`."""
+        x = F.relu(self.stem_norm(self.stem(batch.features, grids.neighbours[0])), inplace=True)
         of_grids = []
-        for stage, children, neighbours in zip(self.down, batch.children, batch.neighbours[1:], strict=True):
+        for stage, children, neighbours in zip(self.down, grids.children, grids.neighbours[1:], strict=True):
             of_grids.append(x)
             x = stage(x, children, neighbours)
-        for stage, children, neighbours in zip(self.up, batch.children[::-1], batch.neighbours[-2::-1], strict=True):
+        for stage, children, neighbours in zip(self.up, grids.children[::-1], grids.neighbours[-2::-1], strict=True):
             x = stage(x, children.swapped, neighbours, of_grids.pop())
         return x
 
@@ -109,7 +114,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(c, d, momentum) for c, d in pairwise(channels))
 
     def forward(
-        self, x: torch.Tensor, to_grid: KernelMap, neighbours: KernelMap, beside: torch.Tensor | None = None
+        self, x: torch.Tensor, to_grid: Pairs, neighbours: Pairs, beside: torch.Tensor | None = None
     ) -> torch.Tensor:
         x = F.relu(self.norm(self.conv(x, to_grid)), inplace=True)
         if beside is not None:
@@ -134,7 +139,7 @@ class ResidualBlock(nn.Module):
                 PointwiseConvolution(channels_in, channels_out), BatchNorm(channels_out, momentum=momentum)
             )
 
-    def forward(self, x: torch.Tensor, neighbours: KernelMap) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, neighbours: Pairs) -> torch.Tensor:
         out = F.relu(self.norm1(self.conv1(x, neighbours)), inplace=True)
         out = self.norm2(self.conv2(out, neighbours))
         return F.relu(out.add_(self.downsample(x)), inplace=True)  # norms keep their input, not their output

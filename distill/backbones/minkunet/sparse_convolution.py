@@ -9,7 +9,7 @@ Letters in shapes: M rows, P pairs, K kernel offsets, C channels in, D channels 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from .threads import in_threads
 
 # Bytes of a piece's gathered rows and products: on a CPU what fits its caches, else what its memory does not notice.
 CPU_PIECE, DEVICE_PIECE = 2**23, 2**29
+Pairs = KernelMap | Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # or what convolves (M, C) with a kernel
 THREAD_PRODUCTS = 2**23  # multiplications that are worth a thread
 
 
@@ -183,8 +184,8 @@ class SparseConvolution(nn.Module):
         bound = 1 / math.sqrt((channels_out if transposed else channels_in) * offsets)
         self.kernel = nn.Parameter(torch.empty(offsets, channels_in, channels_out).uniform_(-bound, bound))
 
-    def forward(self, x: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
-        return convolve(x, self.kernel, pairs)
+    def forward(self, x: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+        return convolve(x, self.kernel, pairs) if isinstance(pairs, KernelMap) else pairs(x, self.kernel)
 
 
 class PointwiseConvolution(nn.Module):

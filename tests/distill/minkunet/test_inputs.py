@@ -74,6 +74,15 @@ def test_a_batch_holds_scans_one_after_the_other_and_travels_between_processes()
     assert [pairs.num_targets for pairs in batch.neighbours] == [
         sum(each.input.maps.sizes[level] for each in prepared) for level in range(5)
     ]
+    assert batch.voxels[:, 0].tolist() == np.repeat([0, 1, 2], counts).tolist()
+    found = batch.voxels[:, 1:].split(counts)
+    for scan, each, voxels in zip(scans, prepared, found, strict=True):
+        move = voxels.numpy() - voxel_coordinates(scan[each.kept, :3], "cylindrical", 0.1)
+        assert not np.any(move % 16)  # else coarser voxels would be others
+        assert len(np.unique(move, axis=0)) == 1
+        assert voxels.min() >= 0
+    high, bound = batch.voxels[:, 1:].amax(dim=0).numpy(), np.array(batch.extent)
+    assert ((high < bound) & (bound <= high + 16) & (bound % 16 == 0)).all()
     moved = batch.to("cpu")
     assert torch.equal(moved.neighbours[0].source, batch.neighbours[0].source)
     assert moved.children[-1].counts == batch.children[-1].counts

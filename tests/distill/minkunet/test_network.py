@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from scalr.distill.backbones.minkunet.config import MinkUNetConfig
 from scalr.distill.backbones.minkunet.inputs import MinkUNetInputs
 from scalr.distill.backbones.minkunet.network import MinkUNet
 from scalr.distill.backbones.minkunet.slidr_files import SLidRFiles
+from scalr.distill.backbones.minkunet.spconv_grids import SpconvGrids
 from scalr.distill.backbones.minkunet.voxels import voxel_coordinates
 from scalr.errors import StudentError
 from scalr.extract.intensity import intensity_statistics
@@ -159,3 +161,41 @@ def test_autocast_stays_close():
         found = net(batch)
     assert found.dtype == torch.bfloat16
     assert relative([found], [exact]) < 0.02
+
+
+def test_spconv_gives_the_same_features_where_it_is_installed():
+    """Its kernels for CPUs, which have no gradients there."""
+    pytest.importorskip("spconv.pytorch")
+    from spconv.core import ConvAlgo
+
+    for voxels, scans in CASES.values():
+        inputs = MinkUNetInputs(voxels=voxels, features="scalr")
+        net = network(NARROW, inputs, torch.float32).eval()
+        batch = inputs.pack([inputs.prepare(points, NUSCENES).input for points in scans])
+        with torch.no_grad():
+            found = net.through(SpconvGrids(batch, ConvAlgo.Native), batch)
+            assert relative([found], [net(batch)]) < 1e-5
+
+
+def test_spconv_gives_the_same_gradients_on_a_gpu():
+    pytest.importorskip("spconv.pytorch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    inputs = MinkUNetInputs(features="scalr")
+    batch = inputs.pack([inputs.prepare(points, NUSCENES).input for points in CASES["two scans"][1]]).to("cuda")
+    gradients = []
+    for convolution in ("gather", "spconv"):
+        net = network(replace(NARROW, convolution=convolution), inputs, torch.float32).cuda().train()
+        net(batch).square().sum().backward()
+        gradients.append([value.grad for value in net.parameters()])
+    assert relative(*gradients) < 1e-3
+
+
+def test_without_spconv_a_run_that_asks_for_it_ends_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spconv.pytorch", None)
+    inputs = MinkUNetInputs(features="scalr")
+    batch = inputs.pack([inputs.prepare(CASES["around zero"][1][0], NUSCENES).input])
+    with pytest.raises(StudentError, match=r"student\.convolution: spconv is not installed"):
+        SpconvGrids(batch)
+    net = network(replace(NARROW, convolution="spconv"), inputs, torch.float32).eval()
+    assert net(batch).shape == (batch.num_points, 4)  # on a CPU nothing of it is needed

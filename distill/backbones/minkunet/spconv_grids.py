@@ -1,0 +1,80 @@
+"""The same convolutions by the kernels of spconv (https://github.com/traveller59/spconv), where it is installed.
+
+spconv makes its own kernel maps on the GPU, once for each batch, and orders the voxels of coarser grids as it likes.
+
+Letters in shapes: M voxels of a grid, C channels in, D channels out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from ....errors import StudentError
+from .inputs import VoxelBatch
+from .kernel_maps import LEVELS
+
+Convolve = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of (M, C) features and a kernel (K, C, D)
+
+
+class SpconvGrids:
+    """The grids of one batch: what stands for the kernel maps of a `VoxelBatch`, to be used from the finest grid on.
+
+    Args:
+        batch: on any device that spconv computes on.
+        algorithm: of `spconv.core.ConvAlgo`; None leaves the choice to spconv.
+
+    Raises:
+        StudentError: spconv is not installed.
+    """
+
+    def __init__(self, batch: VoxelBatch, algorithm: Any = None) -> None:
+        try:
+            import spconv.pytorch as spconv
+        except ImportError:
+            raise StudentError(
+                "spconv is not installed",
+                where="student.convolution",
+                fix="Set it to gather, or install the package spconv of this CUDA, such as spconv-cu126.",
+            ) from None
+        self._layers, self._options = spconv, {"bias": False, "algo": algorithm}
+        self._tensor = spconv.SparseConvTensor(batch.features, batch.voxels, list(batch.extent), batch.num_scans)
+        self._grids = [self._tensor]  # as far as the network has come down
+        self.neighbours = tuple(partial(self._same, level) for level in range(LEVELS))
+        self.children = tuple(_Down(self, level) for level in range(LEVELS - 1))
+
+    def _same(self, level: int, x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        return self._run(self._layers.SubMConv3d, f"same {level}", level, x, kernel, 3).features
+
+    def down(self, level: int, x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        found = self._run(self._layers.SparseConv3d, f"children {level}", level, x, kernel, 2, stride=2)
+        self._grids.append(found)
+        return found.features
+
+    def up(self, level: int, x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        return self._run(self._layers.SparseInverseConv3d, f"children {level}", level + 1, x, kernel, 2).features
+
+    def _run(
+        self, layer: Any, key: str, level: int, x: torch.Tensor, kernel: torch.Tensor, edge: int, **options: Any
+    ) -> Any:
+        _, channels, outputs = kernel.shape
+        with torch.device("meta"):  # its own weight is not used
+            convolution = layer(channels, outputs, edge, indice_key=key, **options, **self._options)
+        del convolution.weight
+        # (K, C, D), axis 0 of space the fastest -> (D, axis 0, axis 1, axis 2, C).
+        convolution.weight = kernel.unflatten(0, (edge, edge, edge)).permute(4, 2, 1, 0, 3).contiguous()
+        return convolution(self._grids[level].replace_feature(x))
+
+
+class _Down:
+    """The convolution to the next grid; `swapped`, the one back."""
+
+    def __init__(self, grids: SpconvGrids, level: int) -> None:
+        self.swapped: Convolve = partial(grids.up, level)
+        self._down: Convolve = partial(grids.down, level)
+
+    def __call__(self, x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        return self._down(x, kernel)
