@@ -378,6 +378,20 @@ def test_a_file_whose_backbone_is_not_here_names_it_and_the_file(tmp_path):
         load_student(tmp_path / "student.safetensors")
 
 
+def test_a_backbone_without_an_order_of_layers_is_one_layer():
+    plain = type("Plain", (Toy,), {"num_layers": Backbone.num_layers, "layer_of": Backbone.layer_of})
+    found = plain(ToyConfig(), ToyInputs())
+    assert found.num_layers == 1
+    assert {found.layer_of(name) for name, _ in found.named_parameters()} == {0}
+
+
+def test_trainings_set_what_a_network_has():
+    network = WaffleIronConfig(width=8, stochastic_depth=0.1)
+    assert network.with_own(stochastic_depth=0.2, bn_momentum=0.5) == replace(network, stochastic_depth=0.2)
+    assert network.with_own(stochastic_depth=None) == network
+    assert ToyConfig().with_own(stochastic_depth=0.2) == ToyConfig()
+
+
 def test_the_title_names_a_student():
     assert WaffleIronConfig(depth=12, width=48).title == "WI-12-48"
     assert ToyConfig().title == ToyConfig().description == "Toy"
