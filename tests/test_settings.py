@@ -63,8 +63,9 @@ NEEDED = PATHS | {
 }  # fmt: skip
 CONFIGS = (
     WaffleIronConfig, Plane, WaffleIronInputs, MinkUNetConfig, MinkUNetInputs, AugmentConfig, SamplingConfig,
-    ObjectiveConfig, TrainingConfig, Recipe, DistillConfig, Schedule, ProbeConfig, FinetuneConfig, TeacherProbeConfig, ScoreConfig, RobustnessConfig,
-    TransferConfig, SimilarityConfig, CorruptConfig, ExtractConfig, VerifyConfig, StandardisationConfig,
+    ObjectiveConfig, TrainingConfig, Recipe, DistillConfig, Schedule, ProbeConfig, FinetuneConfig, TeacherProbeConfig,
+    ScoreConfig, RobustnessConfig, TransferConfig, SimilarityConfig, CorruptConfig, ExtractConfig, VerifyConfig,
+    StandardisationConfig,
 )  # fmt: skip
 
 NUMBERS = st.one_of(
