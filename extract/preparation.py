@@ -105,8 +105,8 @@ def prepare_frame(
     """Read a frame's scan and images; its pairs are computed, or taken from the block that has them already.
 
     Raises:
-        DatasetError: a frame without views, or with files that cannot be used.
-        StoreError: what is committed is of other cameras or images.
+        DatasetError: a frame without views, or with files or superpixel maps that cannot be used.
+        StoreError: what is committed is of other cameras, images or superpixels.
     """
     if frame.error is not None:
         raise frame.error
@@ -121,7 +121,7 @@ def prepare_frame(
         views = [_with_images(dataset, view, teachers, selection.superpixels) for view in prepared.views]
         prepared = replace(prepared, views=views)
     if committed:
-        _refuse_other_images(committed, prepared, dataset)
+        _refuse_other_inputs(committed, prepared, dataset)
     return prepared
 
 
@@ -142,8 +142,8 @@ def _with_images(
     )
 
 
-def _refuse_other_images(committed: ScanBlock, prepared: PreparedFrame, dataset: Dataset) -> None:
-    """The images of a later teacher have to be those that the first one saw."""
+def _refuse_other_inputs(committed: ScanBlock, prepared: PreparedFrame, dataset: Dataset) -> None:
+    """The images of a later teacher, and their superpixels, have to be those that the first one saw."""
     rows = _rows_of(committed, prepared.frame)
     for row, view in zip(rows, prepared.views, strict=True):
         if view.image_sha256 not in (b"", row["image_sha256"]):

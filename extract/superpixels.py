@@ -10,6 +10,7 @@ import importlib.metadata
 import io
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,6 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DatasetError, ScalrError
-from .datasets.files import read_bytes
 from .datasets.frame import Dataset, View
 from .plan import spread
 
@@ -30,7 +30,7 @@ SAMPLED_FRAMES = 64  # whose maps tell one folder from another
 ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # Pillow's names of images with one whole number a pixel
 # How a map may be named after a view, below its folder; the first way that fits is taken for all.
 NAMES: dict[str, Callable[[View], Path | None]] = {
-    "path": lambda view: Path(view.image).with_suffix(".png"),
+    "path": lambda view: Path(view.image).relative_to(Path(view.image).anchor).with_suffix(".png"),
     "stem": lambda view: Path(f"{Path(view.image).stem}.png"),
     "token": lambda view: None if view.image_token is None else Path(f"{view.image_token}.png"),
 }
@@ -91,7 +91,7 @@ class SuperpixelFolder:
     """
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # not of pathlib, which raises where it may not look
             raise ScalrError("no such folder", where=folder, fix="Pass --superpixels slic, or a folder of PNG files.")
         self.folder = folder
         names, sizes = self._chosen_names(dataset)
@@ -112,7 +112,7 @@ class SuperpixelFolder:
         views = list(_sampled_views(dataset))
         for names, name_of in NAMES.items():
             found = {str(name): _size_of(self.folder / name) for name in map(name_of, views) if name is not None}
-            if any(found.values()):
+            if any(size is not None for size in found.values()):
                 if names == "stem":
                     _refuse_equal_stems(dataset, self.folder)
                 return names, found
@@ -145,13 +145,16 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
     Raises:
         DatasetError: it is missing, no PNG, of another size, or its pixels are no ids.
     """
-    if not path.is_file():
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DatasetError(
-            "the superpixel map is missing",
-            where=path,
-            fix="Make it, or check that --superpixels is complete.",
-        )
-    content = read_bytes(path)
+            "the superpixel map is missing", where=path, fix="Make it, or check that --superpixels is complete."
+        ) from None
+    except OSError as error:
+        raise DatasetError(
+            f"the superpixel map cannot be read ({error.strerror})", where=path, fix="Check its permissions."
+        ) from None
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if image.mode not in ID_MODES:

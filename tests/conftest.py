@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import importlib
 import logging
 import os
 import signal
@@ -111,10 +112,20 @@ PRELOADED = (
     "torch._dynamo",
     "tensorboard.compat.proto.event_pb2",
 )
+UNFLUSHED = "unflushed"
+
+
+@pytest.fixture(scope="session")
+def preloaded(pytestconfig: pytest.Config) -> list[str]:
+    """Only the slow tests wait for the disk."""
+    if pytestconfig.option.markexpr != "not slow":
+        return [*PRELOADED]
+    importlib.import_module(UNFLUSHED)
+    return [UNFLUSHED, *PRELOADED]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_server_of_children():
+def one_server_of_children(preloaded):
     """Tests' own children are forked from a server that has imported everything and done nothing.
 
     So are the package's workers, which are spawned elsewhere, and import torch for seconds.
@@ -131,7 +142,7 @@ def one_server_of_children():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_processes, "START_METHOD", "forkserver")
         patch.setattr(forkserver.ForkServer, "ensure_running", with_our_path)
-        forkserver.set_forkserver_preload([*PRELOADED])
+        forkserver.set_forkserver_preload(preloaded)
         yield
 
 
@@ -147,7 +158,7 @@ def logging_as_it_was():
 @pytest.fixture(scope="session")
 def children(one_server_of_children):
     """Starts children at once."""
-    forkserver.ensure_running()
+    forkserver._forkserver.ensure_running()  # the module's own `ensure_running` would not see the patch above
     return worker_processes.worker_context()
 
 

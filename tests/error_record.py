@@ -39,6 +39,7 @@ def complaints_about(error: ScalrError) -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    error_sites()  # read now, in one thread: Python 3.11 cannot parse in two that fail at once
     original = ScalrError.__init__
 
     @functools.wraps(original)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,10 @@ from scalr.evaluate.model import load_model
 from scalr.evaluate.scoring import score
 from scalr.extract.datasets import open_dataset
 from scalr.extract.targets import EncodedTargets
+
+
+def say_what_is_imported(path: Path) -> None:
+    path.write_text(" ".join(sys.modules))
 
 
 def together(children, target, *arguments: object) -> list[int]:

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import torch
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from PIL import Image
 from safetensors.torch import save_file
 
 from in_children import command_in_shell
@@ -410,6 +412,42 @@ def test_damaged_files_stop_the_run_and_leave_no_block(world, tmp_path, damage):
     assert not list(tmp_path.glob("?.zarr/blocks/0*")) or len(failed) == 1
     broken.write_bytes(content)
     assert scalr(*command).exit_code == 0
+
+
+def test_superpixels_from_a_folder_to_a_store_of_segments_alone(synthetic_world, tmp_path, monkeypatch):
+    """The folder is named from here, and later lies elsewhere; what needs targets of points is refused."""
+    for image in sorted((synthetic_world / "samples").glob("CAM_*/*")):
+        path = tmp_path / "maps" / f"{image.stem}.png"
+        path.parent.mkdir(exist_ok=True)
+        halves = np.repeat(np.arange(2, dtype=np.uint8), Image.open(image).height // 2)[:, None]
+        Image.fromarray(np.repeat(halves, Image.open(image).width, axis=1)).save(path, compress_level=1)
+    monkeypatch.chdir(tmp_path)
+    options = ("--root", synthetic_world, "--superpixels", "maps", "--encoding", "segments")
+    estimated = scalr("extract", *TINY_TEACHER, *options, "--dry-run")
+    assert estimated.exit_code == 0, estimated.output
+    assert re.search(r"segments float16 .* as asked for", estimated.stdout)
+    extracted = scalr("extract", *TINY_TEACHER, *options, "--out", "s.zarr")
+    assert extracted.exit_code == 0, extracted.output
+    assert "superpixels of nuscenes train: method folder, names stem" in extracted.stdout
+    store = open_store(tmp_path / "s.zarr")
+    assert store.sources[0].attributes["record"]["superpixels"] == str(tmp_path / "maps")
+    assert {*store.read_view(0).superpixel.tolist()} <= {0, 1}
+    os.rename("maps", "elsewhere")
+    refused = scalr("verify", "s.zarr", "--sample", "1")
+    assert_one_line_error(refused, "maps: no such folder")
+    verified = scalr("verify", "s.zarr", "--sample", "1", "--superpixels", "elsewhere")
+    assert verified.exit_code == 0, verified.output
+    assert "segments, cosine 1.000000" in verified.stdout
+    save_student(Student(WaffleIronConfig(width=8, depth=3, out_channels=4)), tmp_path / "student.safetensors", {})
+    for words in (("teacher",), ("similarity", "--student", "student.safetensors", "--split", "train")):
+        result = scalr("evaluate", *words, "--cache", "s.zarr", "--root", synthetic_world, "--out", "out")
+        assert_one_line_error(result, "it keeps segments of dinov2_vits14 alone, and no targets of points")
+    damaged = tmp_path / "elsewhere" / sorted(os.listdir("elsewhere"))[0]
+    damaged.write_bytes(b"")
+    assert_one_line_error(
+        scalr("extract", *TINY_TEACHER, "--root", synthetic_world, "--superpixels", "elsewhere", "--out", "t.zarr"),
+        f"{damaged}: the superpixel map is not a PNG",
+    )
 
 
 def test_no_root_explains_itself(monkeypatch, synthetic_world, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import StudentError, did_you_mean
@@ -87,7 +86,8 @@ def _lacking(found: Any) -> Iterator[str]:
         return
     for name, base in (("Config", BackboneConfig), ("Inputs", ScanInputs)):
         settings = getattr(found, name, None)
-        if not (isinstance(settings, type) and issubclass(settings, base) and is_dataclass(settings)):
+        is_derived = isinstance(settings, type) and issubclass(settings, base)
+        if not (is_derived and "__dataclass_fields__" in vars(settings)):  # of its own: a base's do not count
             yield f"{name}, a frozen dataclass derived from {base.__name__}"
             return
     yield from (f"method {name}" for name in sorted(found.__abstractmethods__))

@@ -79,6 +79,8 @@ class StoreWriter:
             known = {name: value for name, value in settings.items() if value is not None}
             attributes = {**known, "first_block": self._next_block(), "record": record}
             self._claim(f"sources/{self._next_source():03d}", partial(_write_source, attributes, frames))
+        if any(each.superpixels for each in self.store.sources):
+            self._require_readers_of_superpixels()  # another job may have begun the store just then, with its own root
         self._keep_frames(source, frames)
         return source
 

@@ -214,6 +214,11 @@ class Lacking(Toy):
     Inputs = NoPack
 
 
+class PlainConfig(ToyConfig):  # without @dataclass its fields are none
+    more: int = 3
+
+
+plain_config = type("Lacking", (Toy,), {"Config": PlainConfig})
 lacks_forward, lacks_width, lacks_config = without("forward"), without("width"), without("Config")
 other_inputs = type("Lacking", (Toy,), {"Inputs": ToyConfig})
 HERE = "scalr_test_backbones"
@@ -231,6 +236,7 @@ HERE = "scalr_test_backbones"
         (f"{HERE}:lacks_forward", "has no method forward. Add it; docs/backbones.md"),
         (f"{HERE}:lacks_width", "has no method width"),
         (f"{HERE}:lacks_config", "has no Config, a frozen dataclass derived from BackboneConfig"),
+        (f"{HERE}:plain_config", "has no Config, a frozen dataclass derived from BackboneConfig"),
         (f"{HERE}:other_inputs", "has no Inputs, a frozen dataclass derived from ScanInputs"),
         (f"{HERE}:Lacking", "has no method pack in its Inputs"),
         (f"{HERE}:OtherInit", r"has no __init__ that takes \(config, inputs\)"),
@@ -370,6 +376,20 @@ def test_a_file_whose_backbone_is_not_here_names_it_and_the_file(tmp_path):
     save_student(student, tmp_path / "student.safetensors", {})
     with pytest.raises(StudentError, match=r"student.safetensors: the backbone gone:Net cannot be imported"):
         load_student(tmp_path / "student.safetensors")
+
+
+def test_a_backbone_without_an_order_of_layers_is_one_layer():
+    plain = type("Plain", (Toy,), {"num_layers": Backbone.num_layers, "layer_of": Backbone.layer_of})
+    found = plain(ToyConfig(), ToyInputs())
+    assert found.num_layers == 1
+    assert {found.layer_of(name) for name, _ in found.named_parameters()} == {0}
+
+
+def test_trainings_set_what_a_network_has():
+    network = WaffleIronConfig(width=8, stochastic_depth=0.1)
+    assert network.with_own(stochastic_depth=0.2, bn_momentum=0.5) == replace(network, stochastic_depth=0.2)
+    assert network.with_own(stochastic_depth=None) == network
+    assert ToyConfig().with_own(stochastic_depth=0.2) == ToyConfig()
 
 
 def test_the_title_names_a_student():

@@ -15,6 +15,7 @@ from scalr.cli import main
 from scalr.distill.interruption import Signals, StoppedError
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
+from scalr.errors import StudentError
 from scalr.evaluate.probe import ProbeConfig, probe
 from scalr.extract.config import ExtractConfig
 from scalr.extract.run import extract
@@ -104,6 +105,20 @@ def assert_goes_on_bit_for_bit(store: Path, folder: Path, recipe: str, teacher: 
 )
 def test_a_recipe_of_each_loss_goes_on_bit_for_bit(tiny_store, tmp_path, recipe):
     assert_goes_on_bit_for_bit(tiny_store, tmp_path, recipe)
+
+
+def test_a_loss_of_superpixels_takes_one_teacher(tmp_path):
+    """Also where the command line names them, and not the recipe."""
+    (tmp_path / "images").mkdir()
+    names = ("coordinates", "doubled")
+    frames = TinyDataset(tmp_path / "images", num_frames=2)
+    store = extract_with(frames, tiny_teachers(), tmp_path / "s.zarr", teachers=names, superpixels="slic").path
+    config = DistillConfig(
+        caches=(store,), out=tmp_path / "run", teachers=names, recipe=load_recipe("table2_slidr_minkunet", SMALL)
+    )
+    with pytest.raises(StudentError, match=r"objective\.teachers: \['coordinates', 'doubled'\] .* Use one teacher"):
+        distill(config)
+    assert not (tmp_path / "run/student.safetensors").exists()
 
 
 @pytest.fixture(scope="module")

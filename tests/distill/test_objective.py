@@ -16,14 +16,21 @@ from scalr.distill.segments import SegmentTargets
 from scalr.distill.student import Student
 from scalr.errors import StudentError
 from standardised import standardisation_of
+from tiny import TinyDataset, extract_with, tiny_teachers
 
 INPUTS = WaffleIronInputs(num_neighbours=4)
 
 
-@pytest.fixture
-def batch(extract_tiny):
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
     """Three frames with the targets of two teachers, of three dimensions each."""
-    store = extract_tiny("coordinates", "doubled")
+    folder = tmp_path_factory.mktemp("objective")
+    teachers = {"teachers": ("coordinates", "doubled")}
+    return extract_with(TinyDataset(folder), tiny_teachers(), folder / "s.zarr", **teachers)
+
+
+@pytest.fixture(scope="module")
+def batch(store):
     dataset = DistillDataset(store, ("coordinates", "doubled"), INPUTS, SamplingConfig(), AugmentConfig(), 0)
     return DistillCollate(INPUTS)([dataset[0, frame] for frame in range(3)])
 
@@ -77,8 +84,7 @@ def test_the_student_learns_targets_as_it_keeps_them(batch):
     assert (mean - as_they_are).abs() > 0.01
 
 
-def test_pairs_of_several_cameras_share_the_features_of_their_points(extract_tiny):
-    store = extract_tiny("coordinates", "doubled")
+def test_pairs_of_several_cameras_share_the_features_of_their_points(store):
     sampling = SamplingConfig(views_per_sample="all")
     dataset = DistillDataset(store, ("coordinates", "doubled"), INPUTS, sampling, AugmentConfig(), 0)
     batch = DistillCollate(INPUTS)([dataset[0, 0], dataset[0, 1]])

@@ -15,6 +15,7 @@ from scalr.distill.segments import PAIRS, TargetParts
 from scalr.distill.varying_targets import VaryingTargets
 from scalr.errors import StoreError
 from scalr.extract.store import Segments
+from tiny import TinyDataset, extract_with, tiny_teachers
 
 INPUTS = WaffleIronInputs(num_neighbours=4)
 MEANS = TargetParts(pairs=False, segments=True, means=True, directions=False)
@@ -52,9 +53,16 @@ def segment_of(pixel: np.ndarray) -> np.ndarray:
     return (pixel[:, 0] // 24 * 3 + pixel[:, 1] // 22).astype(np.uint16)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Three frames without superpixels."""
+    folder = tmp_path_factory.mktemp("segments")
+    return extract_with(TinyDataset(folder), tiny_teachers(), folder / "s.zarr", teachers=("coordinates",))
+
+
 @pytest.fixture
-def store(extract_tiny):
-    return WithSuperpixels(extract_tiny())
+def store(plain):
+    return WithSuperpixels(plain)
 
 
 def samples_of(store, parts, **sampling):
@@ -170,10 +178,9 @@ def test_means_that_are_all_zero_are_said(store, monkeypatch):
     assert caught.value.fix.startswith("Run 'scalr verify ")
 
 
-def test_a_store_without_superpixels_is_refused(extract_tiny):
-    store = extract_tiny()
+def test_a_store_without_superpixels_is_refused(plain):
     with pytest.raises(
         StoreError, match=r"s\.zarr: nuscenes train has no superpixels\. Run 'scalr extract --superpixels"
     ):
-        samples_of(store, MEANS)
-    samples_of(store, PAIRS)
+        samples_of(plain, MEANS)
+    samples_of(plain, PAIRS)

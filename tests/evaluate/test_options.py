@@ -259,7 +259,8 @@ def test_similarity_hands_on_what_it_is_asked_for(seen, devices, tmp_path, class
     opened = seen(similarity, "open_dataset", a_dataset())
     chosen = seen(similarity, "chosen_frame", FRAME)
     computed = seen(similarity, "scan_features", "a scan")
-    stores = seen(similarity, "open_store", "a store")
+    store = SimpleNamespace(require_targets_of_pairs=lambda name: None)
+    stores = seen(similarity, "open_store", store)
     stored = seen(similarity, "stored_features")
     asked = seen(similarity, "chosen_query", (similarity.Query("point 7", 7, 7), "a vector"))
     areas = seen(similarity, "areas_under_curve", SeenEnough())
@@ -275,9 +276,9 @@ def test_similarity_hands_on_what_it_is_asked_for(seen, devices, tmp_path, class
     assert computed[0][0][3] == "d"
     assert computed[0][1] == {"labelled": class_name is not None}
     assert stores == [((Path("c"),), {})]
-    assert stored[0][0][:2] == ("a store", "t")
+    assert stored[0][0][:2] == (store, "t")
     assert areas[0][0][2] == "d"
-    assert areas[0][1] == {"num_frames": 5, "store": "a store", "teacher": "t"}
+    assert areas[0][1] == {"num_frames": 5, "store": store, "teacher": "t"}
     assert asked[0][0][2:] == (None, class_name)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from scalr.distill.recipe import load_recipe, recipe_values
 from scalr.evaluate.origin import NEW_WEIGHTS, description, origin_of, teacher_summary
+from toy_backbone import ToyConfig
 
 NETWORK = load_recipe("demo").student  # WI-12-48
 WITH_CLASSES = replace(NETWORK, head="probe", stochastic_depth=0.2)
@@ -73,6 +74,12 @@ def test_a_student_is_told_by_its_network_its_recipe_and_its_teacher():
 )
 def test_a_line_says_where_a_model_comes_from(network, provenance, text):
     assert description(origin_of(network, provenance)) == f"WI-12-48, {text}"
+
+
+def test_cards_from_before_there_were_other_backbones_are_described():
+    before = {name: value for name, value in origin_of(NETWORK, {}).items() if name not in ("student", "backbone")}
+    assert description(before) == "WI-12-48, of unknown pretraining"
+    assert description(origin_of(ToyConfig(), {})) == "Toy, of unknown pretraining"
 
 
 def test_what_probing_and_finetuning_replace_is_taken_from_the_recipe():

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from in_children import say_what_is_imported
 from moments import Child
 from scalr.extract.store import FeatureStore, open_store
 from store_comparison import assert_same_store
 from tiny import extract_in_child
 
-FRAMES = 16
+FRAMES = 12
 OPTIONS = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "encoding": "patch", "superpixels": "slic"}
 
 
@@ -23,15 +24,25 @@ def start(children, tmp_path: Path, out: str, *stops: int) -> Child:
     return Child(children, extract_in_child, folder, tmp_path / out, FRAMES, OPTIONS, stops=stops)
 
 
-def whole_run(children, tmp_path: Path) -> tuple[FeatureStore, int]:
+def test_a_child_starts_with_all_imports_done(children, tmp_path):
+    """Each would import torch for seconds, unnoticed, if their server did not find our modules."""
+    child = children.Process(target=say_what_is_imported, args=(tmp_path / "modules",))
+    child.start()
+    child.join()
+    assert {"tiny", "torch._dynamo"} <= set((tmp_path / "modules").read_text().split())
+
+
+@pytest.fixture(scope="module")
+def whole_run(children, tmp_path_factory) -> tuple[FeatureStore, int]:
     """The store of a run that nobody stops, and its number of moments."""
-    assert start(children, tmp_path, "whole.zarr").end() == 0
-    return open_store(tmp_path / "whole.zarr"), int((tmp_path / "whole.moments").read_text())
+    folder = tmp_path_factory.mktemp("whole")
+    assert start(children, folder, "whole.zarr").end() == 0
+    return open_store(folder / "whole.zarr"), int((folder / "whole.moments").read_text())
 
 
-def kill_and_resume(children, tmp_path: Path, kills: int) -> tuple[int, int]:
+def kill_and_resume(children, tmp_path: Path, whole_run: tuple[FeatureStore, int], kills: int) -> tuple[int, int]:
     """Kill runs at random moments and resume them until `kills` are done; gives (stores, times a block was read)."""
-    whole, moments = whole_run(children, tmp_path)
+    whole, moments = whole_run
     rng, stores, reads = np.random.default_rng(0), 0, 0
     while kills:
         out = tmp_path / f"{stores}.zarr"
@@ -66,22 +77,22 @@ def read_what_is_committed(path: Path) -> int:
     return len(blocks)
 
 
-def test_a_killed_run_goes_on(children, tmp_path):
-    stores, reads = kill_and_resume(children, tmp_path, kills=6)
+def test_a_killed_run_goes_on(children, tmp_path, whole_run):
+    stores, reads = kill_and_resume(children, tmp_path, whole_run, kills=6)
     assert stores
     assert reads > 10
 
 
 @pytest.mark.slow
-def test_sixty_kills(children, tmp_path):
-    stores, reads = kill_and_resume(children, tmp_path, kills=60)
+def test_sixty_kills(children, tmp_path, whole_run):
+    stores, reads = kill_and_resume(children, tmp_path, whole_run, kills=60)
     print(f"60 kills, {stores} stores finished, {reads} blocks read while jobs ran: all whole")
     assert reads > 100
 
 
-def test_two_runs_of_the_same_part_at_once(children, tmp_path):
+def test_two_runs_of_the_same_part_at_once(children, tmp_path, whole_run):
     """By mistake; the second takes the first one's scratch folder for a leftover."""
-    whole, moments = whole_run(children, tmp_path)
+    whole, moments = whole_run
     runs = []
     for share in (8, 6, 4):
         runs.append(start(children, tmp_path, "doubled.zarr", moments // share))

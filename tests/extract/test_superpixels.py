@@ -189,6 +189,16 @@ def test_a_release_that_does_not_know_superpixels_refuses_the_store(tmp_path):
     assert "superpixels" not in writer.store.sources[0].attributes  # as earlier releases wrote it
 
 
+def test_a_root_that_another_job_wrote_meanwhile_is_raised_again(tmp_path):
+    """Two jobs begin a store at once, one with superpixels: the other writes its root last."""
+    with_them, without = (create_store(tmp_path / "s.zarr", owner) for owner in ("a", "b"))
+    with_them.add_inputs({**SETTINGS, "superpixels": {"method": "slic"}}, {}, {})
+    write_record(tmp_path / "late", root_attributes(with_superpixels=False))
+    os.replace(tmp_path / "late/zarr.json", tmp_path / "s.zarr/zarr.json")
+    without.add_inputs({**SETTINGS, "split": "val"}, {}, {})
+    assert open_root(tmp_path / "s.zarr")["format_version"] == 4
+
+
 def open_root(path: Path) -> dict:
     return json.loads((path / "zarr.json").read_text())["attributes"]
 
@@ -400,6 +410,7 @@ def test_a_store_whose_root_does_not_tell_of_superpixels_is_mended(copied):
         ("cut", "the superpixel map is not a PNG that can be decoded"),
         ("jpeg", "the superpixel map is not a PNG that can be decoded"),
         (None, "the superpixel map is missing. Make it, or check that --superpixels is complete"),
+        ("loop", r"the superpixel map cannot be read \(Too many levels of symbolic links\)\. Check its permissions"),
     ],
 )
 def test_maps_that_cannot_be_used_are_said_in_a_line(tmp_path, content, message):
@@ -411,6 +422,8 @@ def test_maps_that_cannot_be_used_are_said_in_a_line(tmp_path, content, message)
         os.truncate(path, path.stat().st_size // 2)
     elif content == "jpeg":
         Image.fromarray(tiled().astype(np.uint8)).save(path, format="JPEG")
+    elif content == "loop":
+        path.symlink_to(path)
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(DatasetError, match=message) as caught:
@@ -476,6 +489,17 @@ def test_maps_may_be_named_by_path_by_stem_or_by_token(synthetic_world, tmp_path
         assert folder.settings["names"] == rule
         for number, view in enumerate(views):
             assert (folder.map_of(view, np.empty((*view.image_shape, 3))) == number).all()
+
+
+def test_an_image_that_is_named_by_its_whole_path_has_its_map_below_the_folder(dataset, tmp_path):
+    """And is not taken for its own map, as a PNG would be."""
+    image = dataset.root / dataset.frames[0].views[0].image
+    view = replace(dataset.frames[0].views[0], image=str(image))
+    path = tmp_path / image.relative_to("/")
+    path.parent.mkdir(parents=True)
+    Image.fromarray(tiled()).save(path)
+    folder = SuperpixelFolder(tmp_path, SimpleNamespace(frames=[replace(dataset.frames[0], views=[view])]))
+    assert (folder.settings["names"], folder.path_of(view)) == ("path", path)
 
 
 def test_stems_that_two_images_share_are_said(dataset, tmp_path):

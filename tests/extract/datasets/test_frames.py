@@ -396,14 +396,15 @@ def own_reader(tmp_path) -> Path:
 
 def test_a_reader_of_ones_own(own_reader, monkeypatch):
     """From the folder it lies in, as the docs say, in a process of its own: none else has it imported already."""
-    executable = Path(sys.executable).with_name("scalr")
-    teacher = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56", "--batch-size", "6")
-    words = [executable, "extract", *teacher, "--dataset", "my_rig:MyRig", "--root", "data"]
-    done = subprocess.run([str(word) for word in words], cwd=own_reader, capture_output=True, text=True)
+    executable = str(Path(sys.executable).with_name("scalr"))
+    data = ("--dataset", "my_rig:MyRig", "--root", "data")
+    done = subprocess.run([executable, "check", *data], cwd=own_reader, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "my_rig train; 2 frames, 2 views" in done.stdout
+    assert "my_rig train: 2 frames, 2 views" in done.stdout
     monkeypatch.undo()  # a real teacher
     monkeypatch.chdir(own_reader)
+    teacher = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", "28x56", "--batch-size", "6")
+    assert "my_rig train; 2 frames, 2 views" in scalr("extract", *teacher, *data).output
     assert scalr("verify", "store.zarr", "--sample", "2").exit_code == 0
 
 

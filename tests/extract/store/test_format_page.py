@@ -29,7 +29,7 @@ TEACHER = "dinov2_vits14"
 def views_by_the_page(path: Path, teacher: str) -> Iterator[dict[str, np.ndarray]]:
     """Points, pairs and targets of each view that has this teacher's targets, in the order of the blocks."""
     root = zarr.open_group(path, mode="r")
-    assert (root.attrs["format"], root.attrs["format_version"]) == ("scalr-store", 3)
+    assert (root.attrs["format"], root.attrs["format_version"] in (3, 4)) == ("scalr-store", True)
     kept = root[f"teachers/{teacher}"].attrs
     for index in sorted((path / "index" / teacher).glob("*.parquet")):
         block = root[f"blocks/{index.stem}"]
@@ -38,7 +38,15 @@ def views_by_the_page(path: Path, teacher: str) -> Iterator[dict[str, np.ndarray
             pairs = slice(scan["pairs_start"], scan["pairs_stop"])
             pixel = block["pairs/pixel"][pairs]
             rows = slice(target["start"], target["stop"])
-            vectors = block[f"targets/{teacher}/vectors"][rows].astype(np.float32)
+            of_segments = block[f"targets/{teacher}/segments"] if "superpixel" in block["pairs"] else None
+            extra = {}
+            if of_segments is not None:
+                segments = slice(target["segments_start"], target["segments_stop"])
+                extra = {name: of_segments[name][segments] for name in ("id", "pixels", "mean", "direction")}
+                extra["superpixel"] = block["pairs/superpixel"][pairs]
+            vectors = np.empty((0, 0), np.float32)
+            if kept["encoding"] != "segments":
+                vectors = block[f"targets/{teacher}/vectors"][rows].astype(np.float32)
             if kept["dtype"] == "int8":
                 scale, channels = block[f"targets/{teacher}/scale"][rows], block[f"targets/{teacher}/channels"][:]
                 vectors = np.where(scale[:, None] > 0, vectors * scale[:, None] * channels[1] + channels[0], 0)
@@ -50,6 +58,7 @@ def views_by_the_page(path: Path, teacher: str) -> Iterator[dict[str, np.ndarray
                 "point_index": block["pairs/point_index"][pairs],
                 "pixel": pixel,
                 "targets": vectors,
+                **extra,
             }
 
 
@@ -113,6 +122,33 @@ def checksum(start: int, parts: list[np.ndarray]) -> int:
     for part in parts:
         start = google_crc32c.extend(start, part.tobytes())
     return start
+
+
+@pytest.mark.parametrize("encoding", ["patch", "segments"])
+def test_superpixels_are_read_by_the_page(extract_tiny, encoding):
+    store = extract_tiny(superpixels="slic", encoding=encoding, frames_per_block=2)
+    path, teacher = store.path, "coordinates"
+    views = list(views_by_the_page(path, teacher))
+    assert len(views) == store.views.num_rows == 6
+    for row, view in enumerate(views):
+        ours, segments = store.read_view(row), store.read_segments(row, teacher)
+        np.testing.assert_array_equal(view["superpixel"], ours.superpixel)
+        for name in ("id", "pixels", "mean", "direction"):
+            np.testing.assert_array_equal(view[name], getattr(segments, name))
+    for index in sorted((path / "index/scans").glob("*.parquet")):
+        block = zarr.open_group(path / "blocks" / index.stem, mode="r")
+        scans, targets = (pq.read_table(path / "index" / kind / index.name).to_pylist() for kind in ("scans", teacher))
+        for scan, target in zip(scans, targets, strict=True):
+            pairs = slice(scan["pairs_start"], scan["pairs_stop"])
+            parts = [block["points"][scan["points_start"] : scan["points_stop"]]]
+            parts += [block[f"pairs/{name}"][pairs] for name in ("point_index", "pixel", "superpixel")]
+            assert scan["crc32c"] == checksum(0, parts)
+            rows = slice(target["segments_start"], target["segments_stop"])
+            names = ("id", "pixels", "mean", "direction")
+            parts = [block[f"targets/{teacher}/segments/{name}"][rows] for name in names]
+            assert target["segments_crc32c"] == checksum(scan["crc32c"], parts)
+            if encoding == "segments":
+                assert (target["start"], target["stop"], target["crc32c"]) == (0, 0, scan["crc32c"])
 
 
 @pytest.mark.parametrize(
