@@ -178,15 +178,16 @@ class DistillDataset(Dataset):
     def _sample(self, rows: list[int], rng: np.random.Generator) -> DistillSample | None:
         views = [self.store.read_view(row) for row in rows]
         points, intensity = views[0].points, views[0].intensity
+        inputs = self.inputs.for_distillation(views[0].dataset)
         seen = np.zeros(len(points), dtype=bool)
         for view in views:
             seen[view.point_index] = True
         # The order of the official code: voxels of the whole scan, camera, number of points, augmentation, crop.
         wanted = seen if self.sampling.points == "seen" else None
-        drawn = self.inputs.drawn(points[:, :3], wanted, rng, self.sampling.voxel_point)
+        drawn = inputs.drawn(points[:, :3], wanted, rng, self.sampling.voxel_point)
         cloud = points[drawn]
         cloud[:, :3] = augment(cloud[:, :3], rng, self.augmentation)
-        inside = self.inputs.inside(cloud[:, :3])
+        inside = inputs.inside(cloud[:, :3])
         if self.augmentation.drop_cuboid:
             left = inside & outside_cuboid(cloud[:, :3], rng, self.augmentation.drop_cuboid)
             if all(len(_pairs_of(view, drawn[left])[0]) >= MIN_PAIRS for view in views):
@@ -196,7 +197,7 @@ class DistillDataset(Dataset):
             pairs, segments = self._segments(rows, views, pairs)
         if not any(len(pair) for _, pair in pairs):
             return None
-        scan = training_input(cloud[inside], intensity, self.inputs)
+        scan = training_input(cloud[inside], intensity, inputs)
         point = scan.row[np.concatenate([point for point, _ in pairs])]
         return DistillSample(
             id=SampleId(self.number, tuple(rows)),

@@ -84,6 +84,10 @@ class ScanInputs(Settings, ABC, section="inputs"):
         """The inputs with which a student is probed and scored on a dataset, or finetuned; by default the same."""
         return self
 
+    def for_distillation(self, dataset: str) -> Self:
+        """The inputs with which a student learns from a dataset's scans in a store; by default the same for all."""
+        return self
+
     def drawn(
         self, xyz: np.ndarray, seen: np.ndarray | None, rng: np.random.Generator, voxel_point: VoxelPoint = "random"
     ) -> np.ndarray:

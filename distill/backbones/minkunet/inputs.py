@@ -84,6 +84,10 @@ class MinkUNetInputs(ScanInputs):
             return self
         return replace(self, intensity_offset=REMISSION_OFFSET)
 
+    def for_distillation(self, dataset: str) -> Self:
+        """As `for_dataset`: a student meets the intensities again that it has learnt from."""
+        return self.for_dataset(dataset)
+
     def prepare(
         self, points: np.ndarray, intensity: IntensityStatistics, feature_xyz: np.ndarray | None = None
     ) -> PreparedScan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from scalr.distill.augmentation import AugmentConfig
 from scalr.distill.backbones.minkunet.inputs import MinkUNetInputs
 from scalr.distill.backbones.minkunet.voxels import voxel_coordinates
+from scalr.distill.dataset import DistillDataset, SamplingConfig
 from scalr.errors import StudentError
 from scalr.extract.intensity import IntensityStatistics
 
@@ -57,6 +60,14 @@ def test_remission_of_semantic_kitti_is_raised_once():
     assert raised.for_dataset("semantic_kitti") == raised
     assert inputs.for_dataset("nuscenes") == inputs
     assert MinkUNetInputs(features="scalr").for_dataset("semantic_kitti").intensity_offset == 0
+
+
+def test_a_student_learns_from_remission_as_it_is_evaluated_on_it(extract_tiny, monkeypatch):
+    store = extract_tiny()
+    samples = DistillDataset(store, ("coordinates",), MinkUNetInputs(), SamplingConfig(), AugmentConfig(), seed=0)
+    before, read_view = samples[0, 0].scan.input.features, store.read_view
+    monkeypatch.setattr(store, "read_view", lambda row: replace(read_view(row), dataset="semantic_kitti"))
+    np.testing.assert_allclose(samples[0, 0].scan.input.features, before + 1)
 
 
 def test_a_batch_holds_scans_one_after_the_other_and_travels_between_processes():
