@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -70,20 +68,6 @@ def scan_maps(keys: np.ndarray) -> ScanMaps:
     return ScanMaps(tuple(sizes), tuple(neighbours), tuple(children))
 
 
-class Part(NamedTuple):
-    """Some pairs of a batch, grouped by kernel offset."""
-
-    source: torch.Tensor  # (p,) int32 input row of each pair
-    target: torch.Tensor  # (p,) int32 output row
-    offsets: Sequence[int]  # kernel offset of each group
-    counts: Sequence[int]  # pairs of each group
-    rows: slice  # those that `CENTRE` joins with themselves
-
-    def mirrored(self) -> Part:
-        """The same pairs of a symmetric map, seen from their other ends."""
-        return Part(self.target, self.source, self.offsets[::-1], self.counts, self.rows)
-
-
 @dataclass(frozen=True, eq=False)
 class KernelMap:
     """The pairs of a batch, grouped by kernel offset, by ascending output row within a group.
@@ -92,8 +76,7 @@ class KernelMap:
         source, target: (P,) int32, input and output row of each pair.
         counts: pairs of each of the K offsets.
         num_sources, num_targets: input and output rows.
-        has_centre: whether each row is joined with itself, too, at offset `CENTRE`: no need to list these pairs. The
-            pairs are symmetric then: those of offset 26 - k are those of k with input and output swapped.
+        has_centre: whether each row is joined with itself, too, at offset `CENTRE`: no need to list these pairs.
     """
 
     source: torch.Tensor
@@ -103,7 +86,6 @@ class KernelMap:
     num_targets: int
     has_centre: bool
 
-    @cached_property
     def swapped(self) -> KernelMap:
         """From outputs to inputs: of the transposed convolution."""
         return replace(
@@ -113,34 +95,6 @@ class KernelMap:
             num_sources=self.num_targets,
             num_targets=self.num_sources,
         )
-
-    def parts(self, number: int) -> list[Part]:
-        """The pairs in parts of about the same size, for threads that add to rows at the same time.
-
-        No two parts have an output row in common; nor an input row, but where the pairs are symmetric.
-        """
-        if number not in self._parts:
-            self._parts[number] = self._split(number)
-        return self._parts[number]
-
-    @cached_property
-    def _parts(self) -> dict[int, list[Part]]:
-        return {}
-
-    def _split(self, number: int) -> list[Part]:
-        offsets = range(len(self.counts))
-        if number == 1:
-            return [Part(self.source, self.target, offsets, self.counts, slice(None))]
-        # With stride 2, each fine voxel has one pair: coarse ones, which are fewer, must not be shared.
-        side = self.target if self.num_targets <= self.num_sources else self.source
-        rows = min(self.num_targets, self.num_sources)
-        cuts = np.append(_balanced_cuts(side.numpy(), rows, number), rows)
-        pairs, counts = _by_part(side.numpy(), np.array(self.counts), cuts)
-        of_parts = torch.from_numpy(pairs).split(counts.sum(axis=1).tolist())
-        return [
-            Part(self.source[chosen], self.target[chosen], offsets, of_part.tolist(), slice(*bounds))
-            for chosen, of_part, bounds in zip(of_parts, counts, pairwise(cuts.tolist()), strict=True)
-        ]
 
 
 def packed(scans: Sequence[Pairs], sources: Sequence[int], targets: Sequence[int]) -> KernelMap:
@@ -263,36 +217,3 @@ def _joined(source, target, counts, source_offsets, target_offsets):
                 pair += 1
             place[k] += counts[scan, k]
     return joined_source, joined_target
-
-
-@compiled
-def _balanced_cuts(rows_of_pairs, rows, parts):
-    """The first row of each part, where parts have about as many pairs."""
-    before = np.zeros(rows + 1, np.int64)
-    for row in rows_of_pairs:
-        before[row + 1] += 1
-    before = np.cumsum(before)
-    return np.searchsorted(before, np.arange(parts) * before[-1] // parts)
-
-
-@compiled
-def _by_part(rows_of_pairs, counts, cuts):
-    """Pairs by part and within it as they were, and the pairs of each part at each offset."""
-    parts, offsets = len(cuts) - 1, len(counts)
-    of_parts = np.zeros((parts, offsets), np.int64)
-    part_of_row = np.empty(cuts[-1], np.int32)
-    for part in range(parts):
-        part_of_row[cuts[part] : cuts[part + 1]] = part
-    pair = 0
-    for k in range(offsets):
-        for _ in range(counts[k]):
-            of_parts[part_of_row[rows_of_pairs[pair]], k] += 1
-            pair += 1
-    sizes = of_parts.sum(axis=1)
-    place = np.cumsum(sizes) - sizes
-    pairs = np.empty(len(rows_of_pairs), np.int64)
-    for pair, row in enumerate(rows_of_pairs):
-        part = part_of_row[row]
-        pairs[place[part]] = pair
-        place[part] += 1
-    return pairs, of_parts

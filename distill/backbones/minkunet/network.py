@@ -77,7 +77,7 @@ class MinkUNet(Backbone):
             of_grids.append(x)
             x = stage(x, children, neighbours)
         for stage, children, neighbours in zip(self.up, grids.children[::-1], grids.neighbours[-2::-1], strict=True):
-            x = stage(x, children.swapped, neighbours, of_grids.pop())
+            x = stage(x, children.swapped(), neighbours, of_grids.pop())
         return x
 
     @property

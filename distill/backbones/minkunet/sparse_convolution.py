@@ -1,7 +1,7 @@
 """Sparse convolutions over kernel maps: gather rows, one matrix product for each kernel offset, add to output rows.
 
-On a CPU each thread has output rows of its own. Pairs are worked through in pieces, so that what is gathered and
-multiplied stays in a cache.
+On a CPU each thread has kernel offsets and sums of its own. Pairs are worked through in pieces, so that what is
+gathered and multiplied stays in a cache.
 
 Letters in shapes: M rows, P pairs, K kernel offsets, C channels in, D channels out.
 """
@@ -18,13 +18,14 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from ...compiled import compiled
-from .kernel_maps import CENTRE, KernelMap, Part
+from .kernel_maps import CENTRE, KernelMap
 from .threads import in_threads
 
 # Bytes of a piece's gathered rows and products: on a CPU what fits its caches, else what its memory does not notice.
 CPU_PIECE, DEVICE_PIECE = 2**23, 2**29
+THREAD_PRODUCTS = 2**25  # multiplications that are worth a thread
+
 Pairs = KernelMap | Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # or what convolves (M, C) with a kernel
-THREAD_PRODUCTS = 2**23  # multiplications that are worth a thread
 
 
 def convolve(x: torch.Tensor, kernel: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
@@ -51,40 +52,30 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, kernel: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
         ctx.save_for_backward(x, kernel)
         ctx.pairs = pairs
-        kernels = kernel.detach().unbind()
-        out = _sums(pairs.num_targets, kernel.shape[2], pairs, x)
+        x, kernels = x.detach(), kernel.detach().unbind()
 
-        def add(part: Part) -> None:
-            if pairs.has_centre:
-                _multiply(x[part.rows], kernels[CENTRE], out[part.rows])
-            for piece in _pieces(part, kernel):
+        def add(share: Sequence[_Piece], out: torch.Tensor) -> None:
+            for piece in share:
                 rows = x.index_select(0, piece.source)
                 products = rows.new_empty(len(rows), out.shape[1])
                 for k, of_rows, of_products in piece.groups(rows, products):
                     torch.mm(of_rows, kernels[k], out=of_products)
                 _add_rows(out, piece.target, products)
 
-        in_threads(add, _parts(pairs, kernel))
-        return out.to(x.dtype)
+        return _summed(add, _shares(pairs, kernel), _at_centre(x, kernels, pairs.num_targets, pairs)).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, kernel = ctx.saved_tensors
-        pairs, grad = ctx.pairs, grad.contiguous()
-        x, kernels = x.detach(), kernel.detach().transpose(1, 2).unbind()
-        needs_x = ctx.needs_input_grad[0]
-        grad_x = _sums(pairs.num_sources, kernel.shape[1], pairs, x) if needs_x else None
+        x, kernel = (value.detach() for value in ctx.saved_tensors)
+        pairs, grad, kernels = ctx.pairs, grad.contiguous(), kernel.transpose(1, 2).unbind()
+        grad_kernel = torch.zeros_like(kernel)
+        of_kernels, needs_x = grad_kernel.unbind(), ctx.needs_input_grad[0]
+        if pairs.has_centre:
+            torch.mm(x.t(), grad, out=of_kernels[CENTRE])
 
-        def add(part: Part) -> torch.Tensor:
-            grad_kernel = torch.zeros_like(kernel)
-            of_kernels = grad_kernel.unbind()
-            if pairs.has_centre:
-                torch.mm(x[part.rows].t(), grad[part.rows], out=of_kernels[CENTRE])
-                if needs_x:
-                    _multiply(grad[part.rows], kernels[CENTRE], grad_x[part.rows])
-                part = part.mirrored()  # so that parts have no row of x in common
-            for piece in _pieces(part, kernel):
+        def add(share: Sequence[_Piece], grad_x: torch.Tensor) -> None:
+            for piece in share:
                 rows, above = x.index_select(0, piece.source), grad.index_select(0, piece.target)
                 for k, of_rows, of_above in piece.groups(rows, above):
                     of_kernels[k].addmm_(of_rows.t(), of_above)
@@ -92,12 +83,10 @@ class _Convolution(torch.autograd.Function):
                         torch.mm(of_above, kernels[k], out=of_rows)
                 if needs_x:
                     _add_rows(grad_x, piece.source, rows)
-            return grad_kernel
 
-        first, *others = in_threads(add, _parts(pairs, kernel))
-        for other in others:
-            first += other
-        return grad_x.to(x.dtype) if needs_x else None, first, None
+        start = _at_centre(grad, kernels, pairs.num_sources, pairs) if needs_x else grad.new_empty(0)
+        grad_x = _summed(add, _shares(pairs, kernel), start)
+        return grad_x.to(x.dtype) if needs_x else None, grad_kernel, None
 
 
 class _Piece(NamedTuple):
@@ -113,44 +102,59 @@ class _Piece(NamedTuple):
         return zip(self.offsets, *(value.split(self.counts) for value in values), strict=True)
 
 
-def _parts(pairs: KernelMap, kernel: torch.Tensor) -> Sequence[Part]:
-    """The pairs as threads share them."""
-    if kernel.device.type != "cpu":
-        return pairs.parts(1)
-    joined = len(pairs.source) + pairs.num_targets * pairs.has_centre
-    worth = joined * kernel[0].numel() // THREAD_PRODUCTS
-    return pairs.parts(max(1, min(torch.get_num_threads(), worth)))
+def _shares(pairs: KernelMap, kernel: torch.Tensor) -> list[list[_Piece]]:
+    """The pairs as threads share them, in pieces; those of an offset are in one share."""
+    on_cpu, total = kernel.device.type == "cpu", sum(pairs.counts)
+    threads = max(1, min(torch.get_num_threads(), total * kernel[0].numel() // THREAD_PRODUCTS)) if on_cpu else 1
+    most = max(1, (CPU_PIECE if on_cpu else DEVICE_PIECE) // (sum(kernel.shape[1:]) * kernel.element_size()))
+    shares: list[list[_Piece]] = [[] for _ in range(threads)]
+    start = stop = thread = 0
+    offsets: list[int] = []
+    counts: list[int] = []
 
+    def close() -> None:
+        nonlocal start, offsets, counts
+        if counts:
+            shares[thread].append(_Piece(pairs.source[start:stop], pairs.target[start:stop], offsets, counts))
+        start, offsets, counts = stop, [], []
 
-def _pieces(part: Part, kernel: torch.Tensor) -> Iterator[_Piece]:
-    """The pairs in pieces whose rows and products have about as many bytes as a piece may have."""
-    size = CPU_PIECE if kernel.device.type == "cpu" else DEVICE_PIECE
-    most = max(1, size // (sum(kernel.shape[1:]) * kernel.element_size()))
-    start, stop, offsets, counts = 0, 0, [], []
-    for k, remaining in zip(part.offsets, part.counts, strict=True):
+    for k, remaining in enumerate(pairs.counts):
+        if (stop + remaining // 2) * threads >= (thread + 1) * total and thread < threads - 1:
+            close()
+            thread += 1
         while remaining:
             taken = min(remaining, most - (stop - start))
             offsets.append(k)
             counts.append(taken)
             stop, remaining = stop + taken, remaining - taken
             if stop - start == most:
-                yield _Piece(part.source[start:stop], part.target[start:stop], offsets, counts)
-                start, offsets, counts = stop, [], []
-    if counts:
-        yield _Piece(part.source[start:stop], part.target[start:stop], offsets, counts)
+                close()
+    close()
+    return shares
 
 
-def _sums(rows: int, channels: int, pairs: KernelMap, like: torch.Tensor) -> torch.Tensor:
-    """(rows, channels) of zeros; of anything where the centre's products, which come first, fill all rows."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return (like.new_empty if pairs.has_centre else like.new_zeros)(rows, channels, dtype=dtype)
+def _summed(
+    add: Callable[[Sequence[_Piece], torch.Tensor], None], shares: Sequence[Sequence[_Piece]], start: torch.Tensor
+) -> torch.Tensor:
+    """`start` with what each thread adds; all but the first have sums of their own."""
+
+    def of_thread(number: int) -> torch.Tensor:
+        sums = torch.zeros_like(start) if number else start
+        add(shares[number], sums)
+        return sums
+
+    total, *others = in_threads(of_thread, range(len(shares)))
+    for other in others:
+        total += other
+    return total
 
 
-def _multiply(rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
-    if out.dtype == rows.dtype:
-        torch.mm(rows, matrix, out=out)
-    else:
-        out.copy_(torch.mm(rows, matrix))
+def _at_centre(x: torch.Tensor, kernels: Sequence[torch.Tensor], rows: int, pairs: KernelMap) -> torch.Tensor:
+    """(rows, D): what each row gives to itself; zero where it gives nothing."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if pairs.has_centre:
+        return torch.mm(x, kernels[CENTRE]).to(dtype)
+    return x.new_zeros(rows, kernels[0].shape[1], dtype=dtype)
 
 
 def _add_rows(out: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:

@@ -70,11 +70,14 @@ class SpconvGrids:
 
 
 class _Down:
-    """The convolution to the next grid; `swapped`, the one back."""
+    """The convolution to the next grid, and as `KernelMap` the one back."""
 
     def __init__(self, grids: SpconvGrids, level: int) -> None:
-        self.swapped: Convolve = partial(grids.up, level)
         self._down: Convolve = partial(grids.down, level)
+        self._up: Convolve = partial(grids.up, level)
+
+    def swapped(self) -> Convolve:
+        return self._up
 
     def __call__(self, x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         return self._down(x, kernel)

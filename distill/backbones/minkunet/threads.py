@@ -14,7 +14,7 @@ T, R = TypeVar("T"), TypeVar("R")
 
 
 def in_threads(action: Callable[[T], R], parts: Sequence[T]) -> list[R]:
-    """What `action`, which needs no gradients, gives for each part; the parts are worked on at the same time.
+    """What `action`, which makes no graph of gradients, gives for each part; parts are worked on at the same time.
 
     A matrix product in several threads ends when the slowest of them does. Where many products follow each other, it is
     better to wait once, at the end.

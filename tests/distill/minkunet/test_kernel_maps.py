@@ -82,7 +82,7 @@ def test_maps_of_a_batch_are_those_of_its_scans_in_rows_of_the_batch(points):
         expected.sort(key=lambda pair: (pair[0], pair[2]))
         assert triples(whole.counts, whole.source, whole.target) == expected
         assert (whole.num_sources, whole.num_targets, whole.has_centre) == (sum(fine), sum(coarse), False)
-        back = whole.swapped
+        back = whole.swapped()
         assert triples(back.counts, back.target, back.source) == triples(whole.counts, whole.source, whole.target)
         assert (back.num_sources, back.num_targets) == (sum(coarse), sum(fine))
     sizes = [scan.sizes[0] for scan in maps]

@@ -67,7 +67,7 @@ def test_the_analytic_example_of_minkowski_engine(axis):
     kernel[0], kernel[2**axis] = matrices
     assert convolve(x, kernel, children).tolist() == [[2, 2], [3, 3]]
     # Back: each voxel reads the one that it is in, at its own place in it.
-    back = convolve(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), kernel, children.swapped)
+    back = convolve(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), kernel, children.swapped())
     assert back.tolist() == [[1, 2], [0, 1], [2, 1]]
 
 
@@ -75,7 +75,7 @@ def test_the_analytic_example_of_minkowski_engine(axis):
 def test_values_and_gradients_follow_from_the_definition_whatever_pieces_and_threads(seed, transposed, rows, threads):
     torch.manual_seed(seed)
     for pairs in maps_of(drawn(seed % 1000, count=12)):
-        pairs = pairs.swapped if transposed else pairs
+        pairs = pairs.swapped() if transposed else pairs
         x = torch.randn(pairs.num_sources, 3, dtype=torch.float64, requires_grad=True)
         kernel = torch.randn(len(pairs.counts), 3, 2, dtype=torch.float64, requires_grad=True)
         expected = by_definition(x, kernel, pairs)
@@ -146,7 +146,8 @@ def test_several_threads_may_convolve_at_the_same_time_each_with_helpers(monkeyp
         found = list(pool.map(lambda x: convolve(x, kernel, neighbours), inputs * 5))
         with torch.inference_mode():
             found.append(convolve(inputs[0], kernel, neighbours))
-    assert all(torch.allclose(a, b) for a, b in zip(found, [*expected * 5, expected[0]], strict=True))
+    for each, wanted in zip(found, [*expected * 5, expected[0]], strict=True):
+        torch.testing.assert_close(each, wanted)
 
 
 def test_kernels_are_drawn_as_minkowski_engine_draws_them():
