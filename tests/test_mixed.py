@@ -70,7 +70,7 @@ def test_each_frame_of_all_stores_is_drawn_once_an_epoch(two_stores):
 
 def test_each_lidar_keeps_its_own_intensities(two_stores):
     # Both stores hold the same two frames, and draw the same points of them with the same seed.
-    first, second = (samples(store)[1, 0].scan.features[:, 0] for store in two_stores)
+    first, second = (samples(store)[1, 0].scan.input.features[:, 0] for store in two_stores)
     np.testing.assert_allclose(first * 74.0 + 128.0, second * 5.0 + 10.0, rtol=1e-4)
 
 

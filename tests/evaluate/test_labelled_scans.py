@@ -51,7 +51,7 @@ def test_a_training_scan_is_a_random_point_of_each_voxel_with_its_label(simulate
     dataset, config = open_dataset("nuscenes", simulated("nuscenes"), "train"), WaffleIronInputs()
     augmentations = []
 
-    def unaugmented(rng, augmentation):
+    def unaugmented(rng, augmentation, schedule):
         augmentations.append(augmentation)
         return Motion(), Motion()
 
