@@ -372,9 +372,11 @@ def distill(
     ),
 )
 def convert(source: Path, target: Path, recipe: str | None, overrides: tuple[str, ...], activation: str | None) -> None:
-    """Turn an official checkpoint (.pth) into a student (.safetensors), or a student into that or an export (.pt2).
+    """Turn an official checkpoint (.pth or .pt) into a student (.safetensors), or a student into that or an export
+    (.pt2).
 
-    Which inputs a model reads is said by --recipe and --set, else by the file; else they are its backbone's defaults.
+    The inputs that a model reads are those of --recipe and --set; without these options those that the file names, or
+    else its backbone's defaults. A recipe with other inputs than the file names is refused.
     """
     loading_torch()
     from .distill.convert import convert as run

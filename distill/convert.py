@@ -2,13 +2,15 @@
 
 Names, shapes and wrapping are a backbone's (`backbones.backbone.OfficialFiles`). What is common is what trainings put
 before each name: "module." where several processes took part, "_orig_mod." after torch.compile, the model's own name in
-a larger module. How scans become the input comes from the caller, where a file does not say it.
+a larger module. How scans become the input comes from the caller, where a file does not say it. Errors name tensors,
+and their shapes, as the official code does.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,12 @@ from .student import Student
 
 # Of ScaLR, of its first release and of SLidR, of WaffleIron and finetuned models; of common training loops.
 WRAPPERS = ("model_point", "model_points", "net", "state_dict", "model")
-PREFIX = re.compile(r"(?:(?:module|_orig_mod|model_points|model|student)\.)*")
-TARGETS = (".safetensors", ".pth", ".pt2")
+PREFIX = re.compile(r"(?:(?:module|_orig_mod|model_points|model|student|encoder)\.)*")
+TARGETS = (".safetensors", ".pth", ".pt", ".pt2")
 
 
 def convert(source: Path, target: Path, recipe: Recipe | None = None, activation: str | None = None) -> str:
-    """An official `.pth` file to a `.safetensors` student, or that to `.pth` or `.pt2`, by the suffix of `target`.
+    """An official file to a `.safetensors` student, or that to `.pth`, `.pt` or `.pt2`, by the suffix of `target`.
 
     Args:
         source, target: files of the two kinds.
@@ -55,7 +57,7 @@ def convert(source: Path, target: Path, recipe: Recipe | None = None, activation
         raise StudentError(
             f"it would be made from '{source.name}', a file of the same kind",
             where=target,
-            fix="Name one file .safetensors, the student; the other .pth, the official checkpoint, or .pt2, to export.",
+            fix="Name one file .safetensors, the student; the other .pth or .pt, an official file, or .pt2, to export.",
         )
     if target.suffix == ".safetensors":
         named = (None, None) if recipe is None else (recipe.inputs, recipe.student.backbone)
@@ -69,7 +71,7 @@ def convert(source: Path, target: Path, recipe: Recipe | None = None, activation
     return (
         f"{target}: {config.description}, {config.head} head with {config.out_channels} outputs"
         f"{f'; {prefix!r} was taken off the names of its tensors' if prefix else ''}"
-        f"{_meaning_of_outputs(student, target)}"
+        f"{_meaning_of_outputs(student, target)}{_inputs_not_read(student, target)}"
     )
 
 
@@ -87,7 +89,7 @@ def read_official(
 
     Raises:
         StudentError: a file that is missing, damaged or of another model, its missing and unexpected keys listed; names
-            that begin in several ways; values that are not finite.
+            that begin in several ways; values that are not finite; inputs that the file says and that are others.
     """
     return _read(path, inputs, activation, backbone)[1]
 
@@ -100,7 +102,28 @@ def _read(path: Path, inputs: ScanInputs | None, activation: str | None, backbon
     require_finite(tensors, path, "Pass a checkpoint from before the training diverged.")
     tensors = files.student_tensors(tensors)
     config = files.config(tensors, path, activation)
-    return prefix, _student_of(tensors, files, path, config, inputs or files.inputs(tensors, content, path))
+    said = files.inputs(tensors, content, path)
+    return prefix, _student_of(tensors, files, path, config, _inputs(config, said, inputs, path))
+
+
+def _inputs(config: BackboneConfig, said: Mapping[str, Any], given: ScanInputs | None, path: Path) -> ScanInputs:
+    """Those that are given, which have what the file says of them; or the defaults with what it says."""
+    try:
+        own = backbone_class(config.backbone).Inputs(**said)
+    except StudentError as error:
+        raise error.inside(str(path)) from None
+    differences = [
+        f"{name} is {getattr(own, name)} in the file, {getattr(given, name)} in the recipe"
+        for name in said
+        if given is not None and getattr(given, name) != getattr(own, name)
+    ]
+    if differences:
+        raise StudentError(
+            f"it was trained with other inputs ({'; '.join(differences)})",
+            where=path,
+            fix="Leave --recipe and --set out, or set the file's values.",
+        )
+    return given or own
 
 
 def _files(backbone: str, path: Path) -> OfficialFiles:
@@ -132,23 +155,26 @@ def _student_of(
     files: OfficialFiles,
     path: Path,
     config: BackboneConfig,
-    inputs: ScanInputs | None,
+    inputs: ScanInputs,
 ) -> Student:
     with torch.random.fork_rng(devices=[]):
         student = Student(config, inputs)
-    expected = student.state_dict()
+    own = student.state_dict()
+    # Older files have no counters of batch norms, which nothing here reads.
+    tensors = {name: value for name, value in own.items() if name.endswith(".num_batches_tracked")} | tensors
+    expected, found = files.official_tensors(own), files.official_tensors(tensors)
     differences = {
-        "missing": sorted(expected.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - expected.keys()),
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
         "of another shape": [
-            f"{name} {tuple(tensors[name].shape)}, not {tuple(value.shape)}"
+            f"{name} {tuple(found[name].shape)}, not {tuple(value.shape)}"
             for name, value in expected.items()
-            if name in tensors and tensors[name].shape != value.shape
+            if name in found and found[name].shape != value.shape
         ],
         "not floating-point": [
-            f"{name} {tensors[name].dtype}"
+            f"{name} {found[name].dtype}"
             for name, value in expected.items()
-            if name in tensors and value.is_floating_point() and not tensors[name].is_floating_point()
+            if name in found and value.is_floating_point() and not found[name].is_floating_point()
         ],
     }
     if any(differences.values()):
@@ -164,6 +190,20 @@ def _meaning_of_outputs(student: Student, target: Path) -> str:
     if target.suffix == ".pt2":
         return "; its outputs are in the teacher's space, mean included"
     return "; its outputs point along the teacher's vectors less their mean, which such a file cannot hold"
+
+
+def _inputs_not_read(student: Student, target: Path) -> str:
+    """Which of a student's inputs the official code does not have from a file, where they are not the defaults."""
+    if target.suffix not in (".pth", ".pt"):
+        return ""
+    files, inputs = student.backbone.official, student.input_config
+    values = asdict(inputs)
+    lost = [
+        f"{each.name} {values[each.name]}"
+        for each in fields(inputs)
+        if getattr(inputs, each.name) != each.default and each.name not in files.inputs_read
+    ]
+    return f"; the code of {files.source} does not learn these inputs from it: {', '.join(lost)}" if lost else ""
 
 
 def official_tensors(student: Student) -> dict[str, torch.Tensor]:
@@ -217,7 +257,7 @@ def _without_prefix(
 
 def _content(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """What a file holds, and the tensors of the model in it."""
-    with explained(path, StudentError, missing="Pass an official .pth file or a student.safetensors."):
+    with explained(path, StudentError, missing="Pass an official file, .pth or .pt, or a student.safetensors."):
         values = torch.load(path, map_location="cpu", weights_only=True)
     content = values if isinstance(values, dict) else {}
     values = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), values)

@@ -184,10 +184,12 @@ class OfficialFiles(ABC):
     Attributes:
         source: whose code it is, for people: "ScaLR or WaffleIron".
         parts: what the names of a model's tensors begin with, head included.
+        inputs_read: settings of the inputs that the official code, too, reads from a file; by default none.
     """
 
     source: ClassVar[str]
     parts: ClassVar[tuple[str, ...]]
+    inputs_read: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def student_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -195,7 +197,10 @@ class OfficialFiles(ABC):
 
     @abstractmethod
     def official_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A student's tensors, backbone and head, by their official names and in their official shapes."""
+        """A student's tensors, backbone and head, by their official names and in their official shapes.
+
+        Tensors that a student does not have, or has in another shape, stay as they are: errors name what is in a file.
+        """
 
     @abstractmethod
     def config(self, tensors: Mapping[str, torch.Tensor], path: Path, activation: str | None) -> BackboneConfig:
@@ -210,8 +215,8 @@ class OfficialFiles(ABC):
             StudentError: they are of no such network, or of which one is not clear.
         """
 
-    def inputs(self, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any], path: Path) -> ScanInputs | None:
-        """How scans become the network's input, where a file says it; by default files do not: None.
+    def inputs(self, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+        """The settings of the inputs that a file says, not yet checked; by default none.
 
         Args:
             tensors: as `student_tensors` gives them, of a network that `config` knows.
@@ -221,7 +226,7 @@ class OfficialFiles(ABC):
         Raises:
             StudentError: inputs that cannot be made here.
         """
-        return None
+        return {}
 
     @abstractmethod
     def content(self, tensors: Mapping[str, torch.Tensor], inputs: ScanInputs) -> dict[str, Any]:

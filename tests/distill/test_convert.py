@@ -95,7 +95,7 @@ def test_back_and_there_is_exact(tmp_path, head):
     assert all(torch.equal(found[name], value) for name, value in student.state_dict().items())
 
 
-PREFIXES = ["", "module.", "_orig_mod.", "model.", "student.", "module._orig_mod.", "model.student.module."]
+PREFIXES = ["", "module.", "_orig_mod.", "model.", "student.", "encoder.", "module._orig_mod.", "model.student.module."]
 
 
 @pytest.mark.parametrize("wrapper", ["model_point", "model_points", "net", "state_dict", "model", None])
@@ -126,6 +126,13 @@ def test_what_is_beside_a_student_keeps_its_name(checkpoint):
     beside = {"teacher.blocks.0.weight": torch.zeros(1), "model.target_head.weight": torch.zeros(1)}
     with pytest.raises(StudentError, match=r"2 unexpected: model\.target_head\.weight, teacher\.blocks\.0\.weight"):
         read_official(checkpoint(named("student.", official()) | beside))
+
+
+def test_files_without_counters_of_batch_norms_are_read(checkpoint):
+    tensors = {name: value for name, value in official().items() if not name.endswith("num_batches_tracked")}
+    student = read_official(checkpoint(tensors))
+    assert student.backbone.embed.norm.num_batches_tracked == 0
+    assert torch.equal(student.backbone.embed.norm.running_mean, tensors["embed.norm.running_mean"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -207,7 +214,7 @@ def test_keys_that_are_missing_or_too_many_are_listed(checkpoint):
     with pytest.raises(StudentError) as error:
         read_official(checkpoint(tensors))
     assert "1 missing: waffleiron.channel_mix.1.mlp.2.bias; 1 unexpected: embed.extra" in error.value.what
-    assert "1 of another shape: embed.final.weight (8, 8), not (8, 16)" in error.value.what
+    assert "1 of another shape: embed.final.weight (8, 8, 1), not (8, 16, 1)" in error.value.what
 
 
 class Payload:
@@ -262,7 +269,7 @@ def test_the_suffix_says_what_a_student_becomes(tmp_path, monkeypatch):
     save_student(Student(WaffleIronConfig(width=WIDTH, depth=1, out_channels=OUT)), student, {})
     for kind in ("export_student", "write_official"):
         monkeypatch.setattr(convert_module, kind, lambda student, path, kind=kind: path.write_text(kind))
-    for name, content in (("a.pt2", "export_student"), ("a.pth", "write_official")):
+    for name, content in (("a.pt2", "export_student"), ("a.pth", "write_official"), ("a.pt", "write_official")):
         convert(student, tmp_path / name, None)
         assert (tmp_path / name).read_text() == content
 
@@ -285,7 +292,8 @@ def test_the_command(checkpoint, tmp_path):
     made = "WI-2-8, layer norm, relu, linear head with 6 outputs"
     assert result.stdout == f"{student}: {made}; 'module.' was taken off the names of its tensors\n"
     back = run(main, ["convert", str(student), str(tmp_path / "back.pth")])
-    assert back.stdout == f"{tmp_path / 'back.pth'}: {made}\n"
+    lost = "the code of ScaLR or WaffleIron does not learn these inputs from it: voxel_size_m 0.05"
+    assert back.stdout == f"{tmp_path / 'back.pth'}: {made}; {lost}\n"
     assert load_student(student).input_config.voxel_size_m == 0.05
     assert student_provenance(student)["converted_from"]["file"] == source.name
     again = run(main, ["convert", str(source), str(student)])

@@ -1,7 +1,8 @@
 """Files of SLidR's MinkUNet: names and shapes of its tensors, and the voxels that its configuration speaks of.
 
 SLidR numbers its layers along the U, and each of its batch norms is a child, "bn", of a module. Kernels are stored as
-here, (K, C, D); only the head differs, which is "final" there, with a kernel (C, D) and a bias (1, D).
+here, (K, C, D); only the head differs, which is "final" there, with a kernel (C, D) and a bias (1, D). Its code reads
+one feature of a voxel, raw intensity.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ....checkpoint_files import listed
 from ....errors import StudentError
 from ...heads import head_among
 from ..backbone import OfficialFiles
@@ -27,6 +29,7 @@ for number, (down, up) in enumerate(zip(DOWN, UP, strict=True)):
     BEGINNINGS |= {f"down.{number}.conv.": f"{down}.", f"up.{number}.conv.": f"{up}."}
     BEGINNINGS |= {f"down.{number}.norm.": f"bn{number + 1}.bn.", f"up.{number}.norm.": f"bntr{number + 4}.bn."}
     BEGINNINGS |= {f"down.{number}.blocks.": f"block{number + 1}.", f"up.{number}.blocks.": f"block{number + 5}."}
+HEAD = {"classif.weight": "final.kernel", "classif.bias": "final.bias"}
 NORM_OF_BLOCK = re.compile(r"(\.(?:norm[12]|downsample\.1)\.)(bn\.)?")
 IMAGE_NETWORK = "model_images."  # beside the student in a checkpoint of pretraining
 
@@ -36,25 +39,24 @@ class SLidRFiles(OfficialFiles):
 
     source = "SLidR"
     parts = (*BEGINNINGS.values(), "final.")
+    inputs_read = ("voxels", "voxel_size_m")
 
     def student_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        found = {_own_name(name): value for name, value in tensors.items() if not name.startswith(IMAGE_NETWORK)}
-        if "classif.weight" in found:
-            found["classif.weight"] = found["classif.weight"].t()
-        if "classif.bias" in found:
-            found["classif.bias"] = found["classif.bias"].squeeze(0)
-        return found
+        return {
+            _own_name(name): _as_rows(name, value)
+            for name, value in tensors.items()
+            if not name.startswith(IMAGE_NETWORK)
+        }
 
     def official_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        head, _ = head_among(tensors)
-        if head != "linear":
+        if "classif.weight" not in tensors:
+            head, _ = head_among(tensors)
             raise StudentError(
                 f"a file of SLidR has no place for a head of the kind {head}",
                 where="student",
                 fix="Use a student with a linear head.",
             )
-        found = {_official_name(name): value for name, value in tensors.items()}
-        return found | {"final.kernel": found["final.kernel"].t(), "final.bias": found["final.bias"].unsqueeze(0)}
+        return {_official_name(name): _as_kernel(name, value) for name, value in tensors.items()}
 
     def config(self, tensors: Mapping[str, torch.Tensor], path: Path, activation: str | None) -> MinkUNetConfig:
         if activation not in (None, "relu"):
@@ -65,16 +67,24 @@ class SLidRFiles(OfficialFiles):
             )
         stages = [f"{way}.{number}.blocks." for way in ("down", "up") for number in range(STAGES_DOWN)]
         blocks = [len({name.split(".")[3] for name in tensors if name.startswith(stage)}) for stage in stages]
-        kernels = [tensors.get("stem.kernel"), *(tensors.get(f"{stage}0.conv2.kernel") for stage in stages)]
-        head = tensors.get("classif.weight")
-        if not all(isinstance(kernel, torch.Tensor) and kernel.ndim == 3 for kernel in kernels) or head is None:
-            raise self.refused(path, "its stem, its head or a stage of its eight is missing")
+        dimensions = {"stem.kernel": 3} | {f"{stage}0.conv2.kernel": 3 for stage in stages} | {"classif.weight": 2}
+        misfits = {
+            "missing": [_official_name(name) for name in dimensions if name not in tensors],
+            "of another shape": [
+                f"{_official_name(name)} {tuple(tensors[name].shape)}, not of {count} dimensions"
+                for name, count in dimensions.items()
+                if name in tensors and tensors[name].ndim != count
+            ],
+        }
+        if any(misfits.values()):
+            raise self.refused(path, listed(misfits))
+        *kernels, head = (tensors[name] for name in dimensions)
         stem, *widths = (kernel.shape[2] for kernel in kernels)
         return MinkUNetConfig(
             stem_width=stem, widths=tuple(widths), blocks=tuple(blocks), head="linear", out_channels=len(head)
         )
 
-    def inputs(self, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any], path: Path) -> MinkUNetInputs:
+    def inputs(self, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         """Features by the channels that the stem reads; voxels as the file's configuration says, where it has one."""
         channels = tensors["stem.kernel"].shape[1]
         features = next((name for name, count in FEATURE_CHANNELS.items() if count == channels), None)
@@ -90,11 +100,10 @@ class SLidRFiles(OfficialFiles):
         if "voxel_size" in said:
             found["voxel_size_m"] = said["voxel_size"]
         if "cylindrical_coordinates" in said:
-            found["voxels"] = "cylindrical" if said["cylindrical_coordinates"] else "cartesian"
-        try:
-            return MinkUNetInputs(**found)
-        except StudentError as error:
-            raise error.inside(str(path)) from None
+            is_cylindrical = said["cylindrical_coordinates"]
+            # Whatever is no bool is refused as it is.
+            found["voxels"] = {"True": "cylindrical", "False": "cartesian"}.get(repr(is_cylindrical), is_cylindrical)
+        return found
 
     def content(self, tensors: Mapping[str, torch.Tensor], inputs: MinkUNetInputs) -> dict[str, Any]:
         # SLidR's downstream code compares both with its own configuration.
@@ -103,17 +112,30 @@ class SLidRFiles(OfficialFiles):
 
 
 def _official_name(name: str) -> str:
-    if name.startswith("classif."):
-        return {"classif.weight": "final.kernel", "classif.bias": "final.bias"}[name]
-    own = next(own for own in BEGINNINGS if name.startswith(own))
-    return BEGINNINGS[own] + NORM_OF_BLOCK.sub(r"\1bn.", name.removeprefix(own))
+    """The official name of one of a student; of any other, the name itself."""
+    for own, official in BEGINNINGS.items():
+        if name.startswith(own):
+            return official + NORM_OF_BLOCK.sub(r"\1bn.", name.removeprefix(own))
+    return HEAD.get(name, name)
 
 
 def _own_name(name: str) -> str:
     """The student's name of an official one; of any other, the name itself."""
-    if name in ("final.kernel", "final.bias"):
-        return "classif.weight" if name == "final.kernel" else "classif.bias"
     for own, official in BEGINNINGS.items():
         if name.startswith(official):
             return own + NORM_OF_BLOCK.sub(r"\1", name.removeprefix(official))
-    return name
+    return next((own for own, official in HEAD.items() if official == name), name)
+
+
+def _as_rows(official_name: str, value: torch.Tensor) -> torch.Tensor:
+    """(D, C) and (D,) for the head's (C, D) and (1, D)."""
+    if official_name == "final.kernel" and value.ndim == 2:
+        return value.t()
+    return value[0] if official_name == "final.bias" and value.ndim == 2 and len(value) == 1 else value
+
+
+def _as_kernel(own_name: str, value: torch.Tensor) -> torch.Tensor:
+    """(C, D) and (1, D) for the head's (D, C) and (D,)."""
+    if own_name == "classif.weight" and value.ndim == 2:
+        return value.t()
+    return value[None] if own_name == "classif.bias" and value.ndim == 1 else value

@@ -99,25 +99,62 @@ def test_the_published_model_has_374_tensors_and_all_come_back_exactly(tmp_path,
             | {"model_images.encoder.conv1.weight": torch.zeros(2), "model_images.decoder.0.bias": torch.zeros(2)}
         },
         lambda tensors: {"model_points": {f"module.{name}": value for name, value in tensors.items()}},
+        lambda tensors: {"state_dict": {f"model.module.encoder.{name}": value for name, value in tensors.items()}},
     ],
 )
 def test_files_of_all_stages_are_read_and_the_command_goes_both_ways(tmp_path, checkpoint, content):
     tensors = slidr(**SMALL)
     said = convert(checkpoint(content(tensors)), tmp_path / "student.safetensors")
     assert "MinkUNet14-3, linear head with 6 outputs" in said
-    convert(tmp_path / "student.safetensors", tmp_path / "back.pth")
-    back = torch.load(tmp_path / "back.pth", weights_only=True)["model_points"]
+    said = convert(tmp_path / "student.safetensors", tmp_path / "back.pt")
+    assert said.endswith("linear head with 6 outputs")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)["model_points"]
     assert list(back) == list(tensors)
     assert all(torch.equal(back[name], value) for name, value in tensors.items())
 
 
-def test_voxels_are_those_of_the_file_unless_a_recipe_says_otherwise(checkpoint):
-    path = checkpoint(
-        {"model_points": slidr(**SMALL), "config": {"voxel_size": 0.05, "cylindrical_coordinates": False}}
-    )
+def test_a_recipe_says_of_the_inputs_what_the_file_does_not(tmp_path, checkpoint):
+    content = {"model_points": slidr(**SMALL), "config": {"voxel_size": 0.05, "cylindrical_coordinates": False}}
+    path = checkpoint(content)
     assert read_official(path).input_config == MinkUNetInputs(voxels="cartesian", voxel_size_m=0.05)
-    inputs = MinkUNetInputs(voxel_size_m=0.2)
+    inputs = MinkUNetInputs(voxels="cartesian", voxel_size_m=0.05, intensity_offset=1)
     assert read_official(path, inputs).input_config == inputs
+    recipe = load_recipe("scalr_minkunet_vits", ("inputs.voxel_size_m=0.2",))
+    with pytest.raises(StudentError) as caught:
+        convert(path, tmp_path / "student.safetensors", recipe)
+    assert caught.value.where == str(path)
+    for both in (
+        "features is intensity in the file, scalr in the recipe",
+        "voxel_size_m is 0.05 in the file, 0.2 in the recipe",
+        "voxels is cartesian in the file, cylindrical in the recipe",
+    ):
+        assert both in caught.value.what
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    del content["config"]
+    inputs = MinkUNetInputs(voxel_size_m=0.2)
+    assert read_official(checkpoint(content), inputs).input_config == inputs
+
+
+@pytest.mark.parametrize(
+    ("inputs", "lost"),
+    [
+        ({"voxels": "cartesian", "voxel_size_m": 0.2}, ""),
+        ({"intensity_offset": 1.0}, "; the code of SLidR does not learn these inputs from it: intensity_offset 1.0"),
+        ({"features": "scalr"}, "; the code of SLidR does not learn these inputs from it: features scalr"),
+    ],
+)
+def test_the_command_says_which_inputs_slidr_s_code_does_not_read(tmp_path, inputs, lost):
+    narrow = MinkUNetConfig(stem_width=2, widths=(2,) * 8, blocks=(1,) * 8, out_channels=3)
+    save_student(Student(narrow, MinkUNetInputs(**inputs)), tmp_path / "student.safetensors", {})
+    said = convert(tmp_path / "student.safetensors", tmp_path / "back.pt")
+    assert said.partition("3 outputs")[2] == lost
+
+
+def test_files_without_counters_of_batch_norms_are_read(checkpoint):
+    tensors = {name: value for name, value in slidr(**SMALL).items() if not name.endswith("num_batches_tracked")}
+    norm = read_official(checkpoint({"model_points": tensors})).backbone.down[2].blocks[1].norm2
+    assert norm.num_batches_tracked == 0
+    assert torch.equal(norm.running_var, tensors["block3.1.norm2.bn.running_var"])
 
 
 def test_a_converted_student_gives_the_file_s_answers(tmp_path, checkpoint):
@@ -132,20 +169,44 @@ def test_a_converted_student_gives_the_file_s_answers(tmp_path, checkpoint):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"voxel_size": "small"}, "model.pt: inputs.voxel_size_m: 'small'"),
-        ({"stem": torch.zeros(27, 3, 2)}, "it reads 3 features of a voxel"),
-        ({"final.kernel": None}, "its stem, its head or a stage of its eight is missing"),
-        ({"bn4.bn.weight": None}, "missing: down.3.norm.weight"),
-        ({"block3.0.conv1.kernel": torch.zeros(8, 3, 4)}, "of another shape: down.2.blocks.0.conv1.kernel"),
-        ({"surplus": torch.zeros(2)}, "unexpected: surplus"),
+        ({"conv0p1s1.kernel": torch.zeros(27, 3, 2)}, "it reads 3 features of a voxel"),
+        ({"final.kernel": None, "conv0p1s1.kernel": None}, "(2 missing: conv0p1s1.kernel, final.kernel)"),
+        ({"final.kernel": torch.zeros(1, 3, 6)}, "(1 of another shape: final.kernel (1, 3, 6), not of 2 dimensions)"),
+        ({"final.kernel": torch.tensor(1.0)}, "(1 of another shape: final.kernel (), not of 2 dimensions)"),
+        ({"final.kernel": torch.zeros(4, 6)}, "(1 of another shape: final.kernel (4, 6), not (3, 6))"),
+        ({"final.bias": torch.zeros(2, 6)}, "(1 of another shape: final.bias (2, 6), not (1, 6))"),
+        ({"final.bias": torch.tensor(1.0)}, "(1 of another shape: final.bias (), not (1, 6))"),
+        ({"final.bias": None}, "(1 missing: final.bias)"),
+        ({"bn4.bn.weight": None}, "(1 missing: bn4.bn.weight)"),
+        ({"block3.0.norm1.bn.weight": None}, "(1 missing: block3.0.norm1.bn.weight)"),
+        (
+            {"block3.0.conv1.kernel": torch.zeros(8, 3, 4)},
+            "of another shape: block3.0.conv1.kernel (8, 3, 4), not (27, ",
+        ),
+        ({"block5.0.conv2.kernel": torch.zeros(3)}, "block5.0.conv2.kernel (3,), not of 3 dimensions"),
+        ({"bntr5.bn.bias": torch.zeros(4).int()}, "(1 not floating-point: bntr5.bn.bias torch.int32)"),
+        ({"surplus": torch.zeros(2)}, "(1 unexpected: surplus)"),
     ],
 )
-def test_what_does_not_fit_is_named_in_one_line(checkpoint, content, message):
-    tensors = slidr(**SMALL) | {("conv0p1s1.kernel" if name == "stem" else name): v for name, v in content.items()}
-    config = {"voxel_size": tensors.pop("voxel_size", 0.1)}
-    tensors = {name: value for name, value in tensors.items() if value is not None}
+def test_what_does_not_fit_is_named_in_one_line_as_the_file_names_it(checkpoint, content, message):
+    tensors = {name: value for name, value in (slidr(**SMALL) | content).items() if value is not None}
     with pytest.raises(StudentError, match=re.escape(message)):
-        read_official(checkpoint({"model_points": tensors, "config": config}))
+        read_official(checkpoint({"model_points": tensors}))
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"voxel_size": "small"}, "inputs.voxel_size_m: 'small'"),
+        ({"voxel_size": torch.zeros(2)}, "inputs.voxel_size_m: "),
+        ({"cylindrical_coordinates": "no"}, "inputs.voxels: 'no'"),
+        ({"cylindrical_coordinates": torch.zeros(2)}, "inputs.voxels: "),
+        ({"cylindrical_coordinates": []}, "inputs.voxels: "),
+    ],
+)
+def test_voxels_that_cannot_be_are_refused(checkpoint, said, message):
+    with pytest.raises(StudentError, match=r"model\.pt: " + re.escape(message)):
+        read_official(checkpoint({"model_points": slidr(**SMALL), "config": CONFIG | said}))
 
 
 def test_what_such_files_do_not_hold_is_refused(tmp_path, checkpoint):
