@@ -16,6 +16,7 @@ from ..extract.targets import EncodedTargets
 from ..settings import Count, Settings, Weight, at_least
 from .augmentation import AugmentConfig, augment, outside_cuboid
 from .backbones.backbone import PackedBatch, PreparedScan, ScanInputs, VoxelPoint
+from .backbones.calls import drawn_rows, inputs_for_distillation, inside_mask, packed
 from .inputs import training_input
 from .segments import PAIRS, SegmentTargets, TargetParts, is_usable
 from .training import Batch
@@ -178,16 +179,16 @@ class DistillDataset(Dataset):
     def _sample(self, rows: list[int], rng: np.random.Generator) -> DistillSample | None:
         views = [self.store.read_view(row) for row in rows]
         points, intensity = views[0].points, views[0].intensity
-        inputs = self.inputs.for_distillation(views[0].dataset)
+        inputs = inputs_for_distillation(self.inputs, views[0].dataset)
         seen = np.zeros(len(points), dtype=bool)
         for view in views:
             seen[view.point_index] = True
         # The order of the official code: voxels of the whole scan, camera, number of points, augmentation, crop.
         wanted = seen if self.sampling.points == "seen" else None
-        drawn = inputs.drawn(points[:, :3], wanted, rng, self.sampling.voxel_point)
+        drawn = drawn_rows(inputs, points[:, :3], wanted, rng, self.sampling.voxel_point)
         cloud = points[drawn]
         cloud[:, :3] = augment(cloud[:, :3], rng, self.augmentation)
-        inside = inputs.inside(cloud[:, :3])
+        inside = inside_mask(inputs, cloud[:, :3])
         if self.augmentation.drop_cuboid:
             left = inside & outside_cuboid(cloud[:, :3], rng, self.augmentation.drop_cuboid)
             if all(len(_pairs_of(view, drawn[left])[0]) >= MIN_PAIRS for view in views):
@@ -251,7 +252,7 @@ class DistillCollate:
     inputs: ScanInputs
 
     def __call__(self, samples: Sequence[DistillSample]) -> DistillBatch:
-        inputs = self.inputs.pack([sample.scan.input for sample in samples])
+        inputs = packed(self.inputs, [sample.scan for sample in samples])
         pairs = torch.tensor([sample.num_pairs for sample in samples])
         return DistillBatch(
             samples=tuple(sample.id for sample in samples),

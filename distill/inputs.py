@@ -12,6 +12,7 @@ from ..checkpoint_files import shortened
 from ..errors import StudentError
 from ..extract.intensity import IntensityStatistics
 from .backbones.backbone import PreparedScan, ScanInputs
+from .backbones.calls import prepared, prepared_whole
 
 
 def training_input(
@@ -20,10 +21,10 @@ def training_input(
     """Points that are drawn, augmented and inside, as a backbone reads them: see `ScanInputs.prepare`.
 
     Raises:
-        StudentError: no points, or inputs of one's own whose rows are not those of the points.
+        StudentError: no points, or inputs of one's own that prepare no such scan.
     """
     require_points(points)
-    return _with_sound_rows(inputs.prepare(points, intensity, feature_xyz), len(points), inputs)
+    return prepared(inputs, points, intensity, feature_xyz)
 
 
 def evaluation_input(points: ArrayLike, intensity: IntensityStatistics, inputs: ScanInputs) -> PreparedScan:
@@ -35,29 +36,12 @@ def evaluation_input(points: ArrayLike, intensity: IntensityStatistics, inputs: 
         inputs: of the student's backbone.
 
     Raises:
-        StudentError: no point that can be used, a coordinate that is not finite, or points of another shape.
+        StudentError: no point that can be used, a coordinate that is not finite, points of another shape, or
+            inputs of one's own that prepare no such scan.
     """
     points = as_float32(points, "points", where="scan", wanted="Pass x, y, z in metres and raw intensity")
     require_points(points)
-    return _with_sound_rows(inputs.prepare_whole(points, intensity), len(points), inputs)
-
-
-def _with_sound_rows(scan: PreparedScan, num_points: int, inputs: ScanInputs) -> PreparedScan:
-    """The scan, where each point has a row that stands for it, and each row is of a point."""
-    is_sound = (
-        len(scan.row) == num_points and _are_below(scan.row, len(scan.kept)) and _are_below(scan.kept, num_points)
-    )
-    if not is_sound:
-        raise StudentError(
-            f"'kept' and 'row' of a scan of {num_points} points are not rows of each other",
-            where=type(inputs).__name__,
-            fix="Correct its methods prepare and prepare_whole; docs/backbones.md says what they give.",
-        )
-    return scan
-
-
-def _are_below(rows: np.ndarray, end: int) -> bool:
-    return len(rows) > 0 and rows.min() >= 0 and rows.max() < end
+    return prepared_whole(inputs, points, intensity)
 
 
 def as_float32(values: ArrayLike, what: str, *, where: str, wanted: str) -> np.ndarray:

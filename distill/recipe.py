@@ -91,12 +91,14 @@ def recipe_values(recipe: Recipe) -> dict:
 
 
 def _build(values: dict[str, dict], where: str) -> Recipe:
-    known = sections(values.get("student", {}).get("backbone", DEFAULT))
+    backbone = values.get("student", {}).get("backbone", DEFAULT)
+    known = sections(backbone)
     for section, options in values.items():
         _check_key(section, known, where)
+        of_backbone = f" of the backbone {backbone}" if section in ("student", "inputs") else ""
         for key in options:
             names = [field.name for field in dataclasses.fields(known[section])]
-            _check_key(key, names, f"{where}, section {section}")
+            _check_key(key, names, f"{where}, section {section}{of_backbone}")
     return Recipe(**values)
 
 

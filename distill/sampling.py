@@ -176,14 +176,17 @@ class _Parts(Dataset):
 
 
 class _ErrorsAside:
-    """Collates samples, or gives the first error among them (a class, so that workers can be sent it)."""
+    """Collates samples, or gives the first error of that or among them (a class, so that workers can be sent it)."""
 
     def __init__(self, collate: Callable[[list], Any]) -> None:
         self.collate = collate
 
     def __call__(self, samples: Sequence) -> Any | ScalrError:
         error = next((sample for sample in samples if isinstance(sample, ScalrError)), None)
-        return error or self.collate(samples)
+        try:
+            return error or self.collate(samples)
+        except ScalrError as refused:
+            return refused
 
 
 def _shares(num_draws: int, sizes: Sequence[int], weights: Sequence[float] | None) -> list[int]:

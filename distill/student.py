@@ -13,8 +13,9 @@ from torch import nn
 
 from ..errors import StudentError
 from ..extract.intensity import IntensityStatistics, intensity_statistics
-from .backbones import backbone_class, settings_of
+from .backbones import settings_of
 from .backbones.backbone import BackboneConfig, PackedBatch, PreparedScan, ScanInputs
+from .backbones.calls import features_of, inputs_for, network_of, packed
 from .heads import new_head
 from .inputs import as_float32, evaluation_input
 from .standardisation import Standardisation
@@ -36,7 +37,7 @@ class Student(nn.Module):
             they are.
 
     Raises:
-        StudentError: an unknown backbone, or settings of two.
+        StudentError: an unknown backbone, settings of two, or a backbone of one's own that is none.
 
     >>> import numpy as np
     >>> from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
@@ -55,7 +56,7 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.input_config = settings_of(config or {}, input_config or {})
-        self.backbone = backbone_class(self.config.backbone)(self.config, self.input_config)
+        self.backbone = network_of(self.config, self.input_config)
         self.classif = new_head(self.config.head, self.width, self.config.out_channels)
         self.standardisation = standardisation
         taken = sorted(name for name in self.backbone.state_dict() if name.startswith(BESIDE))
@@ -105,20 +106,12 @@ class Student(nn.Module):
         """(M, C): the points' tokens after the last layer, which probing reads.
 
         Raises:
-            StudentError: a batch of a single point while training, for which batch norm has no statistics; features
-                of another shape, of a backbone of one's own.
+            StudentError: a batch of a single point while training, for which batch norm has no statistics; no
+                features of its rows, of a backbone of one's own.
         """
         if self.training and batch.num_points < 2:
             raise StudentError("a batch of one point", where="training", fix="Enlarge the batch or drop such scans")
-        tokens = self.backbone(batch)
-        is_traced = torch.compiler.is_compiling()  # with sizes that are not known
-        if not is_traced and tokens.shape != (batch.num_points, self.width):
-            raise StudentError(
-                f"its features of {batch.num_points} rows with {self.width} channels have shape {tuple(tokens.shape)}",
-                where=type(self.backbone).__name__,
-                fix="Correct its method forward or its width; docs/backbones.md says what they give.",
-            )
-        return tokens
+        return features_of(self.backbone, batch, next(self.classif.parameters()).dtype)
 
     @torch.no_grad()
     def project(self, features: torch.Tensor | ArrayLike) -> torch.Tensor:
@@ -192,7 +185,7 @@ class Student(nn.Module):
         """
         statistics, inputs = dataset, self.input_config
         if isinstance(dataset, str):
-            statistics, inputs = intensity_statistics(dataset), inputs.for_dataset(dataset)
+            statistics, inputs = intensity_statistics(dataset), inputs_for(inputs, dataset)
         waiting: list[PreparedScan] = []
         for points in scans:
             scan = evaluation_input(points, statistics, inputs)
@@ -206,7 +199,7 @@ class Student(nn.Module):
     @torch.no_grad()
     def _extract_batch(self, scans: Sequence[PreparedScan], inputs: ScanInputs) -> list[torch.Tensor]:
         """For each scan: features of its raw points."""
-        batch = inputs.pack([scan.input for scan in scans])
+        batch = packed(inputs, scans)
         with _eval_mode(self):
             tokens = self.tokens(batch.to(self.device)).float()
         per_scan = tokens.split(batch.scan_offsets.diff().tolist())

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from ..distill.backbones.backbone import Backbone
+from ..distill.backbones.calls import inputs_for, layer_of
 from ..distill.interruption import Checkpoints
 from ..distill.student import Student
 from ..distill.training import Precision, TrainingConfig
@@ -69,7 +70,7 @@ class FinetuneConfig(SupervisionConfig):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
                 student = Student(student.config, student.input_config)
-        inputs = student.input_config.for_dataset(self.dataset, finetuning=True)
+        inputs = inputs_for(student.input_config, self.dataset, finetuning=True)
         schedule, _ = self.chosen_schedule()
         of_backbone = {"stochastic_depth": schedule.stochastic_depth, "bn_momentum": schedule.bn_momentum}
         model = with_class_head(student, num_classes, inputs, head=schedule.head, seed=self.seed, **of_backbone)
@@ -109,6 +110,6 @@ def layer_scale(decay: float, backbone: Backbone, head_factor: float = 1.0) -> C
 
     def scale(name: str) -> float:
         _, is_of_backbone, own = name.partition("model.backbone.")
-        return decay ** (backbone.num_layers - backbone.layer_of(own)) if is_of_backbone else head_factor
+        return decay ** (backbone.num_layers - layer_of(backbone, own)) if is_of_backbone else head_factor
 
     return scale

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..distill.augmentation import AugmentConfig, Motion, draw_motion
 from ..distill.backbones.backbone import PackedBatch, PreparedScan, ScanInputs
+from ..distill.backbones.calls import drawn_rows, inside_mask, packed
 from ..distill.inputs import evaluation_input, training_input
 from ..distill.interruption import leave_signals_to_the_trainer, starting_workers
 from ..distill.training import Batch
@@ -97,12 +98,13 @@ class AugmentedScans(TorchDataset):
         visit, index = key
         rng = np.random.default_rng([self.seed, visit, index])
         points, labels = read_labelled_scan(self.dataset, self.dataset.frames[index])
-        drawn = self.inputs.drawn(points[:, :3], None, rng, "first" if self.schedule == "slidr" else "random")
+        voxel_point = "first" if self.schedule == "slidr" else "random"
+        drawn = drawn_rows(self.inputs, points[:, :3], None, rng, voxel_point)
         points, labels = points[drawn], labels[drawn]
         motion, motion_of_features = draw_motions(rng, self.augmentation, self.schedule)
         feature_xyz = motion_of_features.move(points[:, :3])
         points[:, :3] = motion.move(points[:, :3])
-        inside = self.inputs.inside(points[:, :3])
+        inside = inside_mask(self.inputs, points[:, :3])
         scan = training_input(points[inside], self.intensity, self.inputs, feature_xyz[inside])
         return scan, labels[inside][scan.kept]
 
@@ -115,7 +117,7 @@ class LabelledCollate:
 
     def __call__(self, samples: Sequence[tuple[PreparedScan, np.ndarray]]) -> LabelledBatch:
         scans, labels = zip(*samples, strict=True)
-        inputs = self.inputs.pack([scan.input for scan in scans])
+        inputs = packed(self.inputs, scans)
         return LabelledBatch(inputs, torch.from_numpy(np.concatenate(labels).astype(np.int64)))
 
 

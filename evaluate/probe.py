@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..distill.backbones.calls import inputs_for
 from ..distill.interruption import Checkpoints
 from ..distill.processes import num_processes
 from ..distill.student import Student
@@ -66,7 +67,7 @@ class ProbeConfig(SupervisionConfig):
         return [*super().departures(), *([FAST] if self.fast else [])]
 
     def new_model(self, student: Student, num_classes: int) -> Student:
-        inputs, schedule = student.input_config.for_dataset(self.dataset), self.published_schedule
+        inputs, schedule = inputs_for(student.input_config, self.dataset), self.published_schedule
         return with_class_head(student, num_classes, inputs, head=schedule.head, seed=self.seed)
 
     def fit(
@@ -155,7 +156,7 @@ class QuickProbe:
 
     def __call__(self, student: Student) -> float:
         """mIoU; the student stays as it is."""
-        device, inputs = student.device, student.input_config.for_dataset(self.dataset)
+        device, inputs = student.device, inputs_for(student.input_config, self.dataset)
         model = with_class_head(copy.deepcopy(student), len(self.training_set.class_names), inputs).to(device)
         train_on_features(model, self.training_set, self.training, device)
         return score(model.eval(), self.validation_set, device).miou

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
+from ..distill.backbones.calls import inputs_for, packed
 from ..distill.inputs import evaluation_input
 from ..distill.student import Student
 from ..errors import StoreError
@@ -83,12 +84,12 @@ def scan_features(
     Raises:
         ScalrError: a scan or label file that cannot be used.
     """
-    points, inputs = read_points(dataset, frame), student.input_config.for_dataset(name)
+    points, inputs = read_points(dataset, frame), inputs_for(student.input_config, name)
     has_labels = frame.labels is not None and len(dataset.class_names) > 0
     labels = read_labels(dataset, frame, len(points)) if labelled or has_labels else None
     logger.info("%s: features of %s points", frame.token, f"{len(points):,}")  # one pass: there is no bar to show
     scan = evaluation_input(points, intensity or intensity_of(dataset), inputs)
-    tokens = student.tokens(inputs.pack([scan.input]).to(student.device)).float()
+    tokens = student.tokens(packed(inputs, [scan]).to(student.device)).float()
     return ScanFeatures(points, labels, tokens, scan.kept, scan.row)
 
 

@@ -8,6 +8,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
+from ..distill.backbones.calls import packed
 from ..distill.processes import num_processes, process_index, summed
 from ..distill.student import Student
 from ..extract.datasets.frame import Dataset, Frame
@@ -83,7 +84,7 @@ def tokens_of(
     """For each frame: its scan, and the backbone's tokens (M, C) of its rows."""
     with progress(len(numbers), description, "frame") as bar:
         for scan in scans.read(numbers, workers):
-            yield scan, model.tokens(model.input_config.pack([scan.scan.input]).to(device))
+            yield scan, model.tokens(packed(model.input_config, [scan.scan]).to(device))
             bar.update()
 
 

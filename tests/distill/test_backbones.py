@@ -16,6 +16,7 @@ from in_children import command_of_two, free_port, together
 from scalr.cli import main
 from scalr.distill.backbones import BACKBONES, backbone_class
 from scalr.distill.backbones.backbone import Backbone, BackboneConfig, PackedBatch, PreparedScan, ScanInputs
+from scalr.distill.backbones.calls import packed
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.backbones.waffleiron.inputs import WaffleIronInputs
 from scalr.distill.checkpoint import load_student, save_student
@@ -24,9 +25,12 @@ from scalr.distill.inputs import evaluation_input, training_input
 from scalr.distill.interruption import Signals, StoppedError
 from scalr.distill.recipe import Recipe, load_recipe, recipe_values
 from scalr.distill.run import DistillConfig, distill
+from scalr.distill.sampling import _ErrorsAside
 from scalr.distill.student import Student
 from scalr.distill.training_log import read_log
 from scalr.errors import StudentError
+from scalr.evaluate.finetune import layer_scale
+from scalr.evaluate.labelled_scans import LabelledCollate
 from scalr.extract.intensity import IntensityStatistics
 from tiny import TinyDataset, extract_with, tiny_teachers
 from toy_backbone import NAME, Toy, ToyConfig, ToyInputs
@@ -200,6 +204,10 @@ def without(name: str, base: type = Toy) -> type:
     return type("Lacking", (base,), {name: getattr(Backbone, name, None), "__module__": __name__})
 
 
+class TorchsInit(Toy):  # which would take nothing, whatever its signature says
+    __init__ = nn.Module.__init__
+
+
 class OtherInit(Toy):
     def __init__(self, config):
         super().__init__(config, None)
@@ -240,6 +248,7 @@ HERE = "scalr_test_backbones"
         (f"{HERE}:other_inputs", "has no Inputs, a frozen dataclass derived from ScanInputs"),
         (f"{HERE}:Lacking", "has no method pack in its Inputs"),
         (f"{HERE}:OtherInit", r"has no __init__ that takes \(config, inputs\)"),
+        (f"{HERE}:TorchsInit", r"has no __init__ that takes \(config, inputs\)"),
         ("3", "student.backbone: 3 cannot be used. Give text"),
     ],
 )
@@ -262,8 +271,14 @@ def test_bundled_backbones_are_whole():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("student.norm=layer", "section student: unknown key 'norm'. Use one of: backbone, head, out_channels, width"),
-        ("inputs.planes=[]", "section inputs: unknown key 'planes'. Use one of: voxel_size_m"),
+        (
+            "student.norm=layer",
+            "section student of the backbone toy_backbone:Toy: unknown key 'norm'. Use one of: backbone",
+        ),
+        (
+            "inputs.planes=[]",
+            "section inputs of the backbone toy_backbone:Toy: unknown key 'planes'. Use one of: voxel_",
+        ),
         ("student.head=probe_linear", "student.head: 'probe_linear' cannot be used. Use linear or mlp"),
         ("student.width=wide", "student.width: 'wide' cannot be used. Give a whole number"),
     ],
@@ -306,35 +321,194 @@ class Clashing(Toy):
         self.classif = nn.Linear(2, 2)
 
 
-class WrongShape(Toy):
-    def forward(self, batch):
-        return super().forward(batch)[:-1]
+@dataclass(frozen=True)
+class OwnConfig(ToyConfig):
+    backbone: str = f"{HERE}:Own"
 
 
 @dataclass(frozen=True)
-class WrongRows(ToyInputs):
-    def prepare(self, points, intensity, feature_xyz=None):
-        scan = super().prepare(points, intensity, feature_xyz)
-        return scan._replace(**CHANGES[self.voxel_size_m](scan))
+class OwnInputs(ToyInputs):
+    """Each of its methods is changed by a test."""
 
 
-# Voxel size -> what is wrong.
-CHANGES = {
-    1.0: lambda scan: {"row": scan.row - 1},
-    2.0: lambda scan: {"row": scan.row[1:]},
-    3.0: lambda scan: {"row": scan.row + 1},
-    4.0: lambda scan: {"kept": scan.kept + len(scan.row)},
-    5.0: lambda scan: {"kept": scan.kept[:0]},
+class Own(Toy):
+    Config, Inputs = OwnConfig, OwnInputs
+
+
+@pytest.fixture
+def changed(monkeypatch):
+    """Let a method of Own or OwnInputs give what a function makes of the sound value."""
+    monkeypatch.setitem(__import__("sys").modules, HERE, SimpleNamespace(**globals()))
+
+    def change(owner: type, method: str, function) -> None:
+        sound = getattr(owner, method)
+        if isinstance(sound, property):
+            monkeypatch.setattr(owner, method, property(lambda self: function(sound.fget(self))))
+        else:
+            monkeypatch.setattr(owner, method, lambda self, *a, **k: function(sound(self, *a, **k)), raising=False)
+
+    return change
+
+
+PREPARED = {
+    "None": (lambda scan: None, "gave None, not a PreparedScan"),
+    "tuple": (tuple, "gave a tuple, not a PreparedScan"),
+    "row -1": (lambda scan: scan._replace(row=scan.row - 1), r"gave 'row' from -1 to \d+, not from 0 to \d+"),
+    "row too high": (lambda scan: scan._replace(row=scan.row + 1), r"gave 'row' from 1 to \d+, not from 0 to"),
+    "row missing": (lambda scan: scan._replace(row=scan.row[1:]), "gave 39 rows in 'row', not one for each of 40"),
+    "row list": (lambda scan: scan._replace(row=scan.row.tolist()), "gave 'row' as a list, not int64 of one axis"),
+    "row float": (lambda scan: scan._replace(row=scan.row * 1.0), r"gave 'row' as float64 of shape \(40,\), not int64"),
+    "row None": (lambda scan: scan._replace(row=None), "gave 'row' as None"),
+    "kept high": (lambda scan: scan._replace(kept=scan.kept + 40), r"gave 'kept' from 4\d to \d+, not from 0 to 39"),
+    "kept none": (lambda scan: scan._replace(kept=scan.kept[:0]), "gave no row in 'kept', not one at least"),
+    "kept column": (lambda scan: scan._replace(kept=scan.kept[:, None]), r"gave 'kept' as int64 of shape \(\d+, 1\)"),
+    "kept bool": (lambda scan: scan._replace(kept=scan.kept > 3), "gave 'kept' as bool"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", PREPARED)
+def test_a_prepared_scan_whose_rows_are_not_of_the_points_is_refused(changed, fault):
+    """A row of -1 would be the last one's feature."""
+    function, message = PREPARED[fault]
+    changed(OwnInputs, "prepare", function)
+    for make in (evaluation_input, training_input):
+        with pytest.raises(StudentError, match=rf"test_backbones:OwnInputs: its prepare {message}"):
+            make(points_of(0, 40), UNIT, OwnInputs())
+    changed(OwnInputs, "prepare_whole", function)
+    with pytest.raises(StudentError, match=r"OwnInputs: its prepare gave"):
+        training_input(points_of(0, 40), UNIT, OwnInputs())
+
+
+def test_rows_of_any_whole_numbers_are_int64(changed):
+    """Those of a batch are counted on from these: uint8 would begin anew at 256."""
+    sound = evaluation_input(points_of(0, 40), UNIT, OwnInputs())
+    changed(OwnInputs, "prepare", lambda scan: scan._replace(kept=scan.kept.astype("u1"), row=scan.row.astype(">i2")))
+    found = training_input(points_of(0, 40), UNIT, OwnInputs())
+    for rows, wanted in ((found.kept, sound.kept), (found.row, sound.row)):
+        assert rows.dtype == np.int64
+        assert rows.tolist() == wanted.tolist()
+
+
+class PlainBatch(PackedBatch):
+    """Without @dataclass: what it has beside scan_offsets would stay behind."""
+
+
+PACKED = {
+    "None": (lambda batch: None, "gave None, not a frozen dataclass derived from PackedBatch"),
+    "dict": (vars, "gave a dict, not a frozen dataclass"),
+    "plain": (lambda batch: PlainBatch(batch.scan_offsets), "gave a PlainBatch, not a frozen dataclass"),
+    "short": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets[:-1]), r"gave scan_offsets \[0\], not "),
+    "more": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets * 2), r"gave scan_offsets .* the sizes of 'kept'"),
+    "later": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets + 1), r"gave scan_offsets \[1, "),
+    "array": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets.numpy()), "gave scan_offsets as int64 of"),
+    "float": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets.float()), "gave scan_offsets as float32 of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", PACKED)
+def test_a_batch_that_is_not_of_its_scans_is_refused(changed, fault):
+    function, message = PACKED[fault]
+    changed(OwnInputs, "pack", function)
+    with pytest.raises(StudentError, match=rf"test_backbones:OwnInputs: its pack {message}"):
+        packed(OwnInputs(), [evaluation_input(points_of(0), UNIT, OwnInputs())])
+
+
+FORWARD = {
+    "None": (lambda features: None, "None"),
+    "tuple": (lambda features: (features,), "a tuple"),
+    "array": (lambda features: features.detach().numpy(), r"float32 of shape \(\d+, 12\)"),
+    "int": (lambda features: features.long(), r"int64 of shape \(\d+, 12\)"),
+    "rows": (lambda features: features[:-1], r"float32 of shape \(\d+, 12\)"),
+    "channels": (lambda features: features[:, 1:], r"float32 of shape \(\d+, 11\)"),
 }
 
 
-@pytest.mark.parametrize("size", CHANGES)
-def test_rows_that_are_not_of_the_points_are_refused(size):
-    """A row of -1 would be the last one's feature."""
-    with pytest.raises(StudentError, match=r"WrongRows: 'kept' and 'row' of a scan of 300 points are not rows of"):
-        evaluation_input(points_of(0), UNIT, WrongRows(voxel_size_m=size))
-    with pytest.raises(StudentError, match=r"'kept' and 'row' of a scan of 40 points"):
-        training_input(points_of(0, 40), UNIT, WrongRows(voxel_size_m=size))
+@pytest.mark.parametrize("fault", FORWARD)
+def test_features_that_are_not_of_the_rows_are_refused(changed, fault):
+    function, found = FORWARD[fault]
+    changed(Own, "forward", function)
+    with pytest.raises(StudentError, match=rf"Own: its forward gave {found}, not floating-point numbers of shape"):
+        Student(OwnConfig()).extract(points_of(0), UNIT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_features_of_another_precision_are_taken_to_the_head_s(changed, dtype):
+    changed(Own, "forward", lambda features: features.to(dtype))
+    student = Student(OwnConfig(out_channels=5))
+    batch = packed(OwnInputs(), [evaluation_input(points_of(0), UNIT, OwnInputs())])
+    assert student.tokens(batch).dtype == student(batch).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert student.tokens(batch).dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+        assert student(batch).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("width", [None, 0, -3, 12.0, "12", True])
+def test_a_width_is_a_whole_number(changed, width):
+    changed(Own, "width", lambda sound: width)
+    with pytest.raises(StudentError, match=rf"Own: its width gave {width!r}, not a whole number from 1 on"):
+        Student(OwnConfig())
+
+
+@pytest.mark.parametrize("layer", [None, -1, 3, 1.0])
+def test_a_layer_is_one_of_the_backbone(changed, layer):
+    changed(Own, "layer_of", lambda sound: layer)
+    with pytest.raises(StudentError, match=rf"Own: its layer_of gave {layer}, not a layer from 0 to below num_l"):
+        layer_scale(0.9, Own(OwnConfig(), OwnInputs()))("model.backbone.stem.weight")
+
+
+@pytest.mark.parametrize("function", [lambda self: None, lambda self: setattr(self, "stem", nn.Linear(4, 12))])
+def test_a_backbone_that_is_no_module_yet_is_refused(changed, monkeypatch, function):
+    monkeypatch.setattr(Own, "__init__", lambda self, config, inputs: function(self))
+    changed(Own, "width", lambda sound: 12)
+    with pytest.raises(StudentError, match=r"Own: its __init__ has not called super\(\).__init__\(\). Put that call f"):
+        Student(OwnConfig())
+
+
+def test_what_the_code_of_a_backbone_raises_stays_as_it_is(changed):
+    changed(Own, "__init__", lambda _: torch.zeros(1).no_such_method())
+    with pytest.raises(AttributeError, match="no_such_method"):
+        Student(OwnConfig())
+
+
+RUNS = {
+    "prepare": (
+        lambda scan: scan._replace(kept=np.append(scan.kept, 0)),
+        r"pack gave scan_offsets .* the sizes of 'kept'",
+    ),
+    "drawn": (lambda rows: rows * 1.0, r"drawn gave rows as float64 of shape \(\d+,\), not int64 of one axis"),
+    "inside": (lambda mask: mask[1:], r"inside gave bool of shape \(\d+,\), not bool of shape \(\d+,\)"),
+    "for_distillation": (lambda inputs: None, "for_distillation gave None, not a OwnInputs"),
+    "for_dataset": (lambda inputs: ToyInputs(), "for_dataset gave a ToyInputs, not a OwnInputs"),
+}
+
+
+@pytest.mark.parametrize("method", [name for name in RUNS if name != "for_dataset"])
+def test_distillation_says_what_a_method_gave(changed, store, tmp_path, method):
+    """Of a batch, too, which is packed in a worker: an error that was raised there would arrive as a traceback."""
+    function, message = RUNS[method]
+    changed(OwnInputs, method, function)
+    recipe = load_recipe("scalr_wi256", (f"student.backbone={HERE}:Own", *SHORT))
+    with pytest.raises(StudentError, match=f"test_backbones:OwnInputs: its {message}"):
+        distill(DistillConfig(caches=(store,), out=tmp_path, recipe=recipe, device="cpu"))
+    assert not (tmp_path / "student.safetensors").exists()
+
+
+@pytest.mark.parametrize("method", ["prepare", "for_dataset"])
+def test_extraction_says_what_a_method_gave(changed, method):
+    function, message = RUNS[method]
+    changed(OwnInputs, method, function)
+    with pytest.raises(StudentError, match=f"OwnInputs: its {message}"):
+        Student(OwnConfig()).extract(points_of(0))
+
+
+def test_samples_of_labels_say_what_a_method_gave(changed):
+    scan = evaluation_input(points_of(0), UNIT, OwnInputs())
+    labels = np.zeros(len(scan.kept), np.uint8)
+    assert len(LabelledCollate(OwnInputs())([(scan, labels)] * 2).labels) == 2 * len(labels)
+    changed(OwnInputs, "pack", PACKED["more"][0])
+    refused = _ErrorsAside(LabelledCollate(OwnInputs()))([(scan, labels)])
+    assert isinstance(refused, StudentError)
+    assert "its pack gave scan_offsets" in str(refused)
 
 
 def test_a_training_scan_without_points_is_refused_for_all_backbones():
@@ -343,11 +517,8 @@ def test_a_training_scan_without_points_is_refused_for_all_backbones():
             training_input(points_of(0)[:0], UNIT, inputs)
 
 
-def test_features_of_another_shape_and_names_of_the_head_are_refused(monkeypatch):
+def test_names_of_the_head_are_refused(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, HERE, SimpleNamespace(**globals()))
-    student = Student(ToyConfig(backbone=f"{HERE}:WrongShape"))
-    with pytest.raises(StudentError, match=r"WrongShape: its features of \d+ rows with 12 channels have shape"):
-        student.extract(points_of(0), UNIT)
     with pytest.raises(StudentError, match=r"the name of its tensor classif.bias begins as that of the head"):
         Student(ToyConfig(backbone=f"{HERE}:Clashing"))
 

@@ -1,0 +1,201 @@
+"""Calls of a backbone's methods: what one of one's own gives is checked here, and refused in a line that names it.
+
+What its code raises stays as it is: the traceback says where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import StudentError
+from ...extract.intensity import IntensityStatistics
+from ...settings import shown
+from . import backbone_class
+from .backbone import Backbone, BackboneConfig, PackedBatch, PreparedScan, ScanInputs, VoxelPoint
+
+
+def network_of(config: BackboneConfig, inputs: ScanInputs) -> Backbone:
+    """A backbone with initial weights.
+
+    Raises:
+        StudentError: an unknown one, or one of one's own that is no module or has no width.
+    """
+    kind = backbone_class(config.backbone)
+    network = kind.__new__(kind)
+    try:
+        network.__init__(config, inputs)
+    except AttributeError:  # torch's, of a layer in what is no module yet
+        if "_modules" in vars(network):
+            raise
+    if "_modules" not in vars(network):
+        raise StudentError(
+            "its __init__ has not called super().__init__()", where=_name_of(network), fix="Put that call first."
+        )
+    width = network.width
+    if not (_is_whole(width) and width >= 1):
+        raise _wrong(network, "width", shown(width), "a whole number from 1 on")
+    return network
+
+
+def features_of(network: Backbone, batch: PackedBatch, dtype: torch.dtype) -> torch.Tensor:
+    """(M, C): the features of a batch's rows, for a head of a type. Under autocast they may be of its type instead.
+
+    Raises:
+        StudentError: no floating-point numbers, or of another shape.
+    """
+    features = network(batch)
+    if torch.compiler.is_compiling():  # with sizes that are not known
+        return features
+    shape = (batch.num_points, network.width)
+    is_sound = isinstance(features, torch.Tensor) and features.is_floating_point() and features.shape == shape
+    if not is_sound:
+        wanted = f"floating-point numbers of shape {shape}: rows of its batch, and its width"
+        raise _wrong(network, "forward", _described(features), wanted)
+    device = features.device.type
+    is_half = torch.is_autocast_enabled(device) and features.dtype == torch.get_autocast_dtype(device)
+    return features if is_half else features.to(dtype)
+
+
+def layer_of(network: Backbone, parameter: str) -> int:
+    """See `Backbone.layer_of`.
+
+    Raises:
+        StudentError: no layer from 0 to below `num_layers`.
+    """
+    layer = network.layer_of(parameter)
+    if not (_is_whole(layer) and 0 <= layer < network.num_layers):
+        raise _wrong(network, "layer_of", shown(layer), f"a layer from 0 to below num_layers, {network.num_layers}")
+    return layer
+
+
+def inputs_for(inputs: ScanInputs, dataset: str, *, finetuning: bool = False) -> ScanInputs:
+    """See `ScanInputs.for_dataset`.
+
+    Raises:
+        StudentError: something else.
+    """
+    return _of_same_class(inputs, "for_dataset", inputs.for_dataset(dataset, finetuning=finetuning))
+
+
+def inputs_for_distillation(inputs: ScanInputs, dataset: str) -> ScanInputs:
+    """See `ScanInputs.for_distillation`; raises as `inputs_for` does."""
+    return _of_same_class(inputs, "for_distillation", inputs.for_distillation(dataset))
+
+
+def drawn_rows(
+    inputs: ScanInputs,
+    xyz: np.ndarray,
+    seen: np.ndarray | None,
+    rng: np.random.Generator,
+    voxel_point: VoxelPoint,
+) -> np.ndarray:
+    """Rows, int64: see `ScanInputs.drawn`.
+
+    Raises:
+        StudentError: no rows of the points.
+    """
+    return _rows(inputs, "drawn", "rows", inputs.drawn(xyz, seen, rng, voxel_point), len(xyz))
+
+
+def inside_mask(inputs: ScanInputs, xyz: np.ndarray) -> np.ndarray:
+    """(N,) bool: see `ScanInputs.inside`.
+
+    Raises:
+        StudentError: something else.
+    """
+    mask = inputs.inside(xyz)
+    if not (isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == (len(xyz),)):
+        raise _wrong(inputs, "inside", _described(mask), f"bool of shape ({len(xyz)},)")
+    return mask
+
+
+def prepared(
+    inputs: ScanInputs, points: np.ndarray, intensity: IntensityStatistics, feature_xyz: np.ndarray | None
+) -> PreparedScan:
+    """See `ScanInputs.prepare`.
+
+    Raises:
+        StudentError: no PreparedScan, or one whose `kept` and `row` are not rows of the points and of each other.
+    """
+    return _sound(inputs, "prepare", inputs.prepare(points, intensity, feature_xyz), len(points))
+
+
+def prepared_whole(inputs: ScanInputs, points: np.ndarray, intensity: IntensityStatistics) -> PreparedScan:
+    """See `ScanInputs.prepare_whole`; raises as `prepared` does."""
+    is_own = type(inputs).prepare_whole is not ScanInputs.prepare_whole
+    method = "prepare_whole" if is_own else "prepare"
+    return _sound(inputs, method, inputs.prepare_whole(points, intensity), len(points))
+
+
+def packed(inputs: ScanInputs, scans: Sequence[PreparedScan]) -> PackedBatch:
+    """One batch of several scans.
+
+    Raises:
+        StudentError: no PackedBatch, or one whose rows are not those of the scans.
+    """
+    batch = inputs.pack([scan.input for scan in scans])
+    # The fields of a class without @dataclass of its own would be lost on the way to a device.
+    if not (isinstance(batch, PackedBatch) and "__dataclass_fields__" in vars(type(batch))):
+        raise _wrong(inputs, "pack", _described(batch), "a frozen dataclass derived from PackedBatch")
+    offsets, wanted = batch.scan_offsets, np.cumsum([0, *(len(scan.kept) for scan in scans)]).tolist()
+    if not (isinstance(offsets, torch.Tensor) and offsets.dtype == torch.int64):
+        raise _wrong(inputs, "pack", f"scan_offsets as {_described(offsets)}", "a tensor of int64")
+    if offsets.tolist() != wanted:
+        found, wanted = shown(offsets.tolist()), f"{shown(wanted)}, the sizes of 'kept' one after the other"
+        raise _wrong(inputs, "pack", f"scan_offsets {found}", wanted)
+    return batch
+
+
+def _of_same_class(inputs: ScanInputs, method: str, found: Any) -> ScanInputs:
+    if not isinstance(found, type(inputs)):
+        raise _wrong(inputs, method, _described(found), f"a {type(inputs).__name__}")
+    return found
+
+
+def _sound(inputs: ScanInputs, method: str, scan: Any, num_points: int) -> PreparedScan:
+    """The scan, where each point has a row that stands for it, and each row is of a point."""
+    if not isinstance(scan, PreparedScan):
+        raise _wrong(inputs, method, _described(scan), "a PreparedScan")
+    kept = _rows(inputs, method, "'kept'", scan.kept, num_points)
+    if len(kept) == 0:
+        raise _wrong(inputs, method, "no row in 'kept'", "one at least")
+    row = _rows(inputs, method, "'row'", scan.row, len(kept))
+    if len(row) != num_points:
+        raise _wrong(inputs, method, f"{len(row)} rows in 'row'", f"one for each of {num_points} points")
+    return scan._replace(kept=kept, row=row)
+
+
+def _rows(inputs: ScanInputs, method: str, what: str, rows: Any, end: int) -> np.ndarray:
+    """Rows as int64, where they are whole numbers from 0 to below `end`."""
+    if not (isinstance(rows, np.ndarray) and rows.dtype.kind in "iu" and rows.ndim == 1):
+        raise _wrong(inputs, method, f"{what} as {_described(rows)}", "int64 of one axis")
+    if len(rows) and (rows.min() < 0 or rows.max() >= end):
+        raise _wrong(inputs, method, f"{what} from {rows.min()} to {rows.max()}", f"from 0 to {end - 1}")
+    return rows.astype(np.int64, copy=False)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _wrong(owner: Any, method: str, found: str, wanted: str) -> StudentError:
+    return StudentError(
+        f"its {method} gave {found}, not {wanted}",
+        where=_name_of(owner),
+        fix="Correct it; docs/backbones.md says what it gives.",
+    )
+
+
+def _name_of(owner: Any) -> str:
+    """The class, as recipes name backbones."""
+    return f"{type(owner).__module__}:{type(owner).__name__}"
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    return "None" if value is None else f"a {type(value).__name__}"
