@@ -288,7 +288,10 @@ def test_the_card_says_how_absent_classes_count(student_files, synthetic_world, 
     assert card["figures"]["mIoU"] == scores.miou
     assert (card["setting"], card["protocol"]["schedule_of"]) == ("probe nuscenes by slidr", "slidr")
     assert {"epochs 3, not 100", "learning_rate 0.5, not 0.05", "batch_size 2, not 16"} <= set(card["departures"])
-    assert "| mean_over | all, absent as 1 |" in (config.out / "result.md").read_text()
+    text = (config.out / "result.md").read_text()
+    assert "| mean_over | all, absent as 1 |" in text
+    assert f"| mIoU, absent classes as 1 | {100 * scores.miou:.2f} % |" in text
+    assert "absent classes left out" not in text
     report = compare([config.out])
     assert report.startswith("## probe nuscenes by slidr")
     assert re.search(
@@ -301,3 +304,5 @@ def test_the_card_says_how_absent_classes_count(student_files, synthetic_world, 
     assert (again.miou, left_out.miou) == (scores.miou, np.nanmean(scores.iou))
     means = [read_result(tmp_path / name)["protocol"]["mean_over"] for name in ("as-1", "left-out")]
     assert means == ["all, absent as 1", "present or predicted"]
+    headlines = [(tmp_path / name / "result.md").read_text().splitlines()[4] for name in ("as-1", "left-out")]
+    assert [line.split(" | ")[0] for line in headlines] == ["| mIoU, absent classes as 1", "| mIoU"]
