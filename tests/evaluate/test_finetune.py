@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -126,11 +125,6 @@ def test_stopped_and_resumed_gives_the_same_model(config, tmp_path, monkeypatch,
     assert resumed.losses == whole.losses[2:]
     expected, found = (load_model(result.model).student.state_dict() for result in (whole, resumed))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    absent = [name for name, iou in zip(whole.scores.class_names, whole.scores.iou, strict=True) if math.isnan(iou)]
-    assert absent  # which SLidR counts as 1, and the default leaves out
-    said = f"absent classes left out of the mIoU ({', '.join(absent)}), not counted as 1"
-    departures = json.loads((config.out / "result.json").read_text())["departures"]
-    assert (said in departures) == (schedule == "slidr")
 
 
 def test_a_disk_that_is_full_when_the_model_is_written_costs_no_step(config, monkeypatch):

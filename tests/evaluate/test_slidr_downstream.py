@@ -34,6 +34,7 @@ from scalr.evaluate.labelled_scans import AugmentedScans, LabelledCollate, draw_
 from scalr.evaluate.probe import ProbeConfig, probe
 from scalr.evaluate.result import read_result
 from scalr.evaluate.score import ScoreConfig, score_model
+from scalr.evaluate.scores import Scores
 from scalr.evaluate.scoring import score
 from scalr.evaluate.supervision import SupervisionConfig
 from scalr.extract.datasets.labels import IGNORE_LABEL
@@ -268,6 +269,22 @@ def test_points_are_scored_by_their_voxel(student_files, frames, tmp_path):
             if label != IGNORE_LABEL:
                 expected[label, guess] += 1
     np.testing.assert_array_equal(score(model, frames, CPU).confusion, expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "absent_classes", "trees", "departs"),
+    [
+        ("slidr", "left-out", 0, True),
+        ("slidr", "as-1", 0, False),
+        ("scalr", "left-out", 0, False),
+        ("slidr", "left-out", 2, False),
+    ],
+)
+def test_a_mean_that_slidr_would_have_otherwise_departs(tmp_path, schedule, absent_classes, trees, departs):
+    config = ProbeConfig(student="s", root=tmp_path, out=tmp_path, schedule=schedule, absent_classes=absent_classes)
+    scores = Scores(("car", "tree"), ("a",), np.array([[[5, 0], [0, trees]]]), 1, "0")
+    said = ["absent classes left out of the mIoU (tree), not counted as 1"]
+    assert supervision._absent_left_out(config, scores) == said * departs
 
 
 def test_the_card_says_how_absent_classes_count(student_files, synthetic_world, tmp_path):
