@@ -234,7 +234,7 @@ def inspect(store: Path, as_json: bool) -> None:
     "Recomputing views from their images",
     click.option("--sample", type=click.IntRange(min=0), default=0, show_default=True, help="How many views."),
     click.option("--root", type=path, help="Dataset folder.  [default: as recorded]"),
-    click.option("--superpixels", metavar="DIR", help="Folder of superpixel maps.  [default: as recorded]"),
+    click.option("--superpixels", metavar="DIR", help="Folder of superpixel maps, or slic.  [default: as recorded]"),
     click.option("--weights", multiple=True, help="Of the teacher, or TEACHER=FILE.  [default: as recorded]"),
     device_option,
 )

@@ -104,6 +104,8 @@ def show_file(written: Path) -> None:
 
 def show_scores(scores: Scores, out: Path, as_json: bool) -> None:
     """IoU by class and mIoU, or the whole result card as JSON; once for all processes."""
+    from .evaluate.metrics import NAME_OF_MEAN
+
     if not is_first_process():
         return
     if as_json:
@@ -112,7 +114,7 @@ def show_scores(scores: Scores, out: Path, as_json: bool) -> None:
     for name, iou in zip(scores.class_names, scores.iou.tolist(), strict=True):
         click.echo(f"  {name:<22} {iou:6.1%}" if iou == iou else f"  {name:<22}      –")
     low_high = f" ({scores.interval[0]:.1%} to {scores.interval[1]:.1%})" if scores.interval else ""
-    mean = "mIoU (absent classes as 1)" if scores.mean_over == "all, absent as 1" else "mIoU"
+    mean = NAME_OF_MEAN.get(scores.mean_over, "mIoU")
     click.echo(f"{mean} {scores.miou:.1%}{low_high}, accuracy {scores.accuracy:.1%}   ({out}/result.md)")
 
 

@@ -23,6 +23,8 @@ from .training import Batch
 
 MAX_DRAWS = 10  # of a frame, when a draw leaves no point
 MIN_PAIRS = 1024  # that leaving out a cuboid leaves each view, as in the official SLidR code
+WITHOUT_HEAD = "Pass --set objective.target_head=none"  # a loss of segments then reads no targets of pairs
+OF_SEGMENTS = "Use loss slidr or st_slidr with target_head none"
 
 Pairs = tuple[np.ndarray, np.ndarray]  # of a view: row of each one's point among those of a sample, and its pair; int64
 
@@ -136,7 +138,7 @@ class DistillDataset(Dataset):
         self.store, self.teachers, self.seed, self.number = store, tuple(teachers), seed, number
         self.inputs, self.sampling, self.augmentation, self.parts = inputs, sampling, augmentation, parts
         for teacher in self.teachers if parts.pairs else ():
-            store.require_targets_of_pairs(teacher)
+            store.require_targets_of_pairs(teacher, WITHOUT_HEAD if parts.segments else OF_SEGMENTS)
         for source in (store.sources if sources is None else sources) if parts.segments else ():
             store.require_superpixels(source)
         self.frames = _views_by_frame(store, self.teachers, sources)
@@ -161,13 +163,9 @@ class DistillDataset(Dataset):
         for _ in range(MAX_DRAWS):
             drawn = rng.choice(rows, size=min(count, len(rows)), replace=False).tolist()
             sample = self._sample(drawn, rng)
-            if sample is not None:
+            if isinstance(sample, DistillSample):
                 return sample
-        raise StoreError(
-            f"views {drawn} keep no point inside the field of view",
-            where=self._cameras_of(drawn),
-            fix="Enlarge the field of view: the recipe's inputs, such as inputs.fov_min_m and inputs.fov_max_m.",
-        )
+        raise sample
 
     def _frame_of(self, row: int) -> str:
         return f"{self.store.path} block {self.store.column('block')[row]} frame {self.store.views['token'][row]}"
@@ -176,7 +174,8 @@ class DistillDataset(Dataset):
         cameras = self.store.views["camera"]
         return ", ".join(f"{cameras[row]} (view {row})" for row in rows)
 
-    def _sample(self, rows: list[int], rng: np.random.Generator) -> DistillSample | None:
+    def _sample(self, rows: list[int], rng: np.random.Generator) -> DistillSample | StoreError:
+        """A sample of these views, or why this draw gives none."""
         views = [self.store.read_view(row) for row in rows]
         points, intensity = views[0].points, views[0].intensity
         inputs = inputs_for_distillation(self.inputs, views[0].dataset)
@@ -194,10 +193,12 @@ class DistillDataset(Dataset):
             if all(len(_pairs_of(view, drawn[left])[0]) >= MIN_PAIRS for view in views):
                 inside = left
         pairs, segments = [_pairs_of(view, drawn[inside]) for view in views], None
+        if not any(len(pair) for _, pair in pairs):
+            return self._out_of_view(rows)
         if self.parts.segments:
             pairs, segments = self._segments(rows, views, pairs)
-        if not any(len(pair) for _, pair in pairs):
-            return None
+            if not len(segments):
+                return self._no_segment(rows)
         scan = training_input(cloud[inside], intensity, inputs)
         point = scan.row[np.concatenate([point for point, _ in pairs])]
         return DistillSample(
@@ -236,6 +237,20 @@ class DistillDataset(Dataset):
             usable.append((point[kept], pair[kept]))
             segments.append(SegmentTargets.of_view(view.superpixel[pair[kept]], of_view, parts))
         return usable, SegmentTargets.of_sample(segments)
+
+    def _out_of_view(self, rows: list[int]) -> StoreError:
+        return StoreError(
+            f"views {rows} keep no point inside the field of view",
+            where=self._cameras_of(rows),
+            fix="Enlarge the field of view: the recipe's inputs, such as inputs.fov_min_m and inputs.fov_max_m.",
+        )
+
+    def _no_segment(self, rows: list[int]) -> StoreError:
+        return StoreError(
+            f"views {rows} keep no point in a superpixel that is large enough to have features of {self.teachers[0]}",
+            where=self._cameras_of(rows),
+            fix="Extract with larger superpixels, or a larger --image-size, into another --out.",
+        )
 
     def _all_zero(self, teacher: str, rows: list[int]) -> StoreError:
         return StoreError(

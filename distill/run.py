@@ -136,6 +136,8 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
     recipe = with_head_for(replace(config.recipe, objective=objective_config), first.target_dim)
     training = recipe.training
     datasets = [_samples(each, recipe, number) for number, each in enumerate(chosen)]
+    if recipe.objective.reads.segments:
+        _say_mixed_superpixels(chosen)
     statistics = {} if recipe.objective.standardise == "none" else _statistics(chosen)
     record = _record(chosen, datasets, recipe, statistics, device)
     checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, record)
@@ -177,6 +179,16 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
         save_student(objective.student, path, record.values)
         checkpoints.remove()
     return result.data_wait
+
+
+def _say_mixed_superpixels(chosen: Sequence[Chosen]) -> None:
+    """Segments of SLIC and of a folder differ in size and meaning, and are each other's negatives."""
+    methods: dict[str, list[str]] = {}
+    for source in (source for each in chosen for source in each.sources):
+        methods.setdefault(source.superpixels["method"], []).append(f"{source.dataset} {source.split}")
+    if len(methods) > 1:
+        found = "; ".join(f"{method}: {', '.join(names)}" for method, names in methods.items())
+        logger.warning("superpixels of different kinds are learnt from together (%s)", found)
 
 
 def _loader(datasets: Sequence[DistillDataset], recipe: Recipe, device: torch.device) -> EpochLoader:

@@ -15,6 +15,7 @@ RESAMPLES = 1000  # of the bootstrap
 # or 1, as in the code of SLidR.
 MeanOver = Literal["present or predicted", "present", "all", "all, absent as 1"]
 AbsentClasses = Literal["left-out", "as-1"]  # of ScaLR and of SLidR: what is done with those
+NAME_OF_MEAN: dict[MeanOver, str] = {"all, absent as 1": "mIoU, absent classes as 1"}  # others: mIoU
 MEAN_WITH: dict[AbsentClasses, MeanOver] = {"left-out": "present or predicted", "as-1": "all, absent as 1"}
 
 

@@ -101,13 +101,18 @@ def published_for(setting: str | None) -> list[Published]:
 
 
 def nearest(rows: Sequence[Published], model: Mapping[str, Any], protocol: Mapping[str, Any]) -> Published:
-    """The row that a run differs least from, the first of several; distilled as the run's model was, or not."""
+    """The row that a run differs least from, the first of several; distilled as the run's model was, or not.
 
-    def distance(row: Published) -> tuple[bool, bool, int]:
+    A row of the run's loss is nearer than any of another loss, whatever else the two have in common.
+    """
+    loss = model.get("objective.loss")
+
+    def distance(row: Published) -> tuple[bool, bool, bool, int]:
         is_other_kind = bool(model.get("teachers", True)) != bool(row.model["teachers"])
+        is_other_loss = loss is not None and loss != row.model.get("objective.loss")
         found = row.differences(model, protocol)
         # What a source does not say brings its row no nearer, unless there is nothing else.
-        return is_other_kind, bool(found.of_run), sum(map(len, found))
+        return is_other_kind, is_other_loss, bool(found.of_run), sum(map(len, found))
 
     return min(rows, key=distance)
 
@@ -419,7 +424,11 @@ def _plus() -> Iterator[Published]:
 
 
 def _minkunet() -> Iterator[Published]:
-    """By the protocol of SLidR. How absent classes count is not compared: whole validation sets lack no class."""
+    """By the protocol of SLidR.
+
+    How absent classes count makes no difference where no class is absent, as in whole validation sets; where one is,
+    the card of a run names a mean that leaves it out among its departures.
+    """
     for row in reported():
         for setting, miou in row.figures.items():
             _, dataset, *labels = setting.split()

@@ -15,6 +15,7 @@ from ..checkpoint_files import shortened, write_bytes
 from ..errors import StudentError
 from ..extract.datasets.labels import IGNORE_LABEL
 from ..json_text import json_text, sha256_of_values
+from .metrics import NAME_OF_MEAN
 from .origin import description
 from .published import nearest, published_for
 from .scores import Scores
@@ -183,7 +184,8 @@ def read_result(folder: Path) -> dict:
 
 def _as_markdown(card: ResultCard) -> str:
     lines = [f"# {card.title}", "", "| | |", "|---|---:|"]
-    lines += [f"| {name} | {percent(value)} |" for name, value in card.figures.items()]
+    names = {"mIoU": NAME_OF_MEAN.get(card.protocol.get("mean_over"), "mIoU")}
+    lines += [f"| {names.get(name, name)} | {percent(value)} |" for name, value in card.figures.items()]
     if card.interval:
         low, high = card.interval
         lines.append(f"| 95 % interval of the mIoU, over scenes | {percent(low)} to {percent(high)} |")

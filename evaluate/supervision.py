@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -233,7 +234,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
             scores,
             title=f"{config.title} on {training_set.name}",
             setting=config.setting if config.classes is None else None,
-            departures=[*config.departures(), *_labels_seen_before(origin)],
+            departures=[*config.departures(), *_absent_left_out(config, scores), *_labels_seen_before(origin)],
             model=origin,
             protocol={**scoring_protocol(scores, validation_set, model.input_config), **protocol},
             provenance={**provenance, "teachers": teacher_summary(provenance["distillation"])},
@@ -274,6 +275,14 @@ def _provenance_of_whole(path: Path) -> dict:
             where=path,
             fix=f"Remove the {RESULT} beside it and run the same command with --resume: it trains anew.",
         ) from None
+
+
+def _absent_left_out(config: SupervisionConfig, scores: Scores) -> list[str]:
+    """Where SLidR's mean would be another: a whole validation set lacks no class."""
+    absent = [name for name, iou in zip(scores.class_names, scores.iou.tolist(), strict=True) if math.isnan(iou)]
+    if config.schedule != "slidr" or config.absent_classes == "as-1" or not absent:
+        return []
+    return [f"absent classes left out of the mIoU ({', '.join(absent)}), not counted as 1"]
 
 
 def _labels_seen_before(origin: dict) -> list[str]:

@@ -20,7 +20,7 @@ from .pipeline import teacher_footprint
 from .preparation import PreparedView, Selection, prepare_frame
 from .segments import segments_of
 from .store import FeatureStore, Segments, Source
-from .superpixels import SLIC, open_superpixels
+from .superpixels import FOLDER, SLIC, open_superpixels
 from .targets import sample_targets
 from .teachers.choices import choose_weights
 from .teachers.teacher import Teacher, load_teacher
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 SEED = 0  # of the choice of views
 # By how much the mean cosine of two forward passes of one teacher may fall short of 1 on two machines.
 APART = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
+KINDS = {SLIC: "SLIC", FOLDER: "a folder of maps"}  # of superpixels, for people
 # A pair's target is a mean of patch vectors, and may keep less of its direction than each of them.
 ALLOWANCE = 4
 
@@ -65,9 +66,9 @@ class Recomputed:
         return same_input and self.mean_cosine >= self.least_cosine and same_segments
 
     def __str__(self) -> str:
-        name = f"view {self.row} ({self.of}), {self.teacher}: {self.pairs} pairs, "
+        name = f"view {self.row} ({self.of}), {self.teacher}: {self.pairs} pairs"
         if not self.same_pairs:
-            return f"{name}OTHER POINTS OR PIXELS than the dataset gives"
+            return f"{name}, OTHER POINTS OR PIXELS than the dataset gives"
         cosines, least = [], []
         if self.has_targets:
             worst = f"(worst {self.worst_cosine:.6f}), loss within {self.loss_difference:.2g}"
@@ -76,13 +77,13 @@ class Recomputed:
         if self.segments and self.same_superpixels:
             cosines.append(f"{self.segments} segments, cosine {self.segments_cosine:.6f}")
             least.append(f"{self.least_segments_cosine:.6f} or more of segments")
-        cosine = ", ".join(cosines)
+        cosine = "".join(f", {each}" for each in cosines)
         if not self.same_image:
-            return f"{name}ANOTHER IMAGE than the store was made from, {cosine}"
+            return f"{name}, ANOTHER IMAGE than the store was made from{cosine}"
         if not self.same_superpixels:
-            return f"{name}OTHER SUPERPIXELS than the store was made from {cosine}".rstrip()
+            return f"{name}, OTHER SUPERPIXELS than the store was made from{cosine}"
         if not self.as_stored:
-            return f"{name}OTHER TARGETS than the teacher gives, {cosine}; expected: {' and '.join(least)}"
+            return f"{name}, OTHER TARGETS than the teacher gives{cosine}; expected: {' and '.join(least)}"
         return name + cosine
 
 
@@ -91,7 +92,7 @@ def recompute_targets(
     num_views: int,
     *,
     root: Path | None,
-    superpixels: Path | None = None,
+    superpixels: str | Path | None = None,
     weights: tuple[str, ...],
     device: torch.device,
 ) -> Iterator[Recomputed]:
@@ -99,19 +100,21 @@ def recompute_targets(
 
     Args:
         root: the dataset's folder; None takes the one recorded.
-        superpixels: the folder of maps, where the store's are of one; likewise.
+        superpixels: the folder of maps, where the store's are of one, or "slic"; likewise.
         weights: see `choose_weights`; where there are none, hub or random as recorded.
 
     Raises:
-        ScalrError: dataset or weights that are not there, or are not those of the store.
+        ScalrError: dataset, superpixels or weights that are not there, or are not those of the store.
     """
+    _require_made_by(store, superpixels)
+    folder = None if superpixels in (None, SLIC) else Path(superpixels)
 
     @cache
     def frames_of(dataset_name: str, split: str) -> tuple[Dataset, Selection, dict[str, Frame]]:
         (source,) = [each for each in store.sources if (each.dataset, each.split) == (dataset_name, split)]
         record = source.attributes["record"]
         dataset = open_dataset(record["reader"], root or Path(record["root"]), split)
-        selection = _recorded_selection(source, dataset, superpixels)
+        selection = _recorded_selection(source, dataset, folder)
         return dataset, selection, {frame.token: frame for frame in dataset.frames}
 
     given = choose_weights(tuple(store.teachers), weights)
@@ -170,6 +173,22 @@ def _recompute(
         worst_cosine=cosine.min().item(),
         loss_difference=torch.linalg.vector_norm(exact - kept, dim=1).mean().item(),
     )
+
+
+def _require_made_by(store: FeatureStore, superpixels: str | Path | None) -> None:
+    """
+    Raises:
+        StoreError: superpixels of another kind than those of the store.
+    """
+    methods = {source.superpixels["method"] for source in store.sources if source.superpixels is not None}
+    given = SLIC if superpixels == SLIC else FOLDER
+    if superpixels is not None and given not in methods:
+        raise StoreError(
+            f"its superpixels are from {' and '.join(KINDS[each] for each in sorted(methods)) or 'nothing'},"
+            f" and --superpixels names {KINDS[given]}",
+            where=store.path,
+            fix="Leave out --superpixels, or pass the folder of maps that the store was made from.",
+        )
 
 
 def _recorded_selection(source: Source, dataset: Dataset, folder: Path | None) -> Selection:

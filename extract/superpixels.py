@@ -147,13 +147,15 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """
     try:
         content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         raise DatasetError(
             "the superpixel map is missing", where=path, fix="Make it, or check that --superpixels is complete."
         ) from None
     except OSError as error:
         raise DatasetError(
-            f"the superpixel map cannot be read ({error.strerror})", where=path, fix="Check its permissions."
+            f"the superpixel map cannot be read ({error.strerror})",
+            where=path,
+            fix="Check that it is a file, and its permissions.",
         ) from None
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:

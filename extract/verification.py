@@ -25,7 +25,7 @@ class VerifyConfig(Settings):
     repair: bool = False
     sample: CountOrZero = 0
     root: Path | None = None
-    superpixels: Path | None = None
+    superpixels: str | None = None
     weights: tuple[str, ...] = ()
     device: str = "auto"
 

@@ -16,6 +16,7 @@ from ...checkpoint_files import first_line
 from ...errors import DamagedError, StoreError, UnreadableError
 from ..encoding import Encoding
 from ..statistics import TeacherStatistics
+from ..teachers.registry import keeps_only_segments
 from . import format as fmt
 from .arrays import open_array
 from .contents import ScanBlock, Segments, Source, StoredView, TargetBlock, source_of
@@ -341,16 +342,21 @@ class FeatureStore:
             encoding,
         )
 
-    def require_targets_of_pairs(self, teacher: str) -> None:
+    def require_targets_of_pairs(self, teacher: str, instead: str = "Use a store of another teacher") -> None:
         """
+        Args:
+            teacher: its name.
+            instead: what the user may do without these targets.
+
         Raises:
             StoreError: no such teacher, or only the segments of its images are kept.
         """
         if not self.encoding(teacher).of_pairs:
+            extract = "" if keeps_only_segments(teacher) else ", or extract with --encoding patch into another --out"
             raise StoreError(
                 f"it keeps segments of {teacher} alone, and no targets of points",
                 where=self.path,
-                fix="Extract with --encoding patch into another --out, or distil with loss slidr or st_slidr.",
+                fix=f"{instead}{extract}.",
             )
 
     def superpixels(self, source: Source) -> dict | None:

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 WRAPPERS = re.compile(r"(?:(?:model|state_dict|teacher|student|module|backbone|_orig_mod|encoder_q|encoder_k)\.)*")
 IN_A_BLOCK = re.compile(r"(?:^|\.)(?:blocks|resblocks|layers?|layer[1-4]|transformer)\.\d+\..+\.(?:weight|bias)$")
 # Of two networks in one file, the first is taken, as DINO and DINOv2, and MoCo, evaluate theirs.
-RATHER_THAN = {"teacher.": "student.", "encoder_q.": "encoder_k."}
+OF_KEYS = "encoder_k."  # MoCo's moving average of the encoder that is trained
+RATHER_THAN = {"teacher.": "student.", "encoder_q.": OF_KEYS}
 IN_A_CHUNK = re.compile(r"^blocks\.\d+\.(?=\d+\.)")  # DINOv2 trains blocks in chunks, each block under its own number
 DEPTH = 4  # of dictionaries in dictionaries
 
@@ -55,6 +56,7 @@ def model_in(content: object, origin: str) -> Checkpoint:
     """The model in what was read: `{"teacher": {"module.backbone.norm.weight": …}}` holds one with `norm.weight`.
 
     Of a teacher and a student in one file, the teacher is taken, and of MoCo's two encoders that of the queries.
+    A file with one of two is taken as it is.
 
     Raises:
         TeacherError: no tensors with names, or several models.
@@ -79,6 +81,8 @@ def model_in(content: object, origin: str) -> Checkpoint:
     (chosen,) = candidates
     if chosen:
         logger.info("%s: the teacher is what begins with %s", origin, chosen)
+    if OF_KEYS in chosen:
+        logger.warning("%s: this is MoCo's momentum encoder; published features are those of encoder_q", origin)
     tensors = {IN_A_CHUNK.sub("blocks.", name): tensor for name, tensor in models.pop(chosen).items()}
     return Checkpoint(origin, tensors, tuple(prefix + name for prefix, others in models.items() for name in others))
 

@@ -18,6 +18,7 @@ from .timm_import import import_timm
 BESIDE_THE_FEATURE = re.compile(
     r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|mask_token|lm_head|fc\.[02])(\.|$)|decoder_"
 )
+CLASSIFIER_OF_RESNET = {"fc.weight", "fc.bias"}
 PATCHES = ("patch_embed.proj.weight", "visual.conv1.weight")
 BIASES = (".attn.qkv.bias", ".attn.q_bias", ".attn.v_bias")  # which most DINOv3 have in two variants in timm
 
@@ -54,7 +55,9 @@ def check_fit(spec: TeacherSpec, origin: str, fit: Fit, optional: Collection[str
         ],
     }
     if any(kinds.values()):
-        raise does_not_fit(spec, origin, listed(kinds), kinds["unexpected"])
+        classifies = spec.network == "resnet" and set(kinds["unexpected"]) >= CLASSIFIER_OF_RESNET
+        kind = "supervised or of MoCo v1, not of MoCo v2: " if classifies else ""
+        raise does_not_fit(spec, origin, kind + listed(kinds), kinds["unexpected"])
     if fit.lost:
         lost = listed({"tensors that are not zero": fit.lost})
         raise does_not_fit(spec, origin, f"the model has no place for {lost}", fit.lost)

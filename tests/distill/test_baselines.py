@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import scalr
 from in_children import command_of_two, free_port, together
@@ -105,6 +106,24 @@ def assert_goes_on_bit_for_bit(store: Path, folder: Path, recipe: str, teacher: 
 )
 def test_a_recipe_of_each_loss_goes_on_bit_for_bit(tiny_store, tmp_path, recipe):
     assert_goes_on_bit_for_bit(tiny_store, tmp_path, recipe)
+
+
+def test_superpixels_of_two_kinds_in_one_run_are_said(tiny_store, tmp_path, caplog):
+    """Where the loss is of superpixels."""
+    frames = TinyDataset(tmp_path, num_frames=1)
+    for view in frames.frames[0].views:
+        path = tmp_path / "maps" / view.image
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (64, 48)).save(path)
+    options = {"teachers": ("coordinates",), "superpixels": str(tmp_path / "maps")}
+    other = extract_with(frames, tiny_teachers(), tmp_path / "s.zarr", **options).path
+    for loss, said in (("similarity", False), ("slidr", True)):
+        recipe = load_recipe("table2_scalr_minkunet", (*SMALL, "training.epochs=1", f"objective.loss={loss}"))
+        distill(DistillConfig(caches=(tiny_store, other), out=tmp_path / loss, recipe=recipe, device="cpu"))
+        message = (
+            "superpixels of different kinds are learnt from together (slic: nuscenes train; folder: nuscenes train)"
+        )
+        assert (message in caplog.text) == said
 
 
 def test_a_loss_of_superpixels_takes_one_teacher(tmp_path):

@@ -14,6 +14,7 @@ from scalr.distill.dataset import DistillCollate, DistillDataset, SamplingConfig
 from scalr.distill.segments import PAIRS, TargetParts
 from scalr.distill.varying_targets import VaryingTargets
 from scalr.errors import StoreError
+from scalr.extract.encoding import Encoding
 from scalr.extract.store import Segments
 from tiny import TinyDataset, extract_with, tiny_teachers
 
@@ -176,6 +177,34 @@ def test_means_that_are_all_zero_are_said(store, monkeypatch):
     ) as caught:
         samples_of(store, MEANS, views_per_sample="all")[0, 0]
     assert caught.value.fix.startswith("Run 'scalr verify ")
+
+
+def test_superpixels_too_small_for_features_are_said(store, monkeypatch):
+    """The points are inside the field of view: their segments have no patch."""
+    read = WithSuperpixels.read_segments
+
+    def without_patches(self, row, teacher):
+        segments = read(self, row, teacher)
+        return replace(segments, direction=np.zeros_like(segments.direction))
+
+    monkeypatch.setattr(WithSuperpixels, "read_segments", without_patches)
+    message = r"\(view \d\): views \[\d, \d\] keep no point in a superpixel that is large enough"
+    with pytest.raises(StoreError, match=rf"{message} to have features of coordinates\. Extract with larger"):
+        samples_of(store, ALL, views_per_sample="all")[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("parts", "fix"),
+    [
+        (PAIRS, "Use loss slidr or st_slidr with target_head none"),
+        (ROWS_ONLY, "Pass --set objective.target_head=none"),  # the loss is one of segments already
+    ],
+)
+def test_a_store_of_segments_alone_is_refused_with_what_helps(store, monkeypatch, parts, fix):
+    monkeypatch.setattr(store.store, "encoding", lambda teacher: Encoding("segments", "float16"))
+    with pytest.raises(StoreError, match=f"it keeps segments of coordinates alone.*{fix}, or extract"):
+        samples_of(store, parts)
+    samples_of(store, MEANS)
 
 
 def test_a_store_without_superpixels_is_refused(plain):

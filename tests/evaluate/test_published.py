@@ -191,6 +191,17 @@ def test_what_is_not_said_brings_a_row_no_nearer():
     assert nearest(published_for("probe nuscenes"), model, protocol) is row
 
 
+def test_a_row_of_another_loss_is_no_nearer_for_its_teacher():
+    """LiMA's README says little but the teacher and the loss, and so differs in little."""
+    rows = published_for("probe nuscenes by slidr")
+    (lima,) = (row for row in rows if row.name.startswith("ScaLR (README of LiMA") and "vits14" in row.name)
+    (slidr,) = (row for row in rows if row.name == f"SLidR (ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})")
+    model, protocol = card_of(slidr)
+    model |= {"teachers": ["dinov2_vits14"], "feature": "x_prenorm"}
+    assert nearest(rows, model, protocol).who == "SLidR"
+    assert nearest(rows, model | {"objective.loss": "similarity"}, protocol) is lima
+
+
 def test_figures_on_other_lidars_are_of_the_classes_that_transfer_uses():
     rows = {row.setting: row.protocol["classes"] for row in PUBLISHED if row.setting.startswith("transfer ")}
     assert rows == {

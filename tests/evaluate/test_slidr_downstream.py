@@ -34,6 +34,7 @@ from scalr.evaluate.labelled_scans import AugmentedScans, LabelledCollate, draw_
 from scalr.evaluate.probe import ProbeConfig, probe
 from scalr.evaluate.result import read_result
 from scalr.evaluate.score import ScoreConfig, score_model
+from scalr.evaluate.scores import Scores
 from scalr.evaluate.scoring import score
 from scalr.evaluate.supervision import SupervisionConfig
 from scalr.extract.datasets.labels import IGNORE_LABEL
@@ -270,6 +271,22 @@ def test_points_are_scored_by_their_voxel(student_files, frames, tmp_path):
     np.testing.assert_array_equal(score(model, frames, CPU).confusion, expected)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "absent_classes", "trees", "departs"),
+    [
+        ("slidr", "left-out", 0, True),
+        ("slidr", "as-1", 0, False),
+        ("scalr", "left-out", 0, False),
+        ("slidr", "left-out", 2, False),
+    ],
+)
+def test_a_mean_that_slidr_would_have_otherwise_departs(tmp_path, schedule, absent_classes, trees, departs):
+    config = ProbeConfig(student="s", root=tmp_path, out=tmp_path, schedule=schedule, absent_classes=absent_classes)
+    scores = Scores(("car", "tree"), ("a",), np.array([[[5, 0], [0, trees]]]), 1, "0")
+    said = ["absent classes left out of the mIoU (tree), not counted as 1"]
+    assert supervision._absent_left_out(config, scores) == said * departs
+
+
 def test_the_card_says_how_absent_classes_count(student_files, synthetic_world, tmp_path):
     """In a world of cars and roads alone, where others are soon not predicted any more."""
     world = Path(shutil.copytree(synthetic_world, tmp_path / "world"))
@@ -288,7 +305,10 @@ def test_the_card_says_how_absent_classes_count(student_files, synthetic_world, 
     assert card["figures"]["mIoU"] == scores.miou
     assert (card["setting"], card["protocol"]["schedule_of"]) == ("probe nuscenes by slidr", "slidr")
     assert {"epochs 3, not 100", "learning_rate 0.5, not 0.05", "batch_size 2, not 16"} <= set(card["departures"])
-    assert "| mean_over | all, absent as 1 |" in (config.out / "result.md").read_text()
+    text = (config.out / "result.md").read_text()
+    assert "| mean_over | all, absent as 1 |" in text
+    assert f"| mIoU, absent classes as 1 | {100 * scores.miou:.2f} % |" in text
+    assert "absent classes left out" not in text
     report = compare([config.out])
     assert report.startswith("## probe nuscenes by slidr")
     assert re.search(
@@ -301,3 +321,5 @@ def test_the_card_says_how_absent_classes_count(student_files, synthetic_world, 
     assert (again.miou, left_out.miou) == (scores.miou, np.nanmean(scores.iou))
     means = [read_result(tmp_path / name)["protocol"]["mean_over"] for name in ("as-1", "left-out")]
     assert means == ["all, absent as 1", "present or predicted"]
+    headlines = [(tmp_path / name / "result.md").read_text().splitlines()[4] for name in ("as-1", "left-out")]
+    assert [line.split(" | ")[0] for line in headlines] == ["| mIoU, absent classes as 1", "| mIoU"]

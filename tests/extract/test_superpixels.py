@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from scalr.errors import DatasetError, ScalrError, StoreError
 from scalr.extract import recompute
 from scalr.extract.datasets import open_dataset
 from scalr.extract.plan import Part
-from scalr.extract.store import FeatureStore, ScanBlock, Segments, TargetBlock, create_store, open_store
+from scalr.extract.store import FeatureStore, ScanBlock, Segments, TargetBlock, create_store, open_store, reader
 from scalr.extract.store.format import root_attributes, write_record
 from scalr.extract.store.repair import repair_store
 from scalr.extract.store.verify import verify_store
@@ -150,7 +151,7 @@ def test_a_teacher_that_comes_later_finds_the_same_superpixels(dataset, of_slic,
     assert_same_store(store, of_slic)
 
 
-def test_segments_alone_can_be_kept(dataset, maps, of_maps, tmp_path):
+def test_segments_alone_can_be_kept(dataset, maps, of_maps, tmp_path, monkeypatch):
     store = extracted(dataset, tmp_path / "s.zarr", superpixels=str(maps), encoding="segments")
     assert verify_store(store).whole
     assert (store.encoding("coordinates").layout, store.teachers["coordinates"]["dtype"]) == ("segments", "float16")
@@ -159,8 +160,11 @@ def test_segments_alone_can_be_kept(dataset, maps, of_maps, tmp_path):
         ours, theirs = store.read_segments(row, "coordinates"), of_maps.read_segments(row, "coordinates")
         for mine, other in zip(ours.arrays, theirs.arrays, strict=True):
             np.testing.assert_array_equal(mine, other)
-    message = r"it keeps segments of coordinates alone, and no targets of points\. Extract with --encoding patch"
-    with pytest.raises(StoreError, match=message):
+    message = r"it keeps segments of coordinates alone, and no targets of points\. Use a store of another teacher"
+    with pytest.raises(StoreError, match=rf"{message}, or extract with --encoding patch into another --out$"):
+        store.read_view(0, "coordinates")
+    monkeypatch.setattr(reader, "keeps_only_segments", lambda teacher: teacher == "coordinates")  # as of stride 4
+    with pytest.raises(StoreError, match=f"{message}$"):
         store.read_view(0, "coordinates")
 
 
@@ -281,13 +285,26 @@ def test_a_sample_is_recomputed_with_its_superpixels(dataset, maps, tmp_path, mo
     others = write_maps(dataset, tmp_path / "others", seed=99)
     found = recomputed(dataset, monkeypatch, store, superpixels=others)
     assert not any(view.as_stored or view.same_superpixels for view in found)
-    assert "OTHER SUPERPIXELS than the store was made from" in str(found[0])
+    cosine = ", cosine" if encoding == "patch" else "$"
+    assert re.search(f"pairs, OTHER SUPERPIXELS than the store was made from{cosine}", str(found[0]))
     monkeypatch.setattr(
         CoordinateTeacher, "patch_maps", lambda self, images: torch.eye(3)[0].expand(len(images), 6, 8, 3)
     )
     found = recomputed(dataset, monkeypatch, store)
     assert not any(view.as_stored for view in found)
     assert "OTHER TARGETS than the teacher gives" in str(found[0])
+
+
+def test_superpixels_of_another_kind_than_the_store_s_are_refused(of_maps, of_slic, maps, monkeypatch, dataset):
+    fix = "Leave out --superpixels, or pass the folder of maps that the store was made from"
+    for store, given, what in (
+        (of_maps, "slic", "its superpixels are from a folder of maps, and --superpixels names SLIC"),
+        (of_slic, str(maps), "its superpixels are from SLIC, and --superpixels names a folder of maps"),
+    ):
+        with pytest.raises(StoreError) as caught:
+            recomputed(dataset, monkeypatch, store, superpixels=given)
+        assert str(caught.value) == f"{store.path}: {what}. {fix}"
+    assert all(view.as_stored for view in recomputed(dataset, monkeypatch, of_slic, superpixels="slic"))
 
 
 def test_slic_of_another_release_is_said_where_a_sample_is_recomputed(dataset, of_slic, monkeypatch, caplog):
@@ -410,7 +427,11 @@ def test_a_store_whose_root_does_not_tell_of_superpixels_is_mended(copied):
         ("cut", "the superpixel map is not a PNG that can be decoded"),
         ("jpeg", "the superpixel map is not a PNG that can be decoded"),
         (None, "the superpixel map is missing. Make it, or check that --superpixels is complete"),
-        ("loop", r"the superpixel map cannot be read \(Too many levels of symbolic links\)\. Check its permissions"),
+        ("loop", r"the superpixel map cannot be read \(Too many levels of symbolic links\)\. Check that it is a file"),
+        (
+            "folder",
+            r"the superpixel map cannot be read \(Is a directory\)\. Check that it is a file, and its permissions",
+        ),
     ],
 )
 def test_maps_that_cannot_be_used_are_said_in_a_line(tmp_path, content, message):
@@ -420,6 +441,8 @@ def test_maps_that_cannot_be_used_are_said_in_a_line(tmp_path, content, message)
     elif content == "cut":
         Image.fromarray(tiled()).save(path)
         os.truncate(path, path.stat().st_size // 2)
+    elif content == "folder":
+        path.mkdir()
     elif content == "jpeg":
         Image.fromarray(tiled().astype(np.uint8)).save(path, format="JPEG")
     elif content == "loop":

@@ -15,6 +15,7 @@ from torch import nn
 
 from scalr.errors import StoreError, TeacherError
 from scalr.extract import recompute
+from scalr.extract.teachers.checkpoint import model_in
 from scalr.extract.teachers.teacher import Teacher, load_teacher
 from scalr.extract.teachers.timm_import import import_timm
 from small_teachers import targets_of
@@ -194,7 +195,10 @@ def hollow(state: State) -> State:
             r"1 of another shape: layer4.* \(512, 32, 3, 3\), not",
         ),
         # A supervised training, as torchvision and timm publish it, or MoCo v1: all other names are the same.
-        ({"fc.weight": torch.zeros(1000, 2), "fc.bias": torch.zeros(1000)}, r"2 unexpected: fc\.weight, fc\.bias\)"),
+        (
+            {"fc.weight": torch.zeros(1000, 2), "fc.bias": torch.zeros(1000)},
+            r"supervised or of MoCo v1, not of MoCo v2: 2 unexpected: fc\.weight, fc\.bias\)",
+        ),
     ],
 )
 @pytest.mark.parametrize("layout", [published, dict])
@@ -203,6 +207,17 @@ def test_weights_of_another_network_are_said(encoder, tmp_path, layout, changes,
     torch.save(layout(state), tmp_path / "w.pth")
     with pytest.raises(TeacherError, match=rf"w\.pth: the weights do not fit resnet50 \({message}"):
         load(tmp_path / "w.pth")
+
+
+def test_a_momentum_encoder_alone_is_taken_and_said(caplog):
+    name = "layer1.0.conv1.weight"
+    of_keys = {f"module.encoder_k.{name}": torch.ones(1)}
+    assert list(model_in({"state_dict": of_keys}, "w.pth").tensors) == [name]
+    assert "w.pth: this is MoCo's momentum encoder; published features are those of encoder_q" in caplog.text
+    caplog.clear()
+    both = of_keys | {f"module.encoder_q.{name}": torch.zeros(1)}
+    assert not model_in({"state_dict": both}, "w.pth").tensors[name].any()
+    assert "momentum" not in caplog.text
 
 
 def test_a_file_with_two_networks_is_refused(encoder, tmp_path):
