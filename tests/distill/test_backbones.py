@@ -398,7 +398,7 @@ PACKED = {
     "dict": (vars, "gave a dict, not a frozen dataclass"),
     "plain": (lambda batch: PlainBatch(batch.scan_offsets), "gave a PlainBatch, not a frozen dataclass"),
     "short": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets[:-1]), r"gave scan_offsets \[0\], not "),
-    "more": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets * 2), r"gave scan_offsets .* the sizes of 'kept'"),
+    "more": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets * 2), r"gave scan_offsets .* sizes of"),
     "later": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets + 1), r"gave scan_offsets \[1, "),
     "array": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets.numpy()), "gave scan_offsets as int64 of"),
     "float": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets.float()), "gave scan_offsets as float32 of"),
