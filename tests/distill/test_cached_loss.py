@@ -53,8 +53,15 @@ def pixels_of(store: FeatureStore, batch: DistillBatch) -> list[torch.Tensor]:
     return pixels
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
-@pytest.mark.parametrize("encoding", ["point", "patch"])
+@pytest.mark.parametrize(
+    ("encoding", "dtype"),
+    [
+        ("point", "float16"),
+        ("patch", "int8"),
+        pytest.param("point", "int8", marks=pytest.mark.slow),
+        pytest.param("patch", "float16", marks=pytest.mark.slow),
+    ],
+)
 def test_cached_loss_equals_online_loss(synthetic_world, teacher, tmp_path: Path, encoding, dtype):
     path = tmp_path / "s.zarr"
     extract(

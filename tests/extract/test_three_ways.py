@@ -31,7 +31,7 @@ TEACHER = ("--teacher", "dinov2_vits14", "--weights", "random", "--image-size", 
 KEPT = ("--encoding", "patch", "--dtype", "int8", "--frames-per-block", "2")
 
 
-@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("count", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 8))])
 def test_parts_in_any_order_give_one_store(tmp_path, count):
     dataset = TinyDataset(tmp_path, num_frames=11)
     options = {"teachers": ("coordinates", "doubled"), "frames_per_block": 2, "batch_size": 3}

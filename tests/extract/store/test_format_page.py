@@ -89,8 +89,15 @@ def extracted(root: Path, out: Path, encoding: str, dtype: str) -> Path:
     return out
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
-@pytest.mark.parametrize("encoding", ["point", "patch"])
+@pytest.mark.parametrize(
+    ("encoding", "dtype"),
+    [
+        ("point", "float16"),
+        ("patch", "int8"),
+        pytest.param("point", "int8", marks=pytest.mark.slow),
+        pytest.param("patch", "float16", marks=pytest.mark.slow),
+    ],
+)
 def test_a_reader_written_from_the_page_reads_the_same(synthetic_world, tmp_path, encoding, dtype):
     path = extracted(synthetic_world, tmp_path / "s.zarr", encoding, dtype)
     store, views = open_store(path), list(views_by_the_page(path, TEACHER))
