@@ -19,7 +19,7 @@ NUMBERS = {
     "scalr.distill.backbones.minkunet.sparse_convolution": {
         "CPU_PIECE": 2**23,
         "DEVICE_PIECE": 2**29,
-        "THREAD_PRODUCTS": 2**25,
+        "THREAD_PRODUCTS": 2**23,
     },
     "scalr.distill.backbones.minkunet.voxels": {"BITS": 21, "HALF": 2**20, "REACH": 2**20 - 32},
     "scalr.distill.dataset": {"MAX_DRAWS": 10, "MIN_PAIRS": 1024},

@@ -23,7 +23,7 @@ from .threads import in_threads
 
 # Bytes of a piece's gathered rows and products: on a CPU what fits its caches, else what its memory does not notice.
 CPU_PIECE, DEVICE_PIECE = 2**23, 2**29
-THREAD_PRODUCTS = 2**25  # multiplications that are worth a thread
+THREAD_PRODUCTS = 2**23  # multiplications that are worth a thread
 
 Pairs = KernelMap | Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # or what convolves (M, C) with a kernel
 
