@@ -359,10 +359,6 @@ class FeatureStore:
                 fix=f"{instead}{extract}.",
             )
 
-    def superpixels(self, source: Source) -> dict | None:
-        """How the segments of a source's images were made; None where it has none."""
-        return source.superpixels
-
     def require_superpixels(self, source: Source) -> None:
         """
         Raises:
