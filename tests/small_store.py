@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from scalr.extract.statistics import TeacherStatistics
 from scalr.extract.store import (
@@ -30,6 +31,13 @@ SETTINGS = {
 PROVENANCE = {
     "teacher": "t", "dim": 3, "image_size": [24, 32], "patch_size": 4, "encoding": "point", "dtype": "float16"
 }  # fmt: skip
+
+# Encoding and dtype of vectors: each of both in every run of the tests, the other pairs in the slow ones.
+KEPT_AS = [
+    ("point", "float16"),
+    ("patch", "int8"),
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in (("point", "int8"), ("patch", "float16"))),
+]
 
 
 def a_block(block: int, views: int = 3) -> tuple[ScanBlock, TargetBlock]:

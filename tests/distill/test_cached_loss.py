@@ -20,6 +20,7 @@ from scalr.extract.datasets.files import read_image
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import FeatureStore, open_store
 from scalr.extract.teachers.teacher import Teacher, load_teacher
+from small_store import KEPT_AS
 
 TEACHER, IMAGE_SIZE = "dinov2_vits14", (56, 112)
 STILL = AugmentConfig(max_rotation_rad=0, flip_probability=0, max_scale_change=0)
@@ -53,15 +54,7 @@ def pixels_of(store: FeatureStore, batch: DistillBatch) -> list[torch.Tensor]:
     return pixels
 
 
-@pytest.mark.parametrize(
-    ("encoding", "dtype"),
-    [
-        ("point", "float16"),
-        ("patch", "int8"),
-        pytest.param("point", "int8", marks=pytest.mark.slow),
-        pytest.param("patch", "float16", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("encoding", "dtype"), KEPT_AS)
 def test_cached_loss_equals_online_loss(synthetic_world, teacher, tmp_path: Path, encoding, dtype):
     path = tmp_path / "s.zarr"
     extract(

@@ -22,6 +22,7 @@ from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import open_store
 from scalr.extract.store.format import SCANS_SCHEMA, TARGETS_SCHEMA
 from scalr.extract.targets import footprint
+from small_store import KEPT_AS
 
 TEACHER = "dinov2_vits14"
 
@@ -89,15 +90,7 @@ def extracted(root: Path, out: Path, encoding: str, dtype: str) -> Path:
     return out
 
 
-@pytest.mark.parametrize(
-    ("encoding", "dtype"),
-    [
-        ("point", "float16"),
-        ("patch", "int8"),
-        pytest.param("point", "int8", marks=pytest.mark.slow),
-        pytest.param("patch", "float16", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("encoding", "dtype"), KEPT_AS)
 def test_a_reader_written_from_the_page_reads_the_same(synthetic_world, tmp_path, encoding, dtype):
     path = extracted(synthetic_world, tmp_path / "s.zarr", encoding, dtype)
     store, views = open_store(path), list(views_by_the_page(path, TEACHER))
