@@ -44,13 +44,13 @@ def tiled(seed: int = 0, ids: int = 9) -> np.ndarray:
     return blobs.repeat(8, 0).repeat(8, 1).astype(np.uint16)
 
 
-def write_maps(dataset: TinyDataset, folder: Path, seed: int = 0) -> Path:
-    """A map of 16 bits for each image, named as the image is."""
+def write_maps(dataset: TinyDataset, folder: Path, seed: int = 0, compress_level: int = 0) -> Path:
+    """A map of 16 bits for each image, named as the image is. Not compressed, all have one size."""
     views = [view for frame in dataset.frames for view in frame.views]
     for number, view in enumerate(views):
         path = folder / view.image
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(tiled(seed + number)).save(path)
+        Image.fromarray(tiled(seed + number)).save(path, compress_level=compress_level)
     return folder
 
 
@@ -230,7 +230,7 @@ def test_what_superpixels_depend_on_may_not_change(dataset, maps, of_slic, of_ma
 
 
 def test_another_folder_is_noticed_and_the_same_one_elsewhere_is_not(dataset, maps, copied, tmp_path):
-    write_maps(dataset, tmp_path / "others", seed=99)
+    write_maps(dataset, tmp_path / "others", seed=99, compress_level=9)  # files of other sizes
     message = (
         r"frame0_LEFT\.png: another superpixel map than when frame frame0, camera LEFT, was stored\. Pass the folder"
     )
@@ -246,11 +246,9 @@ def test_a_map_that_changed_under_a_stored_view_is_noticed(dataset, maps, copied
     changed = Path(shutil.copytree(maps, tmp_path / "changed"))
     path = changed / "frame2_RIGHT.png"
     ids = np.array(Image.open(path))
-    Image.fromarray(ids[::-1].copy()).save(path)
-    os.truncate(path, path.stat().st_size)
-    with pytest.raises(StoreError, match="superpixel") as caught:
+    Image.fromarray(ids[::-1].copy()).save(path, compress_level=0)
+    with pytest.raises(StoreError, match="other superpixels than when frame frame2, camera RIGHT, was stored"):
         extracted(dataset, copied, "doubled", superpixels=str(changed))
-    assert "frame frame2, camera RIGHT, was stored" in str(caught.value)
     assert 2 not in open_store(copied).committed_blocks("doubled")
 
 
