@@ -197,6 +197,7 @@ def test_a_world_in_another_layout_is_whole(tmp_path):
     assert report["points_per_frame"] > 10_000
 
 
+@pytest.mark.slow
 def test_two_datasets_in_one_store(simulated, tmp_path):
     """Frames of the same name are not the same."""
     for name in ("pandaset_64", "pandaset_gt"):
@@ -216,6 +217,7 @@ def test_two_datasets_in_one_store(simulated, tmp_path):
     assert scalr("verify", tmp_path / "s.zarr", "--sample", 4).exit_code == 0
 
 
+@pytest.mark.slow
 def test_two_teachers_with_features_of_their_choice(synthetic_world, tmp_path):
     """A model of timm and MaskCLIP, one from a file; what was chosen is recorded, and found again by verify."""
     teacher = load_teacher("timm:test_vit.r160_in1k", image_size=(32, 64), weights="random", feature="x_norm:-1,2")
@@ -305,6 +307,7 @@ def test_a_sample_needs_the_dataset_it_was_made_from(world, tmp_path):
     assert_one_line_error(scalr("verify", tmp_path / "s.zarr", "--sample", 1), str(world), "Pass --root")
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_the_run_then_takes(synthetic_world, tmp_path):
     command = ("extract", *TINY_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr")
     dry = scalr(*command, "--dry-run")
@@ -414,6 +417,7 @@ def test_damaged_files_stop_the_run_and_leave_no_block(world, tmp_path, damage):
     assert scalr(*command).exit_code == 0
 
 
+@pytest.mark.slow
 def test_superpixels_from_a_folder_to_a_store_of_segments_alone(synthetic_world, tmp_path, monkeypatch):
     """The folder is named from here, and later lies elsewhere; what needs targets of points is refused."""
     for image in sorted((synthetic_world / "samples").glob("CAM_*/*")):
@@ -567,6 +571,7 @@ def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path, children)
     assert_same_store(open_store(out), open_store(whole))
 
 
+@pytest.mark.slow
 def test_results_as_json(synthetic_world, tmp_path):
     """Standard output is JSON and nothing else; the same figures as the files and the text have."""
     command = ("extract", *MEASURED_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr", "--json")

@@ -95,7 +95,7 @@ def kill_and_resume(start, folder: Path, whole: Path, kills: int) -> None:
 
 
 def test_killed_at_any_moment_and_resumed(start, folder, whole):
-    kill_and_resume(start, folder, whole, kills=2)
+    kill_and_resume(start, folder, whole, kills=1)
 
 
 @pytest.mark.slow
