@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import io
 import logging
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from .errors import ScalrError
+from .errors import ScalrError, remedy
 from .paths import expanded
 
 if TYPE_CHECKING:
@@ -79,11 +80,28 @@ class Verbs(ExampleLast, click.Group):
         try:
             return super().invoke(ctx)
         except ScalrError as error:
-            shown = click.ClickException(str(error))
-            shown.exit_code = error.exit_code
-            raise shown from error
+            raise _shown(error) from error
+        except OSError as error:
+            # Disks and permissions can fail at any line. A broken pipe is for click: the reader has seen enough.
+            if error.errno in (None, errno.EPIPE):
+                raise
+            raise _shown(_refused_by_the_system(error)) from error
         except KeyboardInterrupt:
             raise interrupted() from None
+
+
+def _shown(error: ScalrError) -> click.ClickException:
+    shown = click.ClickException(str(error))
+    shown.exit_code = error.exit_code
+    return shown
+
+
+def _refused_by_the_system(error: OSError) -> ScalrError:
+    return ScalrError(
+        f"the system refuses ({error.strerror})",
+        where=error.filename or "a file",
+        fix=f"{remedy(error, 'Check the storage there')}, then run the same command again.",
+    )
 
 
 def interrupted(what_stays: str = "") -> click.ClickException:

@@ -12,7 +12,9 @@ from .errors import ScalrError
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
 # PyTorch's examples call a checkpoint model.pth.tar, and it is no archive.
-ARCHIVE = re.compile(r".*(\.zip|\.7z|\.rar|\.tgz|(?<!\.pth)(?<!\.pt)\.tar(\.\w+)?)", re.IGNORECASE | re.DOTALL)
+ARCHIVE = re.compile(
+    r".*(\.zip|\.7z|\.rar|\.tgz|(?<!\.pth)(?<!\.pt)\.tar(\.(gz|bz2|xz|zst|lz4))?)", re.IGNORECASE | re.DOTALL
+)
 
 
 def expanded(path: str | os.PathLike, error: type[ScalrError] = ScalrError) -> Path:
@@ -38,6 +40,19 @@ def expanded(path: str | os.PathLike, error: type[ScalrError] = ScalrError) -> P
     if ARCHIVE.fullmatch(filled) and not os.path.isdir(filled):
         raise error("an archive, and archives are not read", where=filled, fix="Unpack it, and give what was in it.")
     return Path(filled)
+
+
+def below(folder: Path, name: str, error: type[ScalrError] = ScalrError) -> Path:
+    """The path in a folder by a name that a file gives, such as a token of a table: it never leads out of the folder.
+
+    Raises:
+        ScalrError: an absolute path, one with "..", an empty one or one with a NUL character.
+    """
+    if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise error(
+            f"the name {name!r} would lead out of the folder", where=folder, fix="Correct it in the dataset's files."
+        )
+    return folder / name
 
 
 def _with_variables(written: str, error: type[ScalrError]) -> str:

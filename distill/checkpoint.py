@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..checkpoint_files import LISTED_KEYS, shortened, tensors_digest, written_aside
-from ..errors import StudentError
+from ..errors import StudentError, remedy
 from ..json_text import json_text
 from ..paths import expanded
 from .backbones import DEFAULT, backbone_class
@@ -127,7 +127,8 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
             header = file.metadata() or {}
             values = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError) as error:
-        raise StudentError(f"the file cannot be read ({error})", where=path, fix=COPY_OR_TRAIN) from None
+        fix = remedy(error, COPY_OR_TRAIN)
+        raise StudentError(f"the file cannot be read ({error})", where=path, fix=fix) from None
     if header.get("format") not in (FORMAT, WITHOUT_DIGESTS):
         raise StudentError("a safetensors file, but not a student of scalr", where=path, fix=PASS_ONE)
     _check_digests(header, values if tensors else None, path)

@@ -390,6 +390,6 @@ def _record(config: ExtractConfig) -> dict:
     return {
         "reader": config.dataset,
         "root": str(config.root),
-        **({} if config.superpixels in (None, SLIC) else {"superpixels": config.superpixels}),
+        **({} if config.superpixels in (None, SLIC) else {"superpixels": str(config.superpixels)}),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }

@@ -22,7 +22,7 @@ from scalr.extract.datasets.synthetic import write_world
 from scalr.extract.store import create_store, open_store
 from scalr.extract.teachers.teacher import load_teacher
 from scalr.extract.verification import VerifyConfig
-from scalr.paths import expanded
+from scalr.paths import below, expanded
 
 URL = "s3://bucket/x.zarr"
 
@@ -50,6 +50,7 @@ def home(tmp_path, monkeypatch) -> Path:
         ("a/s3://b", "a/s3:/b"),
         ("model.pth.tar", "model.pth.tar"),
         ("x.zip.zarr", "x.zip.zarr"),
+        ("x.tar.zarr", "x.tar.zarr"),
     ],
 )
 def test_home_and_variables_are_filled_in(home, written, path):
@@ -92,6 +93,17 @@ def test_what_is_no_path_of_a_file_system_is_refused(monkeypatch, written, messa
     monkeypatch.setenv("BUCKET", "s3://mine")
     with pytest.raises(DatasetError, match=message):
         expanded(written, DatasetError)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "..", "", "a\0b"])
+def test_a_name_from_a_file_never_leads_out_of_a_folder(tmp_path, name):
+    with pytest.raises(DatasetError, match="would lead out of the folder"):
+        below(tmp_path, name, DatasetError)
+
+
+@pytest.mark.parametrize("name", ["x", "a/b..c", "...", "~", "$HOME"])
+def test_other_names_stay_as_they_are(tmp_path, name):
+    assert below(tmp_path, name) == tmp_path / name
 
 
 def test_without_a_home_folder_the_path_is_asked_for(monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ...checkpoint_files import shortened
-from ...errors import StudentError, did_you_mean
+from ...errors import StudentError, did_you_mean, remedy
 from ...paths import expanded
 from ...settings import shown
 from ..backbones import DEFAULT
@@ -119,7 +119,9 @@ def _text_of(name: str) -> bytes:
             return path.read_bytes()
     except OSError as error:
         raise StudentError(
-            f"the recipe cannot be read ({error.strerror})", where=name, fix="Pass another file as --recipe."
+            f"the recipe cannot be read ({error.strerror})",
+            where=name,
+            fix=f"{remedy(error, 'Check the storage there')}, or pass another file as --recipe.",
         ) from None
     raise StudentError(
         f"no recipe '{name}'{did_you_mean(name, recipe_names())}",

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image as PilImage
 
-from ....errors import DatasetError
+from ....errors import DatasetError, remedy
 from ....paths import expanded
 from ....progress import progress
 from ..devkit_splits import devkit_splits
@@ -58,7 +58,7 @@ def write_scenes(
         raise DatasetError(
             f"the folder cannot be written ({error.strerror or error})",
             where=root,
-            fix="Check its disk and permissions.",
+            fix=f"{remedy(error, 'Check the storage there')}, or choose another --out.",
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
