@@ -134,7 +134,10 @@ class WrittenPath(click.Path):
     """A file or folder, see `expanded`: also --root=~/data, where no shell fills in the home folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        return expanded(value)
+        try:
+            return expanded(value)
+        except ScalrError as error:
+            raise error.inside(param.opts[0] if param else self.name) from None
 
 
 class ImageSize(click.ParamType):
@@ -199,7 +202,7 @@ def dataset_root(ctx: click.Context, param: click.Parameter, value: Path | None)
     if value is not None:
         return value
     is_nuscenes = ctx.params["dataset"] == "nuscenes"
-    if is_nuscenes and "NUSCENES" in os.environ:
+    if is_nuscenes and os.environ.get("NUSCENES"):
         return expanded(os.environ["NUSCENES"])
     or_set = ", or set $NUSCENES to nuScenes' folder" if is_nuscenes else ""
     raise ScalrError("no dataset folder", where="--root", fix=f"Pass --root DIR{or_set}.")

@@ -133,7 +133,7 @@ class Checkpoints:
         """
         _remove_leftovers(self.path)
         keep = self.before if self._keeps_last else None
-        then = "then go on from the checkpoint before with --resume"
+        then = "then run the same command with --resume: what is there stays"
         aside = written_aside(self.path, StudentError, keep=keep, then=then)
         with aside as temporary, temporary.open("wb") as file:
             hashed = _Hashed(file)

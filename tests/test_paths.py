@@ -147,7 +147,7 @@ def test_each_verb_refuses_a_url_in_one_line_and_makes_no_folder(words, tmp_path
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 1, done.output
     assert [line for line in done.stderr.splitlines() if line.startswith("Error")] == done.stderr.splitlines()[-1:]
-    assert done.stderr.splitlines()[-1].startswith(f"Error: {URL}: a URL")
+    assert f"{URL}: a URL" in done.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,6 +172,18 @@ def test_so_does_python(call, tmp_path, monkeypatch):
     with pytest.raises(ScalrError, match=r"^s3://bucket/x\.zarr: a URL"):
         call(URL)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_option_is_named():
+    done = CliRunner().invoke(main, ["inspect", ""])
+    assert done.stderr == "Error: store: '': a path that is empty. Name a file or folder; . is the current one\n"
+    done = CliRunner().invoke(main, ["check", "--root", "$NOT_SET_ANYWHERE"])
+    assert done.stderr.startswith("Error: --root: $NOT_SET_ANYWHERE: the environment variable")
+
+
+def test_an_empty_variable_names_no_nuscenes(monkeypatch):
+    monkeypatch.setenv("NUSCENES", "")
+    assert "--root: no dataset folder" in CliRunner().invoke(main, ["check"]).stderr
 
 
 def test_the_nuscenes_folder_of_the_environment_is_one_too(monkeypatch):

@@ -66,7 +66,8 @@ def _corrupted(frame: Frame, folder: str) -> Frame:
 
 
 def _folder_of_tables(root: Path) -> Path:
-    places = [root, *([expanded(os.environ["NUSCENES"], DatasetError)] if "NUSCENES" in os.environ else [])]
+    clean = os.environ.get("NUSCENES")
+    places = [root, *([expanded(clean, DatasetError)] if clean else [])]
     for place in places:
         if (place / "v1.0-trainval").is_dir():
             return place
