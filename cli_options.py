@@ -16,6 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from .errors import ScalrError
+from .paths import expanded
 
 if TYPE_CHECKING:
     from .extract.plan import Part
@@ -111,6 +112,13 @@ def loading_torch() -> None:
     logger.info("scalr %s: loading PyTorch", importlib.metadata.version("scalr-distill"))
 
 
+class WrittenPath(click.Path):
+    """A file or folder, see `expanded`: also --root=~/data, where no shell fills in the home folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return expanded(value)
+
+
 class ImageSize(click.ParamType):
     """HEIGHTxWIDTH in pixels."""
 
@@ -174,7 +182,7 @@ def dataset_root(ctx: click.Context, param: click.Parameter, value: Path | None)
         return value
     is_nuscenes = ctx.params["dataset"] == "nuscenes"
     if is_nuscenes and "NUSCENES" in os.environ:
-        return Path(os.environ["NUSCENES"])
+        return expanded(os.environ["NUSCENES"])
     or_set = ", or set $NUSCENES to nuScenes' folder" if is_nuscenes else ""
     raise ScalrError("no dataset folder", where="--root", fix=f"Pass --root DIR{or_set}.")
 
@@ -209,7 +217,7 @@ def dataset_names() -> list[str]:
     return list(READERS)
 
 
-path = click.Path(path_type=Path)
+path = WrittenPath()
 root_option = click.option(
     "--root", type=path, callback=dataset_root, help="Dataset folder.  [default: $NUSCENES for nuscenes]"
 )

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ...checkpoint_files import first_line
 from ...errors import DamagedError, StoreError, UnreadableError
+from ...paths import expanded
 from ..encoding import Encoding
 from ..statistics import TeacherStatistics
 from ..teachers.registry import keeps_only_segments
@@ -602,7 +603,7 @@ def open_store(path: str | Path) -> FeatureStore:
         StoreError: nothing there, not a store, or a format version this release does not know.
         UnreadableError: something is there, but may not be looked at, or cannot be now.
     """
-    path = Path(path)
+    path = expanded(path, StoreError)
     try:
         fmt.check_root(path / "zarr.json")
     except FileNotFoundError:
