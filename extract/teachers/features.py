@@ -71,6 +71,15 @@ class Feature:
         return self.kind if self.layers == (-1,) else f"{self.kind}:{','.join(map(str, self.layers))}"
 
 
+def num_layers(feature: str) -> int:
+    """How many layers a feature, as a store records it, takes; a network that is no ViT has one.
+
+    >>> num_layers("x_norm:5,11"), num_layers("x_norm")
+    (2, 1)
+    """
+    return feature.partition(":")[2].count(",") + 1
+
+
 class FeatureReader:
     """Reads a feature of each patch; class and register tokens are left out.
 
