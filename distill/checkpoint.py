@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -123,7 +124,7 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
     if not path.is_file():
         raise StudentError("no student here", where=path, fix=PASS_ONE)
     try:
-        with safe_open(path, framework="pt") as file:
+        with path.open("rb") as opened, safe_open(_name_for_safetensors(path, opened), framework="pt") as file:
             header = file.metadata() or {}
             values = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError) as error:
@@ -133,6 +134,15 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
         raise StudentError("a safetensors file, but not a student of scalr", where=path, fix=PASS_ONE)
     _check_digests(header, values if tensors else None, path)
     return header, values
+
+
+def _name_for_safetensors(path: Path, opened: BinaryIO) -> str:
+    """It takes no name that is not UTF-8: such a file goes by its descriptor."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return f"/dev/fd/{opened.fileno()}"
+    return str(path)
 
 
 def _check_digests(header: Mapping[str, str], tensors: Mapping[str, torch.Tensor] | None, path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_a_student_is_on_disk_before_it_has_its_name(path, monkeypatch):
     assert moves.targets == [path.with_name("new") / "copy.safetensors"]
     assert moves.complaints == []
     assert [each.name for each in path.with_name("new").iterdir()] == ["copy.safetensors"]
+
+
+def test_a_student_lies_in_a_folder_whose_name_is_no_utf_8_as_in_any_other(path):
+    other = Path(os.fsdecode(os.fsencode(path.parent) + b"/r\xffn/student.safetensors"))
+    save_student(load_student(path), other, {"recipe": "none"})
+    assert student_provenance(other) == {"recipe": "none"}
+    same = zip(load_student(path).state_dict().values(), load_student(other).state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in same)
 
 
 def rewritten(path: Path, change) -> Path:

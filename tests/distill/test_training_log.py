@@ -87,7 +87,7 @@ def test_a_log_goes_on_where_the_checkpoint_was(tmp_path):
 
 def test_a_log_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "run").write_text("a file in its place")
-    with pytest.raises(StudentError, match=r"run: the log cannot be written \(File exists\)\. Make room there"):
+    with pytest.raises(StudentError, match=r"run: the log cannot be written \(File exists\)\. Check which part"):
         TrainingLog(tmp_path / "run")
 
 
