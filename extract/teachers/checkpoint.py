@@ -127,7 +127,8 @@ def _flat(content: object, prefix: str = "", depth: int = DEPTH) -> Iterator[tup
         return
     for name, value in content.items():
         if isinstance(name, str) and isinstance(value, torch.Tensor):
-            if not value.is_meta:  # which has no values
+            # One on the device "meta" has no values; networks have no sparse ones.
+            if not value.is_meta and value.layout is torch.strided and not value.is_nested:
                 tensor = value.detach()
                 yield INSIDE.sub("", prefix + name), tensor.float() if tensor.is_floating_point() else tensor
         elif isinstance(name, str):

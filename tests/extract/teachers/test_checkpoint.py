@@ -137,6 +137,7 @@ def test_what_is_beside_the_teacher_in_its_file_is_named_in_the_log(loaded, stat
         (lambda state: {"a": {"b": {"c": {"d": {"e": state}}}}}, "no tensors with names in it"),
         (lambda state: {name: tensor.to("meta") for name, tensor in state.items()}, "no tensors with names in it"),
         (lambda state: {3: state["cls_token"]}, "no tensors with names in it"),
+        (lambda state: state | {"norm.weight": torch.ones(32).to_sparse()}, r"\(1 missing: norm\.weight\)"),
     ],
 )  # fmt: skip
 def test_a_file_in_which_no_teacher_or_several_are_is_refused_with_what_is_there(loaded, state, content, message):
