@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.metadata
 import io
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from .errors import ScalrError
+from .errors import ScalrError, remedy
+from .paths import expanded
 from .standard_output import results_alone
 
 if TYPE_CHECKING:
@@ -81,11 +83,28 @@ class Verbs(ExampleLast, click.Group):
         try:
             return super().invoke(ctx)
         except ScalrError as error:
-            shown = click.ClickException(str(error))
-            shown.exit_code = error.exit_code
-            raise shown from error
+            raise _shown(error) from error
+        except OSError as error:
+            # Disks and permissions can fail at any line. A broken pipe is for click: the reader has seen enough.
+            if error.errno in (None, errno.EPIPE):
+                raise
+            raise _shown(_refused_by_the_system(error)) from error
         except KeyboardInterrupt:
             raise interrupted() from None
+
+
+def _shown(error: ScalrError) -> click.ClickException:
+    shown = click.ClickException(str(error))
+    shown.exit_code = error.exit_code
+    return shown
+
+
+def _refused_by_the_system(error: OSError) -> ScalrError:
+    return ScalrError(
+        f"the system refuses ({error.strerror})",
+        where=error.filename or "a file",
+        fix=f"{remedy(error, 'Check the storage there')}, then run the same command again.",
+    )
 
 
 def interrupted(what_stays: str = "") -> click.ClickException:
@@ -112,6 +131,16 @@ def is_first_process() -> bool:
 def loading_torch() -> None:
     """Say that a verb is at work before its imports, which take seconds."""
     logger.info("scalr %s: loading PyTorch", importlib.metadata.version("scalr-distill"))
+
+
+class WrittenPath(click.Path):
+    """A file or folder, see `expanded`: also --root=~/data, where no shell fills in the home folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        try:
+            return expanded(value)
+        except ScalrError as error:
+            raise error.inside(param.opts[0] if param else self.name) from None
 
 
 class ImageSize(click.ParamType):
@@ -176,8 +205,8 @@ def dataset_root(ctx: click.Context, param: click.Parameter, value: Path | None)
     if value is not None:
         return value
     is_nuscenes = ctx.params["dataset"] == "nuscenes"
-    if is_nuscenes and "NUSCENES" in os.environ:
-        return Path(os.environ["NUSCENES"])
+    if is_nuscenes and os.environ.get("NUSCENES"):
+        return expanded(os.environ["NUSCENES"])
     or_set = ", or set $NUSCENES to nuScenes' folder" if is_nuscenes else ""
     raise ScalrError("no dataset folder", where="--root", fix=f"Pass --root DIR{or_set}.")
 
@@ -212,7 +241,7 @@ def dataset_names() -> list[str]:
     return list(READERS)
 
 
-path = click.Path(path_type=Path)
+path = WrittenPath()
 root_option = click.option(
     "--root", type=path, callback=dataset_root, help="Dataset folder.  [default: $NUSCENES for nuscenes]"
 )

@@ -133,7 +133,9 @@ class Checkpoints:
         """
         _remove_leftovers(self.path)
         keep = self.before if self._keeps_last else None
-        with written_aside(self.path, StudentError, keep=keep) as temporary, temporary.open("wb") as file:
+        then = "then run the same command with --resume: what is there stays"
+        aside = written_aside(self.path, StudentError, keep=keep, then=then)
+        with aside as temporary, temporary.open("wb") as file:
             hashed = _Hashed(file)
             torch.save({"settings": self.record.settings, **state}, hashed)
             file.write(MARK + hashed.sha256.digest())

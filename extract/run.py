@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -146,7 +145,7 @@ def _with_whole_paths(config: ExtractConfig) -> ExtractConfig:
     """Workers have folders of their own."""
     whole = {"root": config.root.resolve(), "out": config.out.resolve()}
     if config.superpixels not in (None, SLIC):
-        whole["superpixels"] = str(Path(config.superpixels).resolve())
+        whole["superpixels"] = config.superpixels.resolve()
     return replace(config, **whole)
 
 
@@ -391,6 +390,6 @@ def _record(config: ExtractConfig) -> dict:
     return {
         "reader": config.dataset,
         "root": str(config.root),
-        **({} if config.superpixels in (None, SLIC) else {"superpixels": config.superpixels}),
+        **({} if config.superpixels in (None, SLIC) else {"superpixels": str(config.superpixels)}),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }

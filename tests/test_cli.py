@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import save_file
 
+from calls import calls_of
 from in_children import command_in_shell
 from moments import Child
 from scalr.cli import main
@@ -28,6 +30,7 @@ from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import save_student
 from scalr.distill.student import Student
 from scalr.distill.training_log import read_log
+from scalr.extract import check as check_module
 from scalr.extract.store import open_store
 from scalr.extract.store.inspect import readable_bytes
 from scalr.extract.teachers.teacher import load_teacher
@@ -465,6 +468,24 @@ def test_wrong_inputs_of_later_stages(tmp_path, synthetic_world):
     assert_one_line_error(scalr(*student), "no.safetensors", "no student here")
     assert_one_line_error(scalr("synth", "--out", synthetic_world), str(synthetic_world))
     assert_one_line_error(scalr("demo", "--out", tmp_path), "the folder is there already")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EACCES, "Check the permissions there"),
+        (errno.ENOSPC, "Make room there"),
+        (errno.EIO, "Check the storage"),
+    ],
+)
+def test_what_the_system_refuses_anywhere_is_one_line(monkeypatch, tmp_path, number, advice):
+    calls_of(monkeypatch, check_module, "check", OSError(number, os.strerror(number), str(tmp_path / "a")))
+    assert_one_line_error(scalr("check", "--root", tmp_path), f"{tmp_path}/a: the system refuses (", advice)
+
+
+def test_a_reader_of_our_output_that_has_left_is_no_error(monkeypatch, tmp_path):
+    calls_of(monkeypatch, check_module, "check", BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert "Error" not in scalr("check", "--root", tmp_path).stderr
 
 
 def test_wrong_usage_is_exit_code_2():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...errors import DatasetError
+from ...errors import DatasetError, remedy
 from .frame import View
 
 COPY_AGAIN = "Copy the file again from the dataset's archive."
@@ -152,7 +152,9 @@ def _opened_image(path: Path, content: io.BytesIO | None = None) -> Iterator[Ima
         raise missing_file(path) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).split(" <_io.")[0]  # not where in memory it was
-        raise DatasetError(f"the image cannot be decoded ({reason})", where=path, fix=COPY_AGAIN) from None
+        raise DatasetError(
+            f"the image cannot be decoded ({reason})", where=path, fix=remedy(error, COPY_AGAIN)
+        ) from None
 
 
 def _check_size(image: Image.Image, root: Path, view: View) -> None:
