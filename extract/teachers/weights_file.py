@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections import OrderedDict
@@ -71,20 +72,20 @@ def read_weights_file(path: Path) -> object:
         TeacherError: a file that is missing or damaged, or holds anything else than tensors and settings.
     """
     with explained(path, TeacherError, missing=MISSING):
-        is_folder = path.is_dir()
-    if is_folder:
-        path = _in_folder(path)
+        names = os.listdir(path) if path.is_dir() else None
+    if names is not None:
+        path = _in_folder(path, names)
     if path.name.endswith(INDEX):
         return _read_shards(path)
     _check_alone(path)
     return _read(path)
 
 
-def _in_folder(folder: Path) -> Path:
+def _in_folder(folder: Path, names: list[str]) -> Path:
     for name in IN_A_FOLDER:
-        if (folder / name).exists():
+        if name in names:
             return folder / name
-    if (folder / ".metadata").exists():
+    if ".metadata" in names:
         raise TeacherError(
             "the weights are a distributed checkpoint of PyTorch, which a training wrote in parts",
             where=folder,
