@@ -34,6 +34,7 @@ from .cli_options import (
     root_option,
     seed_option,
     set_option,
+    show_result,
     split_option,
     teacher_names,
     under,
@@ -94,7 +95,7 @@ class Report(Protocol):
 
 def show(report: Report, as_json: bool) -> None:
     """Print a report; paths in it are strings in JSON."""
-    click.echo(json_text(report.as_json(), indent=2) if as_json else report.as_text())
+    show_result(json_text(report.as_json(), indent=2) if as_json else report.as_text())
 
 
 @main.command(epilog="scalr extract --teacher dinov2_vitl14 --root /data/nuscenes --out store.zarr")

@@ -29,6 +29,7 @@ from .cli_options import (
     resume_option,
     root_option,
     seed_option,
+    show_result,
     split_option,
     student_option,
     teacher_names,
@@ -101,7 +102,7 @@ def options_of_training(command: Callable) -> Callable:
 
 def show_file(written: Path) -> None:
     """What a run has written, as it is."""
-    click.echo(written.read_text().rstrip())
+    show_result(written.read_text().rstrip())
 
 
 def show_scores(scores: Scores, out: Path, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import importlib.metadata
 import io
 import logging
@@ -20,6 +21,7 @@ from click.shell_completion import CompletionItem
 
 from .errors import ScalrError, remedy
 from .paths import expanded
+from .standard_output import results_alone
 
 if TYPE_CHECKING:
     from .extract.plan import Part
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 INTERRUPTED = 130  # as shells say of Ctrl-C
 TERMINATED = 143  # and of SIGTERM
 EVERYTHING_ELSE = "Other"
+RESULTS = f"{__name__}.results"  # in a context of click: the stream for a verb's JSON
 
 
 class ExampleLast(click.Command):
@@ -316,4 +319,23 @@ checkpoint_option = click.option(
 workers_option = click.option("--workers", default=0, show_default=True, help="Processes that prepare scans.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Of every random choice.")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
-json_option = click.option("--json", "as_json", is_flag=True, help="Results on standard output as JSON, for scripts.")
+
+
+def json_option(command: Callable) -> Callable:
+    """`--json`: what is shown by `show_result` is all that comes on standard output, whatever libraries print."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Results on standard output as JSON, for scripts.")
+    @functools.wraps(command)
+    def quiet(*args: Any, as_json: bool, **options: Any) -> Any:
+        if not as_json:
+            return command(*args, as_json=False, **options)
+        with results_alone() as results:
+            click.get_current_context().meta[RESULTS] = results
+            return command(*args, as_json=True, **options)
+
+    return quiet
+
+
+def show_result(text: str) -> None:
+    """Print a verb's result, or its JSON."""
+    click.echo(text, file=click.get_current_context().meta.get(RESULTS))

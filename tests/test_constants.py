@@ -10,6 +10,7 @@ NUMBERS = {
     "scalr.demo": {"WORLD": {"train_scenes": 8, "val_scenes": 4, "keyframes": 3}, "IMAGE_SIZE": (224, 448)},
     "scalr.folder_lock": {"BEAT_SECONDS": 10.0, "GONE_AFTER_SECONDS": 60.0, "ATTEMPTS": 8},
     "scalr.progress": {"SECONDS_BETWEEN_LINES": 60},
+    "scalr.standard_output": {"OUT": 1, "ERROR": 2},
     "scalr.settings": {"MANY": 1_000_000_000},
 }
 

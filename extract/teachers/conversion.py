@@ -164,21 +164,25 @@ class Skeleton:
             ),
         )
 
-    def own_grid(self, fit: Fit, tensors: Mapping[str, torch.Tensor], grid: Grid, usual: Grid) -> Grid | None:
+    def own_grid(
+        self, fit: Fit, tensors: Mapping[str, torch.Tensor], grid: Grid, usual: Grid, *, square: bool = False
+    ) -> Grid | None:
         """The grid of patches whose positions a file knows; None where it knows none, or does not let it be seen.
 
         Args:
             fit: of these tensors in this model.
             grid: of this model.
             usual: of this kind of model.
+            square: whether a square is likelier than this model's grid, as official codes have it.
         """
+        likely = {"guesses": [usual], "last_guess": grid} if square else {"guesses": [usual, grid]}
         for name, sources in fit.made_of.items():
             if len(sources) == 1 and name in self.tensors:
                 count, here = (_rows(each) for each in (tensors[min(sources)], self.tensors[name]))
                 if name == "pos_embed":
                     others = here - math.prod(grid)
                     # Official files may have positions of class tokens where timm's model has none.
-                    return grid_of_positions(count, range(others, others + 3), [usual, grid])
+                    return grid_of_positions(count, range(others, others + 3), **likely)
                 if name.endswith("relative_position_bias_table"):
                     others = here - math.prod(2 * side - 1 for side in grid)
                     return grid_of_offsets(count, others, [usual, grid])

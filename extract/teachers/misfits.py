@@ -43,7 +43,8 @@ def check_fit(spec: TeacherSpec, origin: str, fit: Fit, optional: Collection[str
         optional: the model's tensors that the feature is not made with.
 
     Raises:
-        TeacherError: the model would keep tensors as they were initialised, or leave out what changes its features.
+        TeacherError: the model would keep tensors as they were initialised, or leave out what changes its features; or
+            a value is NaN or infinite.
     """
     kinds = {
         "missing": [name for name in fit.missing if name not in optional],
@@ -61,6 +62,13 @@ def check_fit(spec: TeacherSpec, origin: str, fit: Fit, optional: Collection[str
     if fit.lost:
         lost = listed({"tensors that are not zero": fit.lost})
         raise does_not_fit(spec, origin, f"the model has no place for {lost}", fit.lost)
+    broken = [name for name, tensor in fit.taken.items() if not tensor.isfinite().all()]
+    if broken:
+        raise TeacherError(
+            f"the weights are damaged ({listed({'tensors hold NaN or infinite values': broken})})",
+            where=origin,
+            fix="Copy or download the file again; if it is of your own training, use an earlier checkpoint.",
+        )
 
 
 def check_size(

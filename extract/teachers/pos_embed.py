@@ -44,20 +44,25 @@ def resize_officially(
     return torch.cat([pos_embed[:, :prefix], resized.flatten(2).transpose(1, 2)], dim=1)
 
 
-def grid_of_positions(count: int, others: Iterable[int], guesses: Sequence[Grid]) -> Grid | None:
+def grid_of_positions(
+    count: int, others: Iterable[int], guesses: Sequence[Grid], *, last_guess: Grid | None = None
+) -> Grid | None:
     """Which grid of patches position embeddings are of; like timm, take what they are likely to be, then a square.
 
     Args:
         count: of the embeddings.
         others: how many of them may be of tokens that are no patches, the likeliest first.
         guesses: grids, the likeliest first.
+        last_guess: a grid that is less likely than a square.
 
     >>> grid_of_positions(197, [1], [(14, 28)])
     (14, 14)
+    >>> grid_of_positions(257, [1], [(8, 32)]), grid_of_positions(257, [1], [], last_guess=(8, 32))
+    ((8, 32), (16, 16))
     """
     for patches in (count - each for each in others):
         side = math.isqrt(max(patches, 0))
-        for grid in (*guesses, (side, side)):
+        for grid in (*guesses, (side, side), *([last_guess] if last_guess else [])):
             if math.prod(grid) == patches > 0:
                 return grid
     return None

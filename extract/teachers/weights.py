@@ -39,8 +39,8 @@ def build_model(
     Args:
         spec: of the teacher.
         image_size: multiples of the patch size.
-        weights: "hub", "random" (seeded) or the path of a checkpoint: a timm file, or an official one of DINO, DINOv2,
-            DINOv3, MAE or CLIP, which timm's own conversion reads, or of MoCo v2.
+        weights: "hub", "random" (seeded) or the path of a checkpoint: a timm file, an official one of DINO, DINOv2,
+            DINOv3, MAE or CLIP, which timm's own conversion reads, one of MoCo v2, or Hugging Face's file or folder.
         pos_embed: how they are resized.
         needs_head: whether the feature is made with the head, as MaskCLIP's is with CLIP's projection.
 
@@ -70,7 +70,7 @@ def _loaded(
     spec: TeacherSpec, checkpoint: Checkpoint, image_size: ImageSize, officially: bool, needs_head: bool
 ) -> tuple[torch.nn.Module, str]:
     skeleton, resized = _fit(spec, checkpoint, image_size)
-    own_size = _own_image_size(spec, checkpoint, skeleton, resized, image_size)
+    own_size = _own_image_size(spec, checkpoint, skeleton, resized, image_size, officially)
     own = resized if own_size == image_size else _fit(spec, checkpoint, own_size)[1]
     optional = [] if needs_head else [name for name in skeleton.tensors if skeleton.is_classifier(name)]
     check_fit(spec, checkpoint.origin, own, optional)
@@ -99,13 +99,22 @@ def _fit(spec: TeacherSpec, checkpoint: Checkpoint, image_size: ImageSize) -> tu
 
 
 def _own_image_size(
-    spec: TeacherSpec, checkpoint: Checkpoint, skeleton: Skeleton, fit: Fit, image_size: ImageSize
+    spec: TeacherSpec, checkpoint: Checkpoint, skeleton: Skeleton, fit: Fit, image_size: ImageSize, officially: bool
 ) -> ImageSize:
     """That of the position embeddings in a checkpoint; where it has none, any size is."""
     patch = spec.patch_size
     usual = skeleton.model.pretrained_cfg["input_size"][-2:]
     grids = [(height // patch, width // patch) for height, width in (image_size, usual)]
-    grid = skeleton.own_grid(fit, checkpoint.tensors, *grids)
+    in_official_code, in_timm = (
+        skeleton.own_grid(fit, checkpoint.tensors, *grids, square=square) for square in (True, False)
+    )
+    if in_official_code != in_timm and not officially:
+        logger.warning(
+            "%s: its position embeddings may be of %dx%d or of %dx%d patches; timm takes the latter, "
+            "--pos-embed official the former",
+            *(checkpoint.origin, *in_official_code, *in_timm),
+        )
+    grid = in_official_code if officially else in_timm
     return (grid[0] * patch, grid[1] * patch) if grid else image_size
 
 

@@ -69,6 +69,7 @@ NUMBERS = {
     },
     "scalr.extract.teachers.resnet": {"FULL_STRIDE": 32, "LIVE_TENSORS": {32: 40, 4: 5}},
     "scalr.extract.teachers.weights": {"RANDOM_SEED": 0, "HUB_TIMEOUT_S": 5},
+    "scalr.extract.teachers.weights_file": {"LONGEST_HEADER": 100_000_000},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from scalr.errors import TeacherError
 from scalr.extract.teachers import registry
 from scalr.extract.teachers.checkpoint import read_checkpoint
 from scalr.extract.teachers.teacher import TeacherProvenance, load_teacher
-from small_teachers import small_spec, small_teacher
+from small_teachers import small_spec, small_teacher, targets_of
 
 State = dict[str, torch.Tensor]
 NAME = "dino_vits16"
@@ -68,7 +69,21 @@ TRAININGS = {
         "hyper_parameters": {"width": 32},
     },
     "mae": lambda state: {"model": state, "optimizer": {"x": torch.zeros(2)}, "scaler": {"_scale": torch.tensor(1.0)}},
+    "dinov3": lambda state: {
+        "model": {
+            **named("student.backbone.", scaled(state)),
+            **named("teacher.backbone.", compiled(state)),
+            **named("model_ema.backbone.", state),
+            **named("gram_teacher.backbone.", scaled(state)),
+        }
+    },
+    "moco v3": lambda state: {
+        "state_dict": {**named("module.base_encoder.", state), **named("module.momentum_encoder.", scaled(state))}
+    },
     "distributed, compiled": lambda state: named("module._orig_mod.", state),
+    "sharded": lambda state: named("backbone._fsdp_wrapped_module.", compiled(state)),
+    "an encoder": lambda state: {"state_dict": named("encoder.", state) | {"decoder.blocks.0.weight": torch.ones(3)}},
+    "a part of a larger model": lambda state: named("net.image.", state) | {"net.depth.layers.0.weight": torch.ones(3)},
     "nested": lambda state: {"model": {"module": {"backbone": state}}},
     "parameters": lambda state: {"state_dict": {name: torch.nn.Parameter(tensor) for name, tensor in state.items()}},
     "patches by a linear layer": lambda state: {
@@ -76,6 +91,11 @@ TRAININGS = {
     },
     "double precision": lambda state: {name: tensor.double() for name, tensor in state.items()},
 }
+
+
+def compiled(state: State) -> State:
+    """Each block by itself, as DINOv3 trains."""
+    return {re.sub(r"^(blocks\.\d+\.)", r"\1_orig_mod.", name): tensor for name, tensor in state.items()}
 
 
 def scaled(state: State) -> State:
@@ -87,10 +107,22 @@ def test_a_checkpoint_of_a_training_is_read_as_the_tensors_that_it_holds(loaded,
     assert loaded(TRAININGS[training](state)) == loaded(state)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_as_the_values_that_it_has(tmp_path, state, dtype):
+    """Positions are resized in float32, so that a file and its copy in float32 give the same targets."""
+    half = {name: tensor.to(dtype) for name, tensor in state.items()}
+    teachers = []
+    for kind, tensors in {"half": half, "float32": {name: tensor.float() for name, tensor in half.items()}}.items():
+        torch.save(tensors, tmp_path / f"{kind}.pth")
+        teachers.append(load_teacher(NAME, image_size=(32, 48), weights=str(tmp_path / f"{kind}.pth")))
+    assert teachers[0].provenance == teachers[1].provenance
+    assert torch.equal(targets_of(teachers[0]), targets_of(teachers[1]))
+
+
 def test_what_is_beside_the_teacher_in_its_file_is_named_in_the_log(loaded, state, caplog):
     caplog.set_level(logging.INFO, "scalr")
     loaded({"teacher": {**named("backbone.", state), **named("head.", HEAD)}, "center": torch.zeros(1)})
-    assert "w.pth: the teacher is what begins with teacher.backbone." in caplog.text
+    assert "w.pth: the teacher is what begins with 'teacher.backbone.'" in caplog.text
     line = next(line for line in caplog.messages if "ignored" in line)
     assert line.endswith(": 3 tensors ignored: teacher.head.mlp.0.weight, teacher.head.last_layer.weight_v, center")
 
@@ -101,10 +133,11 @@ def test_what_is_beside_the_teacher_in_its_file_is_named_in_the_log(loaded, stat
         (lambda state: {"model": state, "model_ema": scaled(state)}, "models .model.cls_token, model_ema.cls_token"),
         (lambda state: {"model": state, "state_dict": state}, "models .model.cls_token, state_dict.cls_token"),
         (lambda _: {"epoch": torch.tensor(3), "model": {name: torch.zeros(1) for name in "ab"}}, "2 unexpected: a, b"),
-        (lambda state: named("net.", state), r"missing: cls_token, .*unexpected: net\.cls_token, .*net\.blocks\.0"),
+        (lambda state: named("a.", state) | named("b.", state), r"several models \(a\.cls_token, b\.cls_token\)"),
         (lambda state: {"a": {"b": {"c": {"d": {"e": state}}}}}, "no tensors with names in it"),
         (lambda state: {name: tensor.to("meta") for name, tensor in state.items()}, "no tensors with names in it"),
         (lambda state: {3: state["cls_token"]}, "no tensors with names in it"),
+        (lambda state: state | {"norm.weight": torch.ones(32).to_sparse()}, r"\(1 missing: norm\.weight\)"),
     ],
 )  # fmt: skip
 def test_a_file_in_which_no_teacher_or_several_are_is_refused_with_what_is_there(loaded, state, content, message):

@@ -76,8 +76,8 @@ def test_a_tensor_that_the_file_lacks_is_named(load, timm_name, name):
 
 
 def test_a_file_of_which_nothing_fits_is_refused(load):
-    state = {f"net.{name}": tensor for name, tensor in state_of(SIGLIP).items()}
-    with pytest.raises(TeacherError, match=r"missing: pos_embed, .*; \d+ unexpected: net\.pos_embed, net\.patch_embed"):
+    state = {f"net_{name}": tensor for name, tensor in state_of(SIGLIP).items()}
+    with pytest.raises(TeacherError, match=r"missing: pos_embed, .*; \d+ unexpected: net_pos_embed, net_patch_embed"):
         load(SIGLIP, state)
 
 
@@ -88,6 +88,14 @@ def test_a_file_of_which_nothing_fits_is_refused(load):
 def test_a_tensor_that_the_model_has_no_place_for_is_named(load, timm_name, name):
     with pytest.raises(TeacherError, match=rf"\(1 unexpected: {name}\)"):
         load(timm_name, state_of(timm_name) | {name: torch.ones(32)})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_with_their_tensor(load, value):
+    state = state_of("vit_small_patch16_224")
+    state["blocks.1.attn.proj.weight"][3, 5] = value
+    with pytest.raises(TeacherError, match=r"w\.pth: .*damaged \(1 tensors hold NaN or .*: blocks\.1\.attn\.proj\.w"):
+        load("vit_small_patch16_224", state)
 
 
 def test_whole_numbers_are_no_weights(load):

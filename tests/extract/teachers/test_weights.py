@@ -77,11 +77,17 @@ def test_an_official_dinov2_file_gives_the_targets_of_timms_conversion(dinov2_fi
 
 
 @pytest.mark.parametrize(
-    ("name", "offset"), [("dinov2_vits14", 0.1), ("dino_vits8", 0.1), ("mae_vitb16", 0.0), ("maskclip_vitb16", 0.0)]
+    ("name", "side", "offset"),
+    [
+        ("dinov2_vits14", 37, 0.1),
+        ("dinov2_vits14", 16, 0.1),  # a training at 224 px
+        ("dino_vits8", 28, 0.1),
+        ("mae_vitb16", 14, 0.0),
+        ("maskclip_vitb16", 14, 0.0),
+    ],
 )
-def test_official_position_embeddings_are_read_where_their_code_reads_them(monkeypatch, tmp_path, name, offset):
+def test_official_position_embeddings_are_read_where_their_code_reads_them(monkeypatch, tmp_path, name, side, offset):
     monkeypatch.setitem(registry.TEACHERS, name, small_spec(name))
-    side = 37 if name.startswith("dinov2") else 224 // small_spec(name).patch_size
     state = small_teacher(name, (side, side)).model.state_dict()
     save_file(state, tmp_path / "w.safetensors")
     size = (5 * small_spec(name).patch_size, 40 * small_spec(name).patch_size)
@@ -186,6 +192,22 @@ def test_positions_of_another_grid_than_usual_are_in_the_digest_as_they_are(monk
             assert torch.equal(teacher.model.pos_embed, state["pos_embed"])
 
 
+def test_as_many_positions_as_asked_for_are_a_square_in_official_code(monkeypatch, tmp_path, caplog):
+    """Of 16 patches, 4 x 4 or 2 x 8; timm does not look, and the log says so."""
+    monkeypatch.setitem(registry.TEACHERS, "dinov2_vits14", small_spec("dinov2_vits14"))
+    state = small_teacher("dinov2_vits14", (4, 4)).model.state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    options = {"image_size": (28, 112), "weights": str(tmp_path / "w.pth")}
+    official = load_teacher("dinov2_vits14", pos_embed="official", **options).model.pos_embed[0, 1:]
+    assert not caplog.text
+    grid = state["pos_embed"][0, 1:].reshape(4, 4, -1).double()
+    rows, columns = (cubic(4, new, (new + 0.1) / 4) for new in (2, 8))
+    expected = torch.einsum("rh,cw,hwd->rcd", rows, columns, grid).flatten(0, 1).float()
+    torch.testing.assert_close(official, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(load_teacher("dinov2_vits14", **options).model.pos_embed, state["pos_embed"])
+    assert "may be of 4x4 or of 2x8 patches; timm takes the latter, --pos-embed official the former" in caplog.text
+
+
 def test_relative_positions_of_another_grid_than_usual_are_in_the_digest_as_they_are(small_of_timm, tmp_path):
     _, spec = small_of_timm("relative positions")
     state = import_timm().create_model(spec.timm_name, img_size=(96, 96), **spec.options).state_dict()
@@ -258,6 +280,13 @@ def dinov3(state: State) -> State:
     return official | more | {"mask_token": torch.zeros(1, 32), "rope_embed.periods": torch.ones(4)}
 
 
+def with_decoder(state: State) -> dict[str, State]:
+    """MAE's file with what it was pretrained with."""
+    decoder = {"mask_token": torch.ones(1, 1, 8), "decoder_pos_embed": torch.ones(1, 197, 8)}
+    decoder |= {"decoder_embed.weight": torch.ones(8, 32), "decoder_blocks.0.attn.qkv.weight": torch.ones(24, 8)}
+    return {"model": state | decoder | {"decoder_norm.weight": torch.ones(8), "decoder_pred.bias": torch.ones(768)}}
+
+
 def clip(state: State) -> State:
     """OpenAI's names, half precision, and a text encoder beside."""
     renames = {
@@ -305,7 +334,7 @@ LAYOUTS = {
     "dinov2 with registers": ("dinov2_vits14_reg", registers, torch.save),
     "dinov2 giant": ("dinov2_vitg14", giant, torch.save),
     "dinov3": ("dinov3_vits16", dinov3, torch.save),
-    "mae": ("mae_vitb16", lambda state: {"model": state}, torch.save),
+    "mae": ("mae_vitb16", with_decoder, torch.save),
     "clip": ("maskclip_vitb16", clip, torch.save),
     "clip as published": ("maskclip_vitb16", clip, save_torchscript),
     "timm": ("dinov2_vits14", lambda state: state, save_file),
