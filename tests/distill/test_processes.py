@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -49,11 +50,11 @@ def scalr(*words: str) -> Result:
     return CliRunner().invoke(main, words)
 
 
-def torchrun(*words: str) -> subprocess.CompletedProcess:
-    """The command line in two processes, as docs/distill.md says."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    executable = str(Path(sys.executable).parent / "scalr")
-    return subprocess.run([*command, executable, *words], capture_output=True, text=True)
+def torchrun_command(*words: str) -> list[str]:
+    """The command line in two processes, as docs/distill.md says; options of torchrun may come first."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    verb = words.index("-q")
+    return [*command, *words[:verb], "--no-python", str(Path(sys.executable).parent / "scalr"), *words[verb:]]
 
 
 def assert_same_curve(out: Path, expected: list[tuple[float, ...]]) -> None:
@@ -154,7 +155,8 @@ def test_two_processes_are_one_with_twice_the_batch(extract_tiny, tiny_dataset, 
     """Of four frames a step, one process has four, two have two each; batch norm and the loss's mean span them all."""
     tiny_dataset.frames = [*tiny_dataset.frames] * 2
     store = extract_tiny().path
-    as_two = torchrun(*arguments(store, tmp_path / "together"))
+    command = torchrun_command(*arguments(store, tmp_path / "together"))
+    as_two = subprocess.run(command, capture_output=True, text=True)
     assert as_two.returncode == 0, as_two.stderr
     assert as_two.stdout.count("student.safetensors") == 1  # what all do is told once
     alone = scalr(*arguments(store, tmp_path / "alone"))
@@ -171,6 +173,26 @@ def test_two_processes_are_one_with_twice_the_batch(extract_tiny, tiny_dataset, 
     words = [*arguments(store, tmp_path / "both"), "--resume"]
     assert together(children, command_of_two, free_port(), words, tmp_path / "log") == [0, 0]
     assert_same_curve(tmp_path / "both", expected)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_costs_a_restart_of_minutes(extract_tiny, tiny_dataset, tmp_path):
+    """Of torchrun, which starts all anew. The process that writes is the one that is killed, with its lock held."""
+    tiny_dataset.frames = [*tiny_dataset.frames] * 2
+    words = [*arguments(extract_tiny().path, tmp_path / "run"), "--set", "training.epochs=60", "--resume"]
+    words += ["--checkpoint-minutes", "0"]
+    began = time.monotonic()
+    with (tmp_path / "stderr").open("w") as log:
+        running = subprocess.Popen(torchrun_command("--max-restarts", "1", *words), stderr=log, stdout=log)
+        while running.poll() is None and not (tmp_path / "run/checkpoint.before.pt").exists():
+            time.sleep(0.05)
+        first, *_ = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGKILL)
+        assert running.wait() == 0, (tmp_path / "stderr").read_text()
+    assert time.monotonic() - began < 600
+    steps = [row["step"] for row in csv.DictReader((tmp_path / "run/log.csv").open())]
+    assert steps == [str(step) for step in range(1, 61)]
+    assert (tmp_path / "run/student.safetensors").exists()
 
 
 def signalled_in(step: int, make_step: Callable) -> Callable:
