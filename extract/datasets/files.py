@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,42 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DatasetError, remedy
+from ...paths import URL, expanded
 from .frame import View
 
+OTHER_FOLDERS = "SCALR_FOLDERS"  # the environment variable with folders that tables may name files of
 COPY_AGAIN = "Copy the file again from the dataset's archive."
+
+
+def file_of(root: Path, name: str) -> Path:
+    """The file that a dataset's table names.
+
+    Args:
+        root: the dataset's top folder.
+        name: relative to it, or to a folder that it begins with: `~/` or an environment variable, `$IMAGES/`.
+
+    Raises:
+        DatasetError: a name that leads out of its folder, and not into one of those in $SCALR_FOLDERS; an unknown
+            variable, a URL.
+    """
+    start, _, rest = name.partition("/")
+    if URL.match(name):
+        folder = expanded(name, DatasetError)  # which it refuses
+    elif start.startswith(("~", "$")):
+        folder = expanded(start, DatasetError)
+    else:
+        folder, rest = root, name
+    path = expanded(folder / rest, DatasetError)
+    # Links may lead anywhere, since whoever keeps the folder made them: what counts is what is written.
+    written = os.path.abspath(path)
+    allowed = [folder, *filter(None, os.environ.get(OTHER_FOLDERS, "").split(os.pathsep))]
+    if not any(Path(written).is_relative_to(os.path.abspath(expanded(each, DatasetError))) for each in allowed):
+        raise DatasetError(
+            f"'{name}' leads out of the folder",
+            where=folder,
+            fix=f"Put the file below it, link it there, or name its folder in the variable {OTHER_FOLDERS}.",
+        )
+    return Path(written) if ".." in rest else path
 
 
 def read_scan(path: Path, columns: int) -> np.ndarray:
@@ -31,7 +65,16 @@ def read_scan(path: Path, columns: int) -> np.ndarray:
     Raises:
         DatasetError: missing, empty or truncated file, or values that are not finite.
     """
-    return checked_points(_read_values(path, np.dtype(np.float32), columns, "points").reshape(-1, columns), path)
+    return checked_points(read_raw_points(path, columns), path)
+
+
+def read_raw_points(path: Path, columns: int) -> np.ndarray:
+    """What `read_scan` reads, (N, columns) float32, whatever the values are.
+
+    Raises:
+        DatasetError: missing, empty or truncated file.
+    """
+    return _read_values(path, np.dtype(np.float32), columns, "points").reshape(-1, columns)
 
 
 def checked_points(points: np.ndarray, path: Path) -> np.ndarray:
@@ -75,7 +118,7 @@ def read_image_file(root: Path, view: View) -> tuple[np.ndarray, bytes]:
     Raises:
         DatasetError: as in `read_image`.
     """
-    path = root / view.image
+    path = file_of(root, view.image)
     content = read_bytes(path)
     with _opened_image(path, io.BytesIO(content)) as image:
         _check_size(image, root, view)
@@ -90,7 +133,7 @@ def read_image_shape(root: Path, view: View) -> tuple[int, int]:
     """
     if view.image_shape is not None:
         return view.image_shape
-    with _opened_image(root / view.image) as image:
+    with _opened_image(file_of(root, view.image)) as image:
         return image.height, image.width
 
 

@@ -71,7 +71,7 @@ class PandaSet:
 
     Args:
         root: the folder of the scenes' folders `001`, `002`, …
-        split: train, val (by the latitude of each scene's own GPS), or scenes with commas between.
+        split: train, val (by the latitude of each scene's own GPS), or scenes; several with commas between.
         sensor: whose points.
 
     Raises:

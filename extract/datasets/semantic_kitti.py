@@ -68,8 +68,8 @@ class SemanticKitti:
 
     Args:
         root: holds `sequences/`, `dataset/sequences/`, or a folder with such for each of KITTI odometry's archives.
-        split: train, val, test, or sequences with commas between. `train-1%` keeps every 100th scan from the first on,
-            as in SLidR and ScaLR (192 scans).
+        split: train, val, test, or sequences; several with commas between. `train-1%` keeps every 100th scan from the
+            first on, as in SLidR and ScaLR (192 scans).
 
     Raises:
         DatasetError: no sequences, an unknown split, no scan in the split.
@@ -93,7 +93,7 @@ class SemanticKitti:
                 where=root / "sequences",
                 fix="Pass --root with the folder that holds sequences/ or dataset/sequences/.",
             )
-        sequences = chosen_scenes(wanted.base, SPLITS, available)
+        sequences = chosen_scenes(wanted.base, SPLITS, available, wanted.every_nth)
         self.frames = [frame for name in sequences for frame in self._frames(name)][:: wanted.every_nth]
         if not self.frames:
             raise DatasetError(f"no scan of split '{split}'", where=root, fix=f"Choose among sequences {available}.")

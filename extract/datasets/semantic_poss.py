@@ -42,7 +42,7 @@ class SemanticPoss:
 
     Args:
         root: holds `sequences/` or `dataset/sequences/`.
-        split: train, val, or sequences with commas between.
+        split: train, val, or sequences; several with commas between.
 
     Raises:
         DatasetError: no sequences, an unknown split, no scan in the split.
