@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from .errors import ScalrError
+from .errors import ScalrError, remedy
 from .folder_lock import require_held
 
 if TYPE_CHECKING:
@@ -44,12 +44,16 @@ def explained(path: Path, error: type[ScalrError], *, missing: str) -> Iterator[
         ) from None
     except Exception as problem:  # each library has its own
         raise error(
-            f"the weights cannot be read ({first_line(problem)})", where=path, fix="Copy or download the file again."
+            f"the weights cannot be read ({first_line(problem)})",
+            where=path,
+            fix=f"{remedy(problem, 'Copy or download the file again')}.",
         ) from None
 
 
 @contextmanager
-def written_aside(path: Path, error: type[ScalrError], *, keep: Path | None = None) -> Iterator[Path]:
+def written_aside(
+    path: Path, error: type[ScalrError], *, keep: Path | None = None, then: str = "or choose another path"
+) -> Iterator[Path]:
     """Yield a path to write to; what is there in the end is flushed to disk and renamed to `path`.
 
     Whatever goes wrong in between, `path` is as it was, and nothing else is left behind but its folder.
@@ -59,6 +63,7 @@ def written_aside(path: Path, error: type[ScalrError], *, keep: Path | None = No
         error: which kind of ScalrError.
         keep: where the file that is replaced goes; it is renamed just before the new one is, so that one of the two
             names has a whole file at any moment.
+        then: the end of the advice, where it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -77,9 +82,9 @@ def written_aside(path: Path, error: type[ScalrError], *, keep: Path | None = No
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as problem:  # the system, torch's writer, that of safetensors
         raise error(
-            f"the file cannot be written ({_reason(problem)})",
+            f"the file cannot be written ({first_line(_of_the_system(problem))})",
             where=path,
-            fix="Make room there, or choose another path.",
+            fix=f"{remedy(_of_the_system(problem), 'Make room there')}, {then}.",
         ) from None
     finally:
         with suppress(OSError):
@@ -139,10 +144,10 @@ def listed(kinds: Mapping[str, Sequence[str]]) -> str:
     )
 
 
-def _reason(problem: Exception) -> str:
-    """The first line of an error, or that of the system's error which torch hides behind one of its own."""
+def _of_the_system(problem: Exception) -> Exception:
+    """The system's error where torch hides it behind one of its own; else the error itself."""
     hidden = problem.__context__ if isinstance(problem, RuntimeError) else None
-    return first_line(hidden if isinstance(hidden, OSError) else problem)
+    return hidden if isinstance(hidden, OSError) else problem
 
 
 def _what_it_names(error: pickle.UnpicklingError) -> str:

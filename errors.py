@@ -7,6 +7,7 @@ it as one line and exits with code 1; from Python it is an ordinary exception.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -23,6 +24,7 @@ class ScalrError(Exception):
     """
 
     exit_code = 1  # of the command line
+    of_all_processes = False  # where several train together: raised in each, and said by the first
 
     def __init__(self, what: str, *, where: object, fix: str) -> None:
         self.what, self.where, self.fix = _one_line(what), _one_line(str(where)), _one_line(fix)
@@ -77,6 +79,27 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(name, list(choices), n=1)
     return f", did you mean '{matches[0]}'?" if matches else ""
+
+
+REMEDIES = {
+    "Make room there": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    "Check the permissions there": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "Check which part of the path is a file": (errno.ENOTDIR, errno.EEXIST),
+    "Give a file: this is a folder": (errno.EISDIR,),
+    "Choose a shorter name": (errno.ENAMETOOLONG,),
+    "Check the storage there": (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT),
+    "Enlarge the limit of open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
+}
+
+
+def remedy(problem: BaseException | None, otherwise: str) -> str:
+    """What helps against an error of the file system, without a full stop; `otherwise` where its number tells nothing.
+
+    >>> remedy(PermissionError(errno.EACCES, "Permission denied"), "Copy the file again")
+    'Check the permissions there'
+    """
+    number = getattr(problem, "errno", None)
+    return next((text for text, numbers in REMEDIES.items() if number in numbers), otherwise)
 
 
 def _restore_error(kind: type[ScalrError], what: str, where: str, fix: str) -> ScalrError:

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .errors import StudentError
+from .errors import StudentError, remedy
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,9 @@ class Lock:
         except OSError as error:
             _remove(aside)
             raise StudentError(
-                f"the lock cannot be written ({error.strerror})", where=self.folder, fix="Choose another --out."
+                f"the lock cannot be written ({error.strerror})",
+                where=self.folder,
+                fix=f"{remedy(error, 'Check the storage there')}, or choose another --out.",
             ) from None
 
     def _keep_touching(self) -> None:

@@ -29,6 +29,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_arg
 import numpy as np
 
 from .errors import ScalrError, StudentError
+from .paths import expanded
 
 MANY = 1_000_000_000  # more than anything is counted up to: what is larger would overflow, or never end
 
@@ -220,7 +221,7 @@ def _text(value: Any) -> str:
 
 def _path(value: Any) -> Path:
     _require(isinstance(value, str | os.PathLike))
-    return Path(value)
+    return expanded(value)
 
 
 def _nothing(value: Any) -> None:

@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..checkpoint_files import LISTED_KEYS, shortened, tensors_digest, written_aside
-from ..errors import StudentError
+from ..errors import StudentError, remedy
 from ..json_text import json_text
+from ..paths import expanded
 from .backbones import DEFAULT, backbone_class
 from .standardisation import Standardisation, StandardisationConfig
 from .student import Student
@@ -40,7 +41,7 @@ def save_student(student: Student, path: str | Path, provenance: dict) -> None:
     Raises:
         StudentError: the file cannot be written, or tensors that are not finite.
     """
-    path = Path(path)
+    path = expanded(path, StudentError)
     tensors = {name: value.cpu().contiguous() for name, value in student.state_dict().items()}
     require_finite(tensors, path, "Train it again with a lower learning rate.")
     header = {
@@ -63,7 +64,7 @@ def load_student(path: str | Path) -> Student:
         StudentError: missing or damaged file, not a student, tensors that do not fit its configuration or are not
             finite.
     """
-    header, tensors = _read(Path(path))
+    header, tensors = _read(expanded(path, StudentError))
     try:
         config = {"backbone": DEFAULT, **json.loads(header["student"])}
         backbone = backbone_class(config["backbone"], path)
@@ -92,7 +93,7 @@ def student_provenance(path: str | Path) -> dict:
     Raises:
         StudentError: missing file, not a student, or a damaged header; tensors are not looked at.
     """
-    header, _ = _read(Path(path), tensors=False)
+    header, _ = _read(expanded(path, StudentError), tensors=False)
     try:
         return json.loads(header["provenance"])
     except (KeyError, ValueError) as error:
@@ -126,7 +127,8 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
             header = file.metadata() or {}
             values = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError) as error:
-        raise StudentError(f"the file cannot be read ({error})", where=path, fix=COPY_OR_TRAIN) from None
+        fix = remedy(error, COPY_OR_TRAIN)
+        raise StudentError(f"the file cannot be read ({error})", where=path, fix=fix) from None
     if header.get("format") not in (FORMAT, WITHOUT_DIGESTS):
         raise StudentError("a safetensors file, but not a student of scalr", where=path, fix=PASS_ONE)
     _check_digests(header, values if tensors else None, path)

@@ -19,6 +19,7 @@ import torch
 
 from ..checkpoint_files import explained, listed, sha256_of_file, written_aside
 from ..errors import StudentError
+from ..paths import expanded
 from .backbones import BACKBONES, backbone_class
 from .backbones.backbone import BackboneConfig, OfficialFiles, ScanInputs
 from .checkpoint import load_student, require_finite, save_student
@@ -47,6 +48,7 @@ def convert(source: Path, target: Path, recipe: Recipe | None = None, activation
     Raises:
         StudentError: what is wrong with either file.
     """
+    source, target = (expanded(path, StudentError) for path in (source, target))
     if target.exists():
         raise StudentError("a file is there already", where=target, fix="Choose another name.")
     if target.suffix not in TARGETS:

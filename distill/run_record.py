@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from ..checkpoint_files import shortened, written_aside
-from ..errors import StudentError
+from ..errors import StudentError, remedy
 from ..json_text import sha256_of_values
 from .processes import num_processes
 
@@ -146,7 +146,7 @@ def read_record(folder: Path) -> RunRecord | None:
         return None
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
         raise StudentError(
-            f"the run's configuration cannot be read ({shortened(error)})", where=path, fix=BEGIN_ANEW
+            f"the run's configuration cannot be read ({shortened(error)})", where=path, fix=remedy(error, BEGIN_ANEW)
         ) from None
     record = record_of(values)
     if record is None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import StudentError
+from ..errors import StudentError, remedy
 
 FIELDS = ("step", "epoch", "loss", "learning_rate", "gradient_norm", "points_per_second", "data_wait")
 
@@ -68,7 +68,7 @@ class TrainingLog:
             raise StudentError(
                 f"the log cannot be written ({error.strerror})",
                 where=self._folder,
-                fix="Make room there, or choose another --out.",
+                fix=f"{remedy(error, 'Make room there')}, or choose another --out.",
             ) from None
 
 
@@ -119,7 +119,9 @@ def read_log(path: Path) -> list[dict[str, str]]:
         return []
     except (OSError, csv.Error) as error:
         raise StudentError(
-            f"the log cannot be read ({error})", where=path, fix="Remove it: the run does not need it."
+            f"the log cannot be read ({error})",
+            where=path,
+            fix="Remove it: the run does not need it.",
         ) from None
 
 

@@ -23,11 +23,12 @@ from typing import Annotated
 import numpy as np
 
 from ..checkpoint_files import write_bytes
-from ..errors import DatasetError, ScalrError, did_you_mean
+from ..errors import DatasetError, ScalrError, did_you_mean, remedy
 from ..extract.datasets import open_dataset
 from ..extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
 from ..extract.datasets.frame import Dataset, Frame
 from ..json_text import json_text
+from ..paths import below
 from ..progress import progress
 from ..settings import PositiveAmount, Seed, Settings, Workers, above, up_to
 from ..worker_processes import worker_context
@@ -171,7 +172,7 @@ def _make(config: CorruptConfig, job: _Job) -> int:
         corrupted = CORRUPT[copy.corruption](scan, copy.strength, benchmark, rng)
         files = zip(layout.paths(job.frame), layout.contents(corrupted), strict=True)
         for name, content in reversed(list(files)):
-            write_bytes(config.out / copy.folder / name, content)
+            write_bytes(_path(config, copy, name), content)
     return len(job.copies)
 
 
@@ -206,12 +207,15 @@ def _jobs(config: CorruptConfig, frames: Sequence[Frame], copies: Sequence[Copy]
 
     for frame in frames:
         missing = tuple(
-            copy
-            for copy in copies
-            if not all(is_there(config.out / copy.folder / name) for name in layout.paths(frame))
+            copy for copy in copies if not all(is_there(_path(config, copy, name)) for name in layout.paths(frame))
         )
         if missing:
             yield _Job(frame, missing)
+
+
+def _path(config: CorruptConfig, copy: Copy, name: str) -> Path:
+    """Of a file of a copy; nuScenes' tables give its name."""
+    return below(config.out / copy.folder, name, DatasetError)
 
 
 def _write_manifest(config: CorruptConfig, copies: Sequence[Copy]) -> None:
@@ -256,7 +260,7 @@ def _read_manifest(path: Path) -> dict | None:
         raise ScalrError(
             f"it does not say how the copies were made ({type(error).__name__}: {error})",
             where=path,
-            fix="Choose another --out.",
+            fix=f"{remedy(error, 'Choose another --out')}.",
         ) from None
 
 

@@ -26,7 +26,7 @@ def labelled_frames(dataset: Dataset) -> dict[str, int | str]:
         ScalrError: a frame among these cannot be read, or lacks labels.
     """
     frames = dataset.frames
-    digest = hashlib.sha256("\n".join(_label_files(dataset)).encode())
+    digest = hashlib.sha256("\n".join(_label_files(dataset)).encode(errors="surrogateescape"))
     count = min(WHOLE_FRAMES, len(frames))
     for number in range(count):
         frame = number * len(frames) // count

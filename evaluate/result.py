@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checkpoint_files import shortened, write_bytes
-from ..errors import StudentError
+from ..errors import StudentError, remedy
 from ..extract.datasets.labels import IGNORE_LABEL
 from ..json_text import json_text, sha256_of_values
 from .metrics import NAME_OF_MEAN
@@ -153,7 +153,7 @@ def write_result(card: ResultCard, out: Path) -> None:
     }
     signed = json_text({**values, DIGEST: sha256_of_values(json.loads(json_text(values)))})
     for name, text in (("result.md", _as_markdown(card)), (RESULT, signed)):
-        write_bytes(out / name, f"{text}\n".encode())
+        write_bytes(out / name, f"{text}\n".encode(errors="surrogateescape"))  # with paths as they are
 
 
 def read_result(folder: Path) -> dict:
@@ -168,7 +168,8 @@ def read_result(folder: Path) -> dict:
     except FileNotFoundError:
         raise StudentError("no result here", where=path, fix="Pass the --out of a finished evaluation.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise StudentError(f"the result cannot be read ({shortened(error)})", where=path, fix=RUN_AGAIN) from None
+        fix = remedy(error, RUN_AGAIN)
+        raise StudentError(f"the result cannot be read ({shortened(error)})", where=path, fix=fix) from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise StudentError("not a result of scalr", where=path, fix="Pass the --out of a finished evaluation.")
     if missing := [key for key in ON_EVERY_CARD if key not in values]:

@@ -11,6 +11,7 @@ from ..checkpoint_files import write_bytes
 from ..errors import ScalrError
 from ..extract.datasets.frame import Dataset, Frame
 from ..extract.datasets.nuscenes_tables import lidar_tokens
+from ..paths import below
 from .scoring import KeepPredictions
 
 # What nuScenes' server wants to know of a method.
@@ -46,11 +47,11 @@ def writer_for(dataset: Dataset, folder: Path) -> KeepPredictions:
 
 def _nuscenes(dataset: Dataset, folder: Path) -> KeepPredictions:
     tokens = lidar_tokens(dataset.tables)
-    meta = folder / dataset.split / "submission.json"
+    meta = below(folder, f"{dataset.split}/submission.json")
     write_bytes(meta, json.dumps({"meta": NUSCENES_META}).encode())
 
     def keep(frame: Frame, predictions: np.ndarray) -> None:
-        path = folder / "lidarseg" / dataset.split / f"{tokens[frame.scan]}_lidarseg.bin"
+        path = below(folder / "lidarseg" / dataset.split, f"{tokens[frame.scan]}_lidarseg.bin")
         write_bytes(path, (predictions.astype(np.uint8) + 1).tobytes())
 
     return keep
@@ -60,7 +61,7 @@ def _kitti(dataset: Dataset, folder: Path) -> KeepPredictions:
     raw_of_class = np.array([ids[0] for ids in dataset.label_map.raw_ids.values()], dtype=np.uint32)
 
     def keep(frame: Frame, predictions: np.ndarray) -> None:
-        path = folder / "sequences" / frame.scene / "predictions" / f"{Path(frame.scan).stem}.label"
+        path = below(folder, f"sequences/{frame.scene}/predictions/{Path(frame.scan).stem}.label")
         write_bytes(path, raw_of_class[predictions].tobytes())
 
     return keep

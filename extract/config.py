@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ..errors import ScalrError
 from ..settings import Count, Settings, Workers, at_least, up_to
@@ -31,7 +31,7 @@ class ExtractConfig(Settings):
     dtype: StoredDtype = "int8"
     points: Points = "all"
     occlusion: Occlusion = "keep"
-    superpixels: str | None = None  # slic, or the folder of maps
+    superpixels: Literal["slic"] | Path | None = None  # a path: the folder of maps
     on_error: OnError = "stop"
     weights: tuple[str, ...] = ("hub",)  # for all teachers, or TEACHER=FILE
     feature: str | None = None  # None: the teacher's own

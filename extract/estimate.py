@@ -30,6 +30,7 @@ from .store.inspect import StoreReport, inspect_store, readable_bytes
 from .superpixels import SLIC
 from .teacher_sample import VectorSums, add_views
 from .teachers.batch_size import bytes_per_image
+from .teachers.features import num_layers
 from .teachers.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -344,7 +345,10 @@ def write_sample(
     settings["intensity"] = asdict(IntensityStatistics(0.0, 1.0))  # a store has some; nobody trains on this one
     recorded = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
     writer.add_inputs(settings, record={}, teachers=recorded)
-    channels = {teacher.name: each.channels for teacher, each in zip(teachers, statistics, strict=True)}
+    channels = {
+        teacher.name: each.channels(num_layers(teacher.provenance.feature))
+        for teacher, each in zip(teachers, statistics, strict=True)
+    }
     draft = writer.draft(0, recorded, channels=channels)
     for frame in frames:
         draft.add_frame(frame.points, new_views(frame, split))

@@ -30,6 +30,7 @@ from .statistics import TeacherStatistics
 from .store import SCANS, NewTargets, NewView, ScanBlock, StoreWriter
 from .store.commit import ATTEMPTS, ScratchTakenError, taken_away_again
 from .targets import Footprint, encode, footprint
+from .teachers.features import num_layers
 from .teachers.teacher import Teacher, provenance_attributes
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,9 @@ class Pipeline:
         on_error: OnError = "stop",
     ) -> None:
         self.dataset, self.teachers, self.encoding, self.writer = dataset, teachers, encoding, writer
-        self.channels = {name: each.channels for name, each in statistics.items()}
+        self.channels = {
+            each.name: statistics[each.name].channels(num_layers(each.provenance.feature)) for each in teachers
+        }
         self.selection, self.batch_sizes, self.on_error = selection, batch_sizes, on_error
 
     def run(self, blocks: Sequence[Block]) -> Iterator[BlockDone]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import DatasetError
+from ..settings import Amount, CountOrZero, checked
 
 LENGTH_TOLERANCE = 0.01  # of a rotation's quaternion: files have rounded ones
 WORST_CONDITION = 1e9  # of a projection: a camera's is about its focal length in pixels, a singular one's 1e16
@@ -26,6 +27,9 @@ class Visibility:
 
     Attributes:
         min_x_m: where given, x in the lidar frame must be larger too, as in the official SemanticKITTI reader.
+
+    Raises:
+        DatasetError: a value that is no number, or a negative depth or border.
     """
 
     min_depth_m: float = 1.0
@@ -33,10 +37,9 @@ class Visibility:
     min_x_m: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.min_depth_m >= 0:
-            raise DatasetError(
-                f"it is {self.min_depth_m}", where="min_depth_m", fix="Use 0 or more: behind a camera nothing is seen."
-            )
+        for name, kind in {"min_depth_m": Amount, "border_px": CountOrZero, "min_x_m": float | None}.items():
+            value = checked(getattr(self, name), kind, f"visibility.{name}", DatasetError)
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,6 +129,9 @@ def project(
         image_shape: (H, W) of the image [px].
         visibility: the dataset's rule; the nuScenes one by default.
 
+    Raises:
+        DatasetError: a border that leaves nothing of the image.
+
     >>> matrix = np.array([[50.0, -100, 0, 0], [40, 0, -100, 0], [1, 0, 0, 0]])  # looks along x, 100 px x 80 px
     >>> pairs = project(np.array([[10.0, 0.95, -0.05], [-10, 0, 0]]), Calibration.from_projection(matrix), (80, 100))
     >>> pairs.point_index, pairs.pixel
@@ -133,6 +139,12 @@ def project(
     """
     visibility = visibility or Visibility()
     height, width = image_shape
+    if visibility.border_px >= min(image_shape):
+        raise DatasetError(
+            f"{visibility.border_px} px leave nothing of an image of {height}x{width} pixels",
+            where="visibility.border_px",
+            fix="Give a smaller border.",
+        )
     points_cam = points[:, :3].astype(np.float64) @ calibration.cam_from_lidar[:3, :3].T
     points_cam += calibration.cam_from_lidar[:3, 3]
     ahead = points_cam[:, 2] > visibility.min_depth_m

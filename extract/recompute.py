@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import StoreError
+from ..paths import expanded
 from ..progress import progress
 from .datasets import open_dataset
 from .datasets.frame import Dataset, Frame
@@ -107,7 +108,7 @@ def recompute_targets(
         ScalrError: dataset, superpixels or weights that are not there, or are not those of the store.
     """
     _require_made_by(store, superpixels)
-    folder = None if superpixels in (None, SLIC) else Path(superpixels)
+    folder = None if superpixels in (None, SLIC) else expanded(superpixels)
 
     @cache
     def frames_of(dataset_name: str, split: str) -> tuple[Dataset, Selection, dict[str, Frame]]:

@@ -41,16 +41,21 @@ class TeacherStatistics:
         """(D,) float64: the standard deviation of each channel."""
         return np.sqrt(np.diag(self.covariance).clip(min=0))
 
-    @property
-    def channels(self) -> np.ndarray:
+    def channels(self, layers: int = 1) -> np.ndarray:
         """Offset and scale of each channel, (2, D) float32, between which int8 has its steps.
 
         The offset is the mean, since most of a real teacher's vector is one constant. The scale is the standard
         deviation, since a few channels spread ten times as far as the others: one scale for all would leave these no
         steps. Channels that spread less than the root mean square of all have that: what they lose is lost in the
-        error of the others, and one that is constant in the sample would have no scale at all.
+        error of the others, and one that is constant in the sample would have no scale at all. That root mean square is
+        each layer's own: an early layer's values may be a thousandth of a late one's.
+
+        Args:
+            layers: of equal size, one after the other, that the vectors are made of.
         """
-        scale = np.maximum(self.deviation, np.sqrt(np.mean(self.deviation**2)))
+        deviation = self.deviation.reshape(layers, -1)
+        usual = np.sqrt(np.mean(deviation**2, axis=1, keepdims=True))
+        scale = np.maximum(deviation, usual).ravel()
         return np.stack([self.mean, np.where(scale > 0, scale, 1)]).astype(np.float32)
 
     @property

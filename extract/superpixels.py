@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DatasetError, ScalrError
+from ..paths import expanded
 from .datasets.frame import Dataset, View
 from .plan import spread
 
@@ -124,7 +125,7 @@ class SuperpixelFolder:
         )
 
 
-def open_superpixels(choice: str | None, dataset: Dataset) -> Superpixels | None:
+def open_superpixels(choice: str | Path | None, dataset: Dataset) -> Superpixels | None:
     """What `--superpixels` names: "slic", a folder, or nothing.
 
     Raises:
@@ -132,7 +133,7 @@ def open_superpixels(choice: str | None, dataset: Dataset) -> Superpixels | None
     """
     if choice is None:
         return None
-    return SlicSuperpixels() if choice == SLIC else SuperpixelFolder(Path(choice), dataset)
+    return SlicSuperpixels() if choice == SLIC else SuperpixelFolder(expanded(choice), dataset)
 
 
 def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from ..device import resolve_device
 from ..settings import CountOrZero, Settings
@@ -25,7 +26,7 @@ class VerifyConfig(Settings):
     repair: bool = False
     sample: CountOrZero = 0
     root: Path | None = None
-    superpixels: str | None = None
+    superpixels: Literal["slic"] | Path | None = None
     weights: tuple[str, ...] = ()
     device: str = "auto"
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import click
 import numpy as np
@@ -21,13 +24,17 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from safetensors.torch import save_file
 
+from calls import calls_of
 from in_children import command_in_shell
 from moments import Child
 from scalr.cli import main
+from scalr.cli_options import Terminated
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import save_student
+from scalr.distill.interruption import StoppedError
 from scalr.distill.student import Student
 from scalr.distill.training_log import read_log
+from scalr.extract import check as check_module
 from scalr.extract.store import open_store
 from scalr.extract.store.inspect import readable_bytes
 from scalr.extract.teachers.teacher import load_teacher
@@ -197,6 +204,7 @@ def test_a_world_in_another_layout_is_whole(tmp_path):
     assert report["points_per_frame"] > 10_000
 
 
+@pytest.mark.slow
 def test_two_datasets_in_one_store(simulated, tmp_path):
     """Frames of the same name are not the same."""
     for name in ("pandaset_64", "pandaset_gt"):
@@ -216,6 +224,7 @@ def test_two_datasets_in_one_store(simulated, tmp_path):
     assert scalr("verify", tmp_path / "s.zarr", "--sample", 4).exit_code == 0
 
 
+@pytest.mark.slow
 def test_two_teachers_with_features_of_their_choice(synthetic_world, tmp_path):
     """A model of timm and MaskCLIP, one from a file; what was chosen is recorded, and found again by verify."""
     teacher = load_teacher("timm:test_vit.r160_in1k", image_size=(32, 64), weights="random", feature="x_norm:-1,2")
@@ -305,6 +314,7 @@ def test_a_sample_needs_the_dataset_it_was_made_from(world, tmp_path):
     assert_one_line_error(scalr("verify", tmp_path / "s.zarr", "--sample", 1), str(world), "Pass --root")
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_the_run_then_takes(synthetic_world, tmp_path):
     command = ("extract", *TINY_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr")
     dry = scalr(*command, "--dry-run")
@@ -414,6 +424,7 @@ def test_damaged_files_stop_the_run_and_leave_no_block(world, tmp_path, damage):
     assert scalr(*command).exit_code == 0
 
 
+@pytest.mark.slow
 def test_superpixels_from_a_folder_to_a_store_of_segments_alone(synthetic_world, tmp_path, monkeypatch):
     """The folder is named from here, and later lies elsewhere; what needs targets of points is refused."""
     for image in sorted((synthetic_world / "samples").glob("CAM_*/*")):
@@ -465,6 +476,24 @@ def test_wrong_inputs_of_later_stages(tmp_path, synthetic_world):
     assert_one_line_error(scalr(*student), "no.safetensors", "no student here")
     assert_one_line_error(scalr("synth", "--out", synthetic_world), str(synthetic_world))
     assert_one_line_error(scalr("demo", "--out", tmp_path), "the folder is there already")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EACCES, "Check the permissions there"),
+        (errno.ENOSPC, "Make room there"),
+        (errno.EIO, "Check the storage"),
+    ],
+)
+def test_what_the_system_refuses_anywhere_is_one_line(monkeypatch, tmp_path, number, advice):
+    calls_of(monkeypatch, check_module, "check", OSError(number, os.strerror(number), str(tmp_path / "a")))
+    assert_one_line_error(scalr("check", "--root", tmp_path), f"{tmp_path}/a: the system refuses (", advice)
+
+
+def test_a_reader_of_our_output_that_has_left_is_no_error(monkeypatch, tmp_path):
+    calls_of(monkeypatch, check_module, "check", BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert "Error" not in scalr("check", "--root", tmp_path).stderr
 
 
 def test_wrong_usage_is_exit_code_2():
@@ -545,7 +574,14 @@ def test_a_shell_completes(typed, expected):
     assert [item.value for item in complete.get_completions(words, incomplete)] == expected
 
 
-def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path, children):
+@pytest.mark.parametrize(
+    ("number", "code", "what"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "stopped by SIGTERM", marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_and_sigterm_leave_a_store_that_resumes(synthetic_world, tmp_path, children, number, code, what):
     """In the terminal's way, to all processes of the command at once, while its first block is being committed."""
     whole, out, log = tmp_path / "whole.zarr", tmp_path / "s.zarr", tmp_path / "log"
     options = (*TINY_TEACHER, "--root", synthetic_world, "--frames-per-block", 1)
@@ -553,12 +589,12 @@ def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path, children)
     words = [str(word) for word in ("extract", *options, "--out", out)]
     running = Child(children, command_in_shell, words, log, out / "blocks/000000", None, stops=(0,))
     assert running.wait_for_a_moment()
-    os.killpg(running.pid, signal.SIGINT)
+    os.killpg(running.pid, number)
     running.go_on()
-    assert running.end() == 130
+    assert running.end() == code
     assert Path(f"{log}.out").read_text() == ""
     stderr = Path(f"{log}.err").read_text()
-    assert stderr.endswith("Error: interrupted; committed blocks stay. Run the same command again to go on.\n")
+    assert stderr.endswith(f"Error: {what}; committed blocks stay. Run the same command again to go on.\n")
     assert "Traceback" not in stderr
     verified = json.loads(scalr("verify", out, "--json").stdout)  # how many blocks are there depends on the moment
     assert (verified["damage"], verified["unreadable"], verified["stray"]) == ([], [], [])
@@ -567,6 +603,56 @@ def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path, children)
     assert_same_store(open_store(out), open_store(whole))
 
 
+@pytest.mark.parametrize(
+    ("function", "command", "kept"),
+    [
+        (
+            "scalr.extract.run.extract",
+            "extract --teacher dinov2_vits14 --root .",
+            "committed blocks stay. Run the same command again to go on",
+        ),
+        (
+            "scalr.distill.run.distill",
+            "distill",
+            "the last checkpoint stays, if there is one. Run the same command with --resume to go on",
+        ),
+        (
+            "scalr.evaluate.score.score_model",
+            "evaluate score --model m --root .",
+            "there is no result. Run the same command again",
+        ),
+    ],
+)
+def test_a_job_that_is_stopped_says_in_one_line_what_is_kept(monkeypatch, function, command, kept):
+    """By SIGTERM, which schedulers send, and again while it ends."""
+
+    def stopped(config: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(function, stopped)
+    result = scalr(*command.split())
+    assert result.exit_code == 143
+    assert result.stderr.splitlines()[-1] == f"Error: stopped by SIGTERM; {kept}."
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+STOPPED = StoppedError("stopped by a signal", where="run/checkpoint.pt", fix="Run it with --resume.")
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+@pytest.mark.parametrize(("stopped", "code"), [(STOPPED, 143), (Terminated(), 143), (KeyboardInterrupt(), 130)])
+def test_what_stops_all_processes_is_said_by_the_first(monkeypatch, rank, lines, stopped, code):
+    monkeypatch.setattr("scalr.distill.run.distill", mock.Mock(side_effect=stopped))
+    monkeypatch.setenv("RANK", rank)
+    result = scalr("-q", "distill")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (code, lines)
+
+
+@pytest.mark.slow
 def test_results_as_json(synthetic_world, tmp_path):
     """Standard output is JSON and nothing else; the same figures as the files and the text have."""
     command = ("extract", *MEASURED_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr", "--json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import re
 
@@ -11,7 +12,7 @@ from doc_examples import DOCS
 from error_record import complaints_about
 from error_sites import PACKAGE, error_sites, site_at
 from scalr.distill.interruption import StoppedError
-from scalr.errors import DatasetError, ScalrError, StoreError, StudentError, TeacherError, did_you_mean
+from scalr.errors import DatasetError, ScalrError, StoreError, StudentError, TeacherError, did_you_mean, remedy
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,20 @@ def test_an_error_can_say_in_which_larger_place_it_is():
 )
 def test_a_message_is_one_line_of_three_parts(what, fix, message):
     assert str(ScalrError(what, where="here", fix=fix)) == message
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Make room"), (errno.EDQUOT, "Make room"), (errno.EACCES, "Check the permissions"),
+        (errno.EROFS, "Check the permissions"), (errno.ENOTDIR, "Check which part of the path is a file"),
+        (errno.EISDIR, "Give a file"), (errno.EIO, "Check the storage"), (errno.EMFILE, "Enlarge"),
+        (0, "Copy it again"),
+    ],
+)  # fmt: skip
+def test_what_helps_depends_on_what_the_file_system_said(number, advice):
+    assert remedy(OSError(number, "x"), "Copy it again").startswith(advice)
+    assert remedy(ValueError("x"), "Copy it again") == "Copy it again"
 
 
 def test_a_mistyped_name_gets_the_nearest():

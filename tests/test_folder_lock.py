@@ -182,7 +182,9 @@ def test_one_whose_claim_was_taken_for_gone_stops(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudentError, match=r"the lock cannot be written .*Choose another --out"):
+    with pytest.raises(
+        StudentError, match=r"the lock cannot be written .*which part of the path is a file, or choose another"
+    ):
         locked(tmp_path / "file" / "run").__enter__()
 
 

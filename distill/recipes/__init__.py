@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ...checkpoint_files import shortened
-from ...errors import StudentError, did_you_mean
+from ...errors import StudentError, did_you_mean, remedy
+from ...paths import expanded
 from ...settings import shown
 from ..backbones import DEFAULT
 
@@ -115,11 +115,13 @@ def _text_of(name: str) -> bytes:
     try:
         if name in recipe_names():
             return (resources.files(__package__) / f"{name}.yaml").read_bytes()
-        if Path(name).is_file():
-            return Path(name).read_bytes()
+        if (path := expanded(name, StudentError)).is_file():
+            return path.read_bytes()
     except OSError as error:
         raise StudentError(
-            f"the recipe cannot be read ({error.strerror})", where=name, fix="Pass another file as --recipe."
+            f"the recipe cannot be read ({error.strerror})",
+            where=name,
+            fix=f"{remedy(error, 'Check the storage there')}, or pass another file as --recipe.",
         ) from None
     raise StudentError(
         f"no recipe '{name}'{did_you_mean(name, recipe_names())}",

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ...errors import DatasetError, did_you_mean
 from ...own_class import own_class
+from ...paths import expanded
 from .frame import Dataset
 
 Reader = Callable[[Path, str], Dataset]  # called with the dataset's top folder and a split
@@ -58,11 +59,12 @@ def open_dataset(
             where="--dataset",
             fix=f"Use one of: {', '.join(READERS)}; or package.module:Class.",
         )
-    if not Path(root).is_dir():
+    root = expanded(root, DatasetError)
+    if not root.is_dir():
         raise DatasetError(
             "the dataset folder is missing", where=root, fix="Pass --root with the top folder of the dataset."
         )
-    dataset = reader(Path(root), split)
+    dataset = reader(root, split)
     missing = [attribute for attribute in NEEDED if not hasattr(dataset, attribute)]
     if missing:
         raise DatasetError(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...errors import DatasetError
+from ...errors import DatasetError, remedy
 from .frame import View
 
 COPY_AGAIN = "Copy the file again from the dataset's archive."
@@ -107,11 +107,13 @@ def read_json(path: Path) -> object:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a dataset file; a DatasetError where it is missing or unreadable."""
+    """The content of a dataset file; a DatasetError where it is missing, a folder or unreadable."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise missing_file(path) from None
+    except IsADirectoryError:
+        raise DatasetError("a folder, not a file", where=path, fix="Put the file in its place.") from None
     except OSError as error:
         raise DatasetError(
             f"the file cannot be read ({error.strerror})", where=path, fix="Check its permissions."
@@ -124,12 +126,18 @@ def missing_file(path: Path) -> DatasetError:
     )
 
 
-def numbers_in(folder: Path, ending: str) -> set[str]:
-    """The names, without `ending`, of a folder's numbered files, such as 000017.bin; none where there is no folder."""
+def numbered_files(folder: Path, *endings: str) -> dict[str, str]:
+    """The endings of a folder's numbered files by their numbers: {"000017": ".png"} for 000017.png.
+
+    Empty where there is no folder. Of files with one number, that with the ending that is named first is taken.
+    """
     if not folder.is_dir():
-        return set()
-    names = {file.name.removesuffix(ending) for file in folder.iterdir() if file.name.endswith(ending)}
-    return {name for name in names if name.isdigit()}
+        return {}
+    names = [file.name for file in folder.iterdir()]
+    found = {
+        name.removesuffix(ending): ending for ending in reversed(endings) for name in names if name.endswith(ending)
+    }
+    return {number: ending for number, ending in found.items() if number.isdecimal() and number.isascii()}
 
 
 def _read_values(path: Path, dtype: np.dtype, columns: int, noun: str) -> np.ndarray:
@@ -152,7 +160,9 @@ def _opened_image(path: Path, content: io.BytesIO | None = None) -> Iterator[Ima
         raise missing_file(path) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).split(" <_io.")[0]  # not where in memory it was
-        raise DatasetError(f"the image cannot be decoded ({reason})", where=path, fix=COPY_AGAIN) from None
+        raise DatasetError(
+            f"the image cannot be decoded ({reason})", where=path, fix=remedy(error, COPY_AGAIN)
+        ) from None
 
 
 def _check_size(image: Image.Image, root: Path, view: View) -> None:

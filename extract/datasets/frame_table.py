@@ -83,7 +83,8 @@ def write_table(table: pa.Table, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(table, partial)
+        with partial.open("wb") as file:  # arrow takes no path that is not UTF-8
+            pq.write_table(table, file)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

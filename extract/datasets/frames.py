@@ -228,6 +228,8 @@ def _read_description(path: Path) -> Description:
             label_map=LabelMap(values.get("classes", {}), values.get("ignored", (0,))),
             visibility=Visibility(**values.get("visibility", {})),
         )
+    except DatasetError as error:
+        raise error.inside(str(path)) from None
     except (yaml.YAMLError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DatasetError(
             f"it cannot be used ({error})", where=path, fix="See docs/datasets.md for its keys."

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DatasetError
+from ...paths import expanded
 from ..projection import Visibility
 from .corruptions import corruption_folder
 from .files import read_scan
@@ -65,7 +66,8 @@ def _corrupted(frame: Frame, folder: str) -> Frame:
 
 
 def _folder_of_tables(root: Path) -> Path:
-    places = [root, *([Path(os.environ["NUSCENES"])] if "NUSCENES" in os.environ else [])]
+    clean = os.environ.get("NUSCENES")
+    places = [root, *([expanded(clean, DatasetError)] if clean else [])]
     for place in places:
         if (place / "v1.0-trainval").is_dir():
             return place

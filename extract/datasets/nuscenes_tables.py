@@ -66,10 +66,16 @@ def keyframe_table(tables: Path) -> tuple[pa.Table, dict[str, list[str]]]:
         DatasetError: a missing, broken or inconsistent table.
     """
     kept, fingerprint = _kept_table(tables), _fingerprint(tables)
+    if kept is None:
+        logger.warning(
+            "the tables will be read again next time: there is no home folder; $XDG_CACHE_HOME names another"
+        )
+        return frames_as_table(read_keyframes(tables)), named_splits()
     try:
-        about = json.loads(pq.read_schema(kept).metadata[b"scalr"])
+        kept_table = pq.ParquetFile(pa.BufferReader(kept.read_bytes()))
+        about = json.loads(kept_table.schema_arrow.metadata[b"scalr"])
         if about["tables"] == fingerprint:
-            return pq.read_table(kept).cast(SCHEMA), about["splits"]
+            return kept_table.read().cast(SCHEMA), about["splits"]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         pass  # not there, or not whole
     logger.info("reading the tables in %s", tables)
@@ -211,9 +217,13 @@ def _records(folder: Path, table: str, keep: Callable[[dict], bool] = lambda rec
         return [record for record in json.load(file, object_hook=needed) if record is not None]
 
 
-def _kept_table(tables: Path) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.sha256(str(tables.resolve()).encode()).hexdigest()[:16]
+def _kept_table(tables: Path) -> Path | None:
+    """None where the user has no home folder, as in a container that runs as a number without an account."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    name = hashlib.sha256(os.fsencode(tables.resolve())).hexdigest()[:16]
     return cache / "scalr" / f"nuscenes-{name}.parquet"
 
 

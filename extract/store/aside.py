@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ...errors import StoreError
+from ...errors import StoreError, remedy
 from . import format as fmt
 from .commit import fsync, move
 from .files import is_there, names_in
@@ -122,5 +122,5 @@ def _said(path: Path) -> Iterator[None]:
         raise StoreError(
             f"it cannot be moved ({error.strerror or error})",
             where=path,
-            fix="Check the store's permissions and the room on its disk.",
+            fix=f"{remedy(error, 'Check the storage there')}.",
         ) from None

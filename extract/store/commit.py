@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from ...errors import StoreError
+from ...errors import StoreError, remedy
 
 logger = logging.getLogger(__name__)
 
@@ -106,21 +106,16 @@ class ScratchFolder:
                 logger.warning("%s was cleared by another run: is the same part running twice?", self.path.parent)
                 raise ScratchTakenError from error
             if isinstance(error, OSError):
+                fix = remedy(error, "Check the storage there")
                 raise StoreError(
                     f"the file system refuses to write ({error.strerror or error})",
                     where=self.path.parent.parent.parent,
-                    fix=f"{_remedy(error)}, then run the same command again: what is committed stays.",
+                    fix=f"{fix}, then run the same command again: what is committed stays.",
                 ) from error
             raise
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _remedy(error: OSError) -> str:
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "Check the permissions of the folder"
-    return "Make room"
 
 
 def taken_away_again(folder: Path) -> StoreError:

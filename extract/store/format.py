@@ -212,7 +212,7 @@ def damaged(path: Path, reason: str) -> DamagedError:
 
 def write_frames(frames: pa.Table, source: Path) -> Path:
     """Keep what the dataset's tables say beside the record of a source; gives the file."""
-    pq.write_table(frames, source / FRAMES_TABLE, compression="zstd", write_page_checksum=True)
+    _write_table(frames, source / FRAMES_TABLE)
     return source / FRAMES_TABLE
 
 
@@ -262,7 +262,12 @@ def write_index(
     schema = pa.schema([field for field in schema_of(kind) if _is_written(field.name, views)])
     table = views.select(schema.names).cast(schema)
     table = table.replace_schema_metadata({key: json.dumps(value) for key, value in metadata.items()})
-    pq.write_table(table, group / GROUP_INDEX, compression="zstd", write_page_checksum=True)
+    _write_table(table, group / GROUP_INDEX)
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    with path.open("wb") as file:  # arrow takes no path that is not UTF-8
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def _is_written(name: str, views: pa.Table) -> bool:

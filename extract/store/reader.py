@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ...checkpoint_files import first_line
 from ...errors import DamagedError, StoreError, UnreadableError
+from ...paths import expanded
 from ..encoding import Encoding
 from ..statistics import TeacherStatistics
 from ..teachers.registry import keeps_only_segments
@@ -602,7 +603,7 @@ def open_store(path: str | Path) -> FeatureStore:
         StoreError: nothing there, not a store, or a format version this release does not know.
         UnreadableError: something is there, but may not be looked at, or cannot be now.
     """
-    path = Path(path)
+    path = expanded(path, StoreError)
     try:
         fmt.check_root(path / "zarr.json")
     except FileNotFoundError:
@@ -613,4 +614,21 @@ def open_store(path: str | Path) -> FeatureStore:
                 fix="Run 'scalr verify' with --repair: it restores the file.",
             ) from None
         raise StoreError("no feature store here", where=path, fix=fmt.MAKE_ONE) from None
+    _require_folders(path)
     return FeatureStore(path)
+
+
+def _require_folders(store: Path) -> None:
+    """A file in place of a folder of indexes would pass for blocks that were never extracted.
+
+    Raises:
+        DamagedError: there is one.
+        UnreadableError: something may not be looked at.
+    """
+    for name in (*fmt.SKELETON, "index", *(f"index/{kind}" for kind in (SCANS, *names_in(store / "teachers")))):
+        if is_there(store / name) and not is_folder(store / name):
+            raise DamagedError(
+                "a file where the store has a folder",
+                where=store / name,
+                fix="Remove it, then run the same 'scalr extract': blocks that are whole count again.",
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import StoreError
+from ...errors import StoreError, remedy
 from ...progress import progress
 from . import format as fmt
 from .commit import Scratch
@@ -58,7 +58,7 @@ class Removal:
                     raise StoreError(
                         f"it cannot be deleted ({error.strerror or error})",
                         where=path,
-                        fix="Check the store's permissions, then run the same command again.",
+                        fix=f"{remedy(error, 'Check the storage there')}, then run the same command again.",
                     ) from None
                 bar.update()
 

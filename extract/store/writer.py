@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import DamagedError, StoreError
+from ...paths import expanded
 from ..statistics import TeacherStatistics
 from . import format as fmt
 from .aside import AsideFolder
@@ -438,7 +439,7 @@ def create_store(path: str | Path, owner: str) -> StoreWriter:
         StoreError: the path holds something else or cannot be written.
         UnreadableError: something is there that may not be looked at.
     """
-    path = Path(path)
+    path = expanded(path, StoreError)
     _refuse_other_content(path)
     if not is_there(path / "zarr.json"):
         Scratch(path / fmt.TMP, owner).attempt(lambda scratch: _write_skeleton(path, scratch))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from ...errors import TeacherError
+from ...paths import expanded
 
 PosEmbed = Literal["timm", "official"]
 # scale_factor: bicubic by a scale that is meant for a tenth of a patch more; size: bicubic to the size; neither is
 # antialiased. timm: as timm does, or there are none to resize.
 OfficialPosEmbed = Literal["scale_factor", "size", "timm"]
+NO_FILE = ("hub", "random")
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -28,10 +30,11 @@ def choose_weights(teachers: tuple[str, ...], given: tuple[str, ...]) -> dict[st
             own[name] = value
     for_all = [each for each in given if each.partition("=")[0] not in own]
     others = [name for name in teachers if name not in own]
-    if len(for_all) > 1 or (for_all and for_all[0] not in ("hub", "random") and len(others) > 1):
+    if len(for_all) > 1 or (for_all and for_all[0] not in NO_FILE and len(others) > 1):
         raise TeacherError(
             f"{' and '.join(for_all)} cannot serve {' and '.join(others) or 'all teachers'} alike",
             where="--weights",
             fix="Give each teacher its own: --weights TEACHER=FILE, repeated.",
         )
-    return {name: own.get(name, *for_all) for name in teachers if name in own or for_all}
+    chosen = {name: own.get(name, *for_all) for name in teachers if name in own or for_all}
+    return {name: value if value in NO_FILE else str(expanded(value, TeacherError)) for name, value in chosen.items()}

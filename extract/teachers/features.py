@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -47,10 +48,10 @@ class Feature:
         return cls(kind, numbers)
 
     def resolved(self, depth: int) -> Feature:
-        """The same in a model of `depth` blocks: layers from 0, ascending, each once; the last block alone is -1.
+        """The same in a model of `depth` blocks: layers from 0, ascending; the last block alone is -1.
 
         Raises:
-            TeacherError: a layer that the model has not.
+            TeacherError: a layer that the model has not, or one that is given twice.
         """
         beyond = [layer for layer in self.layers if not -depth <= layer < depth]
         if beyond:
@@ -59,11 +60,24 @@ class Feature:
                 where="--feature",
                 fix=f"Count from 0 to {depth - 1}, or from -1 to -{depth} backwards.",
             )
-        layers = tuple(sorted({layer % depth for layer in self.layers}))
+        layers = tuple(sorted(layer % depth for layer in self.layers))
+        if twice := [layer for layer, following in itertools.pairwise(layers) if layer == following]:
+            raise TeacherError(
+                f"layer {twice[0]} of {depth} is given twice", where="--feature", fix="Name each layer once."
+            )
         return Feature(self.kind, (-1,) if layers == (depth - 1,) else layers)
 
     def __str__(self) -> str:
         return self.kind if self.layers == (-1,) else f"{self.kind}:{','.join(map(str, self.layers))}"
+
+
+def num_layers(feature: str) -> int:
+    """How many layers a feature, as a store records it, takes; a network that is no ViT has one.
+
+    >>> num_layers("x_norm:5,11"), num_layers("x_norm")
+    (2, 1)
+    """
+    return feature.partition(":")[2].count(",") + 1
 
 
 class FeatureReader:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 import torch
 
 from ...checkpoint_files import first_line, tensors_digest
 from ...errors import TeacherError
+from ...paths import expanded
 from .checkpoint import Checkpoint, model_in, read_checkpoint
 from .choices import PosEmbed
 from .conversion import COUNTER, Fit, Skeleton
@@ -50,7 +50,7 @@ def build_model(
     officially = pos_embed == "official" and spec.official_pos_embed != "timm"
     if weights == "random":
         return _random(spec, image_size, officially)
-    checkpoint = _from_hub(spec) if weights == "hub" else read_checkpoint(Path(weights))
+    checkpoint = _from_hub(spec) if weights == "hub" else read_checkpoint(expanded(weights, TeacherError))
     return _loaded(spec, checkpoint, image_size, officially, needs_head)
 
 

@@ -182,6 +182,7 @@ def test_two_processes_are_one_with_twice_the_batch(store, tmp_path, children, n
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_workers_know_a_backbone_in_the_working_folder(store, tmp_path, monkeypatch):
     """Whose module is neither installed nor on Python's path."""
     monkeypatch.chdir(tmp_path)

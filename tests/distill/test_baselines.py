@@ -102,7 +102,12 @@ def assert_goes_on_bit_for_bit(store: Path, folder: Path, recipe: str, teacher: 
 
 @pytest.mark.parametrize(
     "recipe",
-    ["table1_minkunet_similarity_one_camera", "table2_ppkt_minkunet", "table2_slidr_minkunet", "table8_st_slidr"],
+    [
+        "table2_ppkt_minkunet",
+        "table8_st_slidr",
+        pytest.param("table1_minkunet_similarity_one_camera", marks=pytest.mark.slow),
+        pytest.param("table2_slidr_minkunet", marks=pytest.mark.slow),
+    ],
 )
 def test_a_recipe_of_each_loss_goes_on_bit_for_bit(tiny_store, tmp_path, recipe):
     assert_goes_on_bit_for_bit(tiny_store, tmp_path, recipe)

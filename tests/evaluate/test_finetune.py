@@ -100,7 +100,7 @@ def test_a_model_that_has_seen_labels_is_said_to_be_one_where_it_is_probed(confi
     assert unknown == "the student has a head for classes: it has seen labels, and its file does not say which"
 
 
-@pytest.mark.parametrize("schedule", ["scalr", "slidr"])
+@pytest.mark.parametrize("schedule", ["scalr", pytest.param("slidr", marks=pytest.mark.slow)])
 def test_stopped_and_resumed_gives_the_same_model(config, tmp_path, monkeypatch, schedule):
     config = replace(config, schedule=schedule, warmup_epochs=None)
     whole = finetune(config)

@@ -167,6 +167,7 @@ def test_a_killed_run_goes_on(only_fog, monkeypatch):
     assert len(result.miou) == 3
 
 
+@pytest.mark.slow
 def test_missing_copies_are_listed_and_left_out_of_the_means(config):
     shutil.rmtree(config.root / "fog")
     shutil.rmtree(config.root / "snow/heavy")

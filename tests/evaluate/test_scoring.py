@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from scalr.evaluate.submission import writer_for
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.frame import Frame
 from scalr.extract.datasets.labels import IGNORE_LABEL
+from scalr.extract.datasets.nuscenes_tables import FIELDS
 from scalr.extract.datasets.semantic_kitti import LABELS as KITTI_LABELS
 
 CPU = torch.device("cpu")
@@ -67,6 +69,31 @@ def test_workers_prepare_the_same_scans(simulated):
     np.testing.assert_array_equal(
         score(model, dataset, CPU, workers=1).confusions, score(model, dataset, CPU).confusions
     )
+
+
+@pytest.mark.parametrize("token", ["../../x", "/tmp/x", "a/../../../../x"])
+def test_a_token_never_leads_out_of_the_folder_of_predictions(tmp_path, token):
+    class NuScenesOfSomebody:
+        name, class_names, split, tables = "nuscenes", (), "val", tmp_path / "v1.0-trainval"
+
+    NuScenesOfSomebody.tables.mkdir()
+    fields = dict.fromkeys(FIELDS["sample_data"], "")
+    record = fields | {"filename": "scan.bin", "token": token, "is_key_frame": True}
+    (NuScenesOfSomebody.tables / "sample_data.json").write_text(json.dumps([record]))
+    keep = writer_for(NuScenesOfSomebody(), tmp_path / "a/b/submission")
+    with pytest.raises(ScalrError, match=rf"the name '{token}_.* would lead out of the folder"):
+        keep(replace(a_frame("scene", 0), scan="scan.bin"), np.zeros(1, np.uint8))
+    assert not list(tmp_path.rglob("*_lidarseg.bin"))
+
+
+def test_nor_does_a_scene(tmp_path):
+    class KittiOfSomebody:
+        name, class_names, label_map = "semantic_kitti", (), KITTI_LABELS
+
+    keep = writer_for(KittiOfSomebody(), tmp_path / "submission")
+    with pytest.raises(ScalrError, match="would lead out of the folder"):
+        keep(a_frame("../..", 0), np.zeros(1, np.uint8))
+    assert not list(tmp_path.rglob("*.label"))
 
 
 def test_points_beyond_the_range_are_not_there(simulated):

@@ -78,9 +78,9 @@ def read_what_is_committed(path: Path) -> int:
 
 
 def test_a_killed_run_goes_on(children, tmp_path, whole_run):
-    stores, reads = kill_and_resume(children, tmp_path, whole_run, kills=4)
+    stores, reads = kill_and_resume(children, tmp_path, whole_run, kills=2)
     assert stores
-    assert reads > 5
+    assert reads > 2
 
 
 @pytest.mark.slow

@@ -84,8 +84,29 @@ def test_the_visibility_is_that_of_the_official_readers():
     """nuScenes: min_dist = 1.0 and an image smaller by one; a depth of zero is PandaSet's."""
     assert (Visibility().min_depth_m, Visibility().border_px, Visibility().min_x_m) == (1.0, 1, None)
     assert Visibility(min_depth_m=0).min_depth_m == 0
-    with pytest.raises(DatasetError, match=r"min_depth_m: it is -0\.1"):
-        Visibility(min_depth_m=-0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"min_depth_m": -0.1}, r"^visibility\.min_depth_m: -0\.1 cannot be used. Give a number, at least 0"),
+        ({"border_px": -500}, r"^visibility\.border_px: -500 cannot be used. Give a whole number, at least 0"),
+        ({"border_px": "wide"}, r"^visibility\.border_px: 'wide' cannot be used"),
+        ({"border_px": 1.5}, r"^visibility\.border_px: 1\.5 cannot be used"),
+        ({"min_x_m": float("nan")}, r"^visibility\.min_x_m: nan cannot be used"),
+    ],
+)
+def test_a_rule_of_what_is_seen_that_cannot_be_is_named(values, message):
+    with pytest.raises(DatasetError, match=message):
+        Visibility(**values)
+
+
+@pytest.mark.parametrize("border", [60, 4000])
+def test_a_border_that_leaves_nothing_of_the_image_is_refused(border):
+    calibration = Calibration(cam_from_lidar=np.eye(4), intrinsics=np.eye(3))
+    assert project(np.ones((1, 3)), calibration, (60, 80), Visibility(border_px=59)) is not None
+    with pytest.raises(DatasetError, match=rf"border_px: {border} px leave nothing of an image of 60x80 pixels"):
+        project(np.ones((1, 3)), calibration, (60, 80), Visibility(border_px=border))
 
 
 def test_float32_points_are_projected_in_float64():

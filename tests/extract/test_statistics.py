@@ -66,13 +66,20 @@ def test_channels_are_the_mean_and_the_deviation_but_never_less_than_usual(vecto
     """One that is constant, or nearly so, takes what the others have on average; where all are, the scale is 1."""
     vectors[:, 0] = 3
     found = statistics_of(vectors)
-    offset, scale = found.channels
+    offset, scale = found.channels()
     usual = np.sqrt(np.mean(found.deviation**2))
     np.testing.assert_allclose(offset, found.mean, rtol=1e-6)
     np.testing.assert_allclose(scale[:3], usual, rtol=1e-6)
     np.testing.assert_allclose(scale[4:], found.deviation[4:], rtol=1e-6)
-    assert VectorSums(2).statistics().channels.tolist() == [[0, 0], [1, 1]]
-    assert statistics_of(np.full((5, 2), 0.5, np.float32)).channels.tolist() == [[0.5, 0.5], [1, 1]]
+    assert VectorSums(2).statistics().channels().tolist() == [[0, 0], [1, 1]]
+    assert statistics_of(np.full((5, 2), 0.5, np.float32)).channels().tolist() == [[0.5, 0.5], [1, 1]]
+
+
+def test_each_of_several_layers_has_its_own_usual_deviation(vectors):
+    """As it would have alone, however much larger the values of the layer beside it are."""
+    alone, beside = statistics_of(vectors), statistics_of(np.hstack([vectors, 1000 * vectors]))
+    np.testing.assert_allclose(beside.channels(2), np.hstack([alone.channels(), 1000 * alone.channels()]), rtol=1e-5)
+    assert (beside.channels(1)[1, : vectors.shape[1]] > 100 * alone.channels()[1]).all()
 
 
 def test_the_number_of_threads_changes_no_bit(vectors):
@@ -181,7 +188,7 @@ def test_vectors_that_were_found_later_count_though_blocks_stand(sampled, tiny_d
     found, _ = sampled(on_error="skip")
     assert found.count > 0
     channels = open_store(tmp_path / "s.zarr").read_targets(0, "coordinates").channels
-    np.testing.assert_array_equal(channels, found.channels)
+    np.testing.assert_array_equal(channels, found.channels())
 
 
 def test_frames_that_cannot_be_used_are_passed_over(sampled, tiny_dataset, monkeypatch):

@@ -40,7 +40,7 @@ def own(patch_map: torch.Tensor) -> torch.Tensor:
     """Those of the map's own vectors."""
     sums = VectorSums(patch_map.shape[-1])
     sums.add(patch_map.reshape(-1, patch_map.shape[-1]))
-    return torch.from_numpy(sums.statistics().channels)
+    return torch.from_numpy(sums.statistics().channels())
 
 
 def decoded(encoding: Encoding, patch_map, reads, channels: torch.Tensor | None = None) -> EncodedTargets:

@@ -35,7 +35,7 @@ def sampled(monkeypatch) -> list:
 
 def test_a_sample_is_recomputed_from_the_dataset_and_weights_that_are_given(tmp_path, sampled):
     store = filled_store(tmp_path / "s.zarr")
-    given = {"root": Path("data"), "superpixels": "maps", "weights": ("w.pth",)}
+    given = {"root": Path("data"), "superpixels": Path("maps"), "weights": ("w.pth",)}
     result = verify(VerifyConfig(store=store.path, sample=4, device="cpu", **given))
     options = {**given, "device": torch.device("cpu")}
     assert sampled == [(store.path, 4, options)]

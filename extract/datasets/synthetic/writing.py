@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image as PilImage
 
-from ....errors import DatasetError
+from ....errors import DatasetError, remedy
+from ....paths import expanded
 from ....progress import progress
 from ..devkit_splits import devkit_splits
 from .rigs import Rig
@@ -40,7 +41,7 @@ def write_scenes(
     Raises:
         DatasetError: an argument out of range, a `root` that is in use, or a folder that cannot be written.
     """
-    root = Path(root).resolve()
+    root = expanded(root, DatasetError).resolve()
     _check_range("keyframes", keyframes, 1, MAX_KEYFRAMES)
     _check_range("seed", seed, 0, 2**63)
     _check_root(root)
@@ -57,7 +58,7 @@ def write_scenes(
         raise DatasetError(
             f"the folder cannot be written ({error.strerror or error})",
             where=root,
-            fix="Check its disk and permissions.",
+            fix=f"{remedy(error, 'Check the storage there')}, or choose another --out.",
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

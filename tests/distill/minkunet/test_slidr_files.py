@@ -73,6 +73,7 @@ def checkpoint(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_the_published_model_has_374_tensors_and_all_come_back_exactly(tmp_path, checkpoint):
     tensors = slidr()
     assert len(tensors) == 374

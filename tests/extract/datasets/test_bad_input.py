@@ -175,7 +175,7 @@ class Damage:
     stops_extraction: bool = True
 
 
-NOT_WHOLE = "not a whole number of|not a gzipped pickle"
+NOT_WHOLE = "not a whole number of|not a pickle"
 DAMAGES = {
     "no scan": Damage(lambda world: world.scan.unlink(), "scan", "the file is missing"),
     "cut scan": Damage(lambda world: cut(world.scan), "scan", NOT_WHOLE),
@@ -213,6 +213,18 @@ DAMAGES = {
 CASES = [
     pytest.param(world, damage, id=f"{world}-{damage}") for damage, each in DAMAGES.items() for world in each.worlds
 ]
+STOPPING = {name: damage for name, damage in DAMAGES.items() if damage.stops_extraction}
+EXTRACTED = [  # each damage in one world, each world several times; the others are slow
+    pytest.param(
+        world,
+        damage,
+        id=f"{world}-{damage}",
+        marks=[] if world == with_cameras[number % len(with_cameras)] else pytest.mark.slow,
+    )
+    for number, (damage, each) in enumerate(STOPPING.items())
+    for with_cameras in [[world for world in each.worlds if world in WITH_CAMERAS]]
+    for world in with_cameras
+]
 
 
 def extracted(world: World, out: Path, **options):
@@ -232,17 +244,22 @@ def assert_one_line(text: str, file: Path, cause: str) -> None:
 
 
 @pytest.mark.parametrize(("world", "damage"), CASES, indirect=["world"])
-def test_file_and_cause_are_named_and_others_go_on(world, damage, tmp_path):
+def test_check_names_file_and_cause(world, damage):
     damage = DAMAGES[damage]
     file = getattr(world, damage.file)
-    tokens = [frame.token for frame in open_dataset(world.name, world.root, world.split).frames]
     damage.do(world)
     problems = check(world.name, world.root, world.split).problems
     assert problems
     assert_one_line(problems[0], file, damage.cause)
     assert not (Path.cwd() / "executed").exists()
-    if world.name not in WITH_CAMERAS or not damage.stops_extraction:
-        return
+
+
+@pytest.mark.parametrize(("world", "damage"), EXTRACTED, indirect=["world"])
+def test_extraction_names_file_and_cause_and_other_frames_go_on(world, damage, tmp_path):
+    damage = DAMAGES[damage]
+    file = getattr(world, damage.file)
+    tokens = [frame.token for frame in open_dataset(world.name, world.root, world.split).frames]
+    damage.do(world)
     with pytest.raises(DatasetError) as stopped:
         extracted(world, tmp_path / "s.zarr")
     assert_one_line(str(stopped.value), file, damage.cause)

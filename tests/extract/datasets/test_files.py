@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 from scalr.errors import DatasetError
 from scalr.extract.datasets.files import (
     checked_points,
-    numbers_in,
+    numbered_files,
     read_bytes,
     read_image,
     read_image_file,
@@ -149,13 +150,20 @@ def test_a_missing_file_is_said(tmp_path, name):
 
 
 def test_a_folder_in_place_of_a_file_is_said(tmp_path):
-    with pytest.raises(DatasetError, match=rf"the file cannot be read \({os.strerror(21)}\)"):
+    with pytest.raises(DatasetError, match=r"a folder, not a file\. Put the file in its place"):
         read_bytes(tmp_path)
 
 
-def test_numbers_are_the_names_of_files_that_have_one(tmp_path):
-    for name in ("000017.bin", "3.bin", "000017.label", "._000017.bin", "x1.bin", "000018.bin.part", ".bin"):
+def test_what_the_system_refuses_to_read_is_said(tmp_path):
+    with pytest.raises(DatasetError, match=rf"the file cannot be read \({os.strerror(errno.ENAMETOOLONG)}\)"):
+        read_bytes(tmp_path / ("a" * 300))
+
+
+def test_numbered_files_are_those_whose_name_is_a_number(tmp_path):
+    for name in ("000017.bin", "3.bin", "000017.label", "._000017.bin", "x1.bin", "000018.bin.part", ".bin", "²3.bin"):
         (tmp_path / name).touch()
-    assert numbers_in(tmp_path, ".bin") == {"000017", "3"}
-    assert numbers_in(tmp_path, ".label") == {"000017"}
-    assert numbers_in(tmp_path / "nowhere", ".bin") == set()
+    assert numbered_files(tmp_path, ".bin") == {"000017": ".bin", "3": ".bin"}
+    assert numbered_files(tmp_path, ".label") == {"000017": ".label"}
+    assert numbered_files(tmp_path, ".label", ".bin") == {"000017": ".label", "3": ".bin"}
+    assert numbered_files(tmp_path, ".bin", ".label") == {"000017": ".bin", "3": ".bin"}
+    assert numbered_files(tmp_path / "nowhere", ".bin") == {}

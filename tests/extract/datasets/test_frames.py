@@ -364,7 +364,9 @@ def test_rows_of_a_frame_that_do_not_follow_each_other(rig):
         (lambda rig: (rig.root / "dataset.yaml").write_text("classes: {car: [x]}"), "it cannot be used"),
         (lambda rig: (rig.root / "dataset.yaml").write_text("[1, 2"), "it cannot be used"),
         (lambda rig: (rig.root / "dataset.yaml").write_text("name: 5"), "'name' is 5, not a text"),
-        (lambda rig: (rig.root / "dataset.yaml").write_text("visibility: {min_depth_m: -1}"), "it is -1"),
+        (lambda rig: (rig.root / "dataset.yaml").write_text("visibility: {min_depth_m: -1}"), "min_depth_m: -1 can"),
+        (lambda rig: (rig.root / "dataset.yaml").write_text("visibility: {border_px: -500}"), "border_px: -500 can"),
+        (lambda rig: (rig.root / "dataset.yaml").write_text("visibility: {border_px: wide}"), "border_px: 'wide' can"),
     ],
 )
 def test_a_folder_that_cannot_be_opened(rig, damage, message):

@@ -39,6 +39,15 @@ def test_a_damaged_table_is_named(world, table, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_without_a_home_folder_the_tables_are_read_each_time(world, monkeypatch, caplog):
+    """A container that runs as a number without an account."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert len(open_dataset("nuscenes", world, "train").frames)
+    assert "there is no home folder; $XDG_CACHE_HOME names another" in caplog.text
+
+
 def test_a_missing_field_is_named(world):
     damage_table(world, "sample_data", lambda records: [record.pop("timestamp") for record in records[3:]])
     with pytest.raises(DatasetError, match=r"sample_data.json: record 3 has no field 'timestamp'"):

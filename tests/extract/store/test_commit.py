@@ -234,13 +234,21 @@ def test_a_file_system_that_refuses_is_one_clear_error(tmp_path, whole, monkeypa
     def refuse(descriptor):
         raise OSError(code, os.strerror(code))
 
-    remedy = "Check the permissions of the folder" if code == errno.EROFS else "Make room"
+    remedy = "Check the permissions there" if code == errno.EROFS else "Make room there"
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
         with pytest.raises(StoreError, match=rf"s.zarr: .*{os.strerror(code)}.*{remedy}, then run the same command"):
             filled_store(path)
     assert open_store(path).committed_blocks("t") == {0}
     assert_same_store(filled_store(path), whole)
+
+
+def test_a_file_in_place_of_a_folder_is_not_answered_with_make_room(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        StoreError, match=r"refuses to write \(Not a directory\)\. Check which part of the path is a file"
+    ):
+        create_store(tmp_path / "file/s.zarr", "part-0-of-1")
 
 
 @pytest.mark.parametrize("is_folder", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -125,6 +126,27 @@ def test_files_of_others_are_named_and_change_nothing(path, whole):
     assert inspect_store(open_store(path)).scans.missing_blocks == []
     assert choose([open_store(path)], Wanted((), None), {}, None)
     filled_store(path)  # goes on, and finds everything there
+
+
+def test_a_folder_whose_name_is_no_utf_8_holds_a_store_as_any_other(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/st\xffre.zarr"))
+    filled_store(path)
+    assert verify(VerifyConfig(store=path)).whole
+    assert inspect_store(open_store(path)).as_json()["num_blocks"] == 2
+
+
+@pytest.mark.parametrize("name", ["index", "index/scans", "index/t", "blocks", "sources"])
+def test_a_file_in_place_of_a_folder_is_said_by_all(path, name):
+    (path / name).rename(path / ".kept")
+    (path / name).write_text("")
+    for action in (open_store, filled_store, lambda store: choose([open_store(store)], Wanted((), None), {}, None)):
+        with pytest.raises(DamagedError, match=rf"{name}: a file where the store has a folder. Remove it, then run"):
+            action(path)
+    with contextlib.suppress(DamagedError):  # or it lists the damage
+        assert not verify(VerifyConfig(store=path)).whole
+    (path / name).unlink()
+    (path / ".kept").rename(path / name)
+    assert verify(VerifyConfig(store=path)).whole
 
 
 @pytest.mark.parametrize("name", ["", "Thumbs.db", ".DS_Store", "@eaDir/x"])

@@ -32,11 +32,11 @@ def test_the_default_is_the_last_block_s_output():
         ("x_norm:-2", "x_norm", (-2,), "x_norm:10"),
         ("x_prenorm:0", "x_prenorm", (0,), "x_prenorm:0"),
         ("x_prenorm:-12,11", "x_prenorm", (-12, 11), "x_prenorm:0,11"),
-        ("x_prenorm:7,-1,3,7,-5", "x_prenorm", (7, -1, 3, 7, -5), "x_prenorm:3,7,11"),
+        ("x_prenorm:7,-1,3", "x_prenorm", (7, -1, 3), "x_prenorm:3,7,11"),
     ],
 )
 def test_a_feature_is_a_kind_and_layers(text, kind, layers, resolved):
-    """In a model of twelve blocks, layers count from 0, ascending, each once; the last alone is not named."""
+    """In a model of twelve blocks, layers count from 0, ascending; the last alone is not named."""
     feature = Feature.parse(text)
     assert (feature.kind, feature.layers) == (kind, layers)
     assert str(feature.resolved(depth=12)) == resolved
@@ -49,6 +49,12 @@ def test_a_layer_that_the_model_has_not_is_said(layer):
         TeacherError, match=f"no layer {layer} in a model of 12 blocks. Count from 0 to 11, or from -1 to -12"
     ):
         Feature("x_norm", (3, layer)).resolved(12)
+
+
+@pytest.mark.parametrize("text", ["x_prenorm:5,5", "x_norm:5,3,-7"])
+def test_a_layer_that_is_named_twice_is_said(text):
+    with pytest.raises(TeacherError, match=r"^--feature: layer 5 of 12 is given twice\. Name each layer once"):
+        Feature.parse(text).resolved(12)
 
 
 @pytest.mark.parametrize("text", ["", "x", "x_norm:", "x_norm:1;2", "x_norm:1.5", ":1", "maskclip:", "maskclip:-1"])

@@ -1,0 +1,82 @@
+"""Paths as people write them: `~` and `$NAME` are filled in, and what is not a path of a file system is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from .errors import ScalrError
+
+# One slash is enough: pathlib makes s3:/bucket of s3://bucket.
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
+# PyTorch's examples call a checkpoint model.pth.tar, and it is no archive.
+ARCHIVE = re.compile(
+    r".*(\.zip|\.7z|\.rar|\.tgz|(?<!\.pth)(?<!\.pt)\.tar(\.(gz|bz2|xz|zst|lz4))?)", re.IGNORECASE | re.DOTALL
+)
+
+
+def expanded(path: str | os.PathLike, error: type[ScalrError] = ScalrError) -> Path:
+    """A path with `~`, `~user`, `$NAME` and `${NAME}` filled in, unless there is something of that very name.
+
+    >>> expanded("runs/a")
+    PosixPath('runs/a')
+
+    Args:
+        path: as written in an option, a file or a call.
+        error: which kind of ScalrError.
+
+    Raises:
+        ScalrError: an empty path, one with a NUL character, a URL, an archive, an unknown variable or home folder.
+    """
+    written = os.fsdecode(path)
+    if "\0" in written:
+        raise error("a path with a NUL character", where=repr(written[:80]), fix="Write it without that character.")
+    if not written:
+        raise error("a path that is empty", where=repr(written), fix="Name a file or folder; . is the current one.")
+    filled = written if os.path.lexists(written) else _with_home(_with_variables(written, error), error)
+    _refuse_url(filled, error)
+    if ARCHIVE.fullmatch(filled) and not os.path.isdir(filled):
+        raise error("an archive, and archives are not read", where=filled, fix="Unpack it, and give what was in it.")
+    return Path(filled)
+
+
+def below(folder: Path, name: str, error: type[ScalrError] = ScalrError) -> Path:
+    """The path in a folder by a name that a file gives, such as a token of a table: it never leads out of the folder.
+
+    Raises:
+        ScalrError: an absolute path, one with "..", an empty one or one with a NUL character.
+    """
+    if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise error(
+            f"the name {name!r} would lead out of the folder", where=folder, fix="Correct it in the dataset's files."
+        )
+    return folder / name
+
+
+def _with_variables(written: str, error: type[ScalrError]) -> str:
+    for name in (match[1] or match[2] for match in VARIABLE.finditer(written)):
+        if not os.environ.get(name):
+            raise error(
+                f"the environment variable '{name}' is not set", where=written, fix="Set it, or write the whole path."
+            )
+    return VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], written)
+
+
+def _with_home(written: str, error: type[ScalrError]) -> str:
+    filled = os.path.expanduser(written)
+    if filled.startswith("~"):
+        raise error("its home folder is not known", where=written, fix="Write the whole path, or ./~ for such a name.")
+    return filled
+
+
+def _refuse_url(path: str, error: type[ScalrError]) -> None:
+    if match := URL.match(path):
+        scheme, rest = match[1], path[match.end() :]
+        copy = "Copy it to a disk, or mount it as a folder: docs/batch.md, 'Object storage', says how."
+        raise error(
+            "a URL, and only files and folders are read and written",
+            where=f"{scheme}://{rest}",
+            fix=f"Pass /{rest}." if scheme.lower() == "file" else copy,
+        )
