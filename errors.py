@@ -48,6 +48,10 @@ class DatasetError(ScalrError):
     """A dataset folder, table, scan, image or label file that cannot be used as it is."""
 
 
+class Doubt(DatasetError):
+    """What is probably a mistake of a dataset and may be none: it is told as a warning, and stops nothing."""
+
+
 class StoreError(ScalrError):
     """A feature store that is missing, incomplete, damaged or made with other settings."""
 

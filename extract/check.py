@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, Doubt
 from ..progress import progress
 from .datasets import open_dataset
 from .datasets.files import read_image
 from .datasets.frame import Dataset, Frame
 from .datasets.scans import read_labels, read_points
+from .plausibility import findings
 from .preparation import Selection, prepare_frame
 
 
@@ -44,6 +45,7 @@ class DatasetReport:
     pairs_per_frame: float
     hidden_share: float
     problems: list[str]
+    warnings: list[str] = field(default_factory=list)  # what is probably wrong, in a sample of frames
 
     def as_json(self) -> dict:
         """Plain JSON values."""
@@ -56,13 +58,19 @@ class DatasetReport:
             f"{self.points_per_frame:,.0f} points a frame, {self.visible_share:.1%} of them visible;"
             f" {self.pairs_per_frame:,.0f} pairs a frame, {self.hidden_share:.1%} of them hidden by something nearer",
             *self.problems,
-            f"{len(self.problems)} problems" if self.problems else "no problem found",
+            *(f"warning: {warning}" for warning in self.warnings),
+            self._counts(),
         ]
         return "\n".join(lines)
 
+    def _counts(self) -> str:
+        counts = {"problem": len(self.problems), "warning": len(self.warnings)}
+        found = [f"{count} {noun}{'s' * (count > 1)}" for noun, count in counts.items() if count]
+        return ", ".join(found) or "no problem found"
+
 
 def check(name: str, root: Path, split: str) -> DatasetReport:
-    """Read every scan, label file and image of a split and project every point.
+    """Read every scan, label file and image of a split and project every point; a sample of frames is judged.
 
     Raises:
         DatasetError: the dataset cannot be opened at all.
@@ -76,7 +84,7 @@ def check(name: str, root: Path, split: str) -> DatasetReport:
         for report in pool.map(lambda frame: check_frame(dataset, frame), dataset.frames):
             reports.append(report)
             bar.update()
-    return summarise(dataset, reports)
+    return summarise(dataset, reports, findings(dataset, dataset.frames))
 
 
 def check_frame(dataset: Dataset, frame: Frame) -> FrameReport:
@@ -111,8 +119,10 @@ def check_frame(dataset: Dataset, frame: Frame) -> FrameReport:
     )
 
 
-def summarise(dataset: Dataset, reports: list[FrameReport]) -> DatasetReport:
-    """Add up the frames of a split."""
+def summarise(dataset: Dataset, reports: list[FrameReport], found: Sequence[DatasetError] = ()) -> DatasetReport:
+    """Add up the frames of a split, and what a sample of them tells."""
+    problems = [problem for report in reports for problem in report.problems]
+    problems += [str(each) for each in found if not isinstance(each, Doubt)]
     sound = [report for report in reports if not report.problems]
     total = {name: sum(getattr(report, name) for report in sound) for name in ("points", "visible", "pairs", "hidden")}
     return DatasetReport(
@@ -124,5 +134,6 @@ def summarise(dataset: Dataset, reports: list[FrameReport]) -> DatasetReport:
         visible_share=total["visible"] / max(1, total["points"]),
         pairs_per_frame=total["pairs"] / max(1, len(sound)),
         hidden_share=total["hidden"] / max(1, total["pairs"]),
-        problems=list(dict.fromkeys(problem for report in reports for problem in report.problems)),  # each once
+        problems=list(dict.fromkeys(problems)),  # each once
+        warnings=[str(each) for each in found if isinstance(each, Doubt)],
     )

@@ -58,17 +58,24 @@ class Calibration:
     def from_projection(cls, matrix: np.ndarray) -> Calibration:
         """Decompose a (3, 4) matrix that takes homogeneous lidar points [m] to homogeneous pixels.
 
-        Its scale does not matter. Depths are metres where the matrix is a camera's; the product is kept exactly.
+        Its scale does not matter, if it is positive. Depths are metres where the matrix is a camera's; the product is
+        kept exactly.
 
         Raises:
-            ValueError: the left (3, 3) part cannot be inverted.
+            ValueError: the left (3, 3) part cannot be inverted, or mirrors.
         """
         from scipy.linalg import rq  # a quarter of a second, and only here
 
         left = matrix[:, :3]
         if not np.isfinite(left).all() or np.linalg.cond(left) > WORST_CONDITION:
             raise ValueError("it is not a projection: its left 3x3 part cannot be inverted")
-        scale = np.cbrt(np.linalg.det(left))  # of either sign: rotation and intrinsics have positive determinants
+        determinant = np.linalg.det(left)
+        if determinant < 0:
+            raise ValueError(
+                f"its left 3x3 part has the determinant {determinant:.4g}, and a camera's is above 0: it mirrors the"
+                " image, or all of its signs are changed"
+            )
+        scale = np.cbrt(determinant)  # rotation and intrinsics have positive determinants
         intrinsics, rotation = rq(left / scale)
         signs = np.diag(np.sign(np.diag(intrinsics)))
         intrinsics, rotation = intrinsics @ signs, signs @ rotation

@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..device import resolve_device
-from ..errors import DatasetError, StoreError
+from ..errors import DatasetError, Doubt, StoreError
 from ..progress import progress
 from .config import ExtractConfig
 from .datasets import open_dataset
@@ -27,6 +27,7 @@ from .executors import Extractor, device_of_worker, existing_cluster, local_clus
 from .frame_identity import first_difference, frames_sha256, frames_table
 from .pipeline import BlockDone, Pipeline, recorded_provenance
 from .plan import FRAMES_PER_BLOCK, Block, plan_blocks, spread
+from .plausibility import findings
 from .preparation import PreparedFrame, Selection, SkippedFrame, prepare_frame, prepare_or_skip
 from .statistics import TeacherStatistics
 from .store import SCANS, FeatureStore, Source, StoreWriter, create_store, open_store
@@ -41,6 +42,7 @@ from .teachers.teacher import Teacher, load_teacher
 logger = logging.getLogger(__name__)
 
 TRIED_FRAMES = 8  # for one whose size tells that of a block
+COMPARED_VIEWS = 12  # with their scans, before the first block
 COMPARED_MAPS = 16  # of views that are stored, where a folder of maps has changed
 
 
@@ -84,7 +86,8 @@ def extract(config: ExtractConfig) -> ExtractSummary:
     for teacher in teachers:
         if teacher.provenance.weights == "random":
             logger.warning("%s has RANDOM weights: its targets are for tests and demos only", teacher.name)
-    source = _add_to_store(config, writer, dataset, teachers, selection)
+    warnings = [] if _source_with_blocks(dataset, writer.store) else _judge_first_block(config, dataset)
+    source = _add_to_store(config, writer, dataset, teachers, selection, warnings)
     blocks = config.part.select(_blocks(dataset, source))
     mended = _mended(config, dataset, writer, blocks, selection)
     todo = [replace(block, anew=block in mended) for block in blocks]
@@ -192,13 +195,37 @@ def _pipeline(
     return Pipeline(dataset, teachers, config.kept_as, writer, statistics=statistics, **options)
 
 
+def _judge_first_block(config: ExtractConfig, dataset: Dataset) -> list[str]:
+    """What is doubtful of the frames that this run begins with, told and to be recorded.
+
+    Raises:
+        DatasetError: what cannot be, before a teacher has seen anything.
+    """
+    num_frames = len(dataset.frames)
+    blocks = plan_blocks(num_frames, config.frames_per_block or FRAMES_PER_BLOCK[config.kept_as.layout])
+    frames = [
+        dataset.frames[each] for block in config.part.select(blocks)[:1] for each in range(block.start, block.stop)
+    ]
+    found = findings(dataset, frames, COMPARED_VIEWS)
+    if certain := [each for each in found if not isinstance(each, Doubt)]:
+        raise certain[0]
+    for doubt in found:
+        logger.warning("%s", doubt)
+    return [str(doubt) for doubt in found]
+
+
 def _add_to_store(
-    config: ExtractConfig, writer: StoreWriter, dataset: Dataset, teachers: list[Teacher], selection: Selection
+    config: ExtractConfig,
+    writer: StoreWriter,
+    dataset: Dataset,
+    teachers: list[Teacher],
+    selection: Selection,
+    warnings: Sequence[str] = (),
 ) -> Source:
     frames = frames_table(dataset.frames)
     provenances = {teacher.name: recorded_provenance(teacher, config.kept_as) for teacher in teachers}
     settings = _settings(config, dataset, teachers, writer.store, frames, selection)
-    return writer.add_inputs(settings, _record(config), provenances, frames)
+    return writer.add_inputs(settings, _record(config, warnings), provenances, frames)
 
 
 def _blocks(dataset: Dataset, source: Source) -> list[Block]:
@@ -393,11 +420,12 @@ def _frames_per_block(config: ExtractConfig, dataset: Dataset, teachers: list[Te
     return FRAMES_PER_BLOCK[config.kept_as.layout]
 
 
-def _record(config: ExtractConfig) -> dict:
+def _record(config: ExtractConfig, warnings: Sequence[str]) -> dict:
     packages = ("scalr-distill", "torch", "timm", "numpy", "zarr")
     return {
         "reader": config.dataset,
         "root": str(config.root),
         **({} if config.superpixels in (None, SLIC) else {"superpixels": str(config.superpixels)}),
+        **({"warnings": list(warnings)} if warnings else {}),
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }

@@ -14,8 +14,11 @@ from PIL import Image
 
 from ...errors import DatasetError, remedy
 from .frame import View
+from .scan_layout import refuse_other_layout
 
 COPY_AGAIN = "Copy the file again from the dataset's archive."
+TURNED = {5, 6, 7, 8}  # values of EXIF's orientation that exchange rows and columns
+ORIENTATION = 0x0112
 
 
 def read_scan(path: Path, columns: int) -> np.ndarray:
@@ -31,7 +34,9 @@ def read_scan(path: Path, columns: int) -> np.ndarray:
     Raises:
         DatasetError: missing, empty or truncated file, or values that are not finite.
     """
-    return checked_points(_read_values(path, np.dtype(np.float32), columns, "points").reshape(-1, columns), path)
+    points = _read_values(path, np.dtype(np.float32), columns, "points").reshape(-1, columns)
+    refuse_other_layout(points, path)
+    return checked_points(points, path)
 
 
 def checked_points(points: np.ndarray, path: Path) -> np.ndarray:
@@ -61,10 +66,12 @@ def read_raw_labels(path: Path, dtype: type) -> np.ndarray:
 
 
 def read_image(root: Path, view: View) -> np.ndarray:
-    """Decode a view's image, (H, W, 3) uint8 RGB.
+    """Decode a view's image, (H, W, 3) uint8 RGB: pixels as they are stored, whatever EXIF says of the orientation;
+    16 bits are scaled to 8; what is transparent keeps its colour.
 
     Raises:
-        DatasetError: a missing or unreadable file, or another size than the calibration was made for.
+        DatasetError: a missing or unreadable file, pixels whose scale is not known, or another size than the
+            calibration was made for.
     """
     return read_image_file(root, view)[0]
 
@@ -75,11 +82,43 @@ def read_image_file(root: Path, view: View) -> tuple[np.ndarray, bytes]:
     Raises:
         DatasetError: as in `read_image`.
     """
+    with opened_view(root, view) as (image, content):
+        return np.array(as_rgb(image, root / view.image)), hashlib.sha256(content).digest()
+
+
+@contextmanager
+def opened_view(root: Path, view: View) -> Iterator[tuple[Image.Image, bytes]]:
+    """A view's image, of the size that its calibration is for and not decoded yet, and the content of its file.
+
+    Raises:
+        DatasetError: as in `read_image`; what goes wrong while it is decoded becomes one, too.
+    """
     path = root / view.image
     content = read_bytes(path)
     with _opened_image(path, io.BytesIO(content)) as image:
+        if image.format == "PNG":
+            image.verify()  # checksums, which decoding alone passes over; JPEG has none
+    with _opened_image(path, io.BytesIO(content)) as image:
         _check_size(image, root, view)
-        return np.array(image.convert("RGB")), hashlib.sha256(content).digest()
+        yield image, content
+
+
+def as_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """In 8 bits a channel; `path` is named where that cannot be.
+
+    Raises:
+        DatasetError: numbers whose scale is not known.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("RGB")
+    values = np.asarray(image)
+    if image.mode == "F" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise DatasetError(
+            f"pixels of {values.dtype} from {values.min():g} to {values.max():g}, which is not 8 or 16 bits a channel",
+            where=path,
+            fix="Write the image with 8 or 16 bits a channel.",
+        )
+    return Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
 def read_image_shape(root: Path, view: View) -> tuple[int, int]:
@@ -167,6 +206,17 @@ def _opened_image(path: Path, content: io.BytesIO | None = None) -> Iterator[Ima
 
 def _check_size(image: Image.Image, root: Path, view: View) -> None:
     found = (image.height, image.width)
+    if (
+        view.image_shape is not None
+        and found[::-1] == tuple(view.image_shape) != found
+        and image.getexif().get(ORIENTATION) in TURNED
+    ):
+        raise DatasetError(
+            f"the image is stored as {found[0]}x{found[1]} pixels, its calibration is for the image as EXIF turns it"
+            f" (orientation {image.getexif()[ORIENTATION]})",
+            where=root / view.image,
+            fix="Save the image with its pixels turned, and without the orientation.",
+        )
     if view.image_shape is not None and found != tuple(view.image_shape):
         height, width = view.image_shape
         raise DatasetError(

@@ -39,7 +39,7 @@ def test_a_split_is_counted_over_its_sound_frames(tiny_dataset):
     assert report.pairs_per_frame == pairs / 2
     assert report.hidden_share == hidden / pairs > 0
     assert report.problems == ["2.bin: cut off. Copy it again"]
-    assert report.as_text().endswith("1 problems")
+    assert report.as_text().endswith("1 problem")
 
 
 def test_a_split_without_a_sound_frame_has_shares_of_zero(tiny_dataset):

@@ -109,6 +109,51 @@ def test_an_image_without_colours_is_read_as_one_with_them(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path, a_view(None)), np.full((5, 7, 3), 9))
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_16_bits_are_scaled_to_8(tmp_path, mode):
+    values = np.arange(0, 65536, 257 * 3 + 1, dtype=np.uint16)[:84].reshape(7, 12)
+    if mode == "I":
+        Image.fromarray(values.astype(np.int32)).save(tmp_path / "a.tif")
+    else:
+        dtype = values.astype(">u2") if mode == "I;16B" else values
+        Image.frombytes(mode, (12, 7), dtype.tobytes()).save(tmp_path / "a.tif")
+    found = read_image(tmp_path, a_view(None, "a.tif"))
+    assert found.dtype == np.uint8
+    assert np.abs(found - values[..., None] / 257).max() <= 0.5
+
+
+@pytest.mark.parametrize("values", [np.full((5, 7), 0.5, np.float32), np.full((5, 7), 70_000, np.int32)])
+def test_pixels_of_no_known_scale_are_refused(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(DatasetError, match=r"a\.tif: pixels of .* which is not 8 or 16 bits a channel"):
+        read_image(tmp_path, a_view(None, "a.tif"))
+
+
+def test_palettes_and_transparent_pixels_keep_their_colours(tmp_path, picture):
+    Image.fromarray(np.dstack([picture, np.full((5, 7), 3, np.uint8)])).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path, a_view(None)), picture)
+    Image.fromarray(picture).quantize(64).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path, a_view(None)), picture)
+
+
+def test_pixels_are_taken_as_they_are_stored_unless_the_calibration_is_for_turned_ones(tmp_path, picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path, a_view((5, 7))), picture)
+    with pytest.raises(DatasetError, match=r"stored as 5x7 pixels, .* as EXIF turns it \(orientation 6\)"):
+        read_image(tmp_path, a_view((7, 5)))
+
+
+def test_an_image_with_a_wrong_checksum_is_refused(tmp_path, picture):
+    """Decoding passes over it."""
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"a\.png: the image cannot be decoded"):
+        read_image(tmp_path, a_view(None))
+
+
 @pytest.mark.parametrize("image_shape", [(5, 8), (4, 7), (7, 5)])
 def test_an_image_of_another_size_than_its_calibration_s_is_said(tmp_path, picture, image_shape):
     height, width = image_shape

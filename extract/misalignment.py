@@ -1,0 +1,178 @@
+"""Images that are not where the dataset says: mirrored, of another frame or camera, or scans with other axes.
+
+Whatever a change makes fit clearly better (`alignment.fit`) than what the dataset says is told. Where nothing fits, at
+night or with intensities that say nothing, nothing is told.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import DatasetError, Doubt
+from .alignment import PointMap, fit, grid_of, image_map, point_map
+from .datasets.frame import Dataset, Frame
+from .projection import project
+from .sampled_frames import SeenFrame, small_image
+
+# Images against scans: logarithms of `fit`, means over views, above that of images moved aside
+CLEAR_GAIN, FEWEST_VIEWS = 0.2, 2
+MOVED = (0.2, 0.4, 0.6, 0.8)  # of the image's width
+AXES = {
+    "with x and y exchanged": ((0, 1), (1, 0)),
+    "with the sign of x changed": ((-1, 0), (0, 1)),
+    "with the sign of y changed": ((1, 0), (0, -1)),
+    "turned by 90 degrees": ((0, -1), (1, 0)),
+    "turned by 180 degrees": ((-1, 0), (0, -1)),
+    "turned by 270 degrees": ((0, 1), (-1, 0)),
+    "with x and y exchanged and their signs changed": ((0, -1), (-1, 0)),
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How much better than images moved aside the images of one frame fit its scan: a value for each camera.
+
+    Attributes:
+        own: as the dataset has it.
+        mirrored, axes, frames: with the images mirrored; with other axes of the scan; with the images of the frame
+            before (-1) or after (1).
+        cameras: with the image of another camera, by the camera and the other one.
+    """
+
+    own: dict[str, float]
+    mirrored: dict[str, float]
+    axes: dict[str, dict[str, float]]
+    frames: dict[int, dict[str, float]]
+    cameras: dict[tuple[str, str], float]
+
+
+def evidence_of(dataset: Dataset, frames: Sequence[Frame], each: SeenFrame) -> Evidence:
+    evidence = Evidence({}, {}, {name: {} for name in AXES}, {-1: {}, 1: {}}, {})
+    neighbours = {step: _images_of_neighbour(dataset, frames, each, step) for step in evidence.frames}
+    for view in each.views:
+        grid = grid_of(len(view.pairs.pixel), view.shape)
+        if grid is None or view.small is None:
+            continue
+        camera, image = view.record.camera, image_map(view.small, grid)
+        points = point_map(each.points[:, 3], view.pairs, view.shape, grid)
+        own, windows = fit(points, image)
+        moved = [fit(points, np.roll(image, round(share * grid[1]), axis=2))[0] for share in MOVED]
+        if not windows or min(own, *moved) <= 0:
+            continue
+        usual = float(np.log(moved).mean())
+        evidence.own[camera] = float(np.log(own)) - usual
+
+        def gain(points: PointMap, image: np.ndarray, windows: int = windows, usual: float = usual) -> float | None:
+            value, looked_at = fit(points, image)
+            return float(np.log(value)) - usual if value > 0 and looked_at > windows / 2 else None
+
+        gains: list[tuple[dict, object, float | None]] = [(evidence.mirrored, camera, gain(points, image[:, :, ::-1]))]
+        for name, axes in AXES.items():
+            turned = _with_axes(each.points, axes)
+            pairs = project(turned, view.record.calibration, view.shape, dataset.visibility)
+            if len(pairs.pixel):
+                other_points = point_map(turned[:, 3], pairs, view.shape, grid)
+                gains.append((evidence.axes[name], camera, gain(other_points, image)))
+        for step, images in neighbours.items():
+            if camera in images:
+                gains.append((evidence.frames[step], camera, gain(points, image_map(images[camera], grid))))
+        for other in each.views:
+            if other is not view and other.small is not None and other.shape == view.shape:
+                value = gain(points, image_map(other.small, grid))
+                gains.append((evidence.cameras, (camera, other.record.camera), value))
+        for of_what, key, value in gains:
+            if value is not None:
+                of_what[key] = value
+    return evidence
+
+
+def _with_axes(points: np.ndarray, axes: tuple[tuple[int, int], tuple[int, int]]) -> np.ndarray:
+    turned = points.copy()
+    turned[:, :2] = points[:, :2] @ np.array(axes, np.float32).T
+    return turned
+
+
+def _images_of_neighbour(
+    dataset: Dataset, frames: Sequence[Frame], each: SeenFrame, step: int
+) -> dict[str, np.ndarray]:
+    """Thumbnails of the frame before or after, by camera; none where there is no such frame in the scene."""
+    number = each.number + step
+    if not 0 <= number < len(frames) or frames[number].scene != each.frame.scene:
+        return {}
+    images = {}
+    for view in frames[number].views:
+        try:
+            images[view.camera] = small_image(dataset, view, [])[0]
+        except DatasetError:
+            continue
+    return images
+
+
+def judged(dataset: Dataset, evidence: Sequence[Evidence]) -> Iterator[DatasetError]:
+    """What fits clearly better than what the dataset says; of the scan as a whole, the best of all."""
+    better: dict[str, tuple[float, float]] = {}
+    for name, of in _changes_of_all().items():
+        pairs = [(each.own[camera], of(each)[camera]) for each in evidence for camera in each.own if camera in of(each)]
+        if (gains := _clear_gain(pairs)) is not None:
+            better[name] = gains
+    if better:
+        name = max(better, key=lambda name: better[name][1])
+        own, other = better[name]
+        yield Doubt(
+            f"the images fit the scans {np.exp(other - own):.2f} times as well {name}, and best as they are is"
+            " expected",
+            where=dataset.root,
+            fix="Check images, scans and calibration against each other: mirrored, of another frame, or other axes.",
+        )
+        return
+    yield from _of_single_cameras(dataset, evidence)
+
+
+def _changes_of_all() -> dict[str, Callable[[Evidence], dict[str, float]]]:
+    return {
+        "with the images mirrored": lambda each: each.mirrored,
+        "with the images of the frame before": lambda each: each.frames[-1],
+        "with the images of the frame after": lambda each: each.frames[1],
+        **{f"with the scans' points {name}": lambda each, name=name: each.axes[name] for name in AXES},
+    }
+
+
+def _of_single_cameras(dataset: Dataset, evidence: Sequence[Evidence]) -> Iterator[DatasetError]:
+    cameras = list(dict.fromkeys(itertools.chain.from_iterable(each.own for each in evidence)))
+    for camera in cameras:
+        pairs = [(each.own[camera], each.mirrored[camera]) for each in evidence if camera in each.mirrored]
+        if (gains := _clear_gain(pairs)) is not None:
+            yield Doubt(
+                f"its images fit the scans {np.exp(gains[1] - gains[0]):.2f} times as well mirrored, and best as they"
+                " are is expected",
+                where=f"{dataset.root}: camera {camera}",
+                fix="Check whether its images are mirrored.",
+            )
+    for one, other in itertools.combinations(cameras, 2):
+        directions = ((one, other), (other, one))
+        pairs = [
+            (each.own[key[0]], each.cameras[key])
+            for each in evidence
+            for key in directions
+            if all(direction in each.cameras for direction in directions)
+        ]
+        if (gains := _clear_gain(pairs)) is not None:
+            yield Doubt(
+                f"images of {one} and {other} fit the scans {np.exp(gains[1] - gains[0]):.2f} times as well exchanged,"
+                " and best as they are is expected",
+                where=dataset.root,
+                fix="Check whether images or calibrations of the two cameras are exchanged.",
+            )
+
+
+def _clear_gain(pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """The means of gains (as it is, changed) over views, where the change makes it better beyond doubt."""
+    if len(pairs) < FEWEST_VIEWS:
+        return None
+    own, changed = np.array(pairs).T
+    is_clear = changed.mean() > CLEAR_GAIN and (changed - own).mean() > CLEAR_GAIN and np.mean(changed > own) >= 0.75
+    return (float(own.mean()), float(changed.mean())) if is_clear else None

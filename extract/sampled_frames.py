@@ -1,0 +1,101 @@
+"""A few frames of a dataset with all that is looked at to judge it: points, pairs, and a small copy of each image."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import DatasetError, Doubt
+from .alignment import THUMBNAIL, thumbnail
+from .datasets.files import ORIENTATION, as_rgb, opened_view, read_image_shape
+from .datasets.frame import Dataset, Frame, View
+from .datasets.scans import read_points
+from .projection import Pairs, project
+
+SHALLOW = 8  # how often smaller than their range 16-bit values may be
+
+
+@dataclass(frozen=True, eq=False)
+class SeenView:
+    """One view of a sampled frame, with what its image says of itself."""
+
+    record: View
+    shape: tuple[int, int]  # (H, W) [px]
+    pairs: Pairs
+    small: np.ndarray | None = None  # see `thumbnail`; None where the image cannot be used
+    sha256: str = ""
+    doubts: list[Doubt] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class SeenFrame:
+    """One sampled frame."""
+
+    number: int  # among the frames that were sampled
+    frame: Frame
+    points: np.ndarray  # (N, 4) float32
+    views: list[SeenView]
+
+
+def seen_frame(dataset: Dataset, frame: Frame, number: int) -> SeenFrame | None:
+    try:
+        points = read_points(dataset, frame)
+        views = [_seen_view(dataset, view, points) for view in frame.views]
+    except DatasetError:
+        return None
+    return SeenFrame(number, frame, points, views)
+
+
+def _seen_view(dataset: Dataset, view: View, points: np.ndarray) -> SeenView:
+    shape = read_image_shape(dataset.root, view)
+    pairs = project(points, view.calibration, shape, dataset.visibility)
+    doubts: list[Doubt] = []
+    try:
+        small, digest = small_image(dataset, view, doubts)
+    except DatasetError:
+        return SeenView(view, shape, pairs)
+    return SeenView(view, shape, pairs, small, digest, doubts)
+
+
+def small_image(dataset: Dataset, view: View, doubts: list[Doubt]) -> tuple[np.ndarray, str]:
+    path = dataset.root / view.image
+    with opened_view(dataset.root, view) as (image, content):
+        orientation = image.getexif().get(ORIENTATION, 1)
+        if orientation != 1:
+            doubts.append(
+                Doubt(
+                    f"EXIF says orientation {orientation}, and 1 is expected: the pixels are taken as they are stored",
+                    where=path,
+                    fix="Check that the calibration is for the image as it is stored, and remove the orientation.",
+                )
+            )
+        image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a JPEG is decoded at a part of its size
+        if "A" in image.getbands() and (clear := float((np.asarray(image.getchannel("A")) < 255).mean())):
+            doubts.append(
+                Doubt(
+                    f"{clear:.1%} of the pixels are transparent, and none is expected: their colours are taken as"
+                    " stored",
+                    where=path,
+                    fix="Write the image without an alpha channel.",
+                )
+            )
+        if image.mode.startswith("I") and (largest := int(np.asarray(image).max(initial=0))) < 65536 // SHALLOW:
+            doubts.append(
+                Doubt(
+                    f"16-bit values up to {largest}, and up to 65535 are expected: the image is taken for a dark one",
+                    where=path,
+                    fix="Write the image so that its values fill 16 bits, or with 8 bits a channel.",
+                )
+            )
+        small = thumbnail(as_rgb(image, path))
+    if (small == small[0, 0]).all():
+        doubts.append(
+            Doubt(
+                f"all pixels have the colour {tuple(small[0, 0].tolist())}, and an image of a street is expected",
+                where=path,
+                fix="Copy the image again, or leave its frame out.",
+            )
+        )
+    return small, hashlib.sha256(content).hexdigest()
