@@ -177,6 +177,13 @@ def _new_frame(dataset: Dataset, frame: Frame, selection: Selection) -> Prepared
 
 
 def _new_view(dataset: Dataset, view: View, scan: np.ndarray, occlusion: Occlusion) -> PreparedView:
+    matrices = (view.calibration.cam_from_lidar, view.calibration.intrinsics)
+    if not all(np.isfinite(matrix).all() for matrix in matrices):  # no point would be seen, and nothing said
+        raise DatasetError(
+            f"the calibration of camera {view.camera} has values that are not finite",
+            where=dataset.root / view.image,
+            fix="Correct the calibration, or leave the frame out.",
+        )
     shape = read_image_shape(dataset.root, view)
     pairs = project(scan, view.calibration, shape, dataset.visibility)
     hidden = hidden_pairs(pairs.pixel, pairs.depth_m, shape)

@@ -6,6 +6,7 @@ Frames: `lidar` is the sensor frame of the scan, `cam` has x right, y down, z fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from ..errors import DatasetError
 from ..settings import Amount, CountOrZero, checked
 
+LENGTH_TOLERANCE = 0.01  # of a rotation's quaternion: files have rounded ones
 WORST_CONDITION = 1e9  # of a projection: a camera's is about its focal length in pixels, a singular one's 1e16
 
 
@@ -95,6 +97,24 @@ def rigid_transform(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray
     matrix[:3, :3] = rotation
     matrix[:3, 3] = translation
     return matrix
+
+
+def pose(quaternion: Sequence[float], position: Sequence[float]) -> np.ndarray:
+    """The (4, 4) float64 matrix from a sensor or vehicle to where it stands.
+
+    Args:
+        quaternion: w, x, y, z of its rotation.
+        position: x, y, z [m].
+
+    Raises:
+        TypeError, ValueError: something else than such numbers, or a quaternion that is no rotation.
+    """
+    from pyquaternion import Quaternion
+
+    rotation = Quaternion(np.asarray(quaternion, dtype=np.float64))
+    if not abs(rotation.norm - 1) < LENGTH_TOLERANCE:
+        raise ValueError(f"the quaternion of a rotation has the length {rotation.norm:.4g}, not 1")
+    return rigid_transform(rotation.rotation_matrix, np.asarray(position, dtype=np.float64))
 
 
 def inverse_rigid(matrix: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import DatasetError
-from ..projection import Calibration, inverse_rigid, rigid_transform
+from ..projection import Calibration, inverse_rigid, pose
 from .devkit_splits import devkit_splits
 from .files import missing_file, read_json
 from .frame import Frame, View
@@ -79,7 +79,7 @@ def keyframe_table(tables: Path) -> tuple[pa.Table, dict[str, list[str]]]:
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         pass  # not there, or not whole
     logger.info("reading the tables in %s", tables)
-    table, splits = frames_as_table(read_keyframes(tables)), named_splits()
+    table, splits = _table_of_keyframes(tables), named_splits()
     try:
         about = {"tables": fingerprint, "splits": splits}
         write_table(table.replace_schema_metadata({"scalr": json.dumps(about)}), kept)
@@ -94,6 +94,14 @@ def named_splits() -> dict[str, list[str]]:
     named = {name: devkit_splits()[name] for name in ("train", "val", "test", "mini_train", "mini_val")}
     parametrizing = [scene for scene in named["train"] if scene not in verifying]
     return named | {"slidr_train": parametrizing, "slidr_val": sorted(verifying)}
+
+
+def _table_of_keyframes(tables: Path) -> pa.Table:
+    frames = read_keyframes(tables)
+    try:
+        return frames_as_table(frames)
+    except (TypeError, ValueError, OverflowError) as error:  # as pyarrow's are, of a value that is no number or no text
+        raise _diagnose(tables, error) from error
 
 
 def read_keyframes(tables: Path) -> list[Frame]:
@@ -191,9 +199,7 @@ class _Tables:
 
 
 def _pose(record: dict) -> np.ndarray:
-    from pyquaternion import Quaternion
-
-    return rigid_transform(Quaternion(record["rotation"]).rotation_matrix, np.array(record["translation"]))
+    return pose(record["rotation"], record["translation"])
 
 
 def _records(folder: Path, table: str, keep: Callable[[dict], bool] = lambda record: True) -> list[dict]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...errors import DatasetError
 from ..intensity import INTENSITY_STATISTICS
-from ..projection import Calibration, Visibility, inverse_rigid, rigid_transform
+from ..projection import Calibration, Visibility, inverse_rigid, pose, rigid_transform
 from .files import checked_points, numbered_files, read_json
 from .frame import Frame, View
 from .labels import LabelMap, check_length
@@ -138,8 +138,8 @@ class PandaSet:
     def _frame(self, scene: str, number: str, file: Callable[[str, str], str]) -> Frame:
         token, views, error, timestamp = f"{scene}/{number}", (), None, 0
         try:
-            seconds = self._value(f"{scene}/lidar/timestamps.json", lambda times: float(times[int(number)]))
-            timestamp = round(seconds * 1e6)
+            times = f"{scene}/lidar/timestamps.json"
+            timestamp = self._value(times, lambda seconds: round(float(seconds[int(number)]) * 1e6))
             world_from_scan = self._pose(f"{scene}/lidar", token) @ inverse_rigid(SCAN_FROM_POSE)
             views = tuple(self._view(camera, token, world_from_scan, file) for camera in self.sensor.cameras)
         except DatasetError as problem:
@@ -172,12 +172,10 @@ class PandaSet:
 
     def _pose(self, folder: str, token: str) -> np.ndarray:
         """(4, 4) float64, from the sensor of a folder to the world, at a frame."""
-        from pyquaternion import Quaternion
 
         def matrix(poses: list) -> np.ndarray:
-            pose = poses[int(token.split("/")[1])]
-            rotation = Quaternion(*(float(pose["heading"][axis]) for axis in "wxyz")).rotation_matrix
-            return rigid_transform(rotation, np.array([float(pose["position"][axis]) for axis in "xyz"]))
+            record = poses[int(token.split("/")[1])]
+            return pose([record["heading"][axis] for axis in "wxyz"], [record["position"][axis] for axis in "xyz"])
 
         return self._value(f"{folder}/poses.json", matrix)
 
@@ -188,7 +186,7 @@ class PandaSet:
             self._json[path] = read_json(path)
         try:
             return of(self._json[path])
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise DatasetError(
                 f"the file is not as PandaSet's are ({type(error).__name__}: {error})",
                 where=path,

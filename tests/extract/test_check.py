@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from bars import Bars
 from scalr.errors import DatasetError
@@ -119,3 +120,15 @@ def test_a_frame_with_an_error_of_its_own_has_it(tiny_dataset):
     error = DatasetError("no calibration", where="calib.txt", fix="Copy it again.")
     report = check_frame(tiny_dataset, replace(tiny_dataset.frames[0], views=(), error=error))
     assert (report.problems, report.points) == (["calib.txt: no calibration. Copy it again"], 400)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("matrix", ["cam_from_lidar", "intrinsics"])
+def test_a_calibration_that_is_not_finite_is_a_problem_of_its_frame(tiny_dataset, matrix, value):
+    frame = tiny_dataset.frames[0]
+    left, right = frame.views
+    values = getattr(right.calibration, matrix).copy()
+    values[0, 2] = value
+    frame = replace(frame, views=(left, replace(right, calibration=replace(right.calibration, **{matrix: values}))))
+    (problem,) = check_frame(tiny_dataset, frame).problems
+    assert "frame0_RIGHT.png: the calibration of camera RIGHT has values that are not finite." in problem

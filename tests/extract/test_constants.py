@@ -18,7 +18,7 @@ NUMBERS = {
     "scalr.extract.occlusion": {"CELLS_PER_SPACING": 2, "TOLERANCE": 0.1, "TOLERANCE_M": 0.5},
     "scalr.extract.pipeline": {"MAX_READERS": 8, "MAX_WAITING": 8},
     "scalr.extract.plan": {"BLOCK_BYTES": 2**30, "FRAMES_PER_BLOCK": {"point": 16, "patch": 64, "segments": 64}},
-    "scalr.extract.projection": {"WORST_CONDITION": 1e9},
+    "scalr.extract.projection": {"LENGTH_TOLERANCE": 0.01, "WORST_CONDITION": 1e9},
     "scalr.extract.recompute": {
         "SEED": 0,
         "APART": {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2},

@@ -205,6 +205,21 @@ def test_intrinsics_that_are_no_matrix_are_said(world):
         read_keyframes(world / "v1.0-trainval")
 
 
+@pytest.mark.parametrize(
+    ("table", "field", "value", "message"),
+    [
+        ("sample_data", "height", "400 px", r"do not fit together \(ArrowInvalid"),
+        ("sample_data", "filename", ["a.jpg"], r"do not fit together \(ArrowTypeError"),
+        ("ego_pose", "rotation", [2.0, 0.0, 0.0, 0.0], "has the length 2, not 1"),
+        ("ego_pose", "translation", [1.0, 2.0], "do not fit together"),
+    ],
+)
+def test_a_value_of_another_kind_is_said(world, table, field, value, message):
+    damage_table(world, table, lambda records: [record.update({field: value}) for record in records])
+    with pytest.raises(DatasetError, match=message):
+        open_dataset("nuscenes", world, "train")
+
+
 def test_tables_of_two_versions_are_said(world):
     """Each is whole, but they do not name the same records."""
     damage_table(world, "ego_pose", lambda records: [record.update(token="other") for record in records])

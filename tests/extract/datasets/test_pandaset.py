@@ -111,6 +111,27 @@ def test_a_frame_is_a_number_that_any_of_its_files_has(simulated, tmp_path):
     assert len(open_dataset("pandaset_gt", root, "train").frames) == 4  # its camera is the front one alone
 
 
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("lidar/timestamps", lambda times: [float("inf")] * len(times), "OverflowError"),
+        ("lidar/timestamps", lambda times: [float("nan")] * len(times), "ValueError"),
+        (
+            "lidar/poses",
+            lambda poses: [each | {"heading": dict.fromkeys("wxyz", 1.0)} for each in poses],
+            "length 2",
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_said(simulated, tmp_path, file, damage, message):
+    root = Path(shutil.copytree(simulated("pandaset"), tmp_path / "pandaset"))
+    path = root / f"001/{file}.json"
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    errors = [str(frame.error) for frame in open_dataset("pandaset_gt", root, "train").frames]
+    assert all(f"{path}: the file is not as PandaSet's are" in error for error in errors)
+    assert all(message in error for error in errors)
+
+
 def test_unpacked_tables_are_read_as_they_are(simulated, tmp_path):
     root = Path(shutil.copytree(simulated("pandaset"), tmp_path / "pandaset"))
     before = open_dataset("pandaset_64", root, "train")
