@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 TRIED_FRAMES = 8  # for one whose size tells that of a block
 COMPARED_VIEWS = 12  # with their scans, before the first block
-COMPARED_MAPS = 16  # of views that are stored, where a folder of maps has changed
+COMPARED_MAPS = 16  # of views that are stored, with those of the folder that a later run names
 
 
 @dataclass(frozen=True)
@@ -389,8 +389,7 @@ def _superpixels_settings(
     before = None if recorded is None else recorded.superpixels
     if before is None or not isinstance(superpixels, SuperpixelFolder) or before["method"] != FOLDER:
         return superpixels.settings
-    if before["sample_sha256"] != superpixels.settings["sample_sha256"]:
-        _refuse_other_maps(superpixels, dataset, store, recorded)
+    _refuse_other_maps(superpixels, dataset, store, recorded)  # other maps may have the same sizes
     return before
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from skimage.segmentation import slic
 
 from scalr.errors import DatasetError, ScalrError, StoreError
-from scalr.extract import recompute
+from scalr.extract import recompute, run
 from scalr.extract.datasets import open_dataset
 from scalr.extract.plan import Part
 from scalr.extract.store import FeatureStore, ScanBlock, Segments, TargetBlock, create_store, open_store, reader
@@ -229,20 +229,25 @@ def test_what_superpixels_depend_on_may_not_change(dataset, maps, of_slic, of_ma
     assert open_store(paths[0]).committed_blocks("doubled") == {0, 1, 2}
 
 
-def test_another_folder_is_noticed_and_the_same_one_elsewhere_is_not(dataset, maps, copied, tmp_path):
-    write_maps(dataset, tmp_path / "others", seed=99, compress_level=9)  # files of other sizes
-    message = (
-        r"frame0_LEFT\.png: another superpixel map than when frame frame0, camera LEFT, was stored\. Pass the folder"
-    )
+@pytest.mark.parametrize("compress_level", [0, 9])  # files of the same sizes, or of others
+def test_another_folder_is_noticed(dataset, maps, tmp_path, compress_level):
+    """Also where the teacher is the same and the run is to make the blocks that are missing."""
+    extracted(dataset, tmp_path / "s.zarr", superpixels=str(maps), part=Part(0, 3))
+    others = write_maps(dataset, tmp_path / "others", seed=99, compress_level=compress_level)
+    message = r"frame0_\w+\.png: another superpixel map than when frame frame0, camera \w+, was stored\. Pass"
     with pytest.raises(StoreError, match=message):
-        extracted(dataset, copied, "doubled", superpixels=str(tmp_path / "others"))
+        extracted(dataset, tmp_path / "s.zarr", superpixels=str(others))
+
+
+def test_the_same_folder_may_be_elsewhere(dataset, maps, copied, tmp_path):
     shutil.copytree(maps, tmp_path / "moved")
     store = extracted(dataset, copied, "coordinates", "doubled", superpixels=str(tmp_path / "moved"))
     assert verify_store(store).whole
 
 
-def test_a_map_that_changed_under_a_stored_view_is_noticed(dataset, maps, copied, tmp_path):
-    """Of the same size: by the digest in the index, when the view's images are read for another teacher."""
+def test_a_map_that_changed_under_a_stored_view_is_noticed(dataset, maps, copied, tmp_path, monkeypatch):
+    """Not one of those that are compared first: when the view's images are read for another teacher."""
+    monkeypatch.setattr(run, "COMPARED_MAPS", 1)
     changed = Path(shutil.copytree(maps, tmp_path / "changed"))
     path = changed / "frame2_RIGHT.png"
     ids = np.array(Image.open(path))
