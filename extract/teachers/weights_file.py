@@ -156,14 +156,23 @@ def _read(path: Path) -> object:
 
 def _content(path: Path, start: bytes) -> object:
     if path.suffix == ".safetensors" or _begins_as_safetensors(start):
-        from safetensors.torch import load_file
+        from safetensors.torch import load, load_file
 
-        return load_file(path)
+        # It opens no file whose name is not UTF-8, which takes the memory of the file once more here.
+        return load_file(path) if _is_utf8(path) else load(path.read_bytes())
     if is_torchscript(path):
         return read_torchscript(path)
     stand_ins = {_Setting: OF_SETTINGS, OrderedDict: DICTIONARIES_OF_SETTINGS}
     with torch.serialization.safe_globals([(kind, name) for kind, names in stand_ins.items() for name in names]):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8 are lone surrogates in Python
+        return False
+    return True
 
 
 def _begins_as_safetensors(start: bytes) -> bool:

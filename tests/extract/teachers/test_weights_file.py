@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from scalr.errors import TeacherError
 from scalr.extract.teachers.weights_file import read_weights_file
@@ -24,11 +25,11 @@ STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2), "
 def in_shards(folder: Path, suffix: str) -> Path:
     """Two files and their index."""
     stem = {"safetensors": "model", "bin": "pytorch_model"}[suffix]
-    save = save_file if suffix == "safetensors" else torch.save
+    write = save_file if suffix == "safetensors" else torch.save
     names = {1: ["a.weight"], 2: ["a.bias", "b.weight"]}
     files = {number: f"{stem}-{number:05}-of-00002.{suffix}" for number in names}
     for number, file in files.items():
-        save({name: STATE[name] for name in names[number]}, folder / file)
+        write({name: STATE[name] for name in names[number]}, folder / file)
     index = folder / f"{stem}.{suffix}.index.json"
     index.write_text(json.dumps({"weight_map": {name: files[number] for number in names for name in names[number]}}))
     return index
@@ -48,16 +49,18 @@ def test_files_with_an_index_are_read_as_one_and_so_is_their_folder(tmp_path, su
 
 
 @pytest.mark.parametrize(
-    ("name", "save"),
+    ("name", "written"),
     [
         ("model.safetensors", save_file),
         ("pytorch_model.bin", torch.save),
         ("blob", save_file),  # Hugging Face's cache names files by their digests
+        (os.fsdecode(b"\xff.safetensors"), lambda state, path: path.write_bytes(save(state))),  # not UTF-8
+        (os.fsdecode(b"\xff.pth"), torch.save),
         ("old.pth", lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False)),
     ],
 )
-def test_one_file_is_read_whatever_its_name(tmp_path, name, save):
-    save(STATE, tmp_path / name)
+def test_one_file_is_read_whatever_its_name(tmp_path, name, written):
+    written(STATE, tmp_path / name)
     assert same(read_weights_file(tmp_path / name))
     if name in ("model.safetensors", "pytorch_model.bin"):
         assert same(read_weights_file(tmp_path))
