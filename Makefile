@@ -27,7 +27,9 @@ demo: install
 test: install
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# SLURM, for the tests that run docs/batch.md on it; where it cannot be installed they are skipped, and say so.
 test-slow: install
+	test -x /usr/sbin/slurmd || { apt-get -qq update && apt-get -qq install --yes slurm-wlm munge; } > /dev/null || true
 	$(BIN)/pytest -m slow
 
 # Do the tests notice? An hour or two on two cores.

@@ -11,6 +11,7 @@ import click
 
 from .cli_evaluate import evaluate
 from .cli_options import (
+    AFTER_A_CHECKPOINT,
     DEFAULT_RECIPE,
     ImageSize,
     PartOfN,
@@ -55,7 +56,7 @@ SHELLS = ("bash", "zsh", "fish")
         "Without any data": ("demo", "synth"),
         "Shell": ("completion",),
     },
-    epilog="scalr extract --teacher dinov2_vitl14 && scalr distill --cache store.zarr",
+    epilog="scalr extract --teacher dinov2_vitl14 && scalr distill --cache store.zarr --teacher dinov2_vitl14",
 )
 @click.version_option(package_name="scalr-distill", prog_name="scalr")
 @click.option("-q", "--quiet", is_flag=True, help="Warnings and errors only.")
@@ -175,6 +176,7 @@ def show(report: Report, as_json: bool) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Only say what it will take: sizes of every encoding, files, time.")
 @json_option
+@going_on_later("committed blocks stay")
 def extract(dry_run: bool, as_json: bool, **options: Any) -> None:
     """Run teachers on every image and store the features of the lidar points they see.
 
@@ -190,8 +192,7 @@ def extract(dry_run: bool, as_json: bool, **options: Any) -> None:
     if dry_run:
         show(estimate_extraction(config), as_json)
         return
-    with going_on_later("committed blocks stay"):
-        summary = run(config)
+    summary = run(config)
     show(summary, as_json)
     if summary.skipped:
         for frame in summary.skipped:
@@ -284,7 +285,9 @@ def remove(store: Path, teacher: str | None, split: str | None, yes: bool) -> No
     click.echo(f"{store}: {removal.what} is deleted, {size}")
 
 
-@main.command(epilog="scalr distill --cache store.zarr --recipe scalr_wi256 --out runs/wi256 --resume")
+@main.command(
+    epilog="scalr distill --cache store.zarr --teacher dinov2_vitl14 --recipe scalr_wi256 --out runs/wi256 --resume"
+)
 @under(
     "Targets",
     click.option(
@@ -323,6 +326,7 @@ def remove(store: Path, teacher: str | None, split: str | None, yes: bool) -> No
     click.option("--eval-frames", default=100, show_default=True, help="Frames of each of its splits that are used."),
 )
 @json_option
+@going_on_later(*AFTER_A_CHECKPOINT)
 def distill(
     recipe: str,
     overrides: tuple[str, ...],
@@ -404,6 +408,7 @@ def convert(source: Path, target: Path, recipe: str | None, overrides: tuple[str
     seed_option,
 )
 @under("Run", out_option(None, "Folder for the copies."), workers_option)
+@going_on_later("finished scans stay")
 def corrupt(corruptions: tuple[str, ...], severities: tuple[str, ...], **options: Any) -> None:
     """Make corrupted copies of a validation set as Robo3D's, for 'scalr evaluate robustness'.
 
@@ -413,8 +418,7 @@ def corrupt(corruptions: tuple[str, ...], severities: tuple[str, ...], **options
     from .evaluate.corrupt import corrupt as run
 
     chosen = {"corruptions": corruptions, "severities": severities}
-    with going_on_later("finished scans stay"):
-        summary = run(CorruptConfig(**options, **{name: values for name, values in chosen.items() if values}))
+    summary = run(CorruptConfig(**options, **{name: values for name, values in chosen.items() if values}))
     click.echo(f"{len(summary.written)} copies in {options['out']}, {summary.scans_made} scans made now")
     for copy, reason in summary.left_out.items():
         click.echo(f"left out {copy}: {reason}", err=True)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .cli_options import (
+    AFTER_A_CHECKPOINT,
+    FROM_THE_BEGINNING,
     Verbs,
     checkpoint_option,
     choice_option,
@@ -122,6 +124,7 @@ def show_scores(scores: Scores, out: Path, as_json: bool) -> None:
 @options_of_training
 @under("Training", click.option("--fast", is_flag=True, help="Fit the head on features computed once, unaugmented."))
 @under("Run", out_option("runs/probe"))
+@going_on_later(*AFTER_A_CHECKPOINT)
 def probe(out: Path, as_json: bool, **options: Any) -> None:
     """Linear probing: BatchNorm + linear layer on the frozen student; by --schedule slidr a linear layer alone."""
     loading_torch()
@@ -149,6 +152,7 @@ def probe(out: Path, as_json: bool, **options: Any) -> None:
     click.option("--activation-checkpointing", is_flag=True, help="Less memory for more time."),
 )
 @under("Run", out_option("runs/finetune"))
+@going_on_later(*AFTER_A_CHECKPOINT)
 def finetune(out: Path, as_json: bool, **options: Any) -> None:
     """Train the whole student on labels, all of them or few."""
     loading_torch()
@@ -169,6 +173,7 @@ def finetune(out: Path, as_json: bool, **options: Any) -> None:
     device_option,
 )
 @json_option
+@going_on_later(*FROM_THE_BEGINNING)
 def score(out: Path, as_json: bool, **options: Any) -> None:
     """Score a finished model on a split: mIoU, IoU by class, accuracy, confusion matrix.
 
@@ -196,6 +201,7 @@ def score(out: Path, as_json: bool, **options: Any) -> None:
 )
 @under("Run", out_option("runs/robustness"), workers_option, device_option)
 @json_option
+@going_on_later("what is scored stays")
 def robustness(out: Path, as_json: bool, **options: Any) -> None:
     """Score a model on Robo3D's 24 corrupted copies: mCE and mRR.
 
@@ -205,8 +211,7 @@ def robustness(out: Path, as_json: bool, **options: Any) -> None:
     from .evaluate.robustness import RobustnessConfig
     from .evaluate.robustness import robustness as run
 
-    with going_on_later("what is scored stays"):
-        result = run(RobustnessConfig(out=out, **options))
+    result = run(RobustnessConfig(out=out, **options))
     if is_first_process():
         if as_json:
             show_file(out / "result.json")
@@ -228,6 +233,7 @@ def robustness(out: Path, as_json: bool, **options: Any) -> None:
 )
 @under("Run", out_option("runs/transfer"), workers_option, device_option)
 @json_option
+@going_on_later(*FROM_THE_BEGINNING)
 def transfer(out: Path, as_json: bool, **options: Any) -> None:
     """Score a model of nuScenes on a lidar that it has never seen.
 
@@ -266,6 +272,7 @@ def transfer(out: Path, as_json: bool, **options: Any) -> None:
 )
 @under("Run", out_option("runs/teacher"), workers_option, device_option)
 @json_option
+@going_on_later(*FROM_THE_BEGINNING)
 def teacher(out: Path, as_json: bool, **options: Any) -> None:
     """Linear probing of the stored targets themselves: what the teacher knows, before any student is trained."""
     loading_torch()
@@ -316,6 +323,7 @@ def teacher(out: Path, as_json: bool, **options: Any) -> None:
 )
 @under("Run", out_option("runs/similarity", "Folder for the pictures."), device_option)
 @json_option
+@going_on_later(*FROM_THE_BEGINNING)
 def similarity(out: Path, as_json: bool, **options: Any) -> None:
     """Colour a scan by the similarity of its points to one: pictures, and a page in which a click recolours all.
 

@@ -7,7 +7,9 @@ import importlib.metadata
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # as shells say of Ctrl-C
+TERMINATED = 143  # and of SIGTERM
 EVERYTHING_ELSE = "Other"
 
 
@@ -78,16 +81,19 @@ class Verbs(ExampleLast, click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with sigterm_interrupts():
+                return super().invoke(ctx)
         except ScalrError as error:
+            if error.of_all_processes and not is_first_process():
+                raise click.exceptions.Exit(error.exit_code) from None
             raise _shown(error) from error
         except OSError as error:
             # Disks and permissions can fail at any line. A broken pipe is for click: the reader has seen enough.
             if error.errno in (None, errno.EPIPE):
                 raise
             raise _shown(_refused_by_the_system(error)) from error
-        except KeyboardInterrupt:
-            raise interrupted() from None
+        except KeyboardInterrupt as interrupt:
+            raise interrupted(interrupt) from None
 
 
 def _shown(error: ScalrError) -> click.ClickException:
@@ -104,20 +110,56 @@ def _refused_by_the_system(error: OSError) -> ScalrError:
     )
 
 
-def interrupted(what_stays: str = "") -> click.ClickException:
-    """What Ctrl-C ends in; verbs that go on where they were say so."""
-    shown = click.ClickException(f"interrupted{what_stays}.")
-    shown.exit_code = INTERRUPTED
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which schedulers end a job: what has to be left in order is left as at Ctrl-C."""
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Raise `Terminated` at the first SIGTERM; those that follow wait for what it leads to, or for SIGKILL.
+
+    A training has handlers of its own, for as long as it makes steps.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()  # Python handles signals nowhere else
+    is_ours = in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    process = os.getpid()
+
+    def interrupt(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN if os.getpid() == process else signal.SIG_DFL)
+        if os.getpid() != process:  # a worker that was forked
+            os.kill(os.getpid(), number)
+        raise Terminated
+
+    if is_ours:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def interrupted(by: KeyboardInterrupt, what_stays: str = "") -> Exception:
+    """What Ctrl-C and SIGTERM end in; verbs that go on where they were say so."""
+    what, code = ("stopped by SIGTERM", TERMINATED) if isinstance(by, Terminated) else ("interrupted", INTERRUPTED)
+    if not is_first_process():
+        return click.exceptions.Exit(code)
+    shown = click.ClickException(f"{what}{what_stays}.")
+    shown.exit_code = code
     return shown
 
 
 @contextmanager
-def going_on_later(what_stays: str) -> Iterator[None]:
-    """Tell whoever presses Ctrl-C what is kept, and that the same command goes on from there."""
+def going_on_later(what_stays: str, resume: str = "Run the same command again to go on") -> Iterator[None]:
+    """Tell whoever presses Ctrl-C, or reads the log of a job that was stopped, what is kept and how to go on."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise interrupted(f"; {what_stays}. Run the same command again to go on") from None
+    except KeyboardInterrupt as interrupt:
+        raise interrupted(interrupt, f"; {what_stays}. {resume}") from None
+
+
+AFTER_A_CHECKPOINT = ("the last checkpoint stays, if there is one", "Run the same command with --resume to go on")
+FROM_THE_BEGINNING = ("there is no result", "Run the same command again")
 
 
 def is_first_process() -> bool:

@@ -24,6 +24,7 @@ class ScalrError(Exception):
     """
 
     exit_code = 1  # of the command line
+    of_all_processes = False  # where several train together: raised in each, and said by the first
 
     def __init__(self, what: str, *, where: object, fix: str) -> None:
         self.what, self.where, self.fix = _one_line(what), _one_line(str(where)), _one_line(fix)

@@ -19,7 +19,7 @@ import torch
 
 from ..checkpoint_files import explained, first_line, written_aside
 from ..errors import ScalrError, StudentError
-from .processes import gathered
+from .processes import gathered, process_index
 from .run_record import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class StoppedError(ScalrError):
     """A training that a signal ended after its checkpoint was written."""
 
     exit_code = 128 + signal.SIGTERM
+    of_all_processes = True
 
 
 class Signals:
@@ -67,7 +68,8 @@ class Signals:
             return
         if not self.stop:
             self.stop, self._stopped_at = True, time.monotonic()
-            logger.warning("%s: a checkpoint is written after this step", signal.Signals(number).name)
+            if process_index() == 0:
+                logger.warning("%s: a checkpoint is written after this step", signal.Signals(number).name)
         elif number == signal.SIGINT and time.monotonic() - self._stopped_at > SAME_KEYPRESS_SECONDS:
             raise KeyboardInterrupt
 

@@ -13,14 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..checkpoint_files import shortened
 from ..device import resolve_device
-from ..errors import StudentError
+from ..errors import ScalrError, StudentError
 from ..folder_lock import locked
 
 T = TypeVar("T")
 
-# The others wait while one process runs the quick probe.
-TIMEOUT = timedelta(hours=4)
+# For each other, at the start and in every step: where one is gone, the others must not hold their GPUs for long.
+PATIENCE = timedelta(minutes=10)
+# For the first one while it works on its own, as at a probe within a training.
+PATIENCE_WITH_FIRST = timedelta(hours=4)
 
 
 @contextmanager
@@ -30,7 +33,7 @@ def joined_processes(device_name: str) -> Iterator[torch.device]:
     `auto` is a GPU each, by the process's place on its machine, or the CPU.
 
     Raises:
-        ScalrError: a device that torch does not have here.
+        ScalrError: a device that torch does not have here, or another process that does not come, or is lost.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield resolve_device(device_name)
@@ -40,29 +43,64 @@ def joined_processes(device_name: str) -> Iterator[torch.device]:
     device = resolve_device(device_name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    _meet("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+    except RuntimeError as error:
+        if not _is_of_communication(error):
+            raise
+        raise ScalrError(
+            f"another process of this run ended, or no longer answers ({shortened(error)})",
+            where=f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}",
+            fix="Look for the error of the process that ended first, then run the same command with --resume.",
+        ) from None
     finally:
         dist.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except RuntimeError as error:  # its own DistError, or one of gloo without a class
+        raise ScalrError(
+            f"the {os.environ['WORLD_SIZE']} processes of this run did not meet ({shortened(error)})",
+            where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+            fix="Check that torchrun runs on all --nnodes nodes with one --rdzv-id and --rdzv-endpoint, and that nodes"
+            " reach each other.",
+        ) from None
+
+
+def _is_of_communication(error: RuntimeError) -> bool:
+    """gloo's errors have no class of their own, but say where in gloo they come from."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
 _alone = False
 
 
 @contextmanager
-def on_its_own() -> Iterator[None]:
-    """For work that one process does while the others wait for it, such as a training within the training."""
+def first_on_its_own() -> Iterator[bool]:
+    """For work that the first process does while the others wait for it, such as a training within the training.
+
+    All processes enter, and are told whether they are the one that works. The others wait at the end, for hours if
+    need be.
+    """
     global _alone
-    before, _alone = _alone, True
+    if num_processes() == 1:
+        yield True
+        return
+    everybody, is_first = dist.new_group(timeout=PATIENCE_WITH_FIRST, backend="gloo"), process_index() == 0
+    _alone = is_first
     try:
-        yield
+        yield is_first
     finally:
-        _alone = before
+        _alone = False
+    dist.barrier(everybody)
+    dist.destroy_process_group(everybody)
 
 
 def num_processes() -> int:
-    """Processes that train together; 1 within `on_its_own`."""
+    """Processes that train together; 1 for the first one within `first_on_its_own`."""
     return dist.get_world_size() if not _alone and dist.is_available() and dist.is_initialized() else 1
 
 

@@ -24,7 +24,7 @@ from ..errors import StudentError
 from ..progress import progress
 from ..settings import Amount, Count, CountOrZero, PositiveAmount, Seed, Settings, Workers, at_least, below
 from .interruption import Checkpoints, Signals, StoppedError
-from .processes import gathered, num_processes, on_its_own, process_index, summed
+from .processes import first_on_its_own, gathered, num_processes, process_index, summed
 from .schedule import cosine_of_epochs, reciprocal_sqrt, warmup_cosine
 from .training_log import TrainingLog
 
@@ -335,10 +335,10 @@ class _Trainer:
         )
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
-        if process_index() > 0:
+        if not self.observer.columns:
             return {}
-        with on_its_own():  # a probe is a training too
-            return dict(self.observer.evaluate(epoch))
+        with first_on_its_own() as is_first:  # a probe is a training too
+            return dict(self.observer.evaluate(epoch)) if is_first else {}
 
     def _act_on(self, signals: Signals) -> None:
         """Write a checkpoint where it is time to; all processes agree on what a signal to one of them means."""

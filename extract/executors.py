@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..checkpoint_files import shortened
 from ..errors import ScalrError
 from .pipeline import BlockDone
 from .plan import Block
@@ -35,9 +36,10 @@ def run_on_cluster(
     """Each block a task; a worker builds the extractor once and keeps it.
 
     Raises:
-        ScalrError: what an extractor raises, or a block that took several workers down with it.
+        ScalrError: what an extractor raises, a block that took several workers down with it, a scheduler that is lost,
+            or that cannot pass this release's work on.
     """
-    from distributed import as_completed
+    from distributed import CancelledError, as_completed
     from distributed.scheduler import KilledWorker
 
     run = uuid.uuid4().hex  # a worker outlives runs, and weights or tables may change between two of them
@@ -52,8 +54,23 @@ def run_on_cluster(
             where=client.scheduler.address,
             fix="Look at the workers' logs; give them more memory or take a smaller --batch-size, then run again.",
         ) from None
+    except CancelledError:
+        raise ScalrError(
+            "the dask scheduler is gone",
+            where=client.scheduler.address,
+            fix="Start it again, and run the same command again: committed blocks stay.",
+        ) from None
+    except (ImportError, RuntimeError) as error:
+        if not isinstance(error, ImportError) and "deserialization" not in str(error):
+            raise
+        raise ScalrError(
+            f"the cluster cannot take the work ({shortened(error.__cause__ or error)})",
+            where=client.scheduler.address,
+            fix="Install the same releases of scalr and dask where its scheduler and its workers run.",
+        ) from None
     finally:
-        client.cancel(list(futures))
+        if client.status == "running":
+            client.cancel(list(futures))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -33,7 +34,7 @@ from .store.inspect import StoreReport, inspect_store
 from .superpixels import FOLDER, SLIC, SuperpixelFolder, Superpixels, map_sha256, open_superpixels, read_map
 from .teacher_sample import sample_statistics
 from .teachers.batch_size import fitting_batch_size, kind_of_device
-from .teachers.choices import choose_weights
+from .teachers.choices import NO_FILE, choose_weights
 from .teachers.registry import keeps_only_segments
 from .teachers.teacher import Teacher, load_teacher
 
@@ -142,11 +143,18 @@ def extractor(config: ExtractConfig) -> Extractor:
 
 
 def _with_whole_paths(config: ExtractConfig) -> ExtractConfig:
-    """Workers have folders of their own."""
-    whole = {"root": config.root.resolve(), "out": config.out.resolve()}
+    """The same inputs and outputs for workers, each of which runs in a folder of its own."""
+    whole = {"root": config.root.resolve(), "out": config.out.resolve(), "weights": _whole_paths_of_weights(config)}
     if config.superpixels not in (None, SLIC):
         whole["superpixels"] = config.superpixels.resolve()
     return replace(config, **whole)
+
+
+def _whole_paths_of_weights(config: ExtractConfig) -> tuple[str, ...]:
+    """A file's name is kept where it is a link, such as one of the hub's cache: its ending says how it is read."""
+    chosen = choose_weights(config.teachers, config.weights)
+    whole = {name: given if given in NO_FILE else os.path.abspath(given) for name, given in chosen.items()}
+    return tuple(f"{name}={given}" for name, given in whole.items())
 
 
 def _selection(config: ExtractConfig, dataset: Dataset) -> Selection:

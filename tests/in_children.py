@@ -6,7 +6,9 @@ import os
 import resource
 import socket
 import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +21,7 @@ from moments import Meeting
 from scalr.cli import main
 from scalr.distill.dataset import DistillBatch
 from scalr.distill.objective import DistillObjective, ObjectiveConfig
-from scalr.distill.processes import BatchNorm, num_processes, on_its_own, process_index, summed
+from scalr.distill.processes import BatchNorm, first_on_its_own, num_processes, process_index, summed
 from scalr.distill.segments import SegmentTargets
 from scalr.distill.training import Observer, TrainingConfig, train
 from scalr.errors import StoreError
@@ -103,15 +105,21 @@ def loss_and_gradients(norm: torch.nn.Module, rows: torch.Tensor, weights: torch
     return [rows.grad, norm.weight.grad, norm.bias.grad, *statistics]
 
 
-def one_of_two_is_on_its_own(rank: int, folder: Path) -> None:
-    """The first process adds up its own values while the second waits; then they add up together."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def one_of_two_is_on_its_own(rank: int, folder: Path, patience: float, work: float) -> None:
+    """The first process adds up its own values while the second waits; then they add up together.
+
+    It works for `work` seconds; otherwise processes wait for each other for `patience` seconds.
+    """
+    patience = timedelta(seconds=patience)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=patience)
     cpu = torch.device("cpu")
-    if rank == 0:
-        with on_its_own():
-            with on_its_own():  # the probe's own training has epochs, too
-                pass
+    with first_on_its_own() as is_first:
+        assert is_first == (rank == 0)
+        if is_first:
+            with first_on_its_own() as is_first_of_one:  # the probe's own training has epochs, too
+                assert is_first_of_one
             assert (num_processes(), process_index(), summed([5.0], cpu)) == (1, 0, [5.0])
+            time.sleep(work)
     assert (num_processes(), process_index(), summed([5.0], cpu)) == (2, rank, [10.0])
     dist.destroy_process_group()
 

@@ -9,9 +9,11 @@ import re
 import shlex
 import shutil
 import signal
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import click
 import numpy as np
@@ -26,8 +28,10 @@ from calls import calls_of
 from in_children import command_in_shell
 from moments import Child
 from scalr.cli import main
+from scalr.cli_options import Terminated
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import save_student
+from scalr.distill.interruption import StoppedError
 from scalr.distill.student import Student
 from scalr.distill.training_log import read_log
 from scalr.extract import check as check_module
@@ -566,7 +570,14 @@ def test_a_shell_completes(typed, expected):
     assert [item.value for item in complete.get_completions(words, incomplete)] == expected
 
 
-def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path, children):
+@pytest.mark.parametrize(
+    ("number", "code", "what"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "stopped by SIGTERM", marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_and_sigterm_leave_a_store_that_resumes(synthetic_world, tmp_path, children, number, code, what):
     """In the terminal's way, to all processes of the command at once, while its first block is being committed."""
     whole, out, log = tmp_path / "whole.zarr", tmp_path / "s.zarr", tmp_path / "log"
     options = (*TINY_TEACHER, "--root", synthetic_world, "--frames-per-block", 1)
@@ -574,18 +585,67 @@ def test_ctrl_c_leaves_a_store_that_resumes(synthetic_world, tmp_path, children)
     words = [str(word) for word in ("extract", *options, "--out", out)]
     running = Child(children, command_in_shell, words, log, out / "blocks/000000", None, stops=(0,))
     assert running.wait_for_a_moment()
-    os.killpg(running.pid, signal.SIGINT)
+    os.killpg(running.pid, number)
     running.go_on()
-    assert running.end() == 130
+    assert running.end() == code
     assert Path(f"{log}.out").read_text() == ""
     stderr = Path(f"{log}.err").read_text()
-    assert stderr.endswith("Error: interrupted; committed blocks stay. Run the same command again to go on.\n")
+    assert stderr.endswith(f"Error: {what}; committed blocks stay. Run the same command again to go on.\n")
     assert "Traceback" not in stderr
     verified = json.loads(scalr("verify", out, "--json").stdout)  # how many blocks are there depends on the moment
     assert (verified["damage"], verified["unreadable"], verified["stray"]) == ([], [], [])
     again = json.loads(scalr("extract", *options, "--out", out, "--json").stdout)
     assert again["store"]["leftovers"] == {}
     assert_same_store(open_store(out), open_store(whole))
+
+
+@pytest.mark.parametrize(
+    ("function", "command", "kept"),
+    [
+        (
+            "scalr.extract.run.extract",
+            "extract --teacher dinov2_vits14 --root .",
+            "committed blocks stay. Run the same command again to go on",
+        ),
+        (
+            "scalr.distill.run.distill",
+            "distill",
+            "the last checkpoint stays, if there is one. Run the same command with --resume to go on",
+        ),
+        (
+            "scalr.evaluate.score.score_model",
+            "evaluate score --model m --root .",
+            "there is no result. Run the same command again",
+        ),
+    ],
+)
+def test_a_job_that_is_stopped_says_in_one_line_what_is_kept(monkeypatch, function, command, kept):
+    """By SIGTERM, which schedulers send, and again while it ends."""
+
+    def stopped(config: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(function, stopped)
+    result = scalr(*command.split())
+    assert result.exit_code == 143
+    assert result.stderr.splitlines()[-1] == f"Error: stopped by SIGTERM; {kept}."
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+STOPPED = StoppedError("stopped by a signal", where="run/checkpoint.pt", fix="Run it with --resume.")
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+@pytest.mark.parametrize(("stopped", "code"), [(STOPPED, 143), (Terminated(), 143), (KeyboardInterrupt(), 130)])
+def test_what_stops_all_processes_is_said_by_the_first(monkeypatch, rank, lines, stopped, code):
+    monkeypatch.setattr("scalr.distill.run.distill", mock.Mock(side_effect=stopped))
+    monkeypatch.setenv("RANK", rank)
+    result = scalr("-q", "distill")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (code, lines)
 
 
 def test_results_as_json(synthetic_world, tmp_path):

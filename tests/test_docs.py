@@ -71,6 +71,30 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PATH": os.pathsep.join([binaries, os.environ["PATH"]]), "OMP_WAIT_POLICY": "PASSIVE"} | more
 
 
+def test_a_part_that_is_submitted_again_is_of_as_many_parts(tmp_path):
+    """SLURM then counts fewer tasks, and so does a `scalr` that only prints what it is asked for."""
+    (tmp_path / "scalr").write_text('#!/bin/sh\necho "$*"\n')
+    (tmp_path / "scalr").chmod(0o755)
+    script = example("batch.md", "bash")
+    (of_all,) = re.findall(r"#SBATCH --array=0-(\d+)", script)
+    of_two = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "2"}
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", script, "extract.sbatch", "--out", "a b.zarr"], env=os.environ | of_two | {"PATH": path},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == f"extract --out a b.zarr --part 5/{int(of_all) + 1}\n"
+
+
+def test_every_example_of_a_distillation_names_its_teacher():
+    """The store may get another one between two runs."""
+    pages = [path.read_text().replace("\\\n", " ") for path in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]]
+    commands = re.findall(r"^.*(?:scalr distill|distill\.sbatch) -.*$", "\n".join(pages), re.MULTILINE)
+    commands = [line for line in commands if "`scalr distill" not in line and '"$@"' not in line]
+    assert len(commands) > 15
+    assert not [line for line in commands if "--teacher " not in line]
+
+
 @pytest.mark.slow
 def test_the_array_job(tmp_path, options, expected):
     """Its tasks at once, as SLURM would start them."""

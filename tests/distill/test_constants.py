@@ -45,7 +45,10 @@ NUMBERS = {
     "scalr.distill.backbones.waffleiron.occupied_cells": {"NO_CELL": -1},
     "scalr.distill.heads": {"HIDDEN": 2048},
     "scalr.distill.student": {"BATCH_POINTS": 100_000},
-    "scalr.distill.processes": {"TIMEOUT": timedelta(hours=4)},  # a probe of the first process may take as long
+    "scalr.distill.processes": {
+        "PATIENCE": timedelta(minutes=10),
+        "PATIENCE_WITH_FIRST": timedelta(hours=4),  # a probe of the first process may take as long
+    },
     "scalr.distill.run": {"SEEDS_APART": 1_000_003},
     "scalr.distill.run_record": {"LISTED_DIFFERENCES": 3, "LONGEST_VALUE": 60, "LONGEST_DIGEST": 12},
     "scalr.distill.segment_losses": {"COUNT_EPS": 1e-6, "ROUNDING": 1e-6},

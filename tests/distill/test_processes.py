@@ -7,14 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from click.testing import CliRunner, Result
 
+from calls import calls_of
 from in_children import (
     ROWS,
     Linear,
@@ -32,7 +35,7 @@ from scalr.distill import processes
 from scalr.distill.objective import DistillObjective, ObjectiveConfig
 from scalr.distill.processes import locked_by_first
 from scalr.distill.training import _Trainer
-from scalr.errors import StudentError
+from scalr.errors import ScalrError, StudentError
 
 RECIPE = ("student.width=8", "student.depth=3", "training.epochs=8", "training.batch_size=4", "training.warmup_steps=2",
           "training.learning_rate=1e-2", "inputs.num_neighbours=4")  # fmt: skip
@@ -47,11 +50,11 @@ def scalr(*words: str) -> Result:
     return CliRunner().invoke(main, words)
 
 
-def torchrun(*words: str) -> subprocess.CompletedProcess:
-    """The command line in two processes, as docs/distill.md says."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    executable = str(Path(sys.executable).parent / "scalr")
-    return subprocess.run([*command, executable, *words], capture_output=True, text=True)
+def torchrun_command(*words: str) -> list[str]:
+    """The command line in two processes, as docs/distill.md says; options of torchrun may come first."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    verb = words.index("-q")
+    return [*command, *words[:verb], "--no-python", str(Path(sys.executable).parent / "scalr"), *words[verb:]]
 
 
 def assert_same_curve(out: Path, expected: list[tuple[float, ...]]) -> None:
@@ -74,12 +77,13 @@ def group(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: told.append(device))
     monkeypatch.setattr(processes, "resolve_device", torch.device)
-    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "3"}.items():
+    variables = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "3"}
+    for name, value in {**variables, "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     return told
 
 
-WAITS = {"timeout": timedelta(hours=4)}  # while one process runs the quick probe
+WAITS = {"timeout": timedelta(minutes=10)}  # a process that is restarted must not hold the others up for hours
 
 
 @pytest.mark.parametrize(("name", "device"), [("auto", "cuda:3"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1")])
@@ -100,9 +104,35 @@ def test_without_gpus_processes_meet_on_the_cpu(group, monkeypatch):
 
 
 def test_a_group_is_left_where_its_work_fails(group):
-    with pytest.raises(KeyError), processes.joined_processes("cpu"):
-        raise KeyError
+    with pytest.raises(RuntimeError, match="out of memory"), processes.joined_processes("cpu"):
+        raise RuntimeError("out of memory")
     assert group[-1] == "left"
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"),
+        dist.DistBackendError("NCCL communicator was aborted"),
+    ],
+    ids=["gloo", "nccl"],
+)
+def test_a_lost_process_is_said_in_one_line(group, lost):
+    with (
+        pytest.raises(ScalrError, match=r"process 1 of 2: another process .* ended, .*(closed|aborted).*--resume"),
+        processes.joined_processes("cpu"),
+    ):
+        raise lost
+    assert group[-1] == "left"
+
+
+def test_processes_that_do_not_meet_are_told_where(group, monkeypatch):
+    calls_of(monkeypatch, processes.dist, "init_process_group", dist.DistStoreError("Timed out after 601 seconds"))
+    with (
+        pytest.raises(ScalrError, match=r"node1:29500: the 2 processes of this run did not meet \(Timed out"),
+        processes.joined_processes("cpu"),
+    ):
+        raise AssertionError
 
 
 @pytest.mark.parametrize("variables", [{"WORLD_SIZE": "1"}, {"TORCHELASTIC_RUN_ID": None}])
@@ -125,7 +155,8 @@ def test_two_processes_are_one_with_twice_the_batch(extract_tiny, tiny_dataset, 
     """Of four frames a step, one process has four, two have two each; batch norm and the loss's mean span them all."""
     tiny_dataset.frames = [*tiny_dataset.frames] * 2
     store = extract_tiny().path
-    as_two = torchrun(*arguments(store, tmp_path / "together"))
+    command = torchrun_command(*arguments(store, tmp_path / "together"))
+    as_two = subprocess.run(command, capture_output=True, text=True)
     assert as_two.returncode == 0, as_two.stderr
     assert as_two.stdout.count("student.safetensors") == 1  # what all do is told once
     alone = scalr(*arguments(store, tmp_path / "alone"))
@@ -142,6 +173,26 @@ def test_two_processes_are_one_with_twice_the_batch(extract_tiny, tiny_dataset, 
     words = [*arguments(store, tmp_path / "both"), "--resume"]
     assert together(children, command_of_two, free_port(), words, tmp_path / "log") == [0, 0]
     assert_same_curve(tmp_path / "both", expected)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_costs_a_restart_of_minutes(extract_tiny, tiny_dataset, tmp_path):
+    """Of torchrun, which starts all anew. The process that writes is the one that is killed, with its lock held."""
+    tiny_dataset.frames = [*tiny_dataset.frames] * 2
+    words = [*arguments(extract_tiny().path, tmp_path / "run"), "--set", "training.epochs=60", "--resume"]
+    words += ["--checkpoint-minutes", "0"]
+    began = time.monotonic()
+    with (tmp_path / "stderr").open("w") as log:
+        running = subprocess.Popen(torchrun_command("--max-restarts", "1", *words), stderr=log, stdout=log)
+        while running.poll() is None and not (tmp_path / "run/checkpoint.before.pt").exists():
+            time.sleep(0.05)
+        first, *_ = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGKILL)
+        assert running.wait() == 0, (tmp_path / "stderr").read_text()
+    assert time.monotonic() - began < 600
+    steps = [row["step"] for row in csv.DictReader((tmp_path / "run/log.csv").open())]
+    assert steps == [str(step) for step in range(1, 61)]
+    assert (tmp_path / "run/student.safetensors").exists()
 
 
 def signalled_in(step: int, make_step: Callable) -> Callable:
@@ -177,8 +228,11 @@ def test_more_processes_than_frames_are_refused(extract_tiny, tmp_path, children
     assert not (tmp_path / "run").exists()
 
 
-def test_a_probe_in_one_process_does_not_wait_for_the_others(tmp_path, children):
-    assert together(children, one_of_two_is_on_its_own, tmp_path) == [0, 0]
+@pytest.mark.parametrize(
+    ("patience", "work"), [(600, 0), pytest.param(20, 30, marks=pytest.mark.slow, id="longer than a step may take")]
+)
+def test_a_probe_in_one_process_does_not_wait_for_the_others_but_they_for_it(tmp_path, children, patience, work):
+    assert together(children, one_of_two_is_on_its_own, tmp_path, patience, work) == [0, 0]
 
 
 def test_batch_norm_sees_the_rows_of_all_processes(tmp_path, children):

@@ -81,6 +81,8 @@ def test_every_block_is_a_task_and_none_is_left_behind(monkeypatch):
     submitted, cancelled = [], []
 
     class Client:
+        status = "running"
+
         def submit(self, *arguments, **options):
             submitted.append((arguments, options))
             return object()

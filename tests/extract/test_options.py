@@ -86,7 +86,8 @@ def test_an_estimate_is_of_what_was_asked_for(monkeypatch):
     [({"workers": 3}, "local_cluster", 3), ({"scheduler": "tcp://a:1"}, "existing_cluster", "tcp://a:1")],
 )
 def test_processes_are_those_that_were_asked_for(monkeypatch, tmp_path, options, place, given):
-    """The process that was started then computes nothing, and leaves the GPU to the others."""
+    """The process that was started then computes nothing, and leaves the GPU to the others, which run elsewhere."""
+    monkeypatch.chdir(tmp_path)
     devices, clusters = [], []
     (tmp_path / "data").mkdir()
     dataset, teacher = TinyDataset(tmp_path / "data"), tiny_teachers()["coordinates"]
@@ -104,10 +105,13 @@ def test_processes_are_those_that_were_asked_for(monkeypatch, tmp_path, options,
     monkeypatch.setattr(run, place, cluster)
     computed = calls_of(monkeypatch, run, "run_on_cluster", SeenEnough())
     config = ExtractConfig(
-        root=dataset.root, out=tmp_path / "s.zarr", teachers=("coordinates",), device="x", **options
+        root="data", out="s.zarr", teachers=("coordinates",), weights=("w.pth",), superpixels="data", device="x",
+        **options,
     )  # fmt: skip
     with pytest.raises(SeenEnough):
         run.extract(config)
     assert (devices, clusters) == (["cpu"], [given])
     client, extractor, sent, blocks = computed[0][0]
     assert (client, extractor, sent.device, len(blocks)) == ("a client", run.extractor, "x", 1)
+    assert (sent.root, sent.out, sent.superpixels) == (tmp_path / "data", tmp_path / "s.zarr", tmp_path / "data")
+    assert sent.weights == (f"coordinates={tmp_path}/w.pth",)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -107,6 +106,45 @@ def test_a_block_that_kills_its_workers_is_named(monkeypatch):
         list(run_on_cluster(client, killing_extractor, None, [Block(3, 0, 1)]))
 
 
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (distributed.client.FutureCancelledError("b", "scheduler-connection-lost"), "dask scheduler is gone"),
+        (ModuleNotFoundError("No module named 'scalr'"), r"cluster cannot take the work \(No module named 'scalr'\)"),
+        (RuntimeError("Error during deserialization of the"), r"cluster cannot take the work \(Error during"),
+    ],
+)
+def test_a_cluster_that_fails_is_said_in_one_line(monkeypatch, failure, message):
+    """With a client that fails at once; a slow test ends a scheduler."""
+    future, cancelled = mock.Mock(result=mock.Mock(side_effect=failure)), []
+    client = mock.Mock(submit=lambda *_, **__: future, scheduler=mock.Mock(address="tcp://here:1"), status="closed")
+    client.cancel = cancelled.append
+    monkeypatch.setattr(distributed, "as_completed", list)
+    with pytest.raises(ScalrError, match=f"tcp://here:1: the {message}"):
+        list(run_on_cluster(client, killing_extractor, None, [Block(3, 0, 1)]))
+    assert not cancelled  # there is nobody to tell
+
+
+def test_an_error_that_is_not_the_cluster_s_is_left_alone(monkeypatch):
+    future = mock.Mock(result=mock.Mock(side_effect=RuntimeError("CUDA out of memory")))
+    client = mock.Mock(submit=lambda *_, **__: future)
+    monkeypatch.setattr(distributed, "as_completed", list)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(run_on_cluster(client, killing_extractor, None, [Block(3, 0, 1)]))
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_ends_is_said(world, tmp_path, capfd):
+    with dask_cluster(tmp_path, workers=1) as (address, (scheduler, _)):
+        job = command(world, tmp_path / "s.zarr", "--scheduler", address)
+        index = tmp_path / "s.zarr/index/dinov2_vits14"
+        while job.poll() is None and not list(index.glob("*")):
+            time.sleep(0.05)
+        scheduler.kill()
+        assert job.wait() == 1
+    assert "the dask scheduler is gone. Start it again" in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_block_that_kills_its_workers_ends_the_run():
     with (
@@ -153,12 +191,12 @@ def test_two_workers(world, whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_dask_cluster_of_two_processes_one_of_which_dies(world, whole, tmp_path):
-    with dask_cluster(tmp_path, workers=2) as (address, workers):
+    with dask_cluster(tmp_path, workers=2) as (address, (_, first_worker, _)):
         job = command(world, tmp_path / "s.zarr", "--scheduler", address)
         index = tmp_path / "s.zarr/index/dinov2_vits14"
         while job.poll() is None and len(list(index.glob("*"))) < 3:
             time.sleep(0.05)
-        os.kill(workers[0].pid, signal.SIGKILL)
+        first_worker.kill()
         assert job.wait() == 0
     assert_same_store(open_store(tmp_path / "s.zarr"), whole)
 
@@ -175,7 +213,7 @@ def dask_cluster(folder: Path, workers: int):
         options = ["--scheduler-file", file, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
         for _ in range(workers):
             started.append(subprocess.Popen([dask, "worker", *options], env=environment))
-        yield _address(file), started[1:]
+        yield _address(file), started
     finally:
         for process in reversed(started):
             process.terminate()
