@@ -258,26 +258,31 @@ def verify(store: Path, as_json: bool, **options: Any) -> None:
 
 @main.command(epilog="scalr remove store.zarr --teacher dinov2_vits14")
 @click.argument("store", type=path)
-@click.option("--teacher", help="Delete this teacher's targets; scans and other teachers' targets stay.")
 @click.option(
-    "--split",
+    *("--teacher", "teachers"),
+    multiple=True,
+    help="Delete this teacher's targets; scans and other teachers' targets stay.",
+)
+@click.option(
+    *("--split", "splits"),
+    multiple=True,
     metavar="DATASET/SPLIT",
     help="Delete this split, such as nuscenes/val: its scans and all targets of them.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def remove(store: Path, teacher: str | None, split: str | None, yes: bool) -> None:
+def remove(store: Path, teachers: tuple[str, ...], splits: tuple[str, ...], yes: bool) -> None:
     """Delete a teacher or a split from a store.
 
     Interrupted, the deletion continues when the same command runs again. Do not run it while jobs write to the store.
     """
-    if (teacher is None) == (split is None):
-        raise click.UsageError("Pass either --teacher or --split.")
+    if len(teachers) + len(splits) != 1:
+        raise click.UsageError("Pass either --teacher or --split, and one at a time.")
     from .extract.store import open_store
     from .extract.store.inspect import readable_bytes
     from .extract.store.remove import removal_of_split, removal_of_teacher
 
     opened = open_store(store)
-    removal = removal_of_split(opened, split) if teacher is None else removal_of_teacher(opened, teacher)
+    removal = removal_of_split(opened, *splits) if splits else removal_of_teacher(opened, *teachers)
     size = readable_bytes(removal.num_bytes)
     if not yes:
         click.confirm(f"Delete {removal.what} ({len(removal.groups)} blocks, {size}) from {store}?", abort=True)
@@ -306,8 +311,7 @@ def remove(store: Path, teacher: str | None, split: str | None, yes: bool) -> No
         **completed(teacher_names),
     ),
     split_option(
-        None,
-        "Split to train on.  [default: the only one in each store; with --resume, what the run was started with]",
+        None, "Split to train on.", "the only one in each store; with --resume, what the run was started with"
     ),
 )
 @under("Training", recipe_option, set_option)

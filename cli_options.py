@@ -234,9 +234,19 @@ def out_option(default: str | None, text: str = "Folder for the result and logs.
     return click.option("--out", type=path, help=text, **shown)
 
 
-def split_option(default: str | None, text: str) -> Decorator:
-    """One split of the dataset."""
-    return click.option("--split", default=default, show_default=True, help=text)
+def split_option(default: str | None, text: str, otherwise: str | None = None) -> Decorator:
+    """One split of the dataset, or several as one, in the form `train,val`; `otherwise` says what None means."""
+    return click.option(
+        "--split",
+        multiple=True,
+        default=[default] if default else [],
+        callback=_joined,
+        help=f"{text} Repeat it, or put commas between, for several as one.  [default: {otherwise or default}]",
+    )
+
+
+def _joined(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> str | None:
+    return ",".join(values) or None
 
 
 def dataset_root(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path:

@@ -6,7 +6,7 @@ others may have added teachers, splits and datasets to the stores meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,7 +105,7 @@ def _require_as_started(started: Started, wanted: Wanted, num_stores: int) -> No
     # The order of teachers may differ: the one that the run was started with is used.
     pairs = {
         "teacher": (set(started.teachers), set(wanted.teachers) or set(started.teachers)),
-        "split": (started.splits, started.splits if wanted.split is None else {wanted.split}),
+        "split": (started.splits, started.splits if wanted.split is None else _wanted(wanted.split, started.splits)),
         "number of stores": ({len(started.sources)}, {num_stores}),
     }
     differing = "; ".join(
@@ -140,11 +140,16 @@ def _sources_of(store: FeatureStore, name: str | None) -> tuple[Source, ...]:
     splits = sorted({source.split for source in store.sources})
     if name is None and len(splits) == 1:
         (name,) = splits
-    if name in splits:
-        return tuple(source for source in store.sources if source.split == name)
+    if name is not None and (wanted := _wanted(name, splits)) <= {*splits}:
+        return tuple(source for source in store.sources if source.split in wanted)
     found = ", ".join(splits) or "none"
     problem = "which split" if name is None else f"no split '{name}'"
     raise StoreError(f"{problem}? The store has: {found}", where=store.path, fix="Pass --split with one of them.")
+
+
+def _wanted(name: str, splits: Collection[str]) -> set[str]:
+    """The splits that `train,val` means: one that was extracted under this name, or several."""
+    return {name} if name in splits else {each.strip() for each in name.split(",")}
 
 
 def _require_complete(chosen: Chosen) -> None:

@@ -20,6 +20,8 @@ def corruption_folder(root: Path, split: str) -> str:
     Raises:
         DatasetError: no such corruption or severity, or no such folder.
     """
+    if "," in split:
+        raise DatasetError(f"several splits, '{split}'", where="--split", fix="Name one corruption and severity.")
     corruption, _, severity = split.partition("/")
     for name, choices in ((corruption, CORRUPTIONS), (severity, SEVERITIES)):
         if name not in choices:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,42 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DatasetError, remedy
+from ...paths import URL, expanded
 from .frame import View
 
+OTHER_FOLDERS = "SCALR_FOLDERS"  # the environment variable with folders that tables may name files of
 COPY_AGAIN = "Copy the file again from the dataset's archive."
+
+
+def file_of(root: Path, name: str) -> Path:
+    """The file that a dataset's table names.
+
+    Args:
+        root: the dataset's top folder.
+        name: relative to it, or to a folder that it begins with: `~/` or an environment variable, `$IMAGES/`.
+
+    Raises:
+        DatasetError: a name that leads out of its folder, and not into one of those in $SCALR_FOLDERS; an unknown
+            variable, a URL.
+    """
+    start, _, rest = name.partition("/")
+    if URL.match(name):
+        folder = expanded(name, DatasetError)  # which it refuses
+    elif start.startswith(("~", "$")):
+        folder = expanded(start, DatasetError)
+    else:
+        folder, rest = root, name
+    path = expanded(folder / rest, DatasetError)
+    # Links may lead anywhere, since whoever keeps the folder made them: what counts is what is written.
+    written = os.path.abspath(path)
+    allowed = [folder, *filter(None, os.environ.get(OTHER_FOLDERS, "").split(os.pathsep))]
+    if not any(Path(written).is_relative_to(os.path.abspath(expanded(each, DatasetError))) for each in allowed):
+        raise DatasetError(
+            f"'{name}' leads out of the folder",
+            where=folder,
+            fix=f"Put the file below it, link it there, or name its folder in the variable {OTHER_FOLDERS}.",
+        )
+    return Path(written) if ".." in rest else path
 
 
 def read_scan(path: Path, columns: int) -> np.ndarray:
@@ -31,7 +65,16 @@ def read_scan(path: Path, columns: int) -> np.ndarray:
     Raises:
         DatasetError: missing, empty or truncated file, or values that are not finite.
     """
-    return checked_points(_read_values(path, np.dtype(np.float32), columns, "points").reshape(-1, columns), path)
+    return checked_points(read_raw_points(path, columns), path)
+
+
+def read_raw_points(path: Path, columns: int) -> np.ndarray:
+    """What `read_scan` reads, (N, columns) float32, whatever the values are.
+
+    Raises:
+        DatasetError: missing, empty or truncated file.
+    """
+    return _read_values(path, np.dtype(np.float32), columns, "points").reshape(-1, columns)
 
 
 def checked_points(points: np.ndarray, path: Path) -> np.ndarray:
@@ -75,7 +118,7 @@ def read_image_file(root: Path, view: View) -> tuple[np.ndarray, bytes]:
     Raises:
         DatasetError: as in `read_image`.
     """
-    path = root / view.image
+    path = file_of(root, view.image)
     content = read_bytes(path)
     with _opened_image(path, io.BytesIO(content)) as image:
         _check_size(image, root, view)
@@ -90,7 +133,7 @@ def read_image_shape(root: Path, view: View) -> tuple[int, int]:
     """
     if view.image_shape is not None:
         return view.image_shape
-    with _opened_image(root / view.image) as image:
+    with _opened_image(file_of(root, view.image)) as image:
         return image.height, image.width
 
 
@@ -107,11 +150,13 @@ def read_json(path: Path) -> object:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a dataset file; a DatasetError where it is missing or unreadable."""
+    """The content of a dataset file; a DatasetError where it is missing, a folder or unreadable."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise missing_file(path) from None
+    except IsADirectoryError:
+        raise DatasetError("a folder, not a file", where=path, fix="Put the file in its place.") from None
     except OSError as error:
         raise DatasetError(
             f"the file cannot be read ({error.strerror})", where=path, fix="Check its permissions."
@@ -124,12 +169,18 @@ def missing_file(path: Path) -> DatasetError:
     )
 
 
-def numbers_in(folder: Path, ending: str) -> set[str]:
-    """The names, without `ending`, of a folder's numbered files, such as 000017.bin; none where there is no folder."""
+def numbered_files(folder: Path, *endings: str) -> dict[str, str]:
+    """The endings of a folder's numbered files by their numbers: {"000017": ".png"} for 000017.png.
+
+    Empty where there is no folder. Of files with one number, that with the ending that is named first is taken.
+    """
     if not folder.is_dir():
-        return set()
-    names = {file.name.removesuffix(ending) for file in folder.iterdir() if file.name.endswith(ending)}
-    return {name for name in names if name.isdigit()}
+        return {}
+    names = [file.name for file in folder.iterdir()]
+    found = {
+        name.removesuffix(ending): ending for ending in reversed(endings) for name in names if name.endswith(ending)
+    }
+    return {number: ending for number, ending in found.items() if number.isdecimal() and number.isascii()}
 
 
 def _read_values(path: Path, dtype: np.dtype, columns: int, noun: str) -> np.ndarray:

@@ -5,10 +5,13 @@ docs/datasets.md describes both files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +21,11 @@ import yaml
 from ...errors import DatasetError, did_you_mean
 from ..intensity import IntensityStatistics
 from ..projection import Calibration, Visibility, rigid_transform
-from .files import COPY_AGAIN, checked_points, missing_file, read_bytes, read_raw_labels, read_scan
+from .files import COPY_AGAIN, checked_points, file_of, read_bytes, read_raw_labels
 from .frame import Frame, View
-from .labels import LabelMap
+from .labels import LabelMap, check_length
+from .scan_files import read_array, read_scan_file
+from .splits import several
 
 REQUIRED = {"scene": str, "token": str, "timestamp": int, "scan": str}
 OPTIONAL = {
@@ -35,7 +40,13 @@ OPTIONAL = {
     "intrinsics": list,
 }
 OF_A_FRAME = ("scene", "timestamp", "scan", "labels")
-DESCRIPTION_KEYS = ("name", "intensity", "classes", "ignored", "visibility")
+KINDS = {str: "a text", int: "a whole number", list: "a list of numbers"}
+BOUNDS = {"timestamp": (-(2**63), 2**63 - 1), **dict.fromkeys(("image_height", "image_width"), (1, 65536))}
+PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+MOST = 2**53  # up to it a float64 has every whole number
+MOST_OF_SMALLER = {pa.float32(): 2**24, pa.float16(): 2**11}
+NoReturns = Literal["keep", "drop"]
+DESCRIPTION_KEYS = ("name", "intensity", "classes", "ignored", "visibility", "no_returns")
 COLUMNS = f"Give it {', '.join(REQUIRED)}, and if you like {', '.join(OPTIONAL)}."
 CORRECT = "Correct the row; 'scalr check' lists every bad one."
 
@@ -48,6 +59,7 @@ class Description:
     intensity: IntensityStatistics | None  # measured where there is none
     label_map: LabelMap
     visibility: Visibility
+    no_returns: NoReturns  # points at nan or at (0, 0, 0)
 
 
 class Frames:
@@ -57,7 +69,7 @@ class Frames:
 
     Args:
         root: the folder of frames.parquet; its paths are relative to it.
-        split: a value of column `split`; without that column, all rows are `train`.
+        split: a value of column `split`, or several with commas between; without that column, all rows are `train`.
 
     Raises:
         DatasetError: a missing or broken file, a missing column, no row of the split.
@@ -68,35 +80,43 @@ class Frames:
         about = _read_description(root / "dataset.yaml")
         self.name, self.intensity, self.visibility = about.name, about.intensity, about.visibility
         self.label_map, self.class_names = about.label_map, about.label_map.class_names
+        self._no_returns = about.no_returns
         path = root / "frames.parquet"
-        rows = [row for row in _read_rows(path) if row.get("split", "train") == split]
-        if not rows:
-            raise DatasetError(f"no row of split '{split}'", where=path, fix="Choose a value of its column 'split'.")
-        self.frames = list(_frames(self.name, path, rows))
+        self.frames: Sequence[Frame] = _FramesOfRows(self.name, path, _rows_of_split(_read_rows(path), split, path))
 
     def read_points(self, frame: Frame) -> np.ndarray:
-        """(N, 4) float32 from .npy (N, 4 or more), .pcd.bin (five float32 per point) or .bin (four)."""
+        """(N, 4) float32, x y z in the lidar frame [m] and the raw intensity; `scan_files` says of which files."""
         if not frame.scan:
             raise frame.error
-        path = self.root / frame.scan
-        if path.name.endswith(".npy"):
-            return checked_points(_load_array(path), path)
-        return read_scan(path, columns=5 if path.name.endswith(".pcd.bin") else 4)
+        path = file_of(self.root, frame.scan)
+        scan = read_scan_file(path)
+        return checked_points(scan[_is_return(scan)] if self._no_returns == "drop" else scan, path)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
         """(N,) uint8 train ids from .npy, .label (uint32, class in the low 16 bits) or .bin (uint8)."""
+        train_ids = self._read_all_labels(frame)
+        if self._no_returns == "keep":
+            return train_ids
+        scan = read_scan_file(file_of(self.root, frame.scan))
+        check_length(len(train_ids), len(scan), frame.scan, self.root / str(frame.labels))
+        return train_ids[_is_return(scan)]
+
+    def _read_all_labels(self, frame: Frame) -> np.ndarray:
         if not frame.labels:
             raise DatasetError(
                 f"frame {frame.token} has no labels",
                 where=self.root / "frames.parquet",
                 fix="Fill the column 'labels', or leave the frame out.",
             )
-        path = self.root / frame.labels
-        if path.name.endswith(".npy"):
-            raw = _load_array(path)
-        else:
-            wide = path.name.endswith(".label")
-            raw = read_raw_labels(path, np.uint32) & 0xFFFF if wide else read_raw_labels(path, np.uint8)
+        path = file_of(self.root, frame.labels)
+        read = LABEL_READERS.get(path.suffix.lower())
+        if read is None:
+            raise DatasetError(
+                f"labels whose name ends in '{path.suffix}' are not read",
+                where=path,
+                fix=f"Write them as one of: {', '.join(LABEL_READERS)}.",
+            )
+        raw = read(path)
         if raw.ndim != 1 or not np.issubdtype(raw.dtype, np.integer):
             raise DatasetError(
                 f"labels of shape {raw.shape} and dtype {raw.dtype}", where=path, fix="Write (N,) whole numbers."
@@ -104,30 +124,98 @@ class Frames:
         return self.label_map.train_ids(raw, path)
 
 
+LABEL_READERS: dict[str, Callable[[Path], np.ndarray]] = {
+    ".label": lambda path: read_raw_labels(path, np.uint32) & 0xFFFF,
+    ".bin": lambda path: read_raw_labels(path, np.uint8),
+    ".npy": read_array,
+}
+
+
+class _FramesOfRows(Sequence[Frame]):
+    """The frames of a table's rows, made when they are asked for: a long table opens at once."""
+
+    def __init__(self, dataset: str, path: Path, rows: list[dict]) -> None:
+        self._dataset, self._path, self._rows = dataset, path, rows
+        tokens = [str(row["token"]) for row in rows]
+        self._starts = [number for number, token in enumerate(tokens) if number == 0 or token != tokens[number - 1]]
+        self._stops = [*self._starts[1:], len(rows)]
+        first: dict[str, int] = {}
+        for start in self._starts:
+            first.setdefault(tokens[start], start)
+        self._taken = [first[tokens[start]] != start for start in self._starts]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, number: int) -> Frame:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        rows = self._rows[self._starts[number] : self._stops[number]]
+        return _frame(self._dataset, self._path, rows, self._taken[number])
+
+
 def _read_rows(path: Path) -> list[dict]:
-    """The rows, each with its number as `row`."""
+    """The rows, each with its number as `row`; values as Python has them, whole numbers as int, nothing as None."""
+    content = read_bytes(path)
     try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise missing_file(path) from None
-    except (OSError, pa.ArrowException) as error:
+        table = pq.ParquetFile(pa.BufferReader(content)).read()
+        columns = {name: _values(table[name], kind) for name, kind in _known_columns(table, path).items()}
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise DatasetError(f"not a parquet file that can be read ({error})", where=path, fix=COPY_AGAIN) from None
-    missing = [name for name in REQUIRED if name not in table.column_names]
-    unknown = [name for name in table.column_names if name not in (*REQUIRED, *OPTIONAL)]
+    names = [*columns, "row"]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), range(table.num_rows), strict=True)]
+
+
+def _known_columns(table: pa.Table, path: Path) -> dict[str, type]:
+    """The kind of each column, without what pandas kept of an index that has no name."""
+    known, names = {**REQUIRED, **OPTIONAL}, [name for name in table.column_names if not PANDAS_INDEX.fullmatch(name)]
+    missing = [name for name in REQUIRED if name not in names]
+    unknown = [name for name in names if name not in known]
+    twice = [name for name in known if names.count(name) > 1]
     if missing:
         raise DatasetError(f"no column '{missing[0]}'", where=path, fix=COLUMNS)
     if unknown:
+        raise DatasetError(f"unknown column '{unknown[0]}'{did_you_mean(unknown[0], known)}", where=path, fix=COLUMNS)
+    if twice:
+        raise DatasetError(f"two columns '{twice[0]}'", where=path, fix="Leave one of them.")
+    return {name: known[name] for name in names}
+
+
+def _values(column: pa.ChunkedArray, kind: type) -> list:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if kind is not int:
+        return column.to_pylist()
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
+    return [_as_whole_number(value, MOST_OF_SMALLER.get(column.type, MOST)) for value in column.to_pylist()]
+
+
+def _as_whole_number(value: Any, most: int) -> Any:
+    """An int for what is one; pandas and polars keep whole numbers of a column with gaps as floats, and gaps as nan."""
+    if not isinstance(value, float | Decimal):
+        return value
+    if value != value:
+        return None
+    return int(value) if abs(value) <= most and value == int(value) else value
+
+
+def _rows_of_split(rows: list[dict], split: str, path: Path) -> list[dict]:
+    there = dict.fromkeys(name for row in rows if isinstance(name := row.get("split", "train"), str))
+    wanted = [split] if split in there else several(split)
+    missing = [name for name in wanted if name not in there]
+    if missing:
         raise DatasetError(
-            f"unknown column '{unknown[0]}'{did_you_mean(unknown[0], [*REQUIRED, *OPTIONAL])}", where=path, fix=COLUMNS
+            f"no row of split '{missing[0]}'{did_you_mean(missing[0], there)}",
+            where=path,
+            fix=f"Choose a value of its column 'split' ({', '.join([*there][:20]) or 'it has none'}).",
         )
-    return [row | {"row": number} for number, row in enumerate(table.to_pylist())]
+    return [row for row in rows if row.get("split", "train") in wanted]
 
 
-def _frames(dataset: str, path: Path, rows: list[dict]) -> Iterator[Frame]:
-    seen: set[object] = set()
-    for token, group in groupby(rows, key=lambda row: row["token"]):
-        yield _frame(dataset, path, list(group), token in seen)
-        seen.add(token)
+def _is_return(scan: np.ndarray) -> np.ndarray:
+    """(N,) bool: a ray that hits nothing is kept as nan by some drivers, and as (0, 0, 0) by others."""
+    return np.isfinite(scan[:, :3]).all(axis=1) & scan[:, :3].any(axis=1)
 
 
 def _frame(dataset: str, path: Path, rows: list[dict], token_is_taken: bool) -> Frame:
@@ -149,12 +237,16 @@ def _frame(dataset: str, path: Path, rows: list[dict], token_is_taken: bool) -> 
         dataset=dataset,
         scene=str(first["scene"]),
         token=str(first["token"]),
-        timestamp=first["timestamp"] if isinstance(first["timestamp"], int) else 0,
+        timestamp=first["timestamp"] if _is_within(*BOUNDS["timestamp"], first["timestamp"]) else 0,
         scan=first["scan"] if isinstance(first["scan"], str) else "",
         labels=first.get("labels") if isinstance(first.get("labels"), str) else None,
         views=() if problems else tuple(views),
         error=_unusable(path, problems) if problems else None,
     )
+
+
+def _is_within(low: int, high: int, value: Any) -> bool:
+    return isinstance(value, int) and low <= value <= high
 
 
 def _unusable(path: Path, problems: list[str]) -> DatasetError:
@@ -165,8 +257,12 @@ def _frame_problem(row: dict, first: dict, token_is_taken: bool) -> str | None:
     for name, kind in {**REQUIRED, **OPTIONAL}.items():
         value = row.get(name)
         may_be_missing = name in OPTIONAL and value is None
-        if not may_be_missing and (not isinstance(value, kind) or value == ""):
-            return f"'{name}' is {value!r}"
+        if may_be_missing:
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool) or value == "":
+            return f"'{name}' is {value!r}, not {KINDS[kind]}"
+        if name in BOUNDS and not _is_within(*BOUNDS[name], value):
+            return f"'{name}' is {value}, and it must be from {BOUNDS[name][0]} to {BOUNDS[name][1]}"
     if token_is_taken:
         return f"frame {row['token']} has other rows further up: the rows of a frame must follow each other"
     for name in OF_A_FRAME:
@@ -191,14 +287,24 @@ def _view(row: dict) -> View | None:
 
 def _calibration(row: dict) -> Calibration:
     if row.get("projection") is not None:
-        return Calibration.from_projection(_matrix(row, "projection", (3, 4)))
-    matrix, intrinsics = _matrix(row, "cam_from_lidar", (3, 4)), _matrix(row, "intrinsics", (3, 3))
+        return _from_projection(_matrix(row, "projection", (3, 4)).tobytes())
+    return _from_factors(_matrix(row, "cam_from_lidar", (3, 4)).tobytes(), _matrix(row, "intrinsics", (3, 3)).tobytes())
+
+
+@lru_cache(4096)  # most rigs have one calibration for each camera, and to check one takes a tenth of a millisecond
+def _from_factors(outer: bytes, inner: bytes) -> Calibration:
+    matrix, intrinsics = np.frombuffer(outer).reshape(3, 4), np.frombuffer(inner).reshape(3, 3)
     rotation = matrix[:, :3]
     if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) or np.linalg.det(rotation) < 0:
         raise ValueError("the left 3x3 part of 'cam_from_lidar' is not a rotation")
     if not np.allclose(intrinsics[[1, 2, 2], [0, 0, 1]], 0) or (np.diag(intrinsics) <= 0).any():
         raise ValueError("'intrinsics' is not [fx s cx; 0 fy cy; 0 0 1]")
     return Calibration(cam_from_lidar=rigid_transform(rotation, matrix[:, 3]), intrinsics=intrinsics / intrinsics[2, 2])
+
+
+@lru_cache(4096)  # likewise
+def _from_projection(matrix: bytes) -> Calibration:
+    return Calibration.from_projection(np.frombuffer(matrix).reshape(3, 4))
 
 
 def _matrix(row: dict, name: str, shape: tuple[int, int]) -> np.ndarray:
@@ -227,6 +333,7 @@ def _read_description(path: Path) -> Description:
             intensity=IntensityStatistics(**values["intensity"]) if "intensity" in values else None,
             label_map=LabelMap(values.get("classes", {}), values.get("ignored", (0,))),
             visibility=Visibility(**values.get("visibility", {})),
+            no_returns=_one_of(NoReturns, "no_returns", values.get("no_returns", "keep")),
         )
     except DatasetError as error:
         raise error.inside(str(path)) from None
@@ -236,10 +343,7 @@ def _read_description(path: Path) -> Description:
         ) from None
 
 
-def _load_array(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise missing_file(path) from None
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"not an array that can be read ({error})", where=path, fix=COPY_AGAIN) from None
+def _one_of(choices: Any, name: str, value: Any) -> Any:
+    if value not in get_args(choices):
+        raise ValueError(f"'{name}' is {value!r}, not one of {', '.join(get_args(choices))}")
+    return value

@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from ...errors import DatasetError
 from ..intensity import INTENSITY_STATISTICS
 from ..projection import Visibility
-from .files import read_raw_labels, read_scan
+from .files import file_of, read_raw_labels, read_scan
 from .frame import Frame
 from .frame_table import FrameTable
 from .labels import LabelMap
 from .nuscenes_tables import keyframe_table
-from .splits import Split, chosen_scenes
+from .splits import Split, chosen_scenes, several
 
 # The version folder of each split that has a name; scenes by name are looked for in v1.0-trainval, where it is there.
 VERSIONS = {
@@ -63,7 +63,7 @@ class NuScenes:
     Args:
         root: the folder that holds `samples/` and the version folder.
         split: train, val, test, mini_train or mini_val of the devkit, slidr_train or slidr_val (600 and 100 scenes of
-            train), or names of scenes with commas between. A share of the labels may follow, as in `train-1%`: the
+            train), or scenes; several with commas between. A share of the labels may follow, as in `train-1%`: the
             100th, 200th, … of its scenes in the order of the scene table, as SLidR, BEVContrast and ScaLR count them.
 
     Raises:
@@ -81,7 +81,7 @@ class NuScenes:
         wanted = Split.parse(split)
         self.tables = tables = _version_folder(root, wanted.base)
         table, splits = keyframe_table(tables)
-        scenes = chosen_scenes(wanted.base, splits, table["scene"].unique().to_pylist())
+        scenes = chosen_scenes(wanted.base, splits, table["scene"].unique().to_pylist(), wanted.every_nth)
         if scenes and len(scenes) < wanted.every_nth:
             raise DatasetError(
                 f"'{split}' keeps every {wanted.every_nth}th scene of split '{wanted.base}', which has {len(scenes)}",
@@ -99,7 +99,7 @@ class NuScenes:
 
     def read_points(self, frame: Frame) -> np.ndarray:
         """(N, 4) float32, x y z in the lidar frame [m] and intensity 0..255 (the file's fifth value is the ring)."""
-        return read_scan(self.root / frame.scan, columns=5)
+        return read_scan(file_of(self.root, frame.scan), columns=5)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
         """(N,) uint8 train ids 0..15, or IGNORE_LABEL."""
@@ -118,16 +118,23 @@ def read_lidarseg(root: Path, frame: Frame, label_map: LabelMap) -> np.ndarray:
             where=root,
             fix="Unpack the nuScenes-lidarseg archive into nuScenes' folder.",
         )
-    path = root / frame.labels
+    path = file_of(root, frame.labels)
     return label_map.train_ids(read_raw_labels(path, np.uint8), path)
 
 
 def _version_folder(root: Path, base: str) -> Path:
     found = sorted(path.name for path in root.glob("v1.0-*") if path.is_dir())
-    usual = VERSIONS.get(base, "v1.0-trainval")
+    versions = {VERSIONS[name] for name in several(base) if name in VERSIONS}
+    if len(versions) > 1:
+        raise DatasetError(
+            f"'{base}' is of several versions: {', '.join(sorted(versions))}",
+            where="--split",
+            fix="Name splits of one version (train, val: v1.0-trainval; mini_train, mini_val: v1.0-mini).",
+        )
+    usual = next(iter(versions), "v1.0-trainval")
     if usual in found:
         return root / usual
-    if base in VERSIONS or not found:
+    if versions or not found:
         raise DatasetError(
             f"the version folder is missing (found here: {found or 'none'})",
             where=root / usual,

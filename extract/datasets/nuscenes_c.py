@@ -18,7 +18,7 @@ from ...errors import DatasetError
 from ...paths import expanded
 from ..projection import Visibility
 from .corruptions import corruption_folder
-from .files import read_scan
+from .files import file_of, read_scan
 from .frame import Frame
 from .nuscenes import LABELS as CLEAN_LABELS
 from .nuscenes import NuScenes, read_lidarseg
@@ -53,7 +53,7 @@ class NuScenesC:
 
     def read_points(self, frame: Frame) -> np.ndarray:
         """(N, 4) float32, x y z in the lidar frame [m] and intensity 0..255."""
-        return read_scan(self.root / frame.scan, columns=5)
+        return read_scan(file_of(self.root, frame.scan), columns=5)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
         """(N,) uint8 train ids 0..15, or IGNORE_LABEL, also where the corruption made the point."""

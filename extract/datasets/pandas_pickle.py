@@ -1,4 +1,4 @@
-"""PandaSet's `.pkl.gz` files: pickled pandas tables, read without running what else a pickle may hold.
+"""PandaSet's `.pkl.gz` and `.pkl` files: pickled pandas tables, read without running what else a pickle may hold.
 
 A pickle names the functions that rebuild its objects, and loading calls them. Only those that rebuild a table are let
 through: a file from elsewhere cannot run code of its own.
@@ -7,6 +7,7 @@ through: a file from elsewhere cannot run code of its own.
 from __future__ import annotations
 
 import gzip
+import io
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DatasetError
-from .files import COPY_AGAIN, missing_file
+from .files import COPY_AGAIN, read_bytes
 
+OLD_INDEX = "pandas.core.indexes.numeric"  # of pandas 1
 # What pickled tables of numbers name, with the modules' names of pandas 0.25 to 2 and of numpy 1 and 2.
 ALLOWED = {
     "_codecs": {"encode"},
@@ -32,8 +34,10 @@ ALLOWED = {
     "pandas.core.internals.blocks": {"new_block"},
     "pandas._libs.internals": {"_unpickle_block"},
     "pandas.core.indexes.base": {"Index", "_new_Index"},
+    OLD_INDEX: {"Int64Index", "UInt64Index", "Float64Index"},
     "pandas.core.indexes.range": {"RangeIndex"},
 }
+GZIP = b"\x1f\x8b"  # how its files begin
 
 
 def read_columns(path: Path, names: Sequence[str]) -> np.ndarray:
@@ -56,7 +60,9 @@ class _TableUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
         if name not in ALLOWED.get(module, ()):
             raise _ForbiddenError(f"{module}.{name}")
-        return super().find_class(module, name)
+        if module == OLD_INDEX:
+            return super().find_class("pandas", "Index")
+        return super().find_class(module.replace("numpy._core", "numpy.core"), name)  # numpy 1 lacks the former
 
 
 class _ForbiddenError(Exception):
@@ -72,16 +78,18 @@ def _load(path: Path) -> object:
             where=path,
             fix="Install it: pip install 'scalr-distill[pandaset]'.",
         ) from None
+    content = read_bytes(path)
     try:
-        with gzip.open(path) as file:
-            return _TableUnpickler(file).load()
-    except FileNotFoundError:
-        raise missing_file(path) from None
+        if content.startswith(GZIP):
+            content = gzip.decompress(content)
+        return _TableUnpickler(io.BytesIO(content)).load()
     except _ForbiddenError as name:
         raise DatasetError(
-            f"the pickle names {name}, which no table needs and which could run code", where=path, fix=COPY_AGAIN
+            f"the pickle names {name}, which no table of numbers needs and which could run code",
+            where=path,
+            fix=f"{COPY_AGAIN[:-1]}, or write it with pandas 1 or 2.",
         ) from None
     except Exception as error:  # a damaged file makes gzip, pickle, numpy or pandas raise what they like
         raise DatasetError(
-            f"not a gzipped pickle that can be read ({type(error).__name__}: {error})", where=path, fix=COPY_AGAIN
+            f"not a pickle that can be read ({type(error).__name__}: {error})", where=path, fix=COPY_AGAIN
         ) from None

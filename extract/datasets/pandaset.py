@@ -17,7 +17,7 @@ import numpy as np
 from ...errors import DatasetError
 from ..intensity import INTENSITY_STATISTICS
 from ..projection import Calibration, Visibility, inverse_rigid, rigid_transform
-from .files import checked_points, numbers_in, read_json
+from .files import checked_points, numbered_files, read_json
 from .frame import Frame, View
 from .labels import LabelMap, check_length
 from .pandas_pickle import read_columns
@@ -61,6 +61,8 @@ class Sensor:
 
 PANDAR64 = Sensor("pandaset_64", 0, ("front", "front_right", "right", "back", "left", "front_left"))
 PANDARGT = Sensor("pandaset_gt", 1, ("front",))
+TABLE_ENDINGS = (".pkl.gz", ".pkl")  # as published, and unpacked
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 T = TypeVar("T")
 
 
@@ -69,7 +71,7 @@ class PandaSet:
 
     Args:
         root: the folder of the scenes' folders `001`, `002`, …
-        split: train, val (by the latitude of each scene's own GPS), or scenes with commas between.
+        split: train, val (by the latitude of each scene's own GPS), or scenes; several with commas between.
         sensor: whose points.
 
     Raises:
@@ -92,7 +94,7 @@ class PandaSet:
                 fix="Pass --root with the folder that holds PandaSet's scenes 001, 002, …",
             )
         scenes = chosen_scenes(split, self._splits(labelled), labelled)
-        self.frames = [self._frame(scene, number) for scene in scenes for number in self._numbers(scene)]
+        self.frames = [frame for scene in scenes for frame in self._frames(scene)]
         if not self.frames:
             raise DatasetError(f"no scan of split '{split}'", where=root, fix=f"Choose among scenes {labelled}.")
 
@@ -121,18 +123,25 @@ class PandaSet:
     def _latitude(self, scene: str) -> float:
         return self._value(f"{scene}/meta/gps.json", lambda gps: float(gps[0]["lat"]))
 
-    def _numbers(self, scene: str) -> list[str]:
-        folders = {"lidar": ".pkl.gz", "annotations/semseg": ".pkl.gz"}
-        folders |= {f"camera/{camera}_camera": ".jpg" for camera in self.sensor.cameras}
-        return sorted(set().union(*(numbers_in(self.root / scene / name, end) for name, end in folders.items())))
+    def _frames(self, scene: str) -> list[Frame]:
+        endings = {f"{scene}/lidar": TABLE_ENDINGS, f"{scene}/annotations/semseg": TABLE_ENDINGS}
+        endings |= {f"{scene}/camera/{camera}_camera": IMAGE_ENDINGS for camera in self.sensor.cameras}
+        found = {folder: numbered_files(self.root / folder, *each) for folder, each in endings.items()}
 
-    def _frame(self, scene: str, number: str) -> Frame:
+        def file(folder: str, number: str) -> str:
+            """A file, by the ending that it has; where it is missing, by that of the others."""
+            usual = next(iter(found[folder].values()), endings[folder][0])
+            return f"{folder}/{number}{found[folder].get(number, usual)}"
+
+        return [self._frame(scene, number, file) for number in sorted(set().union(*found.values()))]
+
+    def _frame(self, scene: str, number: str, file: Callable[[str, str], str]) -> Frame:
         token, views, error, timestamp = f"{scene}/{number}", (), None, 0
         try:
             seconds = self._value(f"{scene}/lidar/timestamps.json", lambda times: float(times[int(number)]))
             timestamp = round(seconds * 1e6)
             world_from_scan = self._pose(f"{scene}/lidar", token) @ inverse_rigid(SCAN_FROM_POSE)
-            views = tuple(self._view(camera, token, world_from_scan) for camera in self.sensor.cameras)
+            views = tuple(self._view(camera, token, world_from_scan, file) for camera in self.sensor.cameras)
         except DatasetError as problem:
             error = problem
         return Frame(
@@ -140,13 +149,13 @@ class PandaSet:
             scene=scene,
             token=token,
             timestamp=timestamp,
-            scan=f"{scene}/lidar/{number}.pkl.gz",
-            labels=f"{scene}/annotations/semseg/{number}.pkl.gz",
+            scan=file(f"{scene}/lidar", number),
+            labels=file(f"{scene}/annotations/semseg", number),
             views=views,
             error=error,
         )
 
-    def _view(self, camera: str, token: str, world_from_scan: np.ndarray) -> View:
+    def _view(self, camera: str, token: str, world_from_scan: np.ndarray, file: Callable[[str, str], str]) -> View:
         scene, number = token.split("/")
         folder = f"{scene}/camera/{camera}_camera"
         fx, fy, cx, cy = self._value(
@@ -154,7 +163,7 @@ class PandaSet:
         )
         return View(
             camera=camera,
-            image=f"{folder}/{number}.jpg",
+            image=file(folder, number),
             calibration=Calibration(
                 cam_from_lidar=inverse_rigid(self._pose(folder, token)) @ world_from_scan,
                 intrinsics=np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]),

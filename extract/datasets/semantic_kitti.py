@@ -6,6 +6,7 @@ metre ahead of the lidar.
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from ...errors import DatasetError
 from ..intensity import INTENSITY_STATISTICS
 from ..projection import Calibration, Visibility
-from .files import numbers_in, read_bytes, read_raw_labels, read_scan
+from .files import numbered_files, read_bytes, read_raw_labels, read_scan
 from .frame import Frame, View
 from .labels import LabelMap
 from .splits import Split, chosen_scenes
@@ -56,6 +57,7 @@ SCAN_FOLDERS = ("", "dataset", "data_odometry_velodyne/dataset", "velodyne/datas
 LABEL_FOLDERS = ("", "dataset", "data_odometry_labels/dataset", "labels/dataset")
 IMAGE_FOLDERS = ("", "dataset", "data_odometry_color/dataset", "color/dataset", "image_2/dataset", "image_2")
 CALIB_FOLDERS = ("", "dataset", "data_odometry_calib/dataset", "calib/dataset", "calib")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")  # KITTI's own, and those of smaller copies
 FRAME_US = 100_000  # ten scans a second
 
 
@@ -66,8 +68,8 @@ class SemanticKitti:
 
     Args:
         root: holds `sequences/`, `dataset/sequences/`, or a folder with such for each of KITTI odometry's archives.
-        split: train, val, test, or sequences with commas between. `train-1%` keeps every 100th scan from the first on,
-            as in SLidR and ScaLR (192 scans).
+        split: train, val, test, or sequences; several with commas between. `train-1%` keeps every 100th scan from the
+            first on, as in SLidR and ScaLR (192 scans).
 
     Raises:
         DatasetError: no sequences, an unknown split, no scan in the split.
@@ -91,7 +93,7 @@ class SemanticKitti:
                 where=root / "sequences",
                 fix="Pass --root with the folder that holds sequences/ or dataset/sequences/.",
             )
-        sequences = chosen_scenes(wanted.base, SPLITS, available)
+        sequences = chosen_scenes(wanted.base, SPLITS, available, wanted.every_nth)
         self.frames = [frame for name in sequences for frame in self._frames(name)][:: wanted.every_nth]
         if not self.frames:
             raise DatasetError(f"no scan of split '{split}'", where=root, fix=f"Choose among sequences {available}.")
@@ -108,8 +110,10 @@ class SemanticKitti:
         scans = self._folder(SCAN_FOLDERS, sequence, "velodyne")
         labels = self._folder(LABEL_FOLDERS, sequence, "labels")
         images = self._folder(IMAGE_FOLDERS, sequence, "image_2")
-        labelled = numbers_in(self.root / labels, ".label")
-        numbers = numbers_in(self.root / scans, ".bin") | numbers_in(self.root / images, ".png") | labelled
+        labelled = numbered_files(self.root / labels, ".label")
+        pictured = numbered_files(self.root / images, *IMAGE_ENDINGS)
+        numbers = {*numbered_files(self.root / scans, ".bin"), *pictured, *labelled}
+        usual = next(iter(pictured.values()), IMAGE_ENDINGS[0])  # of an image that is missing
         calibration = error = None
         try:
             calibration = read_calibration(self.root / self._folder(CALIB_FOLDERS, sequence, "calib.txt"))
@@ -117,7 +121,7 @@ class SemanticKitti:
             error = problem
 
         def views(number: str) -> tuple[View, ...]:
-            image = f"{images}/{number}.png"
+            image = f"{images}/{number}{pictured.get(number, usual)}"
             return (View(camera="image_2", image=image, calibration=calibration),) if calibration else ()
 
         return [
@@ -156,7 +160,7 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         DatasetError: missing file, or no P2 or Tr of 12 numbers.
     """
-    rows = dict(line.split(":", 1) for line in read_bytes(path).decode("utf-8", "replace").splitlines() if ":" in line)
+    rows = dict(line.split(":", 1) for line in _text(read_bytes(path)).splitlines() if ":" in line)
     try:
         matrices = {name: np.array(rows[name].split(), dtype=np.float64).reshape(3, 4) for name in ("P2", "Tr")}
         return Calibration.from_projection(matrices["P2"] @ np.vstack([matrices["Tr"], [0, 0, 0, 1]]))
@@ -167,6 +171,12 @@ def read_calibration(path: Path) -> Calibration:
             where=path,
             fix="Copy calib.txt again from data_odometry_calib.zip.",
         ) from None
+
+
+def _text(content: bytes) -> str:
+    """As editors save it, those that put a byte-order mark before it included."""
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
 
 
 def read_kitti_labels(root: Path, frame: Frame, label_map: LabelMap) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import DatasetError
 from ..projection import Visibility
 from .corruptions import corruption_folder
-from .files import numbers_in, read_scan
+from .files import numbered_files, read_scan
 from .frame import Frame
 from .semantic_kitti import LABELS as CLEAN_LABELS
 from .semantic_kitti import SemanticKitti, numbered_frame, read_kitti_labels
@@ -42,7 +42,10 @@ class SemanticKittiC:
     def __init__(self, root: Path, split: str) -> None:
         self.root, self.split = root, split
         folder = corruption_folder(root, split)
-        numbers = numbers_in(root / folder / "velodyne", ".bin") | numbers_in(root / folder / "labels", ".label")
+        numbers = {
+            *numbered_files(root / folder / "velodyne", ".bin"),
+            *numbered_files(root / folder / "labels", ".label"),
+        }
         if not numbers:
             raise DatasetError("no scans here", where=root / folder / "velodyne", fix="Unpack SemanticKITTI-C again.")
         self.frames = [

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...errors import DatasetError
 from ..projection import Visibility
-from .files import numbers_in, read_scan
+from .files import numbered_files, read_scan
 from .frame import Frame
 from .labels import LabelMap
 from .semantic_kitti import numbered_frame, read_kitti_labels
@@ -42,7 +42,7 @@ class SemanticPoss:
 
     Args:
         root: holds `sequences/` or `dataset/sequences/`.
-        split: train, val, or sequences with commas between.
+        split: train, val, or sequences; several with commas between.
 
     Raises:
         DatasetError: no sequences, an unknown split, no scan in the split.
@@ -77,7 +77,7 @@ class SemanticPoss:
 
     def _frames(self, folder: str, sequence: str) -> list[Frame]:
         scans, labels = f"{folder}/{sequence}/velodyne", f"{folder}/{sequence}/labels"
-        labelled = numbers_in(self.root / labels, ".label")
-        numbers = numbers_in(self.root / scans, ".bin") | labelled
+        labelled = numbered_files(self.root / labels, ".label")
+        numbers = {*numbered_files(self.root / scans, ".bin"), *labelled}
         folders = (scans, labels if labelled else None)
         return [numbered_frame(self.name, sequence, number, *folders) for number in sorted(numbers)]

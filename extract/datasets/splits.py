@@ -1,4 +1,4 @@
-"""Which scenes a split has: names as data, a list of scenes, or a share of the labels."""
+"""Which scenes a split has: names as data, several with commas between, or a share of the labels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ from typing import NamedTuple
 from ...errors import DatasetError, did_you_mean
 
 EVERY_NTH = {"1": 100, "5": 20, "10": 10, "25": 4, "50": 2}  # percent of the labels -> keep every n-th
+
+
+def several(text: str) -> list[str]:
+    """The names in `train,val`.
+
+    Raises:
+        DatasetError: a name that is given twice.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DatasetError(f"'{twice[0]}' is named twice in '{text}'", where="--split", fix="Name each once.")
+    return names
 
 
 class Split(NamedTuple):
@@ -37,21 +49,28 @@ class Split(NamedTuple):
         return cls(base, EVERY_NTH[percent])
 
 
-def chosen_scenes(base: str, named: Mapping[str, Collection[str]], available: Sequence[str]) -> list[str]:
+def chosen_scenes(
+    base: str, named: Mapping[str, Collection[str]], available: Sequence[str], every_nth: int = 1
+) -> list[str]:
     """The scenes of a split, in the order of `available`.
 
     Args:
-        base: a key of `named`, or names of scenes with commas between.
+        base: keys of `named` and names of scenes, with commas between.
         named: scenes of each split that has a name.
         available: what the dataset's folder holds.
+        every_nth: the share of the labels that is asked for with it.
 
     Raises:
-        DatasetError: neither a split nor scenes that are there.
+        DatasetError: neither a split nor scenes that are there, or a share of several splits.
     """
-    if base in named:
-        return [scene for scene in available if scene in named[base]]
-    wanted = [name.strip() for name in base.split(",")]
-    missing = [name for name in wanted if name not in available]
+    names = several(base)
+    if len(names) > 1 and any(Split.parse(name).every_nth > 1 or (every_nth > 1 and name in named) for name in names):
+        raise DatasetError(
+            f"a share of the labels among several splits in '{base}'",
+            where="--split",
+            fix="Name one split alone with its share, or scenes, as in scene-0001,scene-0002-10%.",
+        )
+    missing = [name for name in names if name not in named and name not in available]
     if missing:
         hint = did_you_mean(missing[0], [*named, *available])
         raise DatasetError(
@@ -59,4 +78,5 @@ def chosen_scenes(base: str, named: Mapping[str, Collection[str]], available: Se
             where="--split",
             fix=f"Use one of: {', '.join(named)}; or scenes by name, such as {','.join(available[:2]) or 'a,b'}.",
         )
+    wanted = {scene for name in names for scene in named.get(name, (name,))}
     return [scene for scene in available if scene in wanted]

@@ -180,6 +180,17 @@ def test_a_first_run_takes_every_dataset_of_its_split(grown, tmp_path):
     assert grown.recorded(out)["sources"] == [[("nuscenes", "train"), ("other", "train")]]
 
 
+def test_several_splits_of_a_store_are_learnt_together(place):
+    place.extract()
+    place.extract(split="val")
+    place.start(split="val, train")
+    sources = [("nuscenes", "train"), ("nuscenes", "val")]
+    assert place.recorded() == {"teachers": ["coordinates"], "sources": [sources]}
+    place.start(resume=True, split="train,val")
+    with pytest.raises(StudentError, match="split was train, val and is train"):
+        place.resume(split="train")
+
+
 def test_without_resume_a_run_begins_anew(grown, copied):
     """Where it has no checkpoint, its config.yaml does not bind the next run."""
     out = copied("started")

@@ -175,7 +175,7 @@ class Damage:
     stops_extraction: bool = True
 
 
-NOT_WHOLE = "not a whole number of|not a gzipped pickle"
+NOT_WHOLE = "not a whole number of|not a pickle"
 DAMAGES = {
     "no scan": Damage(lambda world: world.scan.unlink(), "scan", "the file is missing"),
     "cut scan": Damage(lambda world: cut(world.scan), "scan", NOT_WHOLE),

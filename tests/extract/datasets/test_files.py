@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from scalr.errors import DatasetError
+from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.files import (
     checked_points,
-    numbers_in,
+    file_of,
+    numbered_files,
     read_bytes,
     read_image,
     read_image_file,
@@ -20,7 +25,7 @@ from scalr.extract.datasets.files import (
     read_raw_labels,
     read_scan,
 )
-from scalr.extract.datasets.frame import View
+from scalr.extract.datasets.frame import Frame, View
 from tiny import look_along_x
 
 
@@ -149,13 +154,94 @@ def test_a_missing_file_is_said(tmp_path, name):
 
 
 def test_a_folder_in_place_of_a_file_is_said(tmp_path):
-    with pytest.raises(DatasetError, match=rf"the file cannot be read \({os.strerror(21)}\)"):
+    with pytest.raises(DatasetError, match=r"a folder, not a file\. Put the file in its place"):
         read_bytes(tmp_path)
 
 
-def test_numbers_are_the_names_of_files_that_have_one(tmp_path):
-    for name in ("000017.bin", "3.bin", "000017.label", "._000017.bin", "x1.bin", "000018.bin.part", ".bin"):
+def test_what_the_system_refuses_to_read_is_said(tmp_path):
+    with pytest.raises(DatasetError, match=rf"the file cannot be read \({os.strerror(errno.ENAMETOOLONG)}\)"):
+        read_bytes(tmp_path / ("a" * 300))
+
+
+def test_numbered_files_are_those_whose_name_is_a_number(tmp_path):
+    for name in ("000017.bin", "3.bin", "000017.label", "._000017.bin", "x1.bin", "000018.bin.part", ".bin", "²3.bin"):
         (tmp_path / name).touch()
-    assert numbers_in(tmp_path, ".bin") == {"000017", "3"}
-    assert numbers_in(tmp_path, ".label") == {"000017"}
-    assert numbers_in(tmp_path / "nowhere", ".bin") == set()
+    assert numbered_files(tmp_path, ".bin") == {"000017": ".bin", "3": ".bin"}
+    assert numbered_files(tmp_path, ".label") == {"000017": ".label"}
+    assert numbered_files(tmp_path, ".label", ".bin") == {"000017": ".label", "3": ".bin"}
+    assert numbered_files(tmp_path, ".bin", ".label") == {"000017": ".bin", "3": ".bin"}
+    assert numbered_files(tmp_path / "nowhere", ".bin") == {}
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch) -> Path:
+    """A dataset's folder beside others, one of them the home folder, one named by a variable."""
+    for name in ("root/a", "home", "images", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("IMAGES", str(tmp_path / "images"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("a/0.bin", "root/a/0.bin"),
+        ("./a/../0.bin", "root/0.bin"),
+        ("~/0.bin", "home/0.bin"),
+        ("$IMAGES/b/0.png", "images/b/0.png"),
+        ("${IMAGES}/0.png", "images/0.png"),
+        ("{places}/root/a/0.bin", "root/a/0.bin"),
+        ("a..b/0.bin", "root/a..b/0.bin"),
+    ],
+)
+def test_a_table_names_files_below_its_folder_or_one_that_the_user_named(places, name, file):
+    assert file_of(places / "root", name.replace("{places}", str(places))) == places / file
+
+
+@pytest.mark.parametrize("name", ["../other/0.bin", "{places}/other/0.bin", "a/../../other/0.bin", "~/../other/0.bin"])
+def test_a_path_that_leaves_its_folder_is_refused_unless_it_is_allowed(places, monkeypatch, name):
+    name = name.replace("{places}", str(places))
+    with pytest.raises(DatasetError, match=r"leads out of the folder\. Put the file below it, .* SCALR_FOLDERS"):
+        file_of(places / "root", name)
+    monkeypatch.setenv("SCALR_FOLDERS", os.pathsep.join(["~/elsewhere", str(places / "oth")]))
+    with pytest.raises(DatasetError, match="leads out of the folder"):
+        file_of(places / "root", name)
+    monkeypatch.setenv("SCALR_FOLDERS", os.pathsep.join([str(places / "images"), "~/../other"]))
+    assert file_of(places / "root", name) == places / "other/0.bin"
+
+
+def test_links_lead_where_whoever_made_them_wants(places):
+    (places / "root/linked").symlink_to(places / "other")
+    (places / "other/0.bin").write_bytes(b"7")
+    assert file_of(places / "root", "linked/0.bin").read_bytes() == b"7"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("s3://b/0.bin", "a URL"),
+        ("a\0b", "a path with a NUL character"),
+        ("$NOWHERE/0.bin", "'NOWHERE' is not set"),
+    ],
+)
+def test_what_is_no_path_is_refused(places, name, message):
+    with pytest.raises(DatasetError, match=message):
+        file_of(places / "root", name)
+
+
+@pytest.mark.parametrize("name", ["nuscenes", "frames"])
+def test_readers_look_at_no_file_outside(name, simulated, tmp_path):
+    """Of nuScenes' tables and of frames.parquet alike, whatever would be read."""
+    outside = Frame(dataset=name, scene="s", token="t", timestamp=0, scan="../a.bin", labels="../a.bin", views=())
+    if name == "nuscenes":
+        dataset = open_dataset(name, simulated("nuscenes"), "train")
+    else:
+        columns = {"scene": "s", "token": "t", "timestamp": 0, "scan": "a.bin"}
+        pq.write_table(pa.Table.from_pylist([columns]), tmp_path / "frames.parquet")
+        dataset = open_dataset(name, tmp_path, "train")
+    for read in (dataset.read_points, dataset.read_labels):
+        with pytest.raises(DatasetError, match=r"'\.\./a\.bin' leads out of the folder"):
+            read(outside)
+    with pytest.raises(DatasetError, match=r"'/a\.png' leads out of the folder"):
+        read_image(dataset.root, View(camera="c", image="/a.png", calibration=look_along_x()))

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,140 @@ def test_other_scan_files(rig, ending, write):
     np.testing.assert_array_equal(dataset.read_points(dataset.frames[0]), scan[:, :4])
 
 
+def with_column(name: str, change):
+    """Puts another column in the place of one."""
+
+    def changed(table: pa.Table) -> pa.Table:
+        return table.set_column(table.column_names.index(name), name, change(table[name]))
+
+    return changed
+
+
+def as_dictionaries(table: pa.Table) -> pa.Table:
+    """Texts as pandas' categories are kept."""
+    for name in ("scene", "token", "scan", "labels", "camera", "image", "split"):
+        table = with_column(name, lambda column: column.dictionary_encode())(table)
+    return table
+
+
+def as_large(table: pa.Table) -> pa.Table:
+    """Texts and lists as polars writes them."""
+    large = {pa.string(): pa.large_string(), pa.list_(pa.float64()): pa.large_list(pa.float32())}
+    return table.cast(pa.schema([(field.name, large.get(field.type, field.type)) for field in table.schema]))
+
+
+TABLES = {
+    "an index of pandas": lambda table: table.append_column("__index_level_0__", pa.array(range(len(table)))),
+    "dictionaries": as_dictionaries,
+    "large texts and lists": as_large,
+    "float64": with_column("timestamp", lambda column: column.cast(pa.float64())),
+    "uint64": with_column("timestamp", lambda column: column.cast(pa.uint64())),
+    "int8": with_column("timestamp", lambda column: column.cast(pa.int8())),
+    "decimal": with_column("timestamp", lambda column: column.cast(pa.decimal128(30, 3))),
+    "datetime64": with_column("timestamp", lambda column: column.cast(pa.timestamp("us")).cast(pa.timestamp("ns"))),
+    "a zone": with_column("timestamp", lambda column: column.cast(pa.timestamp("us", "Europe/Paris"))),
+    "sizes as floats": with_column("image_height", lambda column: column.cast(pa.float32())),
+}
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_tables_of_other_writers_mean_the_same(rig, form):
+    expected = open_dataset("frames", rig.root, "train").frames
+    pq.write_table(TABLES[form](pq.read_table(rig.root / "frames.parquet")), rig.root / "frames.parquet")
+    found = open_dataset("frames", rig.root, "train").frames
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.error is None
+        assert replace(ours, views=()).__dict__ == replace(theirs, views=()).__dict__
+        for mine, other in zip(ours.views, theirs.views, strict=True):
+            assert (mine.camera, mine.image, mine.image_shape) == (other.camera, other.image, other.image_shape)
+            np.testing.assert_allclose(mine.calibration.intrinsics, other.calibration.intrinsics, rtol=1e-6)
+
+
+def test_a_gap_among_whole_numbers_is_a_gap(rig):
+    """pandas keeps a column of whole numbers with gaps as floats, and a gap as nan."""
+    for row in rig.rows:
+        row["image_height"] = row["image_width"] = float("nan") if row["camera"] == "WIDE" else 48.0
+    rig.write()
+    frame = open_dataset("frames", rig.root, "train").frames[0]
+    assert [view.image_shape for view in frame.views] == [(48, 48), None]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("timestamp", pa.array([1.5] * 8), "'timestamp' is 1.5, not a whole number"),
+        ("timestamp", pa.array([1.6e9] * 8, pa.float32()), "'timestamp' is 1600000000.0, not a whole number"),
+        ("timestamp", pa.array([float("inf")] * 8), "'timestamp' is inf, not a whole number"),
+        ("timestamp", pa.array([True] * 8), "'timestamp' is True, not a whole number"),
+        ("timestamp", pa.array([2**63] * 8, pa.uint64()), "'timestamp' is 9223372036854775808, and it must be from"),
+        ("image_height", pa.array([0] * 8), "'image_height' is 0, and it must be from 1 to 65536"),
+        ("token", pa.array([{"a": 1}] * 8), "'token' is {'a': 1}, not a text"),
+        ("projection", pa.array(["1 0 0"] * 8), "'projection' is '1 0 0', not a list of numbers"),
+    ],
+)
+def test_values_that_cannot_be_taken_exactly_are_said(rig, column, values, message):
+    """Among them whole numbers of float32 that stand for others, too."""
+    pq.write_table(
+        with_column(column, lambda _: values)(pq.read_table(rig.root / "frames.parquet")), rig.root / "frames.parquet"
+    )
+    frames = open_dataset("frames", rig.root, "train").frames
+    assert f"row 0: {message}" in str(frames[0].error)
+    assert all(-(2**63) <= frame.timestamp < 2**63 for frame in frames)
+
+
+def test_frames_are_a_sequence(rig):
+    frames = open_dataset("frames", rig.root, "train").frames
+    assert [frame.token for frame in frames[1:3]] == ["f1", "f2"]
+    assert frames[-1].token == "f3"
+    assert [view.camera for view in frames[-1].views] == ["NARROW", "WIDE"]
+
+
+def test_a_rig_may_grow_by_a_camera(rig, tmp_path):
+    """From one frame on, rows of a third camera; all of them are extracted."""
+    for frame in (2, 3):
+        added = rig.rows[2 * frame] | {"camera": "THIRD", "image": rig.rows[2 * frame + 1]["image"]}
+        rig.rows = [*rig.rows, added]
+    rig.rows.sort(key=lambda row: row["token"])
+    rig.write()
+    result = scalr(*EXTRACT, "--dataset", "frames", "--root", rig.root, "--out", tmp_path / "s.zarr")
+    assert "my_rig train; 4 frames, 10 views" in result.output, result.output
+    cameras = open_store(tmp_path / "s.zarr").views["camera"].to_pylist()
+    assert cameras == ["NARROW", "WIDE"] * 2 + ["NARROW", "WIDE", "THIRD"] * 2
+
+
+def without_returns(rig: Rig) -> np.ndarray:
+    """Two points of the first scan become rays that hit nothing; which of its points are returns."""
+    scan = np.fromfile(rig.root / "f0.bin", np.float32).reshape(-1, 4)
+    scan[5, 1], scan[20, :3] = np.nan, 0
+    scan.tofile(rig.root / "f0.bin")
+    return ~np.isin(np.arange(len(scan)), [5, 20])
+
+
+def test_rays_that_hit_nothing_are_dropped_if_asked(rig):
+    before = open_dataset("frames", rig.root, "train")
+    points, labels = read_labelled_scan(before, before.frames[0])
+    is_return = without_returns(rig)
+    with pytest.raises(DatasetError, match=r"f0\.bin: 1 of 400 points are not finite"):
+        read_labelled_scan(before, before.frames[0])
+    (rig.root / "dataset.yaml").write_text(f"{YAML}no_returns: drop\n")
+    dataset = open_dataset("frames", rig.root, "train")
+    found = read_labelled_scan(dataset, dataset.frames[0])
+    np.testing.assert_array_equal(found[0], points[is_return])
+    np.testing.assert_array_equal(found[1], labels[is_return])
+    (rig.root / "f0.label").write_bytes((rig.root / "f0.label").read_bytes()[:-4])
+    with pytest.raises(DatasetError, match="399 labels for the 400 points"):
+        dataset.read_labels(dataset.frames[0])
+
+
+def test_several_splits_are_one(rig):
+    for row, split in zip(rig.rows, "aabbccaa", strict=True):
+        row["split"] = split
+    rig.write()
+    assert [frame.token for frame in open_dataset("frames", rig.root, "c,a").frames] == ["f0", "f2", "f3"]
+    with pytest.raises(DatasetError, match=r"no row of split 'd'\. Choose a value of its column 'split' \(a, b, c\)"):
+        open_dataset("frames", rig.root, "a,d")
+
+
 @pytest.mark.parametrize(("ending", "dtype"), [("npy", np.int64), ("bin", np.uint8)])
 def test_other_label_files(rig, ending, dtype):
     raw = np.array([3] * 100 + [7] * 200 + [0] * 100, dtype=dtype)
@@ -159,13 +294,14 @@ def test_other_label_files(rig, ending, dtype):
         (np.zeros((400, 2), np.int64), r"l\.npy: labels of shape \(400, 2\) and dtype int64\. Write \(N,\) whole"),
         (np.zeros(400), r"l\.npy: labels of shape \(400,\) and dtype float64"),
         (np.array([{}]), r"l\.npy: not an array that can be read"),
+        ("l.csv", r"l\.csv: labels whose name ends in '\.csv' are not read\. Write them as one of: \.label, \.bin"),
     ],
 )
 def test_labels_that_cannot_be_used_are_said(rig, labels, message):
-    if labels is not None:
+    if isinstance(labels, np.ndarray):
         np.save(rig.root / "l.npy", labels)
     for row in rig.rows[:2]:
-        row["labels"] = None if labels is None else "l.npy"
+        row["labels"] = "l.npy" if isinstance(labels, np.ndarray) else labels
     rig.write()
     dataset = open_dataset("frames", rig.root, "train")
     with pytest.raises(DatasetError, match=message):
@@ -350,6 +486,14 @@ def test_rows_of_a_frame_that_do_not_follow_each_other(rig):
     [
         (lambda rig: (rig.root / "frames.parquet").unlink(), "frames.parquet: the file is missing"),
         (lambda rig: (rig.root / "frames.parquet").write_bytes(b"PAR1 not"), "not a parquet file"),
+        (
+            lambda rig: pq.write_table(
+                (table := pq.read_table(rig.root / "frames.parquet")).append_column("scan", table["scan"]),
+                rig.root / "frames.parquet",
+            ),
+            "frames.parquet: two columns 'scan'",
+        ),
+        (lambda rig: (rig.root / "dataset.yaml").write_text("no_returns: nan"), "'no_returns' is 'nan', not one of"),
         (lambda rig: [row.pop("scan") for row in rig.rows] and rig.write(), "no column 'scan'"),
         (
             lambda rig: [row.update(projektion=1) for row in rig.rows] and rig.write(),

@@ -138,12 +138,19 @@ def test_scenes_by_name(trainval):
     assert set(trainval("scene-0003,scene-0001")) == {"scene-0001", "scene-0003"}
 
 
+def test_several_splits_are_one(trainval):
+    both = trainval("val,slidr_val")
+    assert len(both) == len(set(both)) == 250
+    assert {*both} == {*trainval("val"), *trainval("slidr_val")}
+
+
 @pytest.mark.parametrize(
     ("split", "message"),
     [
         ("train-3%", "no label subset of 3 % in 'train-3%'. Use one of: train-1%, train-5%"),
         ("scene-0001,scene-9999", "no split and no scene 'scene-9999'"),
         ("slidr_tran", "did you mean 'slidr_train'?"),
+        ("train,mini_val", "'train,mini_val' is of several versions: v1.0-mini, v1.0-trainval"),
     ],
 )
 def test_splits_that_are_none(trainval, split, message):

@@ -15,6 +15,7 @@ from scalr.extract.datasets import open_dataset, pandaset
 from scalr.extract.datasets.files import read_json
 from scalr.extract.datasets.labels import IGNORE_LABEL
 from scalr.extract.datasets.pandaset import LABELS, PANDAR64, PANDARGT, SCAN_FROM_POSE, PandaSet
+from scalr.extract.datasets.scans import read_labelled_scan
 
 pandas = pytest.importorskip("pandas", reason="PandaSet's files are pandas tables")
 
@@ -108,6 +109,23 @@ def test_a_frame_is_a_number_that_any_of_its_files_has(simulated, tmp_path):
     )
     assert (beyond.views, beyond.timestamp) == ((), 0)
     assert len(open_dataset("pandaset_gt", root, "train").frames) == 4  # its camera is the front one alone
+
+
+def test_unpacked_tables_are_read_as_they_are(simulated, tmp_path):
+    root = Path(shutil.copytree(simulated("pandaset"), tmp_path / "pandaset"))
+    before = open_dataset("pandaset_64", root, "train")
+    expected = [read_labelled_scan(before, frame) for frame in before.frames]
+    for path in [*root.glob("001/*/00.pkl.gz"), *root.glob("001/*/*/0*.pkl.gz")]:
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    (root / "001/lidar/01.pkl").write_bytes(b"of two, the one as published counts")
+    dataset = open_dataset("pandaset_64", root, "train")
+    assert [frame.scan for frame in dataset.frames] == ["001/lidar/00.pkl", "001/lidar/01.pkl.gz"]
+    assert dataset.frames[0].labels == "001/annotations/semseg/00.pkl"
+    for frame, (points, labels) in zip(dataset.frames, expected, strict=True):
+        found = read_labelled_scan(dataset, frame)
+        np.testing.assert_array_equal(found[0], points)
+        np.testing.assert_array_equal(found[1], labels)
 
 
 def test_frames_know_their_files_and_their_time(simulated):

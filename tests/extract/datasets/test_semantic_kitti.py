@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scalr.errors import DatasetError
 from scalr.extract.datasets import open_dataset
+from scalr.extract.datasets.files import read_image
 from scalr.extract.datasets.labels import IGNORE_LABEL
 from scalr.extract.datasets.scans import read_labelled_scan
 from scalr.extract.datasets.semantic_kitti import LABELS, SPLITS, SemanticKitti, read_calibration
@@ -105,6 +107,37 @@ def test_the_calibration_s_product_is_p2_tr(simulated):
     np.testing.assert_allclose(found / found[2, 2], expected / expected[2, 2], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_calibration_that_an_editor_has_saved_again_is_the_same(simulated, tmp_path, encoding):
+    """Byte-order mark, Windows' line ends, blank lines and another order of rows."""
+    path = simulated("semantic_kitti") / "sequences/00/calib.txt"
+    rows = sorted(path.read_text().splitlines(), key=lambda row: not row.startswith("Tr"))
+    mark = "\ufeff" if encoding == "utf-16-be" else ""  # the other two write their own
+    (tmp_path / "calib.txt").write_bytes((mark + "\r\n\r\n".join(rows)).encode(encoding))
+    found, expected = read_calibration(tmp_path / "calib.txt"), read_calibration(path)
+    np.testing.assert_array_equal(found.cam_from_lidar, expected.cam_from_lidar)
+    np.testing.assert_array_equal(found.intrinsics, expected.intrinsics)
+
+
+def test_images_may_be_jpeg(simulated, tmp_path):
+    """Each by the ending that it has; of two with the same number the PNG, which is KITTI's own, is taken."""
+    root = Path(shutil.copytree(simulated("semantic_kitti"), tmp_path / "kitti"))
+    folder = root / "sequences/00/image_2"
+    with Image.open(folder / "000001.png") as image:
+        image.save(folder / "000001.jpg", quality=95)
+    dataset = open_dataset("semantic_kitti", root, "train")
+    assert [Path(frame.views[0].image).name for frame in dataset.frames] == ["000000.png", "000001.png"]
+    expected = read_image(root, dataset.frames[1].views[0])
+    (folder / "000001.png").unlink()
+    (view,) = open_dataset("semantic_kitti", root, "train").frames[1].views
+    assert Path(view.image).name == "000001.jpg"
+    assert np.abs(read_image(root, view).astype(float) - expected).mean() < 5
+    (folder / "000000.png").unlink()
+    (folder / "000001.jpg").rename(folder / "000001.jpeg")
+    names = [Path(frame.views[0].image).name for frame in open_dataset("semantic_kitti", root, "train").frames]
+    assert names == ["000000.jpeg", "000001.jpeg"]  # one that is missing is named as the others are
+
+
 def test_only_points_ahead_of_the_lidar_count(simulated):
     """The official reader asks for x > 1 m in the lidar's frame, whatever the camera sees."""
     dataset = open_dataset("semantic_kitti", simulated("semantic_kitti"), "train")
@@ -173,7 +206,7 @@ def test_a_frame_is_a_number_that_any_of_its_files_has(many, tmp_path):
     for folder, name in (("labels", "000007.label"), ("image_2", "000008.png"), ("image_2", "000009.jpg")):
         (tmp_path / "sequences/08" / folder).mkdir(exist_ok=True)
         (tmp_path / "sequences/08" / folder / name).touch()
-    assert many("val")[-2:] == ["08/000007", "08/000008"]
+    assert many("val")[-3:] == ["08/000007", "08/000008", "08/000009"]
     assert open_dataset("semantic_kitti", tmp_path, "val").frames[0].labels == "sequences/08/labels/000000.label"
 
 

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
+from calls import SeenEnough, calls_of
+from scalr.cli import main
 from scalr.errors import DatasetError
+from scalr.extract import check
 from scalr.extract.datasets.splits import EVERY_NTH, Split, chosen_scenes
 
 
@@ -36,7 +40,17 @@ NAMED, AVAILABLE = {"train": {"c", "a"}, "val": {"b"}, "mini": {"z"}}, ["c", "b"
 
 
 @pytest.mark.parametrize(
-    ("base", "expected"), [("train", ["c", "a"]), ("val", ["b"]), ("mini", []), ("a, c", ["c", "a"]), ("b", ["b"])]
+    ("base", "expected"),
+    [
+        ("train", ["c", "a"]),
+        ("val", ["b"]),
+        ("mini", []),
+        ("a, c", ["c", "a"]),
+        ("b", ["b"]),
+        ("val,train", ["c", "b", "a"]),
+        ("val,a", ["b", "a"]),
+        ("train,a", ["c", "a"]),
+    ],
 )
 def test_scenes_come_in_the_dataset_s_order(base, expected):
     assert chosen_scenes(base, NAMED, AVAILABLE) == expected
@@ -49,8 +63,25 @@ def test_scenes_come_in_the_dataset_s_order(base, expected):
         ("trian", AVAILABLE, "no scene 'trian', did you mean 'train'"),
         ("d", [], r"such as a,b$"),
         ("", AVAILABLE, "no split and no scene ''"),
+        ("train,vla", AVAILABLE, "no split and no scene 'vla', did you mean 'val'"),
+        ("train,val,train", AVAILABLE, "'train' is named twice in 'train,val,train'"),
+        ("train-10%,val", AVAILABLE, "a share of the labels among several splits in 'train-10%,val'"),
     ],
 )
 def test_what_is_not_there_is_said(base, available, message):
     with pytest.raises(DatasetError, match=message):
         chosen_scenes(base, NAMED, available)
+
+
+def test_a_share_is_of_one_split_or_of_scenes_alone():
+    """`train,val-10%` might mean a tenth of one of them or of both."""
+    assert chosen_scenes("a,c", NAMED, AVAILABLE, every_nth=10) == ["c", "a"]
+    with pytest.raises(DatasetError, match="a share of the labels among several splits in 'train,val'"):
+        chosen_scenes("train,val", NAMED, AVAILABLE, every_nth=10)
+
+
+def test_an_option_that_is_repeated_means_all_of_its_values(monkeypatch):
+    seen = calls_of(monkeypatch, check, "check", SeenEnough())
+    for options in (("--split", "train", "--split", "val"), ("--split", "train,val"), ()):
+        CliRunner().invoke(main, ["check", "--root", "r", *options])
+    assert [arguments[-1] for arguments, _ in seen] == ["train,val", "train,val", "train"]

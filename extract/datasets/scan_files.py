@@ -1,0 +1,130 @@
+"""Scans of a rig of one's own, read by the ending of their file: .bin, .pcd.bin, .npy, .pcd and .ply."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import DatasetError
+from .files import COPY_AGAIN, read_bytes, read_raw_points
+
+# Names of the fourth field, capitals aside; CloudCompare writes scalar_ before a name.
+INTENSITY = ("intensity", "i", "reflectivity", "reflectance", "remission")
+
+
+def read_scan_file(path: Path) -> np.ndarray:
+    """(N, 4 or more) numbers, x y z [m], intensity and what else there is, not checked any further.
+
+    Raises:
+        DatasetError: a missing or broken file, an unknown ending, a missing field, or no package that reads it.
+    """
+    for ending, read in READERS.items():
+        if path.name.lower().endswith(ending):
+            return read(path)
+    raise DatasetError(
+        f"a scan whose name ends in '{path.suffix}' is not read",
+        where=path,
+        fix=f"Write it as one of: {', '.join(READERS)}.",
+    )
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array of a .npy file, which may not hold objects.
+
+    Raises:
+        DatasetError: a missing file, or one that is no such array.
+    """
+    content = read_bytes(path)
+    try:
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a damaged header makes numpy raise what it likes
+        raise DatasetError(f"not an array that can be read ({error})", where=path, fix=COPY_AGAIN) from None
+
+
+def _npy(path: Path) -> np.ndarray:
+    array = read_array(path)
+    if array.dtype.names:
+        return _columns({name: array[name] for name in array.dtype.names}, array.size, path)
+    if array.ndim != 2 or array.shape[1] < 4 or array.dtype.kind not in "fiu":
+        raise DatasetError(
+            f"a scan of shape {array.shape} and dtype {array.dtype}",
+            where=path,
+            fix="Write (N, 4) numbers: x, y, z and intensity.",
+        )
+    return array
+
+
+def _pcd(path: Path) -> np.ndarray:
+    content = read_bytes(path)
+    try:
+        from pypcd4 import PointCloud
+
+        cloud = PointCloud.from_fileobj(io.BytesIO(content))
+        points = np.atleast_1d(cloud.pc_data)
+        fields = {name: points[name] for name in points.dtype.names}
+    except ImportError:
+        raise _not_installed("pypcd4", path) from None
+    except Exception as error:  # a damaged file makes pypcd4, pydantic or numpy raise what they like
+        raise _damaged("PCD", error, path) from None
+    return _columns(fields, cloud.metadata.points, path)
+
+
+def _ply(path: Path) -> np.ndarray:
+    content = read_bytes(path)
+    try:
+        from trimesh.exchange.ply import load_ply
+
+        vertex = load_ply(io.BytesIO(content), skip_materials=True)["metadata"]["_ply_raw"]["vertex"]
+        fields = {name: vertex["data"][name] for name in vertex["properties"]}
+    except ImportError:
+        raise _not_installed("trimesh", path) from None
+    except Exception as error:  # likewise
+        raise _damaged("PLY", error, path) from None
+    return _columns(fields, vertex["length"], path)
+
+
+def _columns(fields: Mapping[str, np.ndarray], num_points: int, path: Path) -> np.ndarray:
+    """(N, 4) float64 of the fields x, y, z and intensity."""
+    names = {name.lower().removeprefix("scalar_"): name for name in fields}
+    intensity = next((name for name in INTENSITY if name in names), INTENSITY[0])
+    missing = [name for name in ("x", "y", "z", intensity) if name not in names]
+    if missing:
+        raise DatasetError(
+            f"no field '{missing[0]}' among {', '.join(fields) or 'none'}",
+            where=path,
+            fix="Write points with x, y, z and intensity; docs/datasets.md has the names that are known.",
+        )
+    try:
+        columns = [np.asarray(fields[names[each]]).reshape(num_points) for each in ("x", "y", "z", intensity)]
+        return np.stack(columns, axis=1).astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(
+            f"its fields are not a number for each of {num_points} points ({error})", where=path, fix=COPY_AGAIN
+        ) from None
+
+
+def _not_installed(package: str, path: Path) -> DatasetError:
+    return DatasetError(
+        f"this kind of scan is read by {package}, and it is not installed",
+        where=path,
+        fix="Install it: pip install 'scalr-distill[scans]'.",
+    )
+
+
+def _damaged(kind: str, error: Exception, path: Path) -> DatasetError:
+    reason = str(error)[:200]  # some tell a story
+    return DatasetError(
+        f"not a {kind} file that can be read ({type(error).__name__}: {reason})", where=path, fix=COPY_AGAIN
+    )
+
+
+READERS: dict[str, Callable[[Path], np.ndarray]] = {
+    ".pcd.bin": lambda path: read_raw_points(path, columns=5),  # nuScenes' own
+    ".bin": lambda path: read_raw_points(path, columns=4),
+    ".npy": _npy,
+    ".pcd": _pcd,
+    ".ply": _ply,
+}
