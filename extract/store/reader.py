@@ -614,11 +614,11 @@ def open_store(path: str | Path) -> FeatureStore:
                 fix="Run 'scalr verify' with --repair: it restores the file.",
             ) from None
         raise StoreError("no feature store here", where=path, fix=fmt.MAKE_ONE) from None
-    _require_folders(path)
+    require_folders(path)
     return FeatureStore(path)
 
 
-def _require_folders(store: Path) -> None:
+def require_folders(store: Path) -> None:
     """A file in place of a folder of indexes would pass for blocks that were never extracted.
 
     Raises:

@@ -18,7 +18,7 @@ from . import format as fmt
 from .contents import ScanBlock, TargetBlock, source_of
 from .files import NUMBERED_INDEX, is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
-from .reader import NEEDED_OF_SOURCE, NEEDED_OF_TEACHER, FeatureStore, open_store
+from .reader import NEEDED_OF_SOURCE, NEEDED_OF_TEACHER, FeatureStore, open_store, require_folders
 from .statistics_group import STATISTICS, read_statistics, statistics_name
 
 LONGEST = 1 + 1e-3  # of a unit vector, or a mean of some, in float16
@@ -72,6 +72,7 @@ def open_to_verify(path: Path) -> FeatureStore:
     except StoreError as error:
         damaged = isinstance(error, DamagedError) or not is_there(path / "zarr.json")
         if damaged and all(name in names_in(path) for name in ("blocks", "index")):
+            require_folders(path)
             return FeatureStore(path)
         raise
 
