@@ -7,11 +7,12 @@ gives a block to another worker when one dies.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +41,7 @@ def run_on_cluster(
             or that cannot pass this release's work on.
     """
     from distributed import CancelledError, as_completed
+    from distributed.comm import CommClosedError
     from distributed.scheduler import KilledWorker
 
     run = uuid.uuid4().hex  # a worker outlives runs, and weights or tables may change between two of them
@@ -54,7 +56,7 @@ def run_on_cluster(
             where=client.scheduler.address,
             fix="Look at the workers' logs; give them more memory or take a smaller --batch-size, then run again.",
         ) from None
-    except CancelledError:
+    except (CancelledError, CommClosedError):
         raise ScalrError(
             "the dask scheduler is gone",
             where=client.scheduler.address,
@@ -70,7 +72,8 @@ def run_on_cluster(
         ) from None
     finally:
         if client.status == "running":
-            client.cancel(list(futures))
+            with suppress(CommClosedError):  # which is noticed late
+                client.cancel(list(futures))
 
 
 @contextmanager
@@ -109,6 +112,7 @@ def existing_cluster(address: str) -> Iterator[Client]:
     """
     from distributed import Client
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # tracebacks of what is raised here as well
     try:
         client = Client(address, timeout=CONNECT_TIMEOUT_S)
     except (OSError, ValueError, TimeoutError) as error:

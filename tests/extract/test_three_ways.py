@@ -110,6 +110,7 @@ def test_a_block_that_kills_its_workers_is_named(monkeypatch):
     ("failure", "message"),
     [
         (distributed.client.FutureCancelledError("b", "scheduler-connection-lost"), "dask scheduler is gone"),
+        (distributed.comm.CommClosedError("in <TCP (closed)>: Connection reset by peer"), "dask scheduler is gone"),
         (ModuleNotFoundError("No module named 'scalr'"), r"cluster cannot take the work \(No module named 'scalr'\)"),
         (RuntimeError("Error during deserialization of the"), r"cluster cannot take the work \(Error during"),
     ],
@@ -142,7 +143,8 @@ def test_a_scheduler_that_ends_is_said(world, tmp_path, capfd):
             time.sleep(0.05)
         scheduler.kill()
         assert job.wait() == 1
-    assert "the dask scheduler is gone. Start it again" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "the dask scheduler is gone. Start it again" in said, said
 
 
 @pytest.mark.slow
