@@ -1,7 +1,7 @@
 """What cannot be of a dataset, or hardly: found on a few frames, for `scalr check` and before an extraction.
 
-A finding is certain, a DatasetError, or doubtful, a `DoubtfulError`. Bounds leave a wide margin to what real lidars, cameras
-and cars have: nuScenes, SemanticKITTI, PandaSet and their simulated twins stay far inside.
+A finding is certain, a DatasetError, or doubtful, a `DoubtfulError`. Bounds leave a wide margin to what real lidars,
+cameras and cars have: nuScenes, SemanticKITTI, PandaSet and their simulated twins stay far inside.
 """
 
 from __future__ import annotations
