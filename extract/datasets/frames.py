@@ -25,7 +25,7 @@ from .files import COPY_AGAIN, checked_points, file_of, read_bytes, read_raw_lab
 from .frame import Frame, View
 from .labels import LabelMap, check_length
 from .scan_files import read_array, read_scan_file
-from .splits import several
+from .splits import refuse_share, several
 
 REQUIRED = {"scene": str, "token": str, "timestamp": int, "scan": str}
 OPTIONAL = {
@@ -39,6 +39,7 @@ OPTIONAL = {
     "cam_from_lidar": list,
     "intrinsics": list,
 }
+OF_AN_IMAGE = ("camera", "image_height", "image_width", "projection", "cam_from_lidar", "intrinsics")
 OF_A_FRAME = ("scene", "timestamp", "scan", "labels")
 KINDS = {str: "a text", int: "a whole number", list: "a list of numbers"}
 BOUNDS = {"timestamp": (-(2**63), 2**63 - 1), **dict.fromkeys(("image_height", "image_width"), (1, 65536))}
@@ -205,6 +206,7 @@ def _rows_of_split(rows: list[dict], split: str, path: Path) -> list[dict]:
     wanted = [split] if split in there else several(split)
     missing = [name for name in wanted if name not in there]
     if missing:
+        refuse_share(missing[0])
         raise DatasetError(
             f"no row of split '{missing[0]}'{did_you_mean(missing[0], there)}",
             where=path,
@@ -273,6 +275,8 @@ def _frame_problem(row: dict, first: dict, token_is_taken: bool) -> str | None:
 
 def _view(row: dict) -> View | None:
     if row.get("image") is None:
+        if of_an_image := next((name for name in OF_AN_IMAGE if row.get(name) is not None), None):
+            raise ValueError(f"'image' is None, and the row has a '{of_an_image}'")
         return None
     height, width = row.get("image_height"), row.get("image_width")
     if (height is None) != (width is None):
