@@ -44,8 +44,6 @@ OF_A_FRAME = ("scene", "timestamp", "scan", "labels")
 KINDS = {str: "a text", int: "a whole number", list: "a list of numbers"}
 BOUNDS = {"timestamp": (-(2**63), 2**63 - 1), **dict.fromkeys(("image_height", "image_width"), (1, 65536))}
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
-MOST = 2**53  # up to it a float64 has every whole number
-MOST_OF_SMALLER = {pa.float32(): 2**24, pa.float16(): 2**11}
 NoReturns = Literal["keep", "drop"]
 DESCRIPTION_KEYS = ("name", "intensity", "classes", "ignored", "visibility", "no_returns")
 COLUMNS = f"Give it {', '.join(REQUIRED)}, and if you like {', '.join(OPTIONAL)}."
@@ -189,7 +187,9 @@ def _values(column: pa.ChunkedArray, kind: type) -> list:
         return column.to_pylist()
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
-    return [_as_whole_number(value, MOST_OF_SMALLER.get(column.type, MOST)) for value in column.to_pylist()]
+    is_float = pa.types.is_floating(column.type)
+    most = 2 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1) if is_float else 2**63  # all up to it are exact
+    return [_as_whole_number(value, most) for value in column.to_pylist()]
 
 
 def _as_whole_number(value: Any, most: int) -> Any:
