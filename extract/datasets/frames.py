@@ -25,7 +25,7 @@ from .files import COPY_AGAIN, checked_points, file_of, read_bytes, read_raw_lab
 from .frame import Frame, View
 from .labels import LabelMap, check_length
 from .scan_files import read_array, read_scan_file
-from .splits import several
+from .splits import refuse_share, several
 
 REQUIRED = {"scene": str, "token": str, "timestamp": int, "scan": str}
 OPTIONAL = {
@@ -39,12 +39,11 @@ OPTIONAL = {
     "cam_from_lidar": list,
     "intrinsics": list,
 }
+OF_AN_IMAGE = ("camera", "image_height", "image_width", "projection", "cam_from_lidar", "intrinsics")
 OF_A_FRAME = ("scene", "timestamp", "scan", "labels")
 KINDS = {str: "a text", int: "a whole number", list: "a list of numbers"}
 BOUNDS = {"timestamp": (-(2**63), 2**63 - 1), **dict.fromkeys(("image_height", "image_width"), (1, 65536))}
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
-MOST = 2**53  # up to it a float64 has every whole number
-MOST_OF_SMALLER = {pa.float32(): 2**24, pa.float16(): 2**11}
 NoReturns = Literal["keep", "drop"]
 DESCRIPTION_KEYS = ("name", "intensity", "classes", "ignored", "visibility", "no_returns")
 COLUMNS = f"Give it {', '.join(REQUIRED)}, and if you like {', '.join(OPTIONAL)}."
@@ -188,7 +187,9 @@ def _values(column: pa.ChunkedArray, kind: type) -> list:
         return column.to_pylist()
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
-    return [_as_whole_number(value, MOST_OF_SMALLER.get(column.type, MOST)) for value in column.to_pylist()]
+    is_float = pa.types.is_floating(column.type)
+    most = 2 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1) if is_float else 2**63  # all up to it are exact
+    return [_as_whole_number(value, most) for value in column.to_pylist()]
 
 
 def _as_whole_number(value: Any, most: int) -> Any:
@@ -205,6 +206,7 @@ def _rows_of_split(rows: list[dict], split: str, path: Path) -> list[dict]:
     wanted = [split] if split in there else several(split)
     missing = [name for name in wanted if name not in there]
     if missing:
+        refuse_share(missing[0])
         raise DatasetError(
             f"no row of split '{missing[0]}'{did_you_mean(missing[0], there)}",
             where=path,
@@ -273,6 +275,8 @@ def _frame_problem(row: dict, first: dict, token_is_taken: bool) -> str | None:
 
 def _view(row: dict) -> View | None:
     if row.get("image") is None:
+        if of_an_image := next((name for name in OF_AN_IMAGE if row.get(name) is not None), None):
+            raise ValueError(f"'image' is None, and the row has a '{of_an_image}'")
         return None
     height, width = row.get("image_height"), row.get("image_width")
     if (height is None) != (width is None):

@@ -99,6 +99,8 @@ def _columns(fields: Mapping[str, np.ndarray], num_points: int, path: Path) -> n
         )
     try:
         columns = [np.asarray(fields[names[each]]).reshape(num_points) for each in ("x", "y", "z", intensity)]
+        if objects := [column.dtype for column in columns if column.dtype.kind not in "fiu"]:
+            raise TypeError(f"they are of dtype {objects[0]}")
         return np.stack(columns, axis=1).astype(np.float64)
     except (TypeError, ValueError) as error:
         raise DatasetError(

@@ -23,6 +23,21 @@ def several(text: str) -> list[str]:
     return names
 
 
+def refuse_share(name: str) -> None:
+    """Refuse `train-1%` where a dataset does not know it.
+
+    Raises:
+        DatasetError: the name is a split's with a share.
+    """
+    base, every_nth = Split.parse(name)
+    if every_nth > 1:
+        raise DatasetError(
+            f"this dataset has no subsets of the labels, as '{name}' would be",
+            where="--split",
+            fix=f"Use all labels (--labels 100% or --split {base}), or name scenes.",
+        )
+
+
 class Split(NamedTuple):
     """A split as it was asked for: `train`, `train-10%`, or scenes by name, `0061,0103`."""
 
@@ -72,6 +87,7 @@ def chosen_scenes(
         )
     missing = [name for name in names if name not in named and name not in available]
     if missing:
+        refuse_share(missing[0])
         hint = did_you_mean(missing[0], [*named, *available])
         raise DatasetError(
             f"no split and no scene '{missing[0]}'{hint}",

@@ -273,6 +273,8 @@ def test_several_splits_are_one(rig):
     assert [frame.token for frame in open_dataset("frames", rig.root, "c,a").frames] == ["f0", "f2", "f3"]
     with pytest.raises(DatasetError, match=r"no row of split 'd'\. Choose a value of its column 'split' \(a, b, c\)"):
         open_dataset("frames", rig.root, "a,d")
+    with pytest.raises(DatasetError, match="this dataset has no subsets of the labels, as 'a-1%' would be"):
+        open_dataset("frames", rig.root, "a-1%")
 
 
 @pytest.mark.parametrize(("ending", "dtype"), [("npy", np.int64), ("bin", np.uint8)])
@@ -364,6 +366,7 @@ BAD_ROWS = {
         "'intrinsics' is not [fx s cx; 0 fy cy; 0 0 1]",
     ),
     "no name of an image": ({"image": ""}, "'image' is ''"),
+    "a camera without image": ({"image": None}, "'image' is None, and the row has a 'camera'"),
     "another scan": ({"scan": "f0.bin"}, "'scan' is 'f0.bin', and 'f1.bin' in row 2 of the same frame"),
     "camera twice": ({"camera": "NARROW"}, "a camera appears twice in frame f1"),
 }

@@ -65,6 +65,7 @@ def test_scenes_come_in_the_dataset_s_order(base, expected):
         ("", AVAILABLE, "no split and no scene ''"),
         ("train,vla", AVAILABLE, "no split and no scene 'vla', did you mean 'val'"),
         ("train,val,train", AVAILABLE, "'train' is named twice in 'train,val,train'"),
+        ("train-1%", AVAILABLE, "this dataset has no subsets of the labels, as 'train-1%' would be"),
         ("train-10%,val", AVAILABLE, "a share of the labels among several splits in 'train-10%,val'"),
     ],
 )
