@@ -48,7 +48,7 @@ class DatasetError(ScalrError):
     """A dataset folder, table, scan, image or label file that cannot be used as it is."""
 
 
-class Doubt(DatasetError):
+class DoubtfulError(DatasetError):
     """What is probably a mistake of a dataset and may be none: it is told as a warning, and stops nothing."""
 
 

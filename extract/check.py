@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError, Doubt
+from ..errors import DatasetError, DoubtfulError
 from ..progress import progress
 from .datasets import open_dataset
 from .datasets.files import read_image
@@ -122,7 +122,7 @@ def check_frame(dataset: Dataset, frame: Frame) -> FrameReport:
 def summarise(dataset: Dataset, reports: list[FrameReport], found: Sequence[DatasetError] = ()) -> DatasetReport:
     """Add up the frames of a split, and what a sample of them tells."""
     problems = [problem for report in reports for problem in report.problems]
-    problems += [str(each) for each in found if not isinstance(each, Doubt)]
+    problems += [str(each) for each in found if not isinstance(each, DoubtfulError)]
     sound = [report for report in reports if not report.problems]
     total = {name: sum(getattr(report, name) for report in sound) for name in ("points", "visible", "pairs", "hidden")}
     return DatasetReport(
@@ -135,5 +135,5 @@ def summarise(dataset: Dataset, reports: list[FrameReport], found: Sequence[Data
         pairs_per_frame=total["pairs"] / max(1, len(sound)),
         hidden_share=total["hidden"] / max(1, total["pairs"]),
         problems=list(dict.fromkeys(problems)),  # each once
-        warnings=[str(each) for each in found if isinstance(each, Doubt)],
+        warnings=[str(each) for each in found if isinstance(each, DoubtfulError)],
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import DatasetError, Doubt
+from ..errors import DatasetError, DoubtfulError
 from .alignment import PointMap, fit, grid_of, image_map, point_map
 from .datasets.frame import Dataset, Frame
 from .projection import project
@@ -122,7 +122,7 @@ def judged(dataset: Dataset, evidence: Sequence[Evidence]) -> Iterator[DatasetEr
     if better:
         name = max(better, key=lambda name: better[name][1])
         own, other = better[name]
-        yield Doubt(
+        yield DoubtfulError(
             f"the images fit the scans {np.exp(other - own):.2f} times as well {name}, and best as they are is"
             " expected",
             where=dataset.root,
@@ -146,7 +146,7 @@ def _of_single_cameras(dataset: Dataset, evidence: Sequence[Evidence]) -> Iterat
     for camera in cameras:
         pairs = [(each.own[camera], each.mirrored[camera]) for each in evidence if camera in each.mirrored]
         if (gains := _clear_gain(pairs)) is not None:
-            yield Doubt(
+            yield DoubtfulError(
                 f"its images fit the scans {np.exp(gains[1] - gains[0]):.2f} times as well mirrored, and best as they"
                 " are is expected",
                 where=f"{dataset.root}: camera {camera}",
@@ -161,7 +161,7 @@ def _of_single_cameras(dataset: Dataset, evidence: Sequence[Evidence]) -> Iterat
             if all(direction in each.cameras for direction in directions)
         ]
         if (gains := _clear_gain(pairs)) is not None:
-            yield Doubt(
+            yield DoubtfulError(
                 f"images of {one} and {other} fit the scans {np.exp(gains[1] - gains[0]):.2f} times as well exchanged,"
                 " and best as they are is expected",
                 where=dataset.root,

@@ -1,7 +1,7 @@
 """What cannot be of a dataset, or hardly: found on a few frames, for `scalr check` and before an extraction.
 
-A finding is certain, a DatasetError, or doubtful, a `Doubt`. Bounds leave a wide margin to what real lidars, cameras
-and cars have: nuScenes, SemanticKITTI, PandaSet and their simulated twins stay far inside.
+A finding is certain, a DatasetError, or doubtful, a `DoubtfulError`. Bounds leave a wide margin to what real lidars,
+cameras and cars have: nuScenes, SemanticKITTI, PandaSet and their simulated twins stay far inside.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ..errors import DatasetError, Doubt
+from ..errors import DatasetError, DoubtfulError
 from .datasets.frame import Dataset, Frame, View
 from .datasets.scans import read_labels
 from .intensity import INTENSITY_STATISTICS
@@ -40,7 +40,7 @@ NEIGHBOUR_M, SAME_LABEL, FEWEST_NEIGHBOURS = 0.5, 0.75, 200
 
 
 def findings(dataset: Dataset, frames: Sequence[Frame], compared_views: int = COMPARED_VIEWS) -> list[DatasetError]:
-    """What cannot be, and what is doubtful (`Doubt`), in a sample that is spread over `frames`; each once.
+    """What cannot be, and what is doubtful (`DoubtfulError`), in a sample that is spread over `frames`; each once.
 
     Frames that cannot be read are left out: whoever reads all of them says why.
 
@@ -71,7 +71,7 @@ def findings(dataset: Dataset, frames: Sequence[Frame], compared_views: int = CO
 def _of_times(dataset: Dataset, frames: Sequence[Frame]) -> Iterator[DatasetError]:
     for before, after in itertools.pairwise(frame for frame in frames if frame.error is None):
         if after.scene == before.scene and after.timestamp < before.timestamp:
-            yield Doubt(
+            yield DoubtfulError(
                 f"frame {after.token} has the timestamp {after.timestamp}, which is before {before.timestamp} of the"
                 f" frame above it, {before.token}, and frames of a scene are expected in the order of time",
                 where=dataset.root,
@@ -101,21 +101,21 @@ def _of_points(points: np.ndarray, path: object) -> Iterator[DatasetError]:
             fix="Give x, y, z in metres, in the lidar's own frame.",
         )
     elif reach < SHORTEST_RANGE_M:
-        yield Doubt(
+        yield DoubtfulError(
             f"99 % of the points are within {reach:.2g} m, and more than {SHORTEST_RANGE_M:g} m are expected",
             where=path,
             fix="Give x, y, z in metres, in the lidar's own frame.",
         )
     at_origin = float((ranges == 0).mean())
     if at_origin > AT_ORIGIN:
-        yield Doubt(
+        yield DoubtfulError(
             f"{at_origin:.0%} of the points are at (0, 0, 0), and less than {AT_ORIGIN:.0%} are expected",
             where=path,
             fix="Leave out rays without a return.",
         )
     spreads = np.subtract(*np.quantile(points[:, :3], [0.98, 0.02], axis=0))
     if spreads[2] > FLATNESS * spreads[:2].max() or spreads.min() == 0:
-        yield Doubt(
+        yield DoubtfulError(
             f"96 % of the points spread over {spreads[0]:.3g} m in x, {spreads[1]:.3g} m in y and {spreads[2]:.3g} m in"
             " z, and z, which points up, is expected to spread least but not by 0",
             where=path,
@@ -127,7 +127,7 @@ def _of_intensities(dataset: Dataset, values: np.ndarray) -> Iterator[DatasetErr
     mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
     known = getattr(dataset, "intensity", None)
     if deviation == 0:
-        yield Doubt(
+        yield DoubtfulError(
             f"all intensities are {mean:g}, and different ones are expected",
             where=dataset.root,
             fix="Check that the fourth value of a point is its intensity.",
@@ -135,7 +135,7 @@ def _of_intensities(dataset: Dataset, values: np.ndarray) -> Iterator[DatasetErr
     elif known is not None and (
         not known.std / SPREADS <= deviation <= known.std * SPREADS or abs(mean - known.mean) > MEANS * known.std
     ):
-        yield Doubt(
+        yield DoubtfulError(
             f"intensities have mean {mean:.4g} and standard deviation {deviation:.4g}, and about {known.mean:.4g} and"
             f" {known.std:.4g} are expected of {dataset.name}",
             where=dataset.root,
@@ -166,7 +166,7 @@ def _of_cameras(dataset: Dataset, seen: Sequence[SeenFrame]) -> Iterator[Dataset
     for camera, views in by_camera.items():
         where = f"{dataset.root}: camera {camera}"
         if not pairs[camera]:
-            yield Doubt(
+            yield DoubtfulError(
                 f"it sees no point of {len(views)} sampled frames, and is expected to see some",
                 where=where,
                 fix="Check its calibration, or leave the camera out.",
@@ -174,7 +174,7 @@ def _of_cameras(dataset: Dataset, seen: Sequence[SeenFrame]) -> Iterator[Dataset
             continue
         ahead = sum(_points_ahead(each.points, view, dataset.visibility) for each, view in views)
         if pairs[camera] < FEWEST_SEEN * ahead:
-            yield Doubt(
+            yield DoubtfulError(
                 f"{pairs[camera] / ahead:.1%} of the points in its horizontal field of view are in its images, and more"
                 f" than {FEWEST_SEEN:.0%} are expected",
                 where=where,
@@ -205,7 +205,7 @@ def _of_calibration(
         )
         return
     if focal > WIDEST * width:
-        yield Doubt(
+        yield DoubtfulError(
             f"a focal length of {focal:.4g} px for an image {width} px wide, and less than {WIDEST * width:.4g} px"
             " is expected",
             where=where,
@@ -213,7 +213,7 @@ def _of_calibration(
         )
     centre = intrinsics[:2, 2] / (width / 2, height / 2)
     if (centre > OFF_CENTRE).all() or (centre < 1 / OFF_CENTRE).all() or (centre < 0).any() or (centre > 2).any():
-        yield Doubt(
+        yield DoubtfulError(
             f"the principal point is ({intrinsics[0, 2]:.4g}, {intrinsics[1, 2]:.4g}) px, and about"
             f" ({width / 2:g}, {height / 2:g}) px is expected in an image of {height}x{width} px",
             where=where,
@@ -221,7 +221,7 @@ def _of_calibration(
         )
     tilt = float(np.degrees(np.arccos(np.clip(-rotation[1, 2], -1, 1))))  # between the camera's down and the lidar's
     if tilt > TILTED_DEG:
-        yield (DatasetError if is_published else Doubt)(
+        yield (DatasetError if is_published else DoubtfulError)(
             f"its images' lower edge is {tilt:.0f} degrees from the lidar's down, and less than {TILTED_DEG:.0f} are"
             " expected",
             where=where,
@@ -229,7 +229,7 @@ def _of_calibration(
         )
     distance = float(np.linalg.norm(translation))
     if not distance <= FARTHEST_CAMERA_M:
-        yield Doubt(
+        yield DoubtfulError(
             f"{distance:,.0f} m between lidar and camera, and less than {FARTHEST_CAMERA_M:.0f} m are expected",
             where=where,
             fix="Check the translation of its calibration: metres, from the lidar to the camera.",
@@ -259,7 +259,7 @@ def _of_images(dataset: Dataset, seen: Sequence[SeenFrame]) -> Iterator[DatasetE
                 continue
             other = before.setdefault(view.sha256, view.record)
             if other is not view.record:
-                yield Doubt(
+                yield DoubtfulError(
                     f"the same image as {other.image}, and two cameras or frames are expected to have different ones",
                     where=dataset.root / view.record.image,
                     fix="Check the names of the images.",
@@ -276,7 +276,7 @@ def _of_labels(dataset: Dataset, seen: Sequence[SeenFrame]) -> Iterator[DatasetE
             continue
         same, neighbours = _labels_of_neighbours(each.points, labels)
         if neighbours >= FEWEST_NEIGHBOURS and same < SAME_LABEL:
-            yield Doubt(
+            yield DoubtfulError(
                 f"{same:.0%} of the points have the label of a point next to them, and more than {SAME_LABEL:.0%} are"
                 " expected to",
                 where=dataset.root / str(each.frame.labels),

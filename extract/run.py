@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..device import resolve_device
-from ..errors import DatasetError, Doubt, StoreError
+from ..errors import DatasetError, DoubtfulError, StoreError
 from ..progress import progress
 from .config import ExtractConfig
 from .datasets import open_dataset
@@ -207,7 +207,7 @@ def _judge_first_block(config: ExtractConfig, dataset: Dataset) -> list[str]:
         dataset.frames[each] for block in config.part.select(blocks)[:1] for each in range(block.start, block.stop)
     ]
     found = findings(dataset, frames, COMPARED_VIEWS)
-    if certain := [each for each in found if not isinstance(each, Doubt)]:
+    if certain := [each for each in found if not isinstance(each, DoubtfulError)]:
         raise certain[0]
     for doubt in found:
         logger.warning("%s", doubt)

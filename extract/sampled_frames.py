@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import DatasetError, Doubt
+from ..errors import DatasetError, DoubtfulError
 from .alignment import THUMBNAIL, thumbnail
 from .datasets.files import ORIENTATION, as_rgb, opened_view, read_image_shape
 from .datasets.frame import Dataset, Frame, View
@@ -26,7 +26,7 @@ class SeenView:
     pairs: Pairs
     small: np.ndarray | None = None  # see `thumbnail`; None where the image cannot be used
     sha256: str = ""
-    doubts: list[Doubt] = field(default_factory=list)
+    doubts: list[DoubtfulError] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def seen_frame(dataset: Dataset, frame: Frame, number: int) -> SeenFrame | None:
 def _seen_view(dataset: Dataset, view: View, points: np.ndarray) -> SeenView:
     shape = read_image_shape(dataset.root, view)
     pairs = project(points, view.calibration, shape, dataset.visibility)
-    doubts: list[Doubt] = []
+    doubts: list[DoubtfulError] = []
     try:
         small, digest = small_image(dataset, view, doubts)
     except DatasetError:
@@ -59,13 +59,13 @@ def _seen_view(dataset: Dataset, view: View, points: np.ndarray) -> SeenView:
     return SeenView(view, shape, pairs, small, digest, doubts)
 
 
-def small_image(dataset: Dataset, view: View, doubts: list[Doubt]) -> tuple[np.ndarray, str]:
+def small_image(dataset: Dataset, view: View, doubts: list[DoubtfulError]) -> tuple[np.ndarray, str]:
     path = dataset.root / view.image
     with opened_view(dataset.root, view) as (image, content):
         orientation = image.getexif().get(ORIENTATION, 1)
         if orientation != 1:
             doubts.append(
-                Doubt(
+                DoubtfulError(
                     f"EXIF says orientation {orientation}, and 1 is expected: the pixels are taken as they are stored",
                     where=path,
                     fix="Check that the calibration is for the image as it is stored, and remove the orientation.",
@@ -74,7 +74,7 @@ def small_image(dataset: Dataset, view: View, doubts: list[Doubt]) -> tuple[np.n
         image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a JPEG is decoded at a part of its size
         if "A" in image.getbands() and (clear := float((np.asarray(image.getchannel("A")) < 255).mean())):
             doubts.append(
-                Doubt(
+                DoubtfulError(
                     f"{clear:.1%} of the pixels are transparent, and none is expected: their colours are taken as"
                     " stored",
                     where=path,
@@ -83,7 +83,7 @@ def small_image(dataset: Dataset, view: View, doubts: list[Doubt]) -> tuple[np.n
             )
         if image.mode.startswith("I") and (largest := int(np.asarray(image).max(initial=0))) < 65536 // SHALLOW:
             doubts.append(
-                Doubt(
+                DoubtfulError(
                     f"16-bit values up to {largest}, and up to 65535 are expected: the image is taken for a dark one",
                     where=path,
                     fix="Write the image so that its values fill 16 bits, or with 8 bits a channel.",
@@ -92,7 +92,7 @@ def small_image(dataset: Dataset, view: View, doubts: list[Doubt]) -> tuple[np.n
         small = thumbnail(as_rgb(image, path))
     if (small == small[0, 0]).all():
         doubts.append(
-            Doubt(
+            DoubtfulError(
                 f"all pixels have the colour {tuple(small[0, 0].tolist())}, and an image of a street is expected",
                 where=path,
                 fix="Copy the image again, or leave its frame out.",

@@ -215,7 +215,7 @@ def _check_size(image: Image.Image, root: Path, view: View) -> None:
             f"the image is stored as {found[0]}x{found[1]} pixels, its calibration is for the image as EXIF turns it"
             f" (orientation {image.getexif()[ORIENTATION]})",
             where=root / view.image,
-            fix="Save the image with its pixels turned, and without the orientation.",
+            fix="Write the image with its pixels turned, and without the orientation.",
         )
     if view.image_shape is not None and found != tuple(view.image_shape):
         height, width = view.image_shape

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scalr.errors import DatasetError, Doubt
+from scalr.errors import DatasetError, DoubtfulError
 from scalr.extract.datasets import open_dataset
 from scalr.extract.intensity import IntensityStatistics
 from scalr.extract.plan import Part
@@ -105,7 +105,7 @@ MISUSES = {  # what is done, then what is told
     ),
     "too long a focal length": (
         {"frames": with_intrinsics(lambda matrix: np.diag([100.0, 100, 1]) @ matrix)},
-        "Doubt: .*a focal length of 3000 px",
+        "DoubtfulError: .*a focal length of 3000 px",
     ),
     "images of half the size": (
         {"frames": with_intrinsics(lambda matrix: np.diag([2.0, 2, 1]) @ matrix)},
@@ -120,7 +120,7 @@ MISUSES = {  # what is done, then what is told
             "frames": of_views(lambda view: looking_back(view) if view.camera == "LEFT" else view),
             "points": ahead_only,
         },
-        "Doubt: .*camera LEFT: it sees no point of 3 sampled frames",
+        "DoubtfulError: .*camera LEFT: it sees no point of 3 sampled frames",
     ),
     "no camera that sees anything": (
         {"frames": of_views(looking_back), "points": ahead_only},
@@ -157,7 +157,7 @@ def test_nothing_is_said_of_a_sound_set_nor_of_frames_that_cannot_be_read(tiny_d
 
 def test_cameras_of_published_sets_are_upright_and_others_may_not_be(tiny_dataset):
     """Some rigs have cameras on their sides."""
-    for name, kind in (("nuscenes", DatasetError), ("mine", Doubt)):
+    for name, kind in (("nuscenes", DatasetError), ("mine", DoubtfulError)):
         changed = Changed(tiny_dataset, frames=with_cam_from_lidar(transposed))
         changed.name = name
         assert {type(each) for each in findings(changed, changed.frames) if "lower edge" in str(each)} == {kind}
@@ -216,7 +216,7 @@ def test_an_image_that_is_odd_is_told(tiny_dataset, save, told):
     save(array, path)
     lines = found(tiny_dataset)
     assert len(lines) == 1
-    assert re.search(f"Doubt: .*frame1_LEFT.png: {told}", lines[0]), lines
+    assert re.search(f"DoubtfulError: .*frame1_LEFT.png: {told}", lines[0]), lines
 
 
 # --- images and scans against each other -----------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_nothing_is_said_of_the_simulated_twins(nuscenes, kitti):
 )
 def test_scans_with_other_axes_fit_better_turned_back(kitti, points, told):
     (line,) = found(Changed(kitti, points=points))
-    assert re.search(f"Doubt: .*times as well ({told}), and best as they are is expected", line)
+    assert re.search(f"DoubtfulError: .*times as well ({told}), and best as they are is expected", line)
 
 
 def test_images_of_other_frames_or_cameras_fit_better_put_back(nuscenes):
