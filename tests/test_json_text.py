@@ -4,12 +4,13 @@ import json
 import math
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalr.cli import show
+from scalr.cli import main, show
 from scalr.distill.run import DistillSummary
 from scalr.evaluate.result import ResultCard, write_result
 from scalr.json_text import json_text
@@ -70,6 +71,7 @@ def test_a_card_with_figures_that_are_none_is_valid_json(tmp_path):
 
 
 def test_what_verbs_print_is_valid_json(capsys):
-    show(DistillSummary(Path("s.safetensors"), [0.5, math.nan], math.inf), as_json=True)
+    with click.Context(main):
+        show(DistillSummary(Path("s.safetensors"), [0.5, math.nan], math.inf), as_json=True)
     printed = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert printed == {"student": "s.safetensors", "losses": [0.5, None], "data_wait": None}

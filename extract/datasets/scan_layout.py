@@ -29,7 +29,8 @@ def refuse_other_layout(points: np.ndarray, path: Path) -> None:
     Raises:
         DatasetError: its values make no sense in these columns, and do in others.
     """
-    if len(points) < FEWEST or (_are_coordinates(points) and max(_distances(points)) > ALIKE):
+    sound = points[np.isfinite(points[:, :3]).all(axis=1)]  # the others are rays without a return, or another's error
+    if len(sound) < FEWEST or (_are_coordinates(sound) and max(_distances(sound)) > ALIKE):
         return
     content = np.ascontiguousarray(points).tobytes()
     fitting = {}

@@ -283,7 +283,8 @@ def mirror(dataset, folder, cameras):
     return of_views(changed)
 
 
-def test_mirrored_images_are_told(kitti, nuscenes, tmp_path):
+def test_mirrored_images_are_told(kitti, nuscenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALR_FOLDERS", str(tmp_path))
     (line,) = found(Changed(kitti, frames=mirror(kitti, tmp_path, ["image_2"])))
     assert "times as well with the images mirrored" in line
     (line,) = found(Changed(nuscenes, frames=mirror(nuscenes, tmp_path, ["CAM_BACK"])))

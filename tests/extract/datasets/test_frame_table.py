@@ -69,7 +69,7 @@ def test_a_table_that_cannot_be_written_leaves_the_one_before(frames, tmp_path, 
     write_table(frames_as_table(frames), path)
 
     def fail(table, partial):
-        partial.write_bytes(b"half")
+        partial.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(frame_table.pq, "write_table", fail)
