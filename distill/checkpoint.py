@@ -41,7 +41,8 @@ def save_student(student: Student, path: str | Path, provenance: dict) -> None:
         StudentError: the file cannot be written, or tensors that are not finite.
     """
     path = Path(path)
-    tensors = {name: value.cpu().contiguous() for name, value in student.state_dict().items()}
+    # Copies: safetensors writes no tensor that layers of a backbone share.
+    tensors = {name: value.cpu().contiguous().clone() for name, value in student.state_dict().items()}
     require_finite(tensors, path, "Train it again with a lower learning rate.")
     header = {
         "format": FORMAT,
