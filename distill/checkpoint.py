@@ -27,6 +27,7 @@ WITHOUT_DIGESTS = "scalr-student"  # the format of files that were written befor
 TENSORS_DIGEST, HEADER_DIGEST = "tensors_sha256", "header_sha256"
 PASS_ONE = "Pass the student.safetensors of a 'scalr distill' run."
 COPY_OR_TRAIN = "Copy or train it again."
+MAKE_ONE = "Run 'scalr convert' first, to make a student.safetensors of an official file."
 
 
 def save_student(student: Student, path: str | Path, provenance: dict) -> None:
@@ -127,7 +128,8 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
             header = file.metadata() or {}
             values = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError) as error:
-        raise StudentError(f"the file cannot be read ({error})", where=path, fix=COPY_OR_TRAIN) from None
+        fix = MAKE_ONE if path.suffix in (".pth", ".pt") else COPY_OR_TRAIN
+        raise StudentError(f"the file cannot be read ({error})", where=path, fix=fix) from None
     if header.get("format") not in (FORMAT, WITHOUT_DIGESTS):
         raise StudentError("a safetensors file, but not a student of scalr", where=path, fix=PASS_ONE)
     _check_digests(header, values if tensors else None, path)

@@ -92,7 +92,7 @@ def test_vectors_of_zeros_among_others_are_no_reason_to_stop():
 def test_a_superpixel_that_is_alone_in_each_batch_teaches_nothing():
     """Its loss is zero, whatever the student says."""
     alone, two = batch_of_superpixels(1), batch_of_superpixels(2)
-    with pytest.raises(StoreError, match="^view 0: 8 samples, of which this is the first, have one superpixel"):
+    with pytest.raises(StoreError, match=r"^view 0: 8 samples, .* have one superpixel"):
         watched([batch_of_superpixels(1) for _ in range(8)])
     watched([alone] * 7 + [two] + [alone] * 20)
 
