@@ -389,9 +389,11 @@ def convert(source: Path, target: Path, recipe: str | None, overrides: tuple[str
     """
     loading_torch()
     from .distill.convert import convert as run
+    from .distill.convert import require_of_inputs
     from .distill.recipe import load_recipe
 
     given = load_recipe(recipe or DEFAULT_RECIPE, overrides) if recipe or overrides else None
+    require_of_inputs(overrides)
     click.echo(run(source, target, given, activation))
 
 

@@ -29,6 +29,7 @@ WITHOUT_DIGESTS = "scalr-student"  # the format of files that were written befor
 TENSORS_DIGEST, HEADER_DIGEST = "tensors_sha256", "header_sha256"
 PASS_ONE = "Pass the student.safetensors of a 'scalr distill' run."
 COPY_OR_TRAIN = "Copy or train it again."
+MAKE_ONE = "Run 'scalr convert' first, to make a student.safetensors of an official file."
 
 
 def save_student(student: Student, path: str | Path, provenance: dict) -> None:
@@ -43,7 +44,8 @@ def save_student(student: Student, path: str | Path, provenance: dict) -> None:
         StudentError: the file cannot be written, or tensors that are not finite.
     """
     path = expanded(path, StudentError)
-    tensors = {name: value.cpu().contiguous() for name, value in student.state_dict().items()}
+    # Copies: safetensors writes no tensor that layers of a backbone share.
+    tensors = {name: value.cpu().contiguous().clone() for name, value in student.state_dict().items()}
     require_finite(tensors, path, "Train it again with a lower learning rate.")
     header = {
         "format": FORMAT,
@@ -128,7 +130,7 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
             header = file.metadata() or {}
             values = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError) as error:
-        fix = remedy(error, COPY_OR_TRAIN)
+        fix = remedy(error, MAKE_ONE if path.suffix in (".pth", ".pt") else COPY_OR_TRAIN)
         raise StudentError(f"the file cannot be read ({error})", where=path, fix=fix) from None
     if header.get("format") not in (FORMAT, WITHOUT_DIGESTS):
         raise StudentError("a safetensors file, but not a student of scalr", where=path, fix=PASS_ONE)

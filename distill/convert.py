@@ -9,7 +9,7 @@ and their shapes, as the official code does.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from io import BytesIO
 from pathlib import Path
@@ -61,6 +61,12 @@ def convert(source: Path, target: Path, recipe: Recipe | None = None, activation
             where=target,
             fix="Name one file .safetensors, the student; the other .pth or .pt, an official file, or .pt2, to export.",
         )
+    if target.suffix != ".safetensors" and (recipe, activation) != (None, None):
+        raise StudentError(
+            "a student's file says itself what it is",
+            where=source,
+            fix="Leave out --recipe, --set and --activation, which are for official files.",
+        )
     if target.suffix == ".safetensors":
         named = (None, None) if recipe is None else (recipe.inputs, recipe.student.backbone)
         prefix, student = _read(source, named[0], activation, named[1])
@@ -75,6 +81,22 @@ def convert(source: Path, target: Path, recipe: Recipe | None = None, activation
         f"{f'; {prefix!r} was taken off the names of its tensors' if prefix else ''}"
         f"{_meaning_of_outputs(student, target)}{_inputs_not_read(student, target)}"
     )
+
+
+def require_of_inputs(overrides: Iterable[str]) -> None:
+    """Refuse `section.key=value` overrides of a recipe that a conversion would not heed.
+
+    Raises:
+        StudentError: the first that is neither of the inputs nor the name of a backbone.
+    """
+    for override in overrides:
+        key, _, _ = override.partition("=")
+        if key != "student.backbone" and not key.startswith("inputs."):
+            raise StudentError(
+                f"{key} has no effect here: what the network is, its file says",
+                where="--set",
+                fix="Leave it out, or use --activation where it is of student.activation.",
+            )
 
 
 def read_official(
@@ -103,7 +125,10 @@ def _read(path: Path, inputs: ScanInputs | None, activation: str | None, backbon
     prefix, tensors = _without_prefix(tensors, files, path)
     require_finite(tensors, path, "Pass a checkpoint from before the training diverged.")
     tensors = files.student_tensors(tensors)
-    config = files.config(tensors, path, activation)
+    try:
+        config = files.config(tensors, path, activation)
+    except StudentError as error:  # of a setting, where the file's tensors make one that is out of bounds
+        raise error if error.where == str(path) else error.inside(str(path)) from None
     said = files.inputs(tensors, content, path)
     return prefix, _student_of(tensors, files, path, config, _inputs(config, said, inputs, path))
 

@@ -44,7 +44,7 @@ class ObjectiveConfig(Settings, section="objective"):
     teachers: dict[str, Weight] = field(default_factory=dict)
     standardise: Standardise = "none"  # of the teachers' vectors, see `standardisation`
     temperature: Temperature = 0.07  # contrastive, slidr and st_slidr only, as the target_head
-    contrastive_pairs: Annotated[int, at_least(1), up_to(1_000_000)] = 4096  # contrastive: drawn from a batch
+    contrastive_pairs: Annotated[int, at_least(2), up_to(1_000_000)] = 4096  # contrastive: drawn from a batch
     target_head: TargetHead = "none"  # linear: targets are projected too, by weights that are learnt
     target_head_channels: Annotated[int, at_least(1), up_to(65536)] = 64
     # st_slidr: the share of a batch's segments that are too similar to a segment to be told from it; whether rare

@@ -1,4 +1,5 @@
-"""Targets that teach nothing, noticed when a training begins: those of all points have one direction."""
+"""Targets that teach nothing, noticed when a training begins: those of all points have one direction, or a loss that
+tells superpixels apart has one of them alone in each batch."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ SAME = 0.02  # distance of unit vectors that rounding to int8 can set apart: a c
 
 
 class VaryingTargets:
-    """The batches of a loader; they are looked at until each teacher's targets are seen to vary.
+    """The batches of a loader; they are looked at until each teacher's targets are seen to vary, and until a batch has
+    two superpixels, where the loss is of them.
 
     Args:
         batches: (epoch, first step) -> that epoch's batches.
@@ -33,21 +35,35 @@ class VaryingTargets:
     ) -> None:
         self.batches, self.teachers, self.describe = batches, teachers, describe
         self._in_doubt: dict[int, torch.Tensor | None] = dict.fromkeys(range(len(teachers)))  # the one direction (1, D)
+        self._superpixels_in_doubt = True
         self._seen: list[SampleId] = []
 
     def __call__(self, epoch: int, first_step: int = 0) -> Iterator[DistillBatch]:
         """That epoch's batches.
 
         Raises:
-            StoreError: all targets of a teacher have one direction, in SAMPLES samples or more.
+            StoreError: in SAMPLES samples or more, all targets of a teacher have one direction, or no batch has two
+                superpixels.
         """
         for batch in self.batches(epoch, first_step):
-            if self._in_doubt:
-                self._look_at(batch)
+            if self._in_doubt or self._superpixels_in_doubt:
+                self._seen += batch.samples
+                self._look_at_superpixels(batch)
+                self._look_at_directions(batch)
             yield batch
 
-    def _look_at(self, batch: DistillBatch) -> None:
-        self._seen += batch.samples
+    def _look_at_superpixels(self, batch: DistillBatch) -> None:
+        if batch.segments is None or len(batch.segments) > 1:
+            self._superpixels_in_doubt = False
+        elif self._superpixels_in_doubt and len(self._seen) >= SAMPLES:
+            raise StoreError(
+                f"{len(self._seen)} samples, of which this is the first, have one superpixel in each batch, and no"
+                " other to tell it from",
+                where=self.describe(self._seen[0]),
+                fix="Extract smaller superpixels into another --out, or give a larger training.batch_size.",
+            )
+
+    def _look_at_directions(self, batch: DistillBatch) -> None:
         for number, direction in list(self._in_doubt.items()):
             targets = batch.targets[number] if batch.targets else EncodedTargets(batch.segments.mean)
             if direction is None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 import toy_backbone
@@ -80,6 +81,16 @@ def test_a_file_gives_the_same_student(name, tmp_path):
     again = load_student(tmp_path / "student.safetensors")
     assert (again.config, again.input_config) == (student.config, student.input_config)
     assert torch.equal(again.extract(points_of(0), UNIT), student.extract(points_of(0), UNIT))
+
+
+def test_layers_that_share_a_tensor_are_written_and_read(tmp_path):
+    student = small_student(NAME).eval()
+    student.backbone.again = next(student.backbone.children())
+    save_student(student, tmp_path / "student.safetensors", {})
+    with safe_open(tmp_path / "student.safetensors", "pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    assert found.keys() == student.state_dict().keys()
+    assert all(torch.equal(found[name], value) for name, value in student.state_dict().items())
 
 
 @each_backbone

@@ -43,6 +43,12 @@ def test_a_student_lies_in_a_folder_whose_name_is_no_utf_8_as_in_any_other(path)
     assert all(torch.equal(*pair) for pair in same)
 
 
+def test_an_official_file_in_place_of_a_student_is_to_be_converted(tmp_path):
+    torch.save({"model_points": {}}, tmp_path / "official.pt")
+    with pytest.raises(StudentError, match=r"official\.pt: the file cannot be read .*\. Run 'scalr convert' first"):
+        load_student(tmp_path / "official.pt")
+
+
 def rewritten(path: Path, change) -> Path:
     """The file with other tensors or another header, and the digests as they were."""
     with safe_open(path, "pt") as file:

@@ -296,6 +296,12 @@ def test_the_command(checkpoint, tmp_path):
     assert back.stdout == f"{tmp_path / 'back.pth'}: {made}; {lost}\n"
     assert load_student(student).input_config.voxel_size_m == 0.05
     assert student_provenance(student)["converted_from"]["file"] == source.name
+    for argument, option, message in (
+        (source, "student.width=9", "--set: student.width has no effect here: what the network is, its file says"),
+        (student, "inputs.voxel_size_m=0.1", "student.safetensors: a student's file says itself what it is"),
+    ):
+        ignored = run(main, ["convert", str(argument), str(tmp_path / "new.pth"), "--set", option])
+        assert (ignored.exit_code, ignored.output.count(message)) == (1, 1)
     again = run(main, ["convert", str(source), str(student)])
     assert (again.exit_code, again.output.count("a file is there already")) == (1, 1)
     same = run(main, ["convert", str(student), str(tmp_path / "x.safetensors")])

@@ -278,7 +278,7 @@ def test_no_more_is_read_than_a_loss_is_of(options, expected):
         ({"teachers": ["a"]}, r"objective.teachers: \['a'\] cannot be used"),
         ({"temperature": 1e-300}, "objective.temperature: 1e-300 cannot be used. Give a number, at least 0.0001 and"),
         ({"temperature": 0}, "objective.temperature: 0 cannot be used"),
-        ({"contrastive_pairs": 0}, "objective.contrastive_pairs: 0 cannot be used. Give a whole number, at least 1"),
+        ({"contrastive_pairs": 1}, "objective.contrastive_pairs: 1 cannot be used. Give a whole number, at least 2"),
         ({"target_head_channels": -1}, "objective.target_head_channels: -1 cannot be used"),
     ],
 )

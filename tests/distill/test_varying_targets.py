@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -27,7 +28,19 @@ def distill_small(store, out, *overrides: str):
 
 def batch_of(*targets: torch.Tensor, samples: int = 2):
     ids = tuple(SampleId(0, (number,)) for number in range(samples))
-    return SimpleNamespace(targets=tuple(map(EncodedTargets, targets)), samples=ids)
+    return SimpleNamespace(targets=tuple(map(EncodedTargets, targets)), samples=ids, segments=None)
+
+
+def batch_of_superpixels(count: int):
+    """One sample, whose superpixels' means are drawn anew each time."""
+    return SimpleNamespace(targets=(), samples=(SampleId(0, (0,)),), segments=Superpixels(torch.randn(count, 3)))
+
+
+class Superpixels(NamedTuple):
+    mean: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.mean)
 
 
 def watched(batches, teachers=("a",)):
@@ -74,6 +87,14 @@ def test_vectors_of_zeros_among_others_are_no_reason_to_stop():
     with pytest.raises(StoreError):
         watched([batch_of(ones)] * 4)
     watched([batch_of(ones)] * 3)  # 6 samples are not enough to tell
+
+
+def test_a_superpixel_that_is_alone_in_each_batch_teaches_nothing():
+    """Its loss is zero, whatever the student says."""
+    alone, two = batch_of_superpixels(1), batch_of_superpixels(2)
+    with pytest.raises(StoreError, match=r"^view 0: 8 samples, .* have one superpixel"):
+        watched([batch_of_superpixels(1) for _ in range(8)])
+    watched([alone] * 7 + [two] + [alone] * 20)
 
 
 def test_each_teacher_has_to_vary():

@@ -151,6 +151,12 @@ def test_the_command_says_which_inputs_slidr_s_code_does_not_read(tmp_path, inpu
     assert said.partition("3 outputs")[2] == lost
 
 
+def test_a_width_that_no_network_has_is_said_with_the_file(checkpoint):
+    path = checkpoint({"model_points": slidr(**SMALL) | {"conv0p1s1.kernel": torch.zeros(27, 1, 0)}})
+    with pytest.raises(StudentError, match=r"\.pth?: student\.stem_width: 0 cannot be used"):
+        read_official(path)
+
+
 def test_files_without_counters_of_batch_norms_are_read(checkpoint):
     tensors = {name: value for name, value in slidr(**SMALL).items() if not name.endswith("num_batches_tracked")}
     norm = read_official(checkpoint({"model_points": tensors})).backbone.down[2].blocks[1].norm2
