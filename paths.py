@@ -38,7 +38,11 @@ def expanded(path: str | os.PathLike, error: type[ScalrError] = ScalrError) -> P
     filled = written if os.path.lexists(written) else _with_home(_with_variables(written, error), error)
     _refuse_url(filled, error)
     if ARCHIVE.fullmatch(filled) and not os.path.isdir(filled):
-        raise error("an archive, and archives are not read", where=filled, fix="Unpack it, and give what was in it.")
+        raise error(
+            "the name of an archive, and only files and folders are read and written",
+            where=filled,
+            fix="Unpack it and give what was in it, or give what is to be written another name.",
+        )
     return Path(filled)
 
 
@@ -74,9 +78,11 @@ def _with_home(written: str, error: type[ScalrError]) -> str:
 def _refuse_url(path: str, error: type[ScalrError]) -> None:
     if match := URL.match(path):
         scheme, rest = match[1], path[match.end() :]
+        is_file = scheme.lower() == "file"
+        rest = rest.removeprefix("localhost/") if is_file else rest
         copy = "Copy it to a disk, or mount it as a folder: docs/batch.md, 'Object storage', says how."
         raise error(
             "a URL, and only files and folders are read and written",
-            where=f"{scheme}://{rest}",
-            fix=f"Pass /{rest}." if scheme.lower() == "file" else copy,
+            where=f"{scheme}://{'/' * is_file}{rest}",
+            fix=f"Pass /{rest}." if is_file else copy,
         )

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DatasetError, ScalrError
-from ..paths import expanded
+from ..paths import below, expanded
 from .datasets.frame import Dataset, View
 from .plan import spread
 
@@ -31,10 +31,15 @@ SAMPLED_FRAMES = 64  # whose maps tell one folder from another
 ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # Pillow's names of images with one whole number a pixel
 # How a map may be named after a view, below its folder; the first way that fits is taken for all.
 NAMES: dict[str, Callable[[View], Path | None]] = {
-    "path": lambda view: Path(view.image).relative_to(Path(view.image).anchor).with_suffix(".png"),
+    "path": lambda view: _below_a_folder(Path(view.image)),
     "stem": lambda view: Path(f"{Path(view.image).stem}.png"),
     "token": lambda view: None if view.image_token is None else Path(f"{view.image_token}.png"),
 }
+
+
+def _below_a_folder(image: Path) -> Path | None:
+    """An image that is outside of the dataset's folder, in one that the user allows, has no such name."""
+    return None if ".." in image.parts else image.relative_to(image.anchor).with_suffix(".png")
 
 
 class Superpixels(Protocol):
@@ -106,13 +111,14 @@ class SuperpixelFolder:
     def path_of(self, view: View) -> Path:
         """Where a view's map is."""
         name = self._name(view)
-        return self.folder if name is None else self.folder / name
+        return self.folder if name is None else below(self.folder, str(name), DatasetError)
 
     def _chosen_names(self, dataset: Dataset) -> tuple[str, dict[str, int | None]]:
         """How maps are named, and the size of each map of the sampled views: names and sizes tell two folders apart."""
         views = list(_sampled_views(dataset))
         for names, name_of in NAMES.items():
-            found = {str(name): _size_of(self.folder / name) for name in map(name_of, views) if name is not None}
+            named = [str(name) for name in map(name_of, views) if name is not None]
+            found = {name: _size_of(below(self.folder, name, DatasetError)) for name in named}
             if any(size is not None for size in found.values()):
                 if names == "stem":
                     _refuse_equal_stems(dataset, self.folder)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...errors import UnreadableError
+from ...errors import UnreadableError, remedy
 
 NUMBERED_INDEX = re.compile(r"(\d{6,})\.parquet")
 # What file browsers, file servers and editors leave behind.
@@ -46,7 +46,7 @@ def readable(path: Path | str) -> Iterator[None]:
         raise UnreadableError(
             f"it cannot be read now ({error.strerror})",
             where=path,
-            fix="Check its permissions and the storage it is on; nothing is known to be damaged.",
+            fix=f"{remedy(error, 'Check the storage there')}; nothing is known to be damaged.",
         ) from None
 
 

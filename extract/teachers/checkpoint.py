@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,13 +75,14 @@ def model_in(content: object, origin: str) -> Checkpoint:
     Raises:
         TeacherError: no tensors with names, or several models.
     """
-    tensors = dict(_flat(content))
+    tensors = _once_each(_flat(content), origin)
     vits = {found["prefix"] for found in map(VIT.fullmatch, tensors) if found}
     models = _by_prefix(tensors, vits)
     if not models:
         raise TeacherError("there are no tensors with names in it", where=origin, fix="Pass a model's checkpoint.")
     chosen = _chosen(models, vits, origin)
-    tensors = {IN_A_CHUNK.sub("blocks.", name): tensor for name, tensor in models.pop(chosen).items()}
+    own = models.pop(chosen)
+    tensors = _once_each(((IN_A_CHUNK.sub("blocks.", name), tensor) for name, tensor in own.items()), origin)
     left_out = [prefix + name for prefix, others in models.items() for name in others]
     if chosen:
         logger.info("%s: the teacher is what begins with '%s'", origin, chosen)
@@ -92,6 +93,19 @@ def model_in(content: object, origin: str) -> Checkpoint:
     if OF_KEYS in chosen.split("."):
         logger.warning("%s: this is MoCo's momentum encoder; published features are those of encoder_q", origin)
     return Checkpoint(origin, tensors, tuple(left_out))
+
+
+def _once_each(named: Iterable[tuple[str, torch.Tensor]], origin: str) -> Tensors:
+    tensors: Tensors = {}
+    for name, tensor in named:
+        if name in tensors:
+            raise TeacherError(
+                f"it holds two tensors that are '{name}', once without what tools write into names",
+                where=origin,
+                fix="Pass a file with the tensors of the teacher alone.",
+            )
+        tensors[name] = tensor
+    return tensors
 
 
 def _by_prefix(tensors: Tensors, vits: set[str]) -> dict[str, Tensors]:
@@ -110,6 +124,7 @@ def _chosen(models: dict[str, Tensors], vits: set[str], origin: str) -> str:
     with_blocks = [prefix for prefix in models if any(map(IN_A_BLOCK.search, models[prefix]))]
     candidates = [prefix for prefix in models if prefix in vits] or with_blocks or [largest]
     for wanted, others in RATHER_THAN.items():
+        candidates += _without_patches(models, candidates, wanted, others)
         if any(wanted in prefix.split(".") for prefix in candidates):
             candidates = [prefix for prefix in candidates if not others & {*prefix.split(".")}] or candidates
     if len(candidates) > 1:
@@ -119,6 +134,15 @@ def _chosen(models: dict[str, Tensors], vits: set[str], origin: str) -> str:
             fix="Pass a file with the tensors of the teacher alone.",
         )
     return candidates[0]
+
+
+def _without_patches(models: dict[str, Tensors], found: list[str], wanted: str, others: set[str]) -> list[str]:
+    """A teacher that lacks its patch embedding, and whose blocks a student has, too, that would be taken for it."""
+    keys = {prefix: {*prefix.split(".")} for prefix in models}
+    if any(wanted in keys[prefix] for prefix in found):
+        return []
+    theirs = {name for prefix in found if others & keys[prefix] for name in models[prefix] if IN_A_BLOCK.search(name)}
+    return [prefix for prefix in models if wanted in keys[prefix] and theirs & models[prefix].keys()]
 
 
 def _flat(content: object, prefix: str = "", depth: int = DEPTH) -> Iterator[tuple[str, torch.Tensor]]:

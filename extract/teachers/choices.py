@@ -22,12 +22,14 @@ def choose_weights(teachers: tuple[str, ...], given: tuple[str, ...]) -> dict[st
     {'dinov2_vitl14': 'hub', 'mae_vitb16': 'mae.pth'}
 
     Raises:
-        TeacherError: one file, or several values, for all.
+        TeacherError: one file, or several values, for all; several values for one teacher.
     """
     own = {}
     for name, equals, value in (each.partition("=") for each in given):
-        if equals and name in teachers:
-            own[name] = value
+        if equals and name in teachers and own.setdefault(name, value) != value:
+            raise TeacherError(
+                f"{name} has two: {own[name]} and {value}", where="--weights", fix="Give each teacher one file."
+            )
     for_all = [each for each in given if each.partition("=")[0] not in own]
     others = [name for name in teachers if name not in own]
     if len(for_all) > 1 or (for_all and for_all[0] not in NO_FILE and len(others) > 1):

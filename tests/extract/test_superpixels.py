@@ -528,6 +528,22 @@ def test_an_image_that_is_named_by_its_whole_path_has_its_map_below_the_folder(d
     assert (folder.settings["names"], folder.path_of(view)) == ("path", path)
 
 
+def test_no_map_is_read_outside_of_its_folder(dataset, tmp_path):
+    """An image may be outside of the dataset where the user allows it; a token never leads out."""
+    (tmp_path / "maps").mkdir()
+    for path in (tmp_path / "LEFT.png", tmp_path / "x.png"):
+        Image.fromarray(tiled()).save(path)
+    view = replace(dataset.frames[0].views[0], image="../LEFT.png")
+    alone = SimpleNamespace(frames=[replace(dataset.frames[0], views=[view])])
+    with pytest.raises(DatasetError, match=r"maps: no map of any of 1 sampled images, the first as LEFT\.png\. Name"):
+        SuperpixelFolder(tmp_path / "maps", alone)
+    Image.fromarray(tiled()).save(tmp_path / "maps/LEFT.png")
+    assert SuperpixelFolder(tmp_path / "maps", alone).settings["names"] == "stem"
+    alone.frames[0].views[0] = replace(view, image="a.png", image_token="../x")
+    with pytest.raises(DatasetError, match=r"maps: the name '\.\./x\.png' would lead out of the folder"):
+        SuperpixelFolder(tmp_path / "maps", alone)
+
+
 def test_stems_that_two_images_share_are_said(dataset, tmp_path):
     """As of SemanticKITTI: 000000.png in each sequence."""
     frames = [

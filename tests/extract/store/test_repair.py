@@ -185,7 +185,7 @@ def test_what_nobody_may_look_at_is_said_by_all_and_called_neither_missing_nor_d
             lambda: filled_store(path),
         ):
             with pytest.raises(
-                UnreadableError, match=r"cannot be read now \(Permission denied\)\. Check its permissions"
+                UnreadableError, match=r"cannot be read now \(Permission denied\)\. Check the permissions there"
             ):
                 action()
 
