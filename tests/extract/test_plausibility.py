@@ -12,6 +12,7 @@ from PIL import Image
 from scalr.errors import DatasetError, DoubtfulError
 from scalr.extract.datasets import open_dataset
 from scalr.extract.intensity import IntensityStatistics
+from scalr.extract.misalignment import AXES, Evidence, judged
 from scalr.extract.plan import Part
 from scalr.extract.plausibility import findings
 from scalr.extract.projection import inverse_rigid, rigid_transform
@@ -283,12 +284,25 @@ def mirror(dataset, folder, cameras):
     return of_views(changed)
 
 
-def test_mirrored_images_are_told(kitti, nuscenes, tmp_path):
+def test_mirrored_images_are_told(kitti, nuscenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALR_FOLDERS", str(tmp_path))
     (line,) = found(Changed(kitti, frames=mirror(kitti, tmp_path, ["image_2"])))
     assert "times as well with the images mirrored" in line
     (line,) = found(Changed(nuscenes, frames=mirror(nuscenes, tmp_path, ["CAM_BACK"])))
     assert "camera CAM_BACK: its images fit the scans" in line
     assert "times as well mirrored" in line
+
+
+def test_what_chance_may_give_is_not_told(tiny_dataset):
+    """A mirrored image that fits 1.6 times as well, where images moved aside differ as much, says something of many."""
+
+    def evidence(chance):
+        return Evidence(
+            {"front": 0.0}, {"front": chance}, {"front": 0.5}, {name: {} for name in AXES}, {-1: {}, 1: {}}, {}
+        )
+
+    few, many = [evidence(0.25)] * 3, [evidence(0.25)] * 24
+    assert [len(list(judged(tiny_dataset, each))) for each in (few, many, [evidence(0.01)] * 3)] == [0, 1, 1]
 
 
 def test_labels_of_another_scan_are_told(kitti):
