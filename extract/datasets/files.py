@@ -146,6 +146,11 @@ def opened_view(root: Path, view: View) -> Iterator[tuple[Image.Image, bytes]]:
         yield image, content
 
 
+def has_16_bits_a_colour(image: Image.Image) -> bool:
+    """Whether a file, which is not decoded yet, has colours of 16 bits; Pillow gives their upper 8."""
+    return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
+
+
 def as_rgb(image: Image.Image, path: Path) -> Image.Image:
     """In 8 bits a channel; `path` is named where that cannot be.
 
