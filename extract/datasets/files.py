@@ -214,7 +214,7 @@ def missing_file(path: Path) -> DatasetError:
 
 
 def numbered_files(folder: Path, *endings: str) -> dict[str, str]:
-    """The endings of a folder's numbered files by their numbers: {"000017": ".png"} for 000017.png.
+    """The endings of a folder's numbered files by their numbers: {"000017": ".png"} for 000017.png, capitals aside.
 
     Empty where there is no folder. Of files with one number, that with the ending that is named first is taken.
     """
@@ -222,7 +222,10 @@ def numbered_files(folder: Path, *endings: str) -> dict[str, str]:
         return {}
     names = [file.name for file in folder.iterdir()]
     found = {
-        name.removesuffix(ending): ending for ending in reversed(endings) for name in names if name.endswith(ending)
+        name[: -len(ending)]: name[-len(ending) :]
+        for ending in reversed(endings)
+        for name in names
+        if name.lower().endswith(ending)
     }
     return {number: ending for number, ending in found.items() if number.isdecimal() and number.isascii()}
 
