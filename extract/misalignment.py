@@ -20,6 +20,7 @@ from .sampled_frames import SeenFrame, small_image
 
 # Images against scans: logarithms of `fit`, means over views, above that of images moved aside
 CLEAR_GAIN, FEWEST_VIEWS = 0.2, 2
+BEYOND_CHANCE = 4.0  # standard deviations of the mean of what images moved aside give by chance
 MOVED = (0.2, 0.4, 0.6, 0.8)  # of the image's width
 AXES = {
     "with x and y exchanged": ((0, 1), (1, 0)),
@@ -38,12 +39,14 @@ class Evidence:
 
     Attributes:
         own: as the dataset has it.
+        chance: the variance of the same value among images moved aside, which have nothing to do with the scan.
         mirrored, axes, frames: with the images mirrored; with other axes of the scan; with the images of the frame
             before (-1) or after (1).
         cameras: with the image of another camera, by the camera and the other one.
     """
 
     own: dict[str, float]
+    chance: dict[str, float]
     mirrored: dict[str, float]
     axes: dict[str, dict[str, float]]
     frames: dict[int, dict[str, float]]
@@ -51,7 +54,7 @@ class Evidence:
 
 
 def evidence_of(dataset: Dataset, frames: Sequence[Frame], each: SeenFrame) -> Evidence:
-    evidence = Evidence({}, {}, {name: {} for name in AXES}, {-1: {}, 1: {}}, {})
+    evidence = Evidence({}, {}, {}, {name: {} for name in AXES}, {-1: {}, 1: {}}, {})
     neighbours = {step: _images_of_neighbour(dataset, frames, each, step) for step in evidence.frames}
     for view in each.views:
         grid = grid_of(len(view.pairs.pixel), view.shape)
@@ -64,7 +67,7 @@ def evidence_of(dataset: Dataset, frames: Sequence[Frame], each: SeenFrame) -> E
         if not windows or min(own, *moved) <= 0:
             continue
         usual = float(np.log(moved).mean())
-        evidence.own[camera] = float(np.log(own)) - usual
+        evidence.own[camera], evidence.chance[camera] = float(np.log(own)) - usual, float(np.log(moved).var(ddof=1))
 
         def gain(points: PointMap, image: np.ndarray, windows: int = windows, usual: float = usual) -> float | None:
             value, looked_at = fit(points, image)
@@ -116,8 +119,13 @@ def judged(dataset: Dataset, evidence: Sequence[Evidence]) -> Iterator[DatasetEr
     """What fits clearly better than what the dataset says; of the scan as a whole, the best of all."""
     better: dict[str, tuple[float, float]] = {}
     for name, of in _changes_of_all().items():
-        pairs = [(each.own[camera], of(each)[camera]) for each in evidence for camera in each.own if camera in of(each)]
-        if (gains := _clear_gain(pairs)) is not None:
+        changed = [
+            (each.own[camera], of(each)[camera], each.chance[camera])
+            for each in evidence
+            for camera in each.own
+            if camera in of(each)
+        ]
+        if (gains := _clear_gain(changed)) is not None:
             better[name] = gains
     if better:
         name = max(better, key=lambda name: better[name][1])
@@ -144,8 +152,12 @@ def _changes_of_all() -> dict[str, Callable[[Evidence], dict[str, float]]]:
 def _of_single_cameras(dataset: Dataset, evidence: Sequence[Evidence]) -> Iterator[DatasetError]:
     cameras = list(dict.fromkeys(itertools.chain.from_iterable(each.own for each in evidence)))
     for camera in cameras:
-        pairs = [(each.own[camera], each.mirrored[camera]) for each in evidence if camera in each.mirrored]
-        if (gains := _clear_gain(pairs)) is not None:
+        changed = [
+            (each.own[camera], each.mirrored[camera], each.chance[camera])
+            for each in evidence
+            if camera in each.mirrored
+        ]
+        if (gains := _clear_gain(changed)) is not None:
             yield DoubtfulError(
                 f"its images fit the scans {np.exp(gains[1] - gains[0]):.2f} times as well mirrored, and best as they"
                 " are is expected",
@@ -154,13 +166,13 @@ def _of_single_cameras(dataset: Dataset, evidence: Sequence[Evidence]) -> Iterat
             )
     for one, other in itertools.combinations(cameras, 2):
         directions = ((one, other), (other, one))
-        pairs = [
-            (each.own[key[0]], each.cameras[key])
+        changed = [
+            (each.own[key[0]], each.cameras[key], each.chance[key[0]])
             for each in evidence
             for key in directions
             if all(direction in each.cameras for direction in directions)
         ]
-        if (gains := _clear_gain(pairs)) is not None:
+        if (gains := _clear_gain(changed)) is not None:
             yield DoubtfulError(
                 f"images of {one} and {other} fit the scans {np.exp(gains[1] - gains[0]):.2f} times as well exchanged,"
                 " and best as they are is expected",
@@ -169,10 +181,12 @@ def _of_single_cameras(dataset: Dataset, evidence: Sequence[Evidence]) -> Iterat
             )
 
 
-def _clear_gain(pairs: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """The means of gains (as it is, changed) over views, where the change makes it better beyond doubt."""
-    if len(pairs) < FEWEST_VIEWS:
+def _clear_gain(views: Sequence[tuple[float, float, float]]) -> tuple[float, float] | None:
+    """The means over views of gains (as it is, changed, variance by chance), where a change is better beyond doubt."""
+    if len(views) < FEWEST_VIEWS:
         return None
-    own, changed = np.array(pairs).T
-    is_clear = changed.mean() > CLEAR_GAIN and (changed - own).mean() > CLEAR_GAIN and np.mean(changed > own) >= 0.75
+    own, changed, chance = np.array(views).T
+    least = max(CLEAR_GAIN, BEYOND_CHANCE * float(np.sqrt(chance.mean() / len(views))))
+    gain = changed - own
+    is_clear = changed.mean() > least and gain.mean() > least and np.mean(gain > 0) >= 0.75
     return (float(own.mean()), float(changed.mean())) if is_clear else None

@@ -26,6 +26,7 @@ COMPARED_VIEWS = 24  # whose images are compared with the scan, about
 
 # Scans
 LONGEST_RANGE_M, SHORTEST_RANGE_M = 1_000.0, 1.0  # that all but 1 % of the points are within
+FEWEST_POINTS = 100  # whose spreads say something
 FLATNESS = 0.7  # largest spread of heights, as a share of that across
 AT_ORIGIN = 0.1  # share of points
 SPREADS, MEANS = 8.0, 4.0  # how often larger or smaller a deviation may be; deviations that a mean may be off
@@ -33,6 +34,7 @@ SPREADS, MEANS = 8.0, 4.0  # how often larger or smaller a deviation may be; dev
 NARROWEST, WIDEST = 0.05, 20.0  # focal length as a share of the image's width: fields of view of 169 and 3 degrees
 OFF_CENTRE = 1.5  # of the principal point, as a share of the image's centre
 TILTED_DEG = 60.0
+LEVEL = 0.87  # share of the optical axis that points up or down: 60 degrees; such a camera's lower edge says nothing
 FARTHEST_CAMERA_M = 20.0
 FEWEST_SEEN = 0.05  # share of the points in a camera's horizontal field of view
 # Labels
@@ -111,10 +113,11 @@ def _of_points(points: np.ndarray, path: object) -> Iterator[DatasetError]:
         yield DoubtfulError(
             f"{at_origin:.0%} of the points are at (0, 0, 0), and less than {AT_ORIGIN:.0%} are expected",
             where=path,
-            fix="Leave out rays without a return.",
+            fix="Leave out rays without a return: with --dataset frames, 'no_returns: drop' in dataset.yaml does.",
         )
     spreads = np.subtract(*np.quantile(points[:, :3], [0.98, 0.02], axis=0))
-    if spreads[2] > FLATNESS * spreads[:2].max() or spreads.min() == 0:
+    is_tall = spreads[2] > max(FLATNESS * spreads[:2].max(), spreads[:2].min())  # a small room is nearly
+    if len(points) >= FEWEST_POINTS and (is_tall or spreads.min() == 0):
         yield DoubtfulError(
             f"96 % of the points spread over {spreads[0]:.3g} m in x, {spreads[1]:.3g} m in y and {spreads[2]:.3g} m in"
             " z, and z, which points up, is expected to spread least but not by 0",
@@ -220,12 +223,14 @@ def _of_calibration(
             fix="Use the images at the size that the calibration is for, or scale the calibration as the images.",
         )
     tilt = float(np.degrees(np.arccos(np.clip(-rotation[1, 2], -1, 1))))  # between the camera's down and the lidar's
-    if tilt > TILTED_DEG:
+    looks_up_or_down = abs(rotation[2, 2]) > LEVEL and not np.allclose(rotation, np.eye(3), atol=0.2)
+    if tilt > TILTED_DEG and (is_published or not looks_up_or_down):
         yield (DatasetError if is_published else DoubtfulError)(
             f"its images' lower edge is {tilt:.0f} degrees from the lidar's down, and less than {TILTED_DEG:.0f} are"
             " expected",
             where=where,
-            fix="Check whether the calibration is transposed or inverted: it is to lead from the lidar to the camera.",
+            fix="Check whether the calibration is transposed or inverted, unless the camera is mounted like this: it is"
+            " to lead from the lidar, z up, to the camera, y down.",
         )
     distance = float(np.linalg.norm(translation))
     if not distance <= FARTHEST_CAMERA_M:
@@ -251,19 +256,24 @@ def _points_ahead(points: np.ndarray, view: SeenView, visibility: Visibility) ->
 
 
 def _of_images(dataset: Dataset, seen: Sequence[SeenFrame]) -> Iterator[DatasetError]:
-    before: dict[str, View] = {}
+    before: dict[str, tuple[Frame, View]] = {}
     for each in seen:
         for view in each.views:
             yield from view.doubts
             if not view.sha256:
                 continue
-            other = before.setdefault(view.sha256, view.record)
-            if other is not view.record:
+            other = before.setdefault(view.sha256, (each.frame, view.record))
+            if other[1] is not view.record:
                 yield DoubtfulError(
-                    f"the same image as {other.image}, and two cameras or frames are expected to have different ones",
+                    f"{_named(each.frame, view.record)} has the same image as {_named(*other)}, and two cameras or"
+                    " frames are expected to have different ones",
                     where=dataset.root / view.record.image,
                     fix="Check the names of the images.",
                 )
+
+
+def _named(frame: Frame, view: View) -> str:
+    return f"camera {view.camera} of frame {frame.token}"
 
 
 def _of_labels(dataset: Dataset, seen: Sequence[SeenFrame]) -> Iterator[DatasetError]:

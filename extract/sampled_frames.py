@@ -6,14 +6,16 @@ import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image
 
 from ..errors import DatasetError, DoubtfulError
 from .alignment import THUMBNAIL, thumbnail
-from .datasets.files import ORIENTATION, as_rgb, opened_view, read_image_shape
+from .datasets.files import ORIENTATION, as_rgb, has_16_bits_a_colour, opened_view, read_image_shape
 from .datasets.frame import Dataset, Frame, View
 from .datasets.scans import read_points
 from .projection import Pairs, project
 
+AS_STORED = (0, 1)  # orientations; some cameras write 0 where they do not know it
 SHALLOW = 8  # how often smaller than their range 16-bit values may be
 
 
@@ -62,8 +64,9 @@ def _seen_view(dataset: Dataset, view: View, points: np.ndarray) -> SeenView:
 def small_image(dataset: Dataset, view: View, doubts: list[DoubtfulError]) -> tuple[np.ndarray, str]:
     path = dataset.root / view.image
     with opened_view(dataset.root, view) as (image, content):
+        has_16_bits = has_16_bits_a_colour(image)
         orientation = image.getexif().get(ORIENTATION, 1)
-        if orientation != 1:
+        if orientation not in AS_STORED:
             doubts.append(
                 DoubtfulError(
                     f"EXIF says orientation {orientation}, and 1 is expected: the pixels are taken as they are stored",
@@ -81,7 +84,7 @@ def small_image(dataset: Dataset, view: View, doubts: list[DoubtfulError]) -> tu
                     fix="Write the image without an alpha channel.",
                 )
             )
-        if image.mode.startswith("I") and (largest := int(np.asarray(image).max(initial=0))) < 65536 // SHALLOW:
+        if (largest := _largest_of_16_bits(image, has_16_bits)) is not None and largest < 65536 // SHALLOW:
             doubts.append(
                 DoubtfulError(
                     f"16-bit values up to {largest}, and up to 65535 are expected: the image is taken for a dark one",
@@ -90,7 +93,7 @@ def small_image(dataset: Dataset, view: View, doubts: list[DoubtfulError]) -> tu
                 )
             )
         small = thumbnail(as_rgb(image, path))
-    if (small == small[0, 0]).all():
+    if is_plain := bool((small == small[0, 0]).all()):
         doubts.append(
             DoubtfulError(
                 f"all pixels have the colour {tuple(small[0, 0].tolist())}, and an image of a street is expected",
@@ -98,4 +101,13 @@ def small_image(dataset: Dataset, view: View, doubts: list[DoubtfulError]) -> tu
                 fix="Copy the image again, or leave its frame out.",
             )
         )
-    return small, hashlib.sha256(content).hexdigest()
+    return small, "" if is_plain else hashlib.sha256(content).hexdigest()
+
+
+def _largest_of_16_bits(image: Image.Image, is_colour: bool) -> int | None:
+    """About the largest value of a 16-bit image; None for all others."""
+    if not (is_colour or image.mode.startswith("I")):
+        return None
+    values = np.asarray(image)[..., :3] if is_colour else np.asarray(image)
+    largest = int(values.max(initial=0))
+    return largest << 8 | 0xFF if is_colour else largest  # Pillow reads the upper half of a colour's bits

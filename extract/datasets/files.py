@@ -146,6 +146,11 @@ def opened_view(root: Path, view: View) -> Iterator[tuple[Image.Image, bytes]]:
         yield image, content
 
 
+def has_16_bits_a_colour(image: Image.Image) -> bool:
+    """Whether a file, which is not decoded yet, has colours of 16 bits; Pillow gives their upper 8."""
+    return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
+
+
 def as_rgb(image: Image.Image, path: Path) -> Image.Image:
     """In 8 bits a channel; `path` is named where that cannot be.
 
@@ -209,7 +214,7 @@ def missing_file(path: Path) -> DatasetError:
 
 
 def numbered_files(folder: Path, *endings: str) -> dict[str, str]:
-    """The endings of a folder's numbered files by their numbers: {"000017": ".png"} for 000017.png.
+    """The endings of a folder's numbered files by their numbers: {"000017": ".png"} for 000017.png, capitals aside.
 
     Empty where there is no folder. Of files with one number, that with the ending that is named first is taken.
     """
@@ -217,7 +222,10 @@ def numbered_files(folder: Path, *endings: str) -> dict[str, str]:
         return {}
     names = [file.name for file in folder.iterdir()]
     found = {
-        name.removesuffix(ending): ending for ending in reversed(endings) for name in names if name.endswith(ending)
+        name[: -len(ending)]: name[-len(ending) :]
+        for ending in reversed(endings)
+        for name in names
+        if name.lower().endswith(ending)
     }
     return {number: ending for number, ending in found.items() if number.isdecimal() and number.isascii()}
 

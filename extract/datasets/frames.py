@@ -21,7 +21,7 @@ import yaml
 from ...errors import DatasetError, did_you_mean
 from ..intensity import IntensityStatistics
 from ..projection import Calibration, Visibility, rigid_transform
-from .files import COPY_AGAIN, checked_points, file_of, read_bytes, read_raw_labels
+from .files import checked_points, file_of, read_bytes, read_raw_labels
 from .frame import Frame, View
 from .labels import LabelMap, check_length
 from .scan_files import read_array, read_scan_file
@@ -39,15 +39,18 @@ OPTIONAL = {
     "cam_from_lidar": list,
     "intrinsics": list,
 }
+LARGEST_OFF = 1e-4  # of a rotation times its transpose from the identity
 OF_AN_IMAGE = ("camera", "image_height", "image_width", "projection", "cam_from_lidar", "intrinsics")
 OF_A_FRAME = ("scene", "timestamp", "scan", "labels")
 KINDS = {str: "a text", int: "a whole number", list: "a list of numbers"}
+KIND_OF_TIME = "a whole number of microseconds, nor a column of times"
 BOUNDS = {"timestamp": (-(2**63), 2**63 - 1), **dict.fromkeys(("image_height", "image_width"), (1, 65536))}
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 NoReturns = Literal["keep", "drop"]
 DESCRIPTION_KEYS = ("name", "intensity", "classes", "ignored", "visibility", "no_returns")
 COLUMNS = f"Give it {', '.join(REQUIRED)}, and if you like {', '.join(OPTIONAL)}."
-CORRECT = "Correct the row; 'scalr check' lists every bad one."
+CORRECT = "Correct the table as 'A rig of your own' in docs/datasets.md describes its columns."
+WRITE_AGAIN = "Write the table again as parquet, with pandas, polars or pyarrow."
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,21 @@ class Frames:
             raise frame.error
         path = file_of(self.root, frame.scan)
         scan = read_scan_file(path)
-        return checked_points(scan[_is_return(scan)] if self._no_returns == "drop" else scan, path)
+        is_return = _is_return(scan)
+        if self._no_returns == "drop":
+            if len(scan) and not is_return.any():
+                raise DatasetError(
+                    f"none of {len(scan)} points is a return", where=path, fix="Leave the frame out of the table."
+                )
+            return checked_points(scan[is_return], path)
+        if missing := int((~np.isfinite(scan[:, :3]).all(axis=1)).sum()):
+            raise DatasetError(
+                f"{missing} of {len(scan)} points are not finite",
+                where=path,
+                fix="Set 'no_returns: drop' in dataset.yaml to leave out rays without a return, or copy the file"
+                " again.",
+            )
+        return checked_points(scan, path)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
         """(N,) uint8 train ids from .npy, .label (uint32, class in the low 16 bits) or .bin (uint8)."""
@@ -160,7 +177,7 @@ def _read_rows(path: Path) -> list[dict]:
         table = pq.ParquetFile(pa.BufferReader(content)).read()
         columns = {name: _values(table[name], kind) for name, kind in _known_columns(table, path).items()}
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise DatasetError(f"not a parquet file that can be read ({error})", where=path, fix=COPY_AGAIN) from None
+        raise DatasetError(f"not a parquet file that can be read ({error})", where=path, fix=WRITE_AGAIN) from None
     names = [*columns, "row"]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), range(table.num_rows), strict=True)]
 
@@ -174,7 +191,11 @@ def _known_columns(table: pa.Table, path: Path) -> dict[str, type]:
     if missing:
         raise DatasetError(f"no column '{missing[0]}'", where=path, fix=COLUMNS)
     if unknown:
-        raise DatasetError(f"unknown column '{unknown[0]}'{did_you_mean(unknown[0], known)}", where=path, fix=COLUMNS)
+        raise DatasetError(
+            f"unknown column '{unknown[0]}'{did_you_mean(unknown[0], known)}",
+            where=path,
+            fix=f"Leave it out, or name it as one of {', '.join(known)}.",
+        )
     if twice:
         raise DatasetError(f"two columns '{twice[0]}'", where=path, fix="Leave one of them.")
     return {name: known[name] for name in names}
@@ -262,7 +283,7 @@ def _frame_problem(row: dict, first: dict, token_is_taken: bool) -> str | None:
         if may_be_missing:
             continue
         if not isinstance(value, kind) or isinstance(value, bool) or value == "":
-            return f"'{name}' is {value!r}, not {KINDS[kind]}"
+            return f"'{name}' is {value!r}, not {KIND_OF_TIME if name == 'timestamp' else KINDS[kind]}"
         if name in BOUNDS and not _is_within(*BOUNDS[name], value):
             return f"'{name}' is {value}, and it must be from {BOUNDS[name][0]} to {BOUNDS[name][1]}"
     if token_is_taken:
@@ -299,8 +320,13 @@ def _calibration(row: dict) -> Calibration:
 def _from_factors(outer: bytes, inner: bytes) -> Calibration:
     matrix, intrinsics = np.frombuffer(outer).reshape(3, 4), np.frombuffer(inner).reshape(3, 3)
     rotation = matrix[:, :3]
-    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) or np.linalg.det(rotation) < 0:
-        raise ValueError("the left 3x3 part of 'cam_from_lidar' is not a rotation")
+    off = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
+    determinant = float(np.linalg.det(rotation))
+    if off > LARGEST_OFF or determinant < 0:
+        raise ValueError(
+            f"the left 3x3 part of 'cam_from_lidar' is not a rotation: its determinant is {determinant:.6g}, and its"
+            f" rows miss length 1 and right angles by {off:.2g}; 1 and less than {LARGEST_OFF:g} are expected"
+        )
     if not np.allclose(intrinsics[[1, 2, 2], [0, 0, 1]], 0) or (np.diag(intrinsics) <= 0).any():
         raise ValueError("'intrinsics' is not [fx s cx; 0 fy cy; 0 0 1]")
     return Calibration(cam_from_lidar=rigid_transform(rotation, matrix[:, 3]), intrinsics=intrinsics / intrinsics[2, 2])

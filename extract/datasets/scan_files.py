@@ -12,6 +12,7 @@ from ...errors import DatasetError
 from .files import COPY_AGAIN, read_bytes, read_raw_points
 
 # Names of the fourth field, capitals aside; CloudCompare writes scalar_ before a name.
+MOST_COLUMNS = 64  # an array with more is one of (4, N)
 INTENSITY = ("intensity", "i", "reflectivity", "reflectance", "remission")
 
 
@@ -48,7 +49,8 @@ def _npy(path: Path) -> np.ndarray:
     array = read_array(path)
     if array.dtype.names:
         return _columns({name: array[name] for name in array.dtype.names}, array.size, path)
-    if array.ndim != 2 or array.shape[1] < 4 or array.dtype.kind not in "fiu":
+    is_row_of_columns = array.ndim == 2 and array.shape[1] > max(array.shape[0], MOST_COLUMNS)
+    if array.ndim != 2 or array.shape[1] < 4 or is_row_of_columns or array.dtype.kind not in "fiu":
         raise DatasetError(
             f"a scan of shape {array.shape} and dtype {array.dtype}",
             where=path,

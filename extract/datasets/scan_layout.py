@@ -15,6 +15,7 @@ from ...errors import DatasetError
 LOOKED_AT = 2_000  # points of a scan
 FEWEST = 100
 ALIKE, APART = 0.1, 0.2  # distances between the distributions of columns that are mixtures, and of a lidar's
+ALTERNATING = 0.4  # distance between the rows with odd numbers and the others, of x or y
 A_COLUMN = 0.02  # of distance, that one more has to be worth: two points a row look like one
 FARTHEST_M = 1e4  # values beyond are no coordinates
 LAYOUTS = [(dtype, columns) for dtype in (np.float32, np.float64) for columns in range(3, 9)]
@@ -29,13 +30,15 @@ def refuse_other_layout(points: np.ndarray, path: Path) -> None:
     Raises:
         DatasetError: its values make no sense in these columns, and do in others.
     """
-    sound = points[np.isfinite(points[:, :3]).all(axis=1)]  # the others are rays without a return, or another's error
-    if len(sound) < FEWEST or (_are_coordinates(sound) and max(_distances(sound)) > ALIKE):
+    is_sound = _are_coordinates(points) and max(_distances(points)) > ALIKE and not _alternate(points)
+    if len(points) < FEWEST or is_sound:
         return
     content = np.ascontiguousarray(points).tobytes()
     fitting = {}
     for dtype, columns in LAYOUTS:
-        if len(content) % (columns * np.dtype(dtype).itemsize) == 0:
+        if (dtype, columns) != (np.float32, points.shape[1]) and len(content) % (
+            columns * np.dtype(dtype).itemsize
+        ) == 0:
             others = np.frombuffer(content, dtype).reshape(-1, columns)
             if len(others) >= FEWEST and _are_coordinates(others) and min(_distances(others)) > APART:
                 fitting[np.dtype(dtype).name, columns] = sum(_distances(others)) - A_COLUMN * columns
@@ -56,20 +59,30 @@ def refuse_other_layout(points: np.ndarray, path: Path) -> None:
 
 
 def _are_coordinates(points: np.ndarray) -> bool:
-    return bool((np.abs(_some(points)[:, :3]) < FARTHEST_M).all())  # False where they are not finite
+    distances = np.abs(_some(points)[:, :3])
+    return not (np.isfinite(distances) & (distances >= FARTHEST_M)).any()  # nan and infinity: a ray without a return
+
+
+def _alternate(points: np.ndarray) -> bool:
+    """Whether every other row holds something else, as where rows of twice as many values are read."""
+    even, odd = (_some(points[start::2]) for start in (0, 1))
+    even, odd = (rows[rows[:, :3].any(axis=1)] for rows in (even, odd))  # second returns may be (0, 0, 0)
+    return max(_distance(np.sort(even[:, each]), np.sort(odd[:, each])) for each in (0, 1)) > ALTERNATING
 
 
 def _distances(points: np.ndarray) -> list[float]:
     """Between the distributions of x and z, and of y and intensity (0 to 1, Kolmogorov and Smirnov's)."""
-    some = np.sort(_some(points), axis=0)
-    return [_distance(some[:, one], some[:, other]) for one, other in ((0, 2), (1, 3)) if other < some.shape[1]]
+    columns = [np.sort(column[np.isfinite(column)]) for column in _some(points).T]
+    return [_distance(columns[one], columns[other]) for one, other in ((0, 2), (1, 3)) if other < len(columns)]
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two sorted samples of one size."""
+    """Of two sorted samples; 0 where there are no values."""
+    if not (len(one) and len(other)):
+        return 0.0
     both = np.concatenate([one, other])
-    below = (np.searchsorted(each, both, side="right") for each in (one, other))
-    return float(np.abs(np.subtract(*below)).max() / len(one))
+    below = (np.searchsorted(each, both, side="right") / len(each) for each in (one, other))
+    return float(np.abs(np.subtract(*below)).max())
 
 
 def _some(points: np.ndarray) -> np.ndarray:

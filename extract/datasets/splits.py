@@ -15,9 +15,11 @@ def several(text: str) -> list[str]:
     """The names in `train,val`.
 
     Raises:
-        DatasetError: a name that is given twice.
+        DatasetError: a name that is empty, or given twice.
     """
     names = [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise DatasetError(f"an empty name in '{text}'", where="--split", fix="Name splits, with one comma between.")
     if twice := [name for name in names if names.count(name) > 1]:
         raise DatasetError(f"'{twice[0]}' is named twice in '{text}'", where="--split", fix="Name each once.")
     return names

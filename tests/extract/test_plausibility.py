@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from scalr.errors import DatasetError, DoubtfulError
 from scalr.extract.datasets import open_dataset
 from scalr.extract.intensity import IntensityStatistics
+from scalr.extract.misalignment import AXES, Evidence, judged
 from scalr.extract.plan import Part
 from scalr.extract.plausibility import findings
 from scalr.extract.projection import inverse_rigid, rigid_transform
@@ -132,7 +135,7 @@ MISUSES = {  # what is done, then what is told
     ),
     "the same image of two cameras": (
         {"frames": of_views(lambda view: replace(view, image=view.image.replace("RIGHT", "LEFT")))},
-        "frame0_LEFT.png: the same image as frame0_LEFT.png",
+        "frame0_LEFT.png: camera RIGHT of frame frame0 has the same image as camera LEFT of frame frame0",
     ),
 }
 
@@ -163,6 +166,26 @@ def test_cameras_of_published_sets_are_upright_and_others_may_not_be(tiny_datase
         assert {type(each) for each in findings(changed, changed.frames) if "lower edge" in str(each)} == {kind}
 
 
+def test_cameras_of_a_rig_may_look_up_or_down_but_not_along_forgotten_axes(tiny_dataset):
+    up = rigid_transform(np.array([[1.0, 0, 0], [0, 0.0, -1], [0, 1, 0]]), np.zeros(3))
+    for frames, number in (
+        (lambda matrix: up @ matrix, 0),
+        (lambda matrix: up.T @ matrix, 0),
+        (lambda _: np.eye(4), 2),
+    ):
+        changed = Changed(tiny_dataset, frames=with_cam_from_lidar(frames))
+        changed.name = "mine"
+        assert len([line for line in found(changed) if "lower edge" in line]) == number
+
+
+def test_small_rooms_and_scans_of_few_points_are_sound(tiny_dataset):
+    rng = np.random.default_rng(0)
+    room = np.hstack([rng.uniform(-1, 1, (2000, 3)) * (2, 2, 1.5), rng.uniform(0, 255, (2000, 1))]).astype(np.float32)
+    for points in (room, room[:20]):
+        changed = Changed(tiny_dataset, points=lambda _, points=points: points)
+        assert not [line for line in found(changed) if "to spread least" in line]
+
+
 def test_a_camera_that_looks_over_the_points_is_doubtful(tiny_dataset):
     def over(matrix):  # pitched up by 50 degrees
         cosine, sine = np.cos(np.radians(50)), np.sin(np.radians(50))
@@ -191,6 +214,21 @@ def save_turned(array, path):
     Image.fromarray(array).save(path, exif=exif)
 
 
+def save_12_bits_a_colour(array, path):
+    """A PNG of 16 bits a colour, which Pillow reads but does not write."""
+    height, width, _ = array.shape
+    rows = (array.astype(np.uint16) * 16).astype(">u2").reshape(height, -1)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        b"IEND": b"",
+    }
+    parts = [
+        struct.pack(">I", len(of)) + name + of + struct.pack(">I", zlib.crc32(name + of)) for name, of in chunks.items()
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
 @pytest.mark.parametrize(
     ("save", "told"),
     [
@@ -203,6 +241,7 @@ def save_turned(array, path):
             lambda array, path: Image.fromarray(array[..., 0].astype(np.uint16) * 16).save(path),
             "16-bit values up to 40[0-9]+, and up to 65535 are expected",
         ),
+        (save_12_bits_a_colour, "16-bit values up to 40[0-9]+, and up to 65535 are expected"),
         (
             lambda array, path: Image.fromarray(np.full_like(array, 7)).save(path),
             r"all pixels have the colour \(7, 7, 7\), and an image of a street is expected",
@@ -290,6 +329,18 @@ def test_mirrored_images_are_told(kitti, nuscenes, tmp_path, monkeypatch):
     (line,) = found(Changed(nuscenes, frames=mirror(nuscenes, tmp_path, ["CAM_BACK"])))
     assert "camera CAM_BACK: its images fit the scans" in line
     assert "times as well mirrored" in line
+
+
+def test_what_chance_may_give_is_not_told(tiny_dataset):
+    """A mirrored image that fits 1.6 times as well, where images moved aside differ as much, says something of many."""
+
+    def evidence(chance):
+        return Evidence(
+            {"front": 0.0}, {"front": chance}, {"front": 0.5}, {name: {} for name in AXES}, {-1: {}, 1: {}}, {}
+        )
+
+    few, many = [evidence(0.25)] * 3, [evidence(0.25)] * 24
+    assert [len(list(judged(tiny_dataset, each))) for each in (few, many, [evidence(0.01)] * 3)] == [0, 1, 1]
 
 
 def test_labels_of_another_scan_are_told(kitti):

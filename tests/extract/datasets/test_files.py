@@ -216,6 +216,8 @@ def test_numbered_files_are_those_whose_name_is_a_number(tmp_path):
     assert numbered_files(tmp_path, ".label", ".bin") == {"000017": ".label", "3": ".bin"}
     assert numbered_files(tmp_path, ".bin", ".label") == {"000017": ".bin", "3": ".bin"}
     assert numbered_files(tmp_path / "nowhere", ".bin") == {}
+    (tmp_path / "5.JPG").touch()
+    assert numbered_files(tmp_path, ".png", ".jpg") == {"5": ".JPG"}
 
 
 @pytest.fixture

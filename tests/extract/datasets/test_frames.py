@@ -254,7 +254,7 @@ def test_rays_that_hit_nothing_are_dropped_if_asked(rig):
     before = open_dataset("frames", rig.root, "train")
     points, labels = read_labelled_scan(before, before.frames[0])
     is_return = without_returns(rig)
-    with pytest.raises(DatasetError, match=r"f0\.bin: 1 of 400 points are not finite"):
+    with pytest.raises(DatasetError, match=r"f0\.bin: 1 of 400 points are not finite\. Set 'no_returns: drop' in"):
         read_labelled_scan(before, before.frames[0])
     (rig.root / "dataset.yaml").write_text(f"{YAML}no_returns: drop\n")
     dataset = open_dataset("frames", rig.root, "train")
@@ -359,7 +359,7 @@ BAD_ROWS = {
     "half a size": ({"image_width": None}, "image_height and image_width go together"),
     "no rotation": (
         {"projection": None, "cam_from_lidar": [2.0] * 12, "intrinsics": [1.0, 0, 0, 0, 1, 0, 0, 0, 1]},
-        "is not a rotation",
+        "is not a rotation: its determinant is 0, and its rows miss length 1 and right angles by 12; 1 and less than",
     ),
     "no pinhole": (
         {**with_matrices({}, 40.0), "intrinsics": [1.0] * 9},
@@ -500,7 +500,7 @@ def test_rows_of_a_frame_that_do_not_follow_each_other(rig):
         (lambda rig: [row.pop("scan") for row in rig.rows] and rig.write(), "no column 'scan'"),
         (
             lambda rig: [row.update(projektion=1) for row in rig.rows] and rig.write(),
-            "unknown column 'projektion', did you mean 'projection'",
+            "unknown column 'projektion', did you mean 'projection'? Leave it out, or name it as one of",
         ),
         (
             lambda rig: (rig.root / "dataset.yaml").write_text("clases: {}"),

@@ -93,6 +93,7 @@ def test_what_is_no_scan_is_said(tmp_path, name, content, message):
         (SCAN[:, :3], r"\(9, 3\) and dtype float32"),
         (SCAN[None], r"\(1, 9, 4\) and dtype float32"),
         (SCAN.astype("U9"), r"\(9, 4\) and dtype <U9"),
+        (np.tile(SCAN.T, 8), r"\(4, 72\) and dtype float32"),
         (SCAN > 0, r"\(9, 4\) and dtype bool"),
     ],
 )

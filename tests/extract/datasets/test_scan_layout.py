@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scalr.errors import DatasetError
-from scalr.extract.datasets.files import read_scan
+from scalr.extract.datasets.files import read_raw_points, read_scan
 
 COLUMNS = 8
 
@@ -28,18 +28,30 @@ def test_each_layout_is_told_from_all_others(points, declared, tmp_path):
             points[:, :columns].astype(dtype).tofile(path)
             if (dtype, columns) == (np.float32, declared):
                 np.testing.assert_array_equal(read_scan(path, declared), points[:, :4])
-            elif dtype == np.float64 or columns % declared:
+            else:
                 with pytest.raises(DatasetError, match=rf"0\.bin: {declared} float32 values a point make no scan"):
                     read_scan(path, declared)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "columns", "told"), [("f4", 5, "5 float32"), ("f4", 3, "3 float32"), ("f8", 4, "4 float64")]
+    ("dtype", "columns", "told"),
+    [("f4", 5, "5 float32"), ("f4", 3, "3 float32"), ("f4", 8, "8 float32"), ("f8", 4, "4 float64")],
 )
 def test_the_layout_that_a_file_has_is_named(points, dtype, columns, told, tmp_path):
     points[:, :columns].astype(dtype).tofile(tmp_path / "0.bin")
     with pytest.raises(DatasetError, match=f"and {told} values do. Write the file as the dataset has it"):
         read_scan(tmp_path / "0.bin", 4)
+
+
+def test_rays_without_returns_hide_no_layout(points, tmp_path):
+    """Neither of rows of five values, nor of sound ones; every other point may be a second return that is none."""
+    for value in (np.nan, 0):
+        points[::2, :3] = value
+        points[:, :5].tofile(tmp_path / "0.bin")
+        with pytest.raises(DatasetError, match="and 5 float32 values do"):
+            read_raw_points(tmp_path / "0.bin", 4)
+        points[:, :4].tofile(tmp_path / "0.bin")
+        np.testing.assert_array_equal(read_raw_points(tmp_path / "0.bin", 4), points[:, :4])
 
 
 def test_values_that_stand_column_by_column_are_told(points, tmp_path):
