@@ -264,6 +264,9 @@ def test_rays_that_hit_nothing_are_dropped_if_asked(rig):
     (rig.root / "f0.label").write_bytes((rig.root / "f0.label").read_bytes()[:-4])
     with pytest.raises(DatasetError, match="399 labels for the 400 points"):
         dataset.read_labels(dataset.frames[0])
+    np.zeros((400, 4), np.float32).tofile(rig.root / "f0.bin")
+    with pytest.raises(DatasetError, match=r"f0\.bin: none of 400 points is a return\. Leave the frame out"):
+        dataset.read_points(dataset.frames[0])
 
 
 def test_several_splits_are_one(rig):
