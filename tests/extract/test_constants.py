@@ -25,7 +25,7 @@ NUMBERS = {
         "ALLOWANCE": 4,
     },
     "scalr.extract.run": {"TRIED_FRAMES": 8, "COMPARED_VIEWS": 12, "COMPARED_MAPS": 16},
-    "scalr.extract.sampled_frames": {"SHALLOW": 8},
+    "scalr.extract.sampled_frames": {"AS_STORED": (0, 1), "SHALLOW": 8},
     "scalr.extract.alignment": {
         "WINDOW": 9,
         "FILLED": 0.5,
@@ -63,6 +63,8 @@ NUMBERS = {
         "FEWEST_NEIGHBOURS": 200,
     },
     "scalr.extract.datasets.files": {"ORIENTATION": 0x0112},
+    "scalr.extract.datasets.frames": {"LARGEST_OFF": 1e-4},
+    "scalr.extract.datasets.scan_files": {"MOST_COLUMNS": 64},
     "scalr.extract.datasets.scan_layout": {
         "LOOKED_AT": 2000,
         "FEWEST": 100,
