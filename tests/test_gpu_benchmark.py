@@ -107,6 +107,8 @@ def test_tables_say_what_was_measured_what_was_not_and_why():
             "seconds": 0.2, "peak_gb": 3.0, "official_seconds": 0.5, "official_peak_gb": 12.0},
         "beside scan scalr_wi768 float32": {
             "seconds": 0.2, "peak_gb": 3.0, "official_not_measured": "out of memory"},
+        "beside scan scalr_wi256 bfloat16": {
+            "seconds": 0.2, "peak_gb": 3.0, "official_seconds": 0.5, "official_peak_gb": 12.0, "difference": 0.0123},
         "wait 4": {"steps_per_second": 9.876, "share": 0.0312},
         "parity scalr_wi768": {"float32": [2e-7, 3e-7], "bfloat16": [0.004, 0.02], "passed": True},
     }  # fmt: skip
@@ -115,13 +117,14 @@ def test_tables_say_what_was_measured_what_was_not_and_why():
     assert "8.0 minutes" in tables
     not_yet = "not run yet"
     # 336 billion operations an image; 46.4 million a point.
-    expected = [not_yet, "500", "1,000", "failed: InductorError", "336"]
+    expected = [not_yet, "500", "1,000", "failed: InductorError", "336", "0.05 hours"]
     assert row(tables, "`dinov2_vitl14`", "bfloat16") == expected
-    assert row(tables, "`dinov2_vits14`", "float32") == [not_yet] * 5
-    assert row(tables, "`scalr_wi256`", "bfloat16", "100.0 ms, 4.57 GB") == ["46.4", "out of time"]
+    assert row(tables, "`dinov2_vits14`", "float32") == [not_yet] * 6
+    assert row(tables, "`scalr_wi256`", "bfloat16", "100.0 ms, 4.57 GB") == ["46.4", "2.44 hours", "out of time"]
     assert row(tables, "`scalr_wi256`, step", "float32") == [
-        "200.0 ms, 3.00 GB", "500.0 ms, 12.00 GB", "2.5 times faster, 0.25 of the memory"]  # fmt: skip
-    assert row(tables, "`scalr_wi768`, scan", "float32") == ["200.0 ms, 3.00 GB", "out of memory", "–"]
+        "200.0 ms, 3.00 GB", "500.0 ms, 12.00 GB", "2.5 times faster, 0.25 of the memory", "–"]  # fmt: skip
+    assert row(tables, "`scalr_wi768`, scan", "float32") == ["200.0 ms, 3.00 GB", "out of memory", "–", "–"]
+    assert row(tables, "`scalr_wi256`, scan", "bfloat16")[-1] == "1.2e-02"
     assert row(tables, "4") == ["9.88", "3.1%"]
     assert row(tables, "`scalr_wi768`", "bfloat16", "4.0e-03") == ["2.0e-02", "0.05, 0.5"]
 
@@ -204,6 +207,18 @@ def test_a_figure_that_fails_costs_no_other_and_none_is_begun_too_late(benchmark
     late = gpu.measure_all(bench, minutes=0)
     assert {figure["not_measured"] for figure in late["figures"].values()} == {"out of time"}
     assert gpu.faults(late) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main()
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "no device 'cuda' here" in last
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_simulated_scans_have_the_sizes_of_nuscenes():

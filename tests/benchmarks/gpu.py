@@ -178,15 +178,17 @@ class Benchmark:
         else:
             scans = [self.prepared_scan(recipe)]
         inputs = packed(recipe.inputs, scans)
-        figure = self._pass_of(lambda: self.student(recipe), (inputs,), task, precision)
+        figure, ours = self._pass_of(lambda: self.student(recipe), (inputs,), task, precision)
         self._forget()
         arguments = padded([scan.input for scan in scans], recipe.inputs)
         try:
-            official = self._pass_of(
+            official, theirs = self._pass_of(
                 lambda: official_model(self.student(recipe), self.peer), arguments, task, precision
             )
         except torch.OutOfMemoryError:
             return figure | {"official_not_measured": OUT_OF_MEMORY}
+        if task == "scan":  # (M, D), and (1, D, M); padding makes batches differ while training
+            figure["difference"] = _relative(ours, theirs[0].T)
         return figure | {f"official_{name}": value for name, value in official.items()}
 
     def measure_teacher(self, teacher: str, precision: str, images: int, mode: str) -> dict[str, Any]:
@@ -322,18 +324,20 @@ class Benchmark:
 
     def _pass_of(
         self, new_model: Callable[[], nn.Module], arguments: Sequence[Any], task: str, precision: str
-    ) -> dict[str, Any]:
-        model, arguments = new_model(), [each.to(self.device) for each in arguments]
-        if task == "scan":
-            model.eval()
-            seconds = self.seconds_of(lambda: model(*arguments), precision, grad=False)
-            return {"seconds": seconds, "peak_gb": self.peak_gb()}
+    ) -> tuple[dict[str, Any], torch.Tensor]:
+        """Time and memory of passes through a model, and its output on the CPU."""
+        model, arguments, outputs = new_model(), [each.to(self.device) for each in arguments], []
+        model.train(task == "step")
 
-        def step() -> None:
+        def once() -> None:
             model.zero_grad()
-            model(*arguments).float().square().mean().backward()
+            outputs.clear()  # before the next takes its memory
+            outputs.append(model(*arguments))
+            if task == "step":
+                outputs[0].float().square().mean().backward()
 
-        return {"seconds": self.seconds_of(step, precision), "peak_gb": self.peak_gb()}
+        seconds = self.seconds_of(once, precision, grad=task == "step")
+        return {"seconds": seconds, "peak_gb": self.peak_gb()}, outputs[0].detach().float().cpu()
 
     def autocast(self, precision: str) -> AbstractContextManager:
         return torch.autocast(self.device.type, getattr(torch, precision), enabled=precision != "float32")

@@ -33,6 +33,7 @@ STUDENTS = (*WAFFLEIRONS, "scalr_plus", "scalr_minkunet_vitl")
 TASKS = ("step", "scan")
 SOURCES = ("store", "dinov2_vits14", "dinov2_vitl14")  # of a step's targets: a store, or a teacher in memory
 WORKERS = (0, 4, 8)
+NUSCENES_IMAGES, NUSCENES_STEPS = 168_780, 87_900  # of its training set; of 25 epochs with batches of 8
 DIM = 1024  # of the targets that students learn: a ViT-L's
 # Of a relative difference: the output's, the gradients', where rounding decides which ReLUs and neighbours pass one on.
 LIMITS = {"float32": (1e-4, 1e-2), "bfloat16": (5e-2, 5e-1)}
@@ -65,7 +66,7 @@ def figures() -> list[Figure]:
         *(Figure("targets", (source,), 15) for source in SOURCES),
         *(Figure("wait", (workers,), 30) for workers in WORKERS),
         *(Figure("teacher", (teacher, "bfloat16", IMAGES[-1], "compiled"), 30) for teacher in TEACHERS),
-        *(Figure("step", (student, precision, "compiled"), 60)
+        *(Figure("step", (student, precision, "compiled"), 40)
           for precision in reversed(PRECISIONS) for student in WAFFLEIRONS),
         *(Figure("teacher", (teacher, precision, IMAGES[-1], "compiled"), 30)
           for precision in ("float32", "float16") for teacher in TEACHERS),
@@ -119,26 +120,37 @@ def _machine(results: Mapping[str, Any] | None) -> str:
 
 
 def _teachers(found: Figures) -> Iterator[Sequence[str]]:
-    yield ["teacher", "precision", *(f"{images} at once" for images in IMAGES), f"{IMAGES[-1]}, compiled", "TFLOP/s"]
+    yield [
+        "teacher",
+        "precision",
+        *(f"{images} at once" for images in IMAGES),
+        f"{IMAGES[-1]}, compiled",
+        "TFLOP/s",
+        "nuScenes",
+    ]
     for teacher in TEACHERS:
         for precision in TEACHER_PRECISIONS:
             settings = [(images, "eager") for images in IMAGES] + [(IMAGES[-1], "compiled")]
             keys = [Figure("teacher", (teacher, precision, *each)).key for each in settings]
             rates = [found[key]["images_per_second"] for key in keys if "images_per_second" in found.get(key, {})]
-            best = f"{max(rates) * operations_of_image(teacher) / 1e12:.0f}" if rates else NOT_RUN
-            yield [f"`{teacher}`", precision, *(_cell(found, key, _rate) for key in keys), best]
+            fastest = max(rates, default=None)
+            of_fastest = [NOT_RUN, NOT_RUN]
+            if fastest is not None:
+                of_fastest = [f"{fastest * operations_of_image(teacher) / 1e12:.0f}", _hours(NUSCENES_IMAGES / fastest)]
+            yield [f"`{teacher}`", precision, *(_cell(found, key, _rate) for key in keys), *of_fastest]
 
 
 def _steps(found: Figures) -> Iterator[Sequence[str]]:
-    yield ["recipe", "precision", "time, memory", "TFLOP/s", "compiled"]
+    yield ["recipe", "precision", "time, memory", "TFLOP/s", "25 epochs of nuScenes", "compiled"]
     for student in STUDENTS:
         for precision in PRECISIONS:
             eager = Figure("step", (student, precision, "eager")).key
             compiled = Figure("step", (student, precision, "compiled")).key
-            cells = [_cell(found, eager, _time_and_memory), "–", "–"]
+            hours = _cell(found, eager, lambda figure: _hours(NUSCENES_STEPS * figure["seconds"]))
+            cells = [_cell(found, eager, _time_and_memory), "–", hours, "–"]
             if student in WAFFLEIRONS:
                 cells[1] = _cell(found, eager, partial(_tflops, student))
-                cells[2] = _cell(found, compiled, _time_and_memory)
+                cells[3] = _cell(found, compiled, _time_and_memory)
             yield [f"`{student}`", precision, *cells]
 
 
@@ -150,12 +162,12 @@ def _scans(found: Figures) -> Iterator[Sequence[str]]:
 
 
 def _beside(found: Figures) -> Iterator[Sequence[str]]:
-    yield ["", "precision", "scalr", "official", "ratio"]
+    yield ["", "precision", "scalr", "official", "ratio", "outputs differ by"]
     for task in TASKS:
         for student in WAFFLEIRONS:
             for precision in PRECISIONS:
                 key = Figure("beside", (task, student, precision)).key
-                cells = [_cell(found, key, each) for each in (_time_and_memory, _official, _ratio)]
+                cells = [_cell(found, key, each) for each in (_time_and_memory, _official, _ratio, _difference)]
                 yield [f"`{student}`, {task}", precision, *cells]
 
 
@@ -217,6 +229,14 @@ def _ratio(figure: Mapping[str, Any]) -> str:
     return faster + (
         f", {figure['peak_gb'] / figure['official_peak_gb']:.2f} of the memory" if figure["peak_gb"] else ""
     )
+
+
+def _difference(figure: Mapping[str, Any]) -> str:
+    return f"{figure['difference']:.1e}" if "difference" in figure else "–"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} hours"
 
 
 def _markdown(rows: Iterator[Sequence[str]]) -> str:
