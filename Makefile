@@ -59,9 +59,10 @@ bench: install
 	test ! -d $(DATA)/nuscenes || $(BIN)/python tests/benchmarks/nuscenes_size.py $(DATA)/nuscenes
 
 # Every figure that needs a GPU, in under nine minutes on one, into gpu.json; `python tests/benchmarks/gpu_figures.py gpu.json`
-# then writes the tables of docs/performance.md. In .venv where it is made, else in PYTHON, where scalr need not be installed.
+# then writes the tables of docs/performance.md. In GPU_PYTHON, where scalr need not be installed.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/benchmarks/gpu.py $(if $(PEER),--peer $(PEER))
+	$(GPU_PYTHON) tests/benchmarks/gpu.py $(if $(PEER),--peer $(PEER))
 
 lint: install
 	$(BIN)/ruff check .

@@ -109,6 +109,7 @@ def test_tables_say_what_was_measured_what_was_not_and_why():
             "seconds": 0.2, "peak_gb": 3.0, "official_not_measured": "out of memory"},
         "beside scan scalr_wi256 bfloat16": {
             "seconds": 0.2, "peak_gb": 3.0, "official_seconds": 0.5, "official_peak_gb": 12.0, "difference": 0.0123},
+        "profile scalr_wi768": {"shares": [["aten::mm", 0.625], ["aten::add", 0.125]]},
         "wait 4": {"steps_per_second": 9.876, "share": 0.0312},
         "parity scalr_wi768": {"float32": [2e-7, 3e-7], "bfloat16": [0.004, 0.02], "passed": True},
     }  # fmt: skip
@@ -125,6 +126,7 @@ def test_tables_say_what_was_measured_what_was_not_and_why():
         "200.0 ms, 3.00 GB", "500.0 ms, 12.00 GB", "2.5 times faster, 0.25 of the memory", "–"]  # fmt: skip
     assert row(tables, "`scalr_wi768`, scan", "float32") == ["200.0 ms, 3.00 GB", "out of memory", "–", "–"]
     assert row(tables, "`scalr_wi256`, scan", "bfloat16")[-1] == "1.2e-02"
+    assert "| `scalr_wi768` | `aten::mm` 62%, `aten::add` 12% |" in tables
     assert row(tables, "4") == ["9.88", "3.1%"]
     assert row(tables, "`scalr_wi768`", "bfloat16", "4.0e-03") == ["2.0e-02", "0.05, 0.5"]
 
@@ -149,7 +151,7 @@ def test_figures_of_a_cpu_do_not_get_into_the_page(tmp_path, monkeypatch, capsys
 
 
 def test_every_kind_of_figure_of_students_is_measured(benchmark, tmp_path):
-    bench, saved = with_figures(benchmark, "step", "scan", "beside", "wait"), []
+    bench, saved = with_figures(benchmark, "step", "scan", "beside", "profile", "wait"), []
     results = gpu.measure_all(bench, quick=True, save=lambda each: saved.append(json.dumps(each)))
     assert list(results["figures"]) == [figure.key for figure in bench.sizes.figures]
     assert [len(json.loads(each)["figures"]) for each in saved] == list(range(1, 1 + len(results["figures"])))
@@ -157,7 +159,10 @@ def test_every_kind_of_figure_of_students_is_measured(benchmark, tmp_path):
     assert set(results["figures"]) <= planned
     for key, figure in results["figures"].items():
         assert "not_measured" not in figure, key
-        assert all(value is None or value >= 0 for value in figure.values()), key
+        assert all(value is None or value >= 0 for name, value in figure.items() if name != "shares"), key
+    shares = dict(results["figures"]["profile scalr_wi256"]["shares"])
+    assert 0.5 < sum(shares.values()) <= 1
+    assert any("mm" in name for name in shares)  # of linear layers
     assert gpu.faults(results) == []
     gpu.written_whole(tmp_path / "gpu.json", results)
     tables = gpu_figures.tables(json.loads((tmp_path / "gpu.json").read_text()))

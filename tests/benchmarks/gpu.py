@@ -67,6 +67,7 @@ from scalr.extract.teachers.teacher import Teacher, load_teacher
 
 RECIPE, PRECISION = "scalr_wi256", "bfloat16"  # of comparisons that need one student
 BESIDE_OFFICIAL = 2  # cameras: the official planes of 8 at width 768 are larger than a GPU's memory
+PROFILED = 10  # operations
 LONG_S = 2.0  # of the timed rounds of one figure
 OUT_OF_TIME, OUT_OF_MEMORY, FAILED = "out of time", "out of memory", "failed: "
 
@@ -101,6 +102,7 @@ QUICK = Sizes(
         Figure("teacher", ("dinov2_vits14", "bfloat16", 256, "compiled")),
         Figure("targets", ("store",)),
         Figure("targets", ("dinov2_vits14",)),
+        Figure("profile", ("scalr_wi256",)),
         Figure("wait", (0,)),
         Figure("wait", (1,)),
     ),
@@ -209,6 +211,20 @@ class Benchmark:
         with self.teacher(source, PRECISION) as loaded:
             objective = WithTeacher(self.objective(with_head_for(recipe, loaded.dim), dim=loaded.dim), loaded)
             return {"seconds": self.step_seconds(objective, batches, training), "peak_gb": self.peak_gb()}
+
+    def measure_profile(self, student: str) -> dict[str, Any]:
+        """The operations that take most of a step's time on the device, and their shares of it, largest first."""
+        recipe = self.recipe(student)
+        objective, batches = self.objective(recipe), self.batches(recipe)
+        training = replace(recipe.training, precision=PRECISION)
+        self.step_seconds(objective, batches, training)  # what is done once is not of a step
+        with torch.profiler.profile() as profiler:
+            self.training(objective, batches, training, len(batches))
+        operations = [each for each in profiler.key_averages() if each.device_type == torch.autograd.DeviceType.CPU]
+        clock = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        times = {each.key: getattr(each, clock) for each in operations}
+        largest = sorted(times, key=times.get, reverse=True)[:PROFILED]
+        return {"shares": [(name, times[name] / sum(times.values())) for name in largest]}
 
     def measure_wait(self, workers: int) -> dict[str, Any]:
         """A training that reads the store; its workers have started before."""

@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGE, RESULTS = (
-    DOCS / "performance.md",
-    DOCS / "gpu.json",
-)  # RESULTS: of the run that the page has; none before the first
+PAGE = DOCS / "performance.md"
+RESULTS = DOCS / "gpu.json"  # of the run that the page has; none before the first
 BEGIN, END = "<!-- tables of gpu.json -->\n", "<!-- end of gpu.json -->\n"
 NOT_RUN = "not run yet"
 
@@ -65,6 +63,7 @@ def figures() -> list[Figure]:
           for teacher in TEACHERS for precision in TEACHER_PRECISIONS for images in IMAGES),
         *(Figure("targets", (source,), 15) for source in SOURCES),
         *(Figure("wait", (workers,), 30) for workers in WORKERS),
+        *(Figure("profile", (student,), 10) for student in WAFFLEIRONS),
         *(Figure("teacher", (teacher, "bfloat16", IMAGES[-1], "compiled"), 30) for teacher in TEACHERS),
         *(Figure("step", (student, precision, "compiled"), 40)
           for precision in reversed(PRECISIONS) for student in WAFFLEIRONS),
@@ -101,6 +100,10 @@ def tables(results: Mapping[str, Any] | None) -> str:
         ("**Evaluation of a whole scan**", _scans(found)),
         ("**Beside the official WaffleIron**: forward and backward pass of 2 cameras; a whole scan", _beside(found)),
         ("**A step of `scalr_wi256` in bfloat16, by where its targets come from**", _targets(found)),
+        (
+            "**Where a step's time goes**, bfloat16: the largest shares of the GPU's time, by operation",
+            _profiles(found),
+        ),
         ("**Waiting for data**: `scalr_wi256` in bfloat16, from a simulated store", _waits(found)),
         ("**The same on the GPU as on a CPU in float64?** Relative differences of a training step", _parity(found)),
     ):
@@ -176,6 +179,16 @@ def _targets(found: Figures) -> Iterator[Sequence[str]]:
     for source in SOURCES:
         name = "a store" if source == "store" else f"`{source}` in memory"
         yield [name, _cell(found, Figure("targets", (source,)).key, _time_and_memory)]
+
+
+def _profiles(found: Figures) -> Iterator[Sequence[str]]:
+    yield ["recipe", "shares"]
+    for student in WAFFLEIRONS:
+        key = Figure("profile", (student,)).key
+        yield [
+            f"`{student}`",
+            _cell(found, key, lambda figure: ", ".join(f"`{n}` {s:.0%}" for n, s in figure["shares"])),
+        ]
 
 
 def _waits(found: Figures) -> Iterator[Sequence[str]]:
