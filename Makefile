@@ -1,4 +1,4 @@
-# make demo | test | test-slow | mutants | bench | picture | study | study-real | lint | install: each makes .venv first, with the versions of constraints.txt.
+# make demo | test | test-slow | mutants | bench | gpu | picture | study | study-real | lint | install: each makes .venv first, with the versions of constraints.txt, but gpu.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Modules are compiled once, not by each of the many processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-slow mutants bench picture study study-real lint format clean
+.PHONY: install demo test test-slow mutants bench gpu picture study study-real lint format clean
 
 install: .venv/installed
 
@@ -57,6 +57,12 @@ bench: install
 	test ! -d $(DATA) || $(BIN)/python tests/benchmarks/store_size.py $(DATA)
 	test ! -d $(DATA) || { $(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/encodings.py $(DATA) "$$weights"; }
 	test ! -d $(DATA)/nuscenes || $(BIN)/python tests/benchmarks/nuscenes_size.py $(DATA)/nuscenes
+
+# Every figure that needs a GPU, in under nine minutes on one, into gpu.json; `python tests/benchmarks/gpu_figures.py gpu.json`
+# then writes the tables of docs/performance.md. In GPU_PYTHON, where scalr need not be installed.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	$(GPU_PYTHON) tests/benchmarks/gpu.py $(if $(PEER),--peer $(PEER))
 
 lint: install
 	$(BIN)/ruff check .

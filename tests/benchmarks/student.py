@@ -24,10 +24,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from official_waffleiron import official_model, padded
 
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.backbones.waffleiron.inputs import ScanInput, WaffleIronInputs, voxel_representatives
-from scalr.distill.convert import official_tensors
 from scalr.distill.inputs import evaluation_input
 from scalr.distill.student import Student
 from scalr.extract.datasets import open_dataset
@@ -112,31 +112,8 @@ def contestant(work: Work) -> tuple[torch.nn.Module, Callable]:
     student = our_student(work.setting).to(work.device)
     if work.peer is None:
         return student, lambda scans: (CONFIG.pack(scans).to(work.device),)
-    sys.path.insert(0, str(work.peer))
-    from waffleiron import Segmenter
-
-    shapes = [plane.shape for plane in CONFIG.planes]
-    has_layer_norm = work.setting.norm == "layer"
-    official = Segmenter(5, work.setting.width, 1024, work.setting.depth, shapes, layer_norm=has_layer_norm)
-    official.load_state_dict(official_tensors(student))
-    return official.to(work.device), lambda scans: tuple(tensor.to(work.device) for tensor in padded(scans))
-
-
-def padded(scans: list[ScanInput]) -> tuple[torch.Tensor, ...]:
-    """Features (B, 5, N), cells (B, 3, N), which points are real (B, N), neighbours (B, 17, N)."""
-    count = max(len(scan.features) for scan in scans)
-    features, real = torch.zeros(len(scans), 5, count), torch.zeros(len(scans), count)
-    cells = torch.zeros(len(scans), len(CONFIG.planes), count, dtype=torch.int64)
-    neighbours = torch.full((len(scans), 1 + CONFIG.num_neighbours, count), count - 1)
-    for b, scan in enumerate(scans):
-        points = len(scan.features)
-        features[b, :, :points] = torch.from_numpy(scan.features.T)
-        neighbours[b, 0, :points] = torch.arange(points)
-        neighbours[b, 1:, :points] = torch.from_numpy(scan.neighbours.T)
-        for p, plane in enumerate(CONFIG.planes):
-            cells[b, p, :points] = torch.from_numpy(scan.cells[p] @ [plane.shape[1], 1])
-        real[b, :points] = 1
-    return features, cells, real, neighbours
+    official = official_model(student, work.peer)
+    return official, lambda scans: tuple(tensor.to(work.device) for tensor in padded(scans, CONFIG))
 
 
 # Tasks: each returns seconds, and peak memory in GB beside that of the imports
