@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -60,7 +63,7 @@ def joined_processes(device_name: str) -> Iterator[torch.device]:
 
 def _meet(backend: str) -> None:
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=PATIENCE, **_meeting_place())
     except RuntimeError as error:  # its own DistError, or one of gloo without a class
         raise ScalrError(
             f"the {os.environ['WORLD_SIZE']} processes of this run did not meet ({shortened(error)})",
@@ -68,6 +71,41 @@ def _meet(backend: str) -> None:
             fix="Check that torchrun runs on all --nnodes nodes with one --rdzv-id and --rdzv-endpoint, and that nodes"
             " reach each other.",
         ) from None
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Where processes exchange their addresses: a place of its own for each start of them all.
+
+    torchrun's store outlives the processes, and after a restart one may find the address of another's predecessor there
+    and wait for it (pytorch #167288).
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}  # the store is the first process's own, and new
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=PATIENCE)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return {"store": dist.PrefixStore(agreed_name(store, rank, size), store), "rank": rank, "world_size": size}
+
+
+def agreed_name(store: dist.Store, rank: int, size: int) -> str:
+    """A name that all processes of this start have, and none of an earlier one had.
+
+    Each draws a number and says which numbers it sees. Who says one's own number has seen it, so it runs now; once all
+    say the same, nobody sees a predecessor's.
+
+    Raises:
+        RuntimeError: another process did not come in time.
+    """
+    numbers, seen = ([f"scalr/{what}/{each}" for each in range(size)] for what in ("number", "seen"))
+    store.set(numbers[rank], uuid.uuid4().hex)
+    began = time.monotonic()
+    while time.monotonic() - began < store.timeout.total_seconds():
+        mine = b" ".join(store.multi_get(numbers))
+        store.set(seen[rank], mine)
+        if set(store.multi_get(seen)) == {mine}:
+            return hashlib.sha256(mine).hexdigest()
+        time.sleep(0.05)
+    raise RuntimeError("another process did not come in time")
 
 
 def _is_of_communication(error: RuntimeError) -> bool:

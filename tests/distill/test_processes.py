@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -133,6 +134,23 @@ def test_processes_that_do_not_meet_are_told_where(group, monkeypatch):
         processes.joined_processes("cpu"),
     ):
         raise AssertionError
+
+
+def test_after_a_restart_nobody_takes_another_s_predecessor_for_it():
+    """torchrun's store keeps what processes wrote that are gone; one comes later than the others, each time."""
+    server = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+
+    def name_of(rank: int, size: int = 3, seconds: float = 60) -> str:
+        time.sleep(0.3 * (rank == 2))
+        store = dist.TCPStore("localhost", server.port, is_master=False, timeout=timedelta(seconds=seconds))
+        return processes.agreed_name(store, rank, size)
+
+    with ThreadPoolExecutor(3) as pool:
+        names = [set(pool.map(name_of, range(3))) for _ in range(3)]
+    assert [len(each) for each in names] == [1, 1, 1]
+    assert len(set.union(*names)) == 3
+    with pytest.raises(RuntimeError, match="another process did not come in time"):
+        name_of(0, seconds=0.2)
 
 
 @pytest.mark.parametrize("variables", [{"WORLD_SIZE": "1"}, {"TORCHELASTIC_RUN_ID": None}])
