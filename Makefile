@@ -1,4 +1,4 @@
-# make demo | test | test-slow | mutants | bench | gpu | picture | study | study-real | lint | install: each makes .venv first, with the versions of constraints.txt, but gpu.
+# make demo | test | test-newest | test-slow | mutants | bench | gpu | picture | study | study-real | lint | install: each makes .venv first, with the versions of constraints.txt, but gpu and test-newest.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Modules are compiled once, not by each of the many processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-slow mutants bench gpu picture study study-real lint format clean
+.PHONY: install demo test test-newest test-slow mutants bench gpu picture study study-real lint format clean
 
 install: .venv/installed
 
@@ -26,6 +26,27 @@ demo: install
 # By file, so that what a module's tests share is made once.
 test: install
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What programs with numpy 2 use of scalr, in an environment without nuscenes-devkit. numpy, zarr and pyarrow are the newest
+# that PYTHON allows, all else is as in constraints.txt. Then predictions on simulated worlds, with the devkit's files on the
+# path: its list of scenes is read, and nothing of it is imported.
+NEWEST := .venv-newest
+NEWEST_PYTEST := $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+READER := $(patsubst %,tests/extract/store/test_%.py,reader arrays format inspect writer draft)
+STUDENT := $(patsubst %,tests/distill/%,waffleiron test_checkpoint.py test_voxels.py) \
+  $(patsubst %,tests/distill/minkunet/test_%.py,network kernel_maps sparse_convolution)
+test-newest: $(NEWEST)/installed
+	$(NEWEST_PYTEST) tests/test_numpy2.py tests/extract/test_targets.py $(READER) $(STUDENT)
+	PYTHONPATH=$(CURDIR)/$(NEWEST)/devkit $(NEWEST_PYTEST) tests/evaluate/test_scoring.py
+
+$(NEWEST)/installed: pyproject.toml requirements-numpy2.txt constraints.txt
+	$(PYTHON) -m venv $(NEWEST)
+	grep -vE '^(numpy|zarr|pyarrow)==' constraints.txt > $(NEWEST)/constraints.txt
+	$(NEWEST)/bin/pip install --quiet --no-compile --constraint $(NEWEST)/constraints.txt \
+	  --requirement requirements-numpy2.txt pytest pytest-xdist hypothesis psutil
+	$(NEWEST)/bin/pip install --quiet --no-compile --no-deps --editable .
+	$(NEWEST)/bin/pip install --quiet --no-compile --no-deps --constraint constraints.txt --target $(NEWEST)/devkit nuscenes-devkit
+	touch $@
 
 # SLURM, for the tests that run docs/batch.md on it; where it cannot be installed they are skipped, and say so.
 test-slow: install
@@ -89,4 +110,4 @@ study-real: install
 	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/real_study.py study/real "$$weights" --data $(DATA)
 
 clean:
-	rm -rf .venv build demo *.egg-info
+	rm -rf .venv $(NEWEST) build demo *.egg-info

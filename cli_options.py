@@ -90,6 +90,10 @@ class Verbs(ExampleLast, click.Group):
             if error.of_all_processes and not is_first_process():
                 raise click.exceptions.Exit(error.exit_code) from None
             raise _shown(error) from error
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == __package__:
+                raise
+            raise _shown(_not_installed(error.name)) from error
         except OSError as error:
             # Disks and permissions can fail at any line. A broken pipe is for click: the reader has seen enough.
             if error.errno in (None, errno.EPIPE):
@@ -103,6 +107,14 @@ def _shown(error: ScalrError) -> click.ClickException:
     shown = click.ClickException(str(error))
     shown.exit_code = error.exit_code
     return shown
+
+
+def _not_installed(module: str) -> ScalrError:
+    return ScalrError(
+        "this Python module is not installed",
+        where=module,
+        fix="Run 'pip install .' in the folder of scalr's source, which brings all that its commands need.",
+    )
 
 
 def _refused_by_the_system(error: OSError) -> ScalrError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import importlib
+import importlib.util
 import logging
 import os
 import signal
@@ -195,6 +195,8 @@ def simulated(tmp_path_factory):
     def call(layout: str) -> Path:
         if layout == "pandaset":
             pytest.importorskip("pandas", reason="PandaSet's files are pandas tables")
+        if importlib.util.find_spec("nuscenes") is None:
+            pytest.skip("nuscenes-devkit, whose list names the scenes of simulated worlds, is not installed")
         root = worlds / f"{layout}-world"
         with (worlds / f"{layout}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -491,6 +491,17 @@ def test_what_the_system_refuses_anywhere_is_one_line(monkeypatch, tmp_path, num
     assert_one_line_error(scalr("check", "--root", tmp_path), f"{tmp_path}/a: the system refuses (", advice)
 
 
+def test_a_package_that_is_not_installed_is_one_line(monkeypatch, tmp_path):
+    calls_of(monkeypatch, check_module, "check", ModuleNotFoundError("No module named 'timm'", name="timm.layers"))
+    result = scalr("check", "--root", tmp_path)
+    assert_one_line_error(result, "timm.layers: this Python module is not installed. Run 'pip install .'")
+
+
+def test_a_module_of_our_own_that_is_missing_is_no_package(monkeypatch, tmp_path):
+    calls_of(monkeypatch, check_module, "check", ModuleNotFoundError("No module named 'scalr.x'", name="scalr.x"))
+    assert isinstance(scalr("check", "--root", tmp_path).exception, ModuleNotFoundError)
+
+
 def test_a_reader_of_our_output_that_has_left_is_no_error(monkeypatch, tmp_path):
     calls_of(monkeypatch, check_module, "check", BrokenPipeError(errno.EPIPE, "Broken pipe"))
     assert "Error" not in scalr("check", "--root", tmp_path).stderr

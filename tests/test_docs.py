@@ -189,7 +189,8 @@ def test_every_test_that_a_page_names_exists():
 
 
 def modules_with_examples() -> list[str]:
-    files = [file for file in DOCS.parent.rglob("*.py") if not {"tests", ".venv", "build"} & set(file.parts)]
+    others = {"tests", ".venv", ".venv-newest", "build"}
+    files = [file for file in DOCS.parent.rglob("*.py") if not others & set(file.parts)]
     names = [file.relative_to(DOCS.parent).with_suffix("").parts for file in files if ">>>" in file.read_text()]
     return sorted(".".join(["scalr", *parts]).removesuffix(".__init__") for parts in names)
 

@@ -7,16 +7,34 @@ import functools
 import importlib.util
 from pathlib import Path
 
+from ...errors import DatasetError
+
 
 @functools.cache
 def devkit_splits() -> dict[str, list[str]]:
     """Lists of scenes by name, as in the devkit's `utils/splits.py`: train, val, test, mini_train, mini_val and others.
 
-    Read from its source: importing it takes two seconds, for the devkit's drawing libraries come with it.
+    Read from its source: importing it takes two seconds, for the devkit's drawing libraries come with it, and needs
+    numpy 1.
+
+    Raises:
+        DatasetError: the devkit is not installed.
     """
-    (folder,) = importlib.util.find_spec("nuscenes").submodule_search_locations
-    source = Path(folder, "utils", "splits.py").read_text()
-    lists = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    lists = [node for node in ast.parse(_source()).body if isinstance(node, ast.Assign)]
     splits: dict = {}
     exec(compile(ast.Module(lists, type_ignores=[]), "splits.py", "exec"), splits)
     return {name: list(value) for name, value in splits.items() if isinstance(value, list)}
+
+
+def _source() -> str:
+    installed = importlib.util.find_spec("nuscenes")
+    # Any folder with this name that Python comes upon is found, too.
+    for folder in (installed and installed.submodule_search_locations) or ():
+        file = Path(folder, "utils", "splits.py")
+        if file.is_file():
+            return file.read_text()
+    raise DatasetError(
+        "it is not installed, and its list of scenes is needed for nuScenes and for simulated worlds",
+        where="nuscenes-devkit",
+        fix="Run 'pip install nuscenes-devkit', with numpy 2 'pip install --no-deps nuscenes-devkit'.",
+    )
