@@ -106,6 +106,7 @@ def extract(config: ExtractConfig) -> ExtractSummary:
             written, skipped = _follow(run_on_cluster(client, extractor, config, todo), todo)
     elif writer.lacks_statistics(config.teachers, source):
         _pipeline(config, dataset, teachers, writer, source, selection)  # whose first step makes them
+    writer.gather_indexes()
     writer.clear_leftovers()
     for block in blocks:
         skipped |= _skipped_before(writer.store, block)

@@ -1,0 +1,67 @@
+"""What reading views needs of the indexes of a kind, in memory: of all views, and once for all workers of a process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from .shared_arrays import SharedArrays
+
+BLOCKS, STOPS = "blocks", "stops"  # beside the columns: numbers of the blocks, and where the rows of each end
+
+
+class IndexRows:
+    """Some columns of the indexes of some blocks, one block after the other.
+
+    Columns hold integers that are not negative; each is kept as the smallest type that holds it.
+    """
+
+    def __init__(self, blocks: Sequence[int], rows: pa.Table) -> None:
+        """
+        Args:
+            blocks: in ascending order.
+            rows: of their indexes, in that order, the column `block` among them.
+        """
+        numbers = np.asarray(blocks, dtype=np.int64)
+        columns = {name: _narrow(rows[name].fill_null(0).to_numpy()) for name in rows.column_names}
+        stops = np.searchsorted(rows["block"].to_numpy(), numbers, side="right")
+        self._arrays: Mapping[str, np.ndarray] = {BLOCKS: numbers, STOPS: stops, **columns}
+        self._shared: SharedArrays | None = None
+
+    @classmethod
+    def of_another_process(cls, shared: SharedArrays) -> IndexRows:
+        rows = cls.__new__(cls)
+        rows._arrays, rows._shared = shared.arrays, shared
+        return rows
+
+    def share(self) -> SharedArrays:
+        """The same, to be sent to workers."""
+        if self._shared is None:
+            self._shared = SharedArrays(self._arrays)
+            self._arrays = self._shared.arrays
+        return self._shared
+
+    @property
+    def blocks(self) -> list[int]:
+        return self._arrays[BLOCKS].tolist()
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self._arrays[column]
+
+    def of_block(self, block: int) -> range | None:
+        """The numbers of a block's rows; None where it is none of these blocks."""
+        blocks, stops = self._arrays[BLOCKS], self._arrays[STOPS]
+        position = int(np.searchsorted(blocks, block))
+        if position == len(blocks) or blocks[position] != block:
+            return None
+        return range(int(stops[position - 1]) if position else 0, int(stops[position]))
+
+
+def _narrow(column: np.ndarray) -> np.ndarray:
+    """
+    >>> _narrow(np.array([900, 0])).dtype
+    dtype('uint16')
+    """
+    return column.astype(np.min_scalar_type(int(column.max(initial=0))), copy=False)
