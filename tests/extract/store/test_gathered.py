@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import pickle
@@ -21,6 +23,7 @@ from scalr.extract.store.gathered import open_gathered
 from scalr.extract.store.inspect import inspect_store
 from scalr.extract.store.remove import removal_of_teacher
 from scalr.extract.store.verify import verify_store
+from scalr.extract.verification import VerifyConfig, verify
 from small_store import PROVENANCE, SETTINGS, a_block, add_inputs, write_block
 
 KINDS = (SCANS, "t")
@@ -220,12 +223,53 @@ def test_a_teacher_takes_its_gathered_file_along(path):
     assert [file.name for file in (path / fmt.GATHERED).iterdir()] == ["scans.parquet"]
 
 
-def test_any_parquet_reader_reads_it_as_the_page_says(path):
-    """Rows of all indexes in the order of `views`; the metadata tell which rows are of which block."""
-    file = pq.ParquetFile(fmt.gathered_path(path, "t"))
-    each = [pq.read_table(fmt.index_path(path, "t", block)).to_pylist() for block in BLOCKS]
-    rows = file.read(pq.read_schema(fmt.index_path(path, "t", 0)).names).to_pylist()
-    assert rows == [row for rows in each for row in rows]
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gathered_file_is_as_the_page_says(path, kind):
+    """Read with pyarrow and JSON alone."""
+    file = pq.ParquetFile(path / f"gathered/{kind}.parquet")
+    said = file.metadata.metadata
+    keys = (b"scalr.blocks", b"scalr.files", b"scalr.skipped", b"scalr.records")
+    assert hashlib.sha256(b"".join(said[key] for key in keys)).hexdigest().encode() == said[b"scalr.sha256"]
+    blocks, files, skipped, records = (json.loads(said[key]) for key in keys)
+    assert blocks["block"] == [*BLOCKS]
+    assert skipped == ({"1": {"1-9": "no image"}} if kind == SCANS else {})
+    rows, first = file.read(), 0
+    for position, block in enumerate(BLOCKS):
+        index = path / f"index/{kind}/{block:06d}.parquet"
+        own, metadata = pq.read_table(index), pq.read_schema(index).metadata
+        found = rows.slice(first, blocks["rows"][position])
+        assert found.select(own.column_names).to_pylist() == own.to_pylist()
+        assert all(found[name].null_count == len(found) for name in set(rows.column_names) - set(own.column_names))
+        assert (blocks["bytes"][position], blocks["mtime_ns"][position]) == (
+            index.stat().st_size,
+            index.stat().st_mtime_ns,
+        )
+        assert records[blocks["record"][position]] == json.loads(metadata[b"scalr.record"])
+        listed = json.loads(metadata[b"scalr.files"])
+        assert files[position] == {name: each["bytes"] for name, each in listed.items()}
+        first += len(own)
+    assert first == len(rows)
+
+
+def test_an_extraction_ends_by_gathering_and_one_that_was_stopped_there_goes_on(extract_tiny, monkeypatch):
+    def stopped(parts: object, kind: str, path: Path) -> None:
+        path.write_bytes(b"PAR1")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gathering, "write_gathered", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            extract_tiny(frames_per_block=1)
+    path = extract_tiny(frames_per_block=1).path
+    assert sorted(file.name for file in (path / fmt.GATHERED).iterdir()) == ["coordinates.parquet", "scans.parquet"]
+    assert not [file for file in (path / fmt.TMP).rglob("*") if file.is_file()]
+    assert verify(VerifyConfig(store=path)).whole
+
+
+def test_repairing_gathers_anew(path):
+    shutil.rmtree(path / fmt.GATHERED)
+    verify(VerifyConfig(store=path, repair=True))
+    assert all(block in open_gathered(path, kind) for kind in KINDS for block in BLOCKS)
 
 
 def test_a_worker_shares_the_memory_of_the_process_that_started_it(path):
