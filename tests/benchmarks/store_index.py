@@ -98,6 +98,16 @@ subprocess.run([sys.executable, "-c", sys.argv[2]], input=pickle.dumps(dataset),
 )
 
 
+INSPECT = """
+import sys, time
+from scalr.extract.store import open_store
+from scalr.extract.store.inspect import inspect_store
+start = time.perf_counter()
+report = inspect_store(open_store(sys.argv[1]))
+print(f"  inspect {time.perf_counter() - start:.2f} s, {report.files:,} files", flush=True)
+"""
+
+
 def write_block(writer, block: int, frames: int) -> None:
     rng, rows = np.random.default_rng(block), index_of(block, frames).to_pylist()
     channels = np.stack([np.zeros(DIM, np.float32), np.ones(DIM, np.float32)])
@@ -155,12 +165,14 @@ def link_blocks(path: Path, blocks: range) -> None:
             os.link(first / file, group / file)
 
 
-def write_index(path: Path, kind: str, block: int) -> None:
+def write_index(path: Path, kind: str, block: int, first: pa.Table) -> None:
     """The index of block 0 under another number, with tokens and images of its own."""
-    first = pq.read_table(fmt.index_path(path, kind, 0))
     others = {"block": pa.array(np.full(len(first), block, np.int32))}
     if kind == SCANS:
-        others |= {name: index_of(block, len(first) // VIEWS)[name] for name in ("scene", "token", "image")}
+        before, now = f"{0:06d}", f"{block:06d}"  # in each token
+        tokens = [token.replace(before, now, 1) for token in first["token"].to_pylist()]
+        images = [image.replace("__0", f"__{block}-") for image in first["image"].to_pylist()]
+        others |= {"token": pa.array(tokens), "image": pa.array(images)}
     metadata = {key: json.loads(value) for key, value in first.schema.metadata.items() if key in fmt.SIGNED_KEYS}
     metadata[fmt.GROUP_KEY] = fmt.group_name(kind, block)
     signature = fmt.digest({key.decode(): value for key, value in metadata.items()})
@@ -195,6 +207,7 @@ def gather_links(path: Path, kind: str, blocks: int) -> None:
 
 def read(path: Path) -> None:
     subprocess.run([sys.executable, "-c", READER, path, WORKER], check=True)
+    subprocess.run([sys.executable, "-c", INSPECT, path], check=True)
 
 
 def main(frames: int) -> None:
@@ -220,8 +233,9 @@ def main(frames: int) -> None:
                 gather_links(path, kind, blocks)
         else:
             for kind in (SCANS, "t"):
+                first = pq.read_table(fmt.index_path(path, kind, 0))
                 for block in range(1, blocks):
-                    write_index(path, kind, block)
+                    write_index(path, kind, block, first)
             print("each index read by itself:", flush=True)
             read(path)
             start = time.perf_counter()
