@@ -81,13 +81,20 @@ class GatheredIndexes:
             return False
         return (found.st_size, found.st_mtime_ns) == self._size_and_time(self._positions[block])
 
-    def read(self, blocks: Sequence[int], columns: Sequence[str] | None = None) -> dict[int, pa.Table]:
-        """The rows of some of its blocks, by block: of all columns of their kind, or some.
+    def read(self, blocks: Sequence[int], columns: Sequence[str] | None = None) -> list[tuple[list[int], pa.Table]]:
+        """The rows of some of its blocks: of all columns of their kind, or some.
+
+        Args:
+            blocks: in ascending order.
+            columns: None takes all.
+
+        Returns:
+            These blocks in their order, in parts, and the rows of each part.
 
         Raises:
             Exception: whatever reading damaged content, or a file that another has replaced, ends with.
         """
-        found: dict[int, pa.Table] = {}
+        parts = []
         with fmt.gathered_path(self._store, self._kind).open("rb") as opened:  # arrow takes no path that is not UTF-8
             if _identity(opened.fileno()) != self._identity:
                 raise ValueError("another file has taken its place")
@@ -95,12 +102,8 @@ class GatheredIndexes:
             ends = np.cumsum([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)])
             for number, inside in self._by_row_group(blocks, ends).items():
                 table = fmt.read_columns(file, self._kind, columns, [number] if number < len(ends) else [])
-                for block in inside:
-                    rows, stop = self.rows(block), int(self._stop_rows[self._positions[block]])
-                    found[block] = table.slice(stop - rows - (ends[number - 1] if number else 0), rows)
-                    if len(found[block]) != rows:
-                        raise ValueError("it has fewer rows than it says")
-        return found
+                parts.append((inside, self._rows_among(table, ends[number - 1] if number else 0, inside)))
+        return parts
 
     def _by_row_group(self, blocks: Sequence[int], ends: np.ndarray) -> dict[int, list[int]]:
         """The blocks whose rows are in each row group; those of a block are never in two."""
@@ -109,6 +112,17 @@ class GatheredIndexes:
         for block, group in zip(blocks, groups, strict=True):
             inside.setdefault(group, []).append(block)
         return inside
+
+    def _rows_among(self, table: pa.Table, first: int, blocks: list[int]) -> pa.Table:
+        """The rows of some blocks, of a table that begins with row `first` of the file."""
+        counts = [self.rows(block) for block in blocks]
+        if len(table) != sum(counts):
+            stops = self._stop_rows[[self._positions[block] for block in blocks]]
+            pairs = zip(stops, counts, strict=True)
+            table = pa.concat_tables([table.slice(stop - count - first, count) for stop, count in pairs])
+        if len(table) != sum(counts):
+            raise ValueError("it has fewer rows than it says")
+        return table
 
     def rows(self, block: int) -> int:
         return self._noted["rows"][self._positions[block]]

@@ -42,7 +42,7 @@ def _parts(store: FeatureStore, kind: str, blocks: list[int]) -> Iterator[tuple[
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(blocks), PART_BLOCKS):
             part = blocks[first : first + PART_BLOCKS]
-            rows = store.read_gathered(kind, part)
+            rows = store.rows_of_each(kind, store.read_gathered(kind, part))
             found = [(store.gathered_indexes(kind).entry(block), table) for block, table in rows.items()]
             others = pool.map(partial(_read_block, store, kind), [block for block in part if block not in rows])
             found = sorted([*found, *(each for each in others if each is not None)], key=lambda each: each[0].block)

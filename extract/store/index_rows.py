@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +18,21 @@ class IndexRows:
     Columns hold integers that are not negative; each is kept as the smallest type that holds it.
     """
 
-    def __init__(self, blocks: Sequence[int], rows: pa.Table) -> None:
+    def __init__(self, blocks: Sequence[int], columns: Sequence[str], parts: Iterable[pa.Table]) -> None:
         """
         Args:
             blocks: in ascending order.
-            rows: of their indexes, in that order, the column `block` among them.
+            columns: `block` among them.
+            parts: rows of the indexes of these blocks, in that order.
         """
+        found: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.uint8)] for name in columns}
+        for part in parts:
+            for name in columns:
+                found[name].append(_integers(part[name]))
+        arrays = {name: np.concatenate(each) for name, each in found.items()}
         numbers = np.asarray(blocks, dtype=np.int64)
-        columns = {name: _narrow(rows[name].fill_null(0).to_numpy()) for name in rows.column_names}
-        stops = np.searchsorted(rows["block"].to_numpy(), numbers, side="right")
-        self._arrays: Mapping[str, np.ndarray] = {BLOCKS: numbers, STOPS: stops, **columns}
+        stops = np.searchsorted(arrays["block"], numbers, side="right")
+        self._arrays: Mapping[str, np.ndarray] = {BLOCKS: numbers, STOPS: stops, **arrays}
         self._shared: SharedArrays | None = None
 
     @classmethod
@@ -57,6 +62,13 @@ class IndexRows:
         if position == len(blocks) or blocks[position] != block:
             return None
         return range(int(stops[position - 1]) if position else 0, int(stops[position]))
+
+
+def _integers(column: pa.ChunkedArray) -> np.ndarray:
+    """0 in place of nulls, which optional columns have."""
+    if column.null_count == len(column):
+        return np.zeros(len(column), np.uint8)
+    return _narrow((column.fill_null(0) if column.null_count else column).to_numpy())
 
 
 def _narrow(column: np.ndarray) -> np.ndarray:

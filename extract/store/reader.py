@@ -521,9 +521,8 @@ class FeatureStore:
         gathered = self.gathered_indexes(teacher)
         if gathered is not None and teacher not in self._in_memory:
             blocks = [block for block in self._blocks if block in gathered]
-            self._in_memory[teacher] = IndexRows(
-                blocks, self._read_indexes(teacher, blocks, ("block", *OF_TARGETS, *OF_SEGMENTS))
-            )
+            columns = ("block", *OF_TARGETS, *OF_SEGMENTS)
+            self._in_memory[teacher] = self._index_rows(teacher, blocks, columns)
 
     def records(self, folder: str, required: Sequence[str] = ()) -> dict[str, dict]:
         """The attributes of all records in the folder `sources` or `teachers`, by their names there."""
@@ -597,8 +596,13 @@ class FeatureStore:
     @property
     def _scans(self) -> IndexRows:
         if SCANS not in self._in_memory:
-            self._in_memory[SCANS] = IndexRows(self._blocks, self.read_views(COLUMNS))
+            self._in_memory[SCANS] = self._index_rows(SCANS, self._blocks, COLUMNS)
         return self._in_memory[SCANS]
+
+    def _index_rows(self, kind: str, blocks: Sequence[int], columns: Sequence[str]) -> IndexRows:
+        rows = IndexRows(blocks, columns, self._index_parts(kind, blocks, columns))
+        pa.default_memory_pool().release_unused()  # tables of a large store, now that they are here as small integers
+        return rows
 
     def gathered_indexes(self, kind: str) -> GatheredIndexes | None:
         """The gathered indexes of a kind that stand as they did when they were gathered, when this was first asked."""
@@ -611,27 +615,44 @@ class FeatureStore:
 
     def _read_indexes(self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of the indexes of some blocks, in ascending order: from the gathered file as far as it has them."""
-        found = self.read_gathered(kind, blocks, columns)
-        if len(found) < len(blocks):
-            found |= self._read_each_index(kind, [block for block in blocks if block not in found], columns)
         schema = fmt.schema_of(kind)
         empty = schema.empty_table().select(columns or schema.names)
-        return pa.concat_tables([empty, *(found[block] for block in blocks)]).combine_chunks()
+        return pa.concat_tables([empty, *self._index_parts(kind, blocks, columns)]).combine_chunks()
+
+    def _index_parts(self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None) -> list[pa.Table]:
+        parts = self.read_gathered(kind, blocks, columns)
+        found = [block for inside, _ in parts for block in inside]
+        if len(found) == len(blocks):
+            return [table for _, table in parts]
+        others = sorted(set(blocks).difference(found))
+        tables = self.rows_of_each(kind, parts) | self._read_each_index(kind, others, columns)
+        return [tables[block] for block in blocks]
+
+    def rows_of_each(self, kind: str, parts: Iterable[tuple[list[int], pa.Table]]) -> dict[int, pa.Table]:
+        """The same by block: of what `read_gathered` gives."""
+        rows = {}
+        for inside, table in parts:
+            first = 0
+            for block in inside:
+                count = self._gathered[kind].rows(block)
+                rows[block] = table.slice(first, count)
+                first += count
+        return rows
 
     def read_gathered(
         self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None = None
-    ) -> dict[int, pa.Table]:
-        """The rows of those of some blocks that are gathered, by block."""
+    ) -> list[tuple[list[int], pa.Table]]:
+        """Those of some blocks that are gathered, and their rows, part by part; none where the file cannot be read."""
         gathered = self.gathered_indexes(kind)
         there = [] if gathered is None else [block for block in blocks if block in gathered]
         if not there:
-            return {}
+            return []
         try:
             return gathered.read(there, columns)
         except Exception as error:  # whatever arrow makes of damaged pages: the indexes themselves are there
             logger.debug("the gathered indexes of %s cannot be read (%s): each is read by itself", kind, error)
             self._gathered[kind] = None
-            return {}
+            return []
 
     def _read_each_index(self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None) -> dict[int, pa.Table]:
         paths = [fmt.index_path(self.path, kind, block) for block in blocks]
