@@ -144,7 +144,7 @@ def test_a_gathered_file_that_is_lost_or_damaged_costs_time_alone(made, path, ki
             file.write_bytes(content)
 
 
-@pytest.mark.parametrize("flips", [4, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [4, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_flipped_bit_of_a_gathered_file_is_other_values(made, path, kind, flips):
     file, rng, sound = fmt.gathered_path(path, kind), np.random.default_rng(0), all_of(made)
