@@ -301,11 +301,40 @@ def _pairs_of(view: StoredView, kept: np.ndarray) -> Pairs:
     return point, pair[point]
 
 
-def _views_by_frame(store: FeatureStore, teachers: Sequence[str], sources: Sequence[Source] | None) -> list[np.ndarray]:
+class RowsByFrame(Sequence[np.ndarray]):
+    """Rows of views, frame by frame.
+
+    It is two arrays: of as many small ones as a large store has frames, every worker would get a copy.
+
+    Args:
+        rows: (V,) of all frames, one after the other.
+        first: (F,) where each frame begins.
+    """
+
+    def __init__(self, rows: np.ndarray, first: np.ndarray) -> None:
+        self.rows, self._bounds = rows.astype(np.int32), np.append(first, len(rows)).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __getitem__(self, frame: int) -> np.ndarray:
+        if not 0 <= frame < len(self):
+            raise IndexError(frame)
+        return self.rows[self._bounds[frame] : self._bounds[frame + 1]]
+
+    @property
+    def first_rows(self) -> np.ndarray:
+        """(F,) the first row of each frame."""
+        return self.rows[self._bounds[:-1]]
+
+
+def _views_by_frame(store: FeatureStore, teachers: Sequence[str], sources: Sequence[Source] | None) -> RowsByFrame:
     """Rows of the views of each frame of `sources` that see a point and have targets of all teachers."""
     used = store.column("pairs_stop") > store.column("pairs_start")
     for teacher in teachers:
-        used &= np.isin(np.arange(len(used)), store.rows_with_targets(teacher))
+        has_targets = np.zeros_like(used)
+        has_targets[store.rows_with_targets(teacher)] = True
+        used &= has_targets
     if sources is not None:
         used &= np.isin(store.column("block"), [block for source in sources for block in source.blocks])
     rows = np.flatnonzero(used)
@@ -316,6 +345,7 @@ def _views_by_frame(store: FeatureStore, teachers: Sequence[str], sources: Seque
             fix=f"Run 'scalr extract {' '.join(f'--teacher {teacher}' for teacher in teachers)}' first.",
         )
     # The views of a frame follow each other and share their scan.
-    scan = np.stack([store.column(name)[rows] for name in ("block", "points_start")], axis=1)
-    first_of_frame = np.flatnonzero((scan[1:] != scan[:-1]).any(axis=1)) + 1
-    return np.split(rows, first_of_frame)
+    block, start = (store.column(name)[rows] for name in ("block", "points_start"))
+    is_first = np.ones(len(rows), dtype=bool)
+    is_first[1:] = (block[1:] != block[:-1]) | (start[1:] != start[:-1])
+    return RowsByFrame(rows, np.flatnonzero(is_first))

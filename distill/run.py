@@ -333,10 +333,11 @@ def _in_use(dataset: DistillDataset, sources: Sequence[Source]) -> dict[str, int
 
     `views_sha256` is over the names of their views and the checksums of their points and pairs.
     """
-    rows = np.concatenate(dataset.frames)
-    views = dataset.store.views.take(rows)
-    columns = (views[name].to_pylist() for name in ("dataset", "scene", "token", "camera", "crc32c"))
-    blocks = dataset.store.column("block")[[rows[0] for rows in dataset.frames]]
+    rows = dataset.frames.rows
+    names = ("dataset", "scene", "token", "camera", "crc32c")
+    views = dataset.store.read_views(names).take(rows)
+    columns = (views[name].to_pylist() for name in names)
+    blocks = dataset.store.column("block")[dataset.frames.first_rows]
     return {
         "frames_in_use": [int(np.isin(blocks, source.blocks).sum()) for source in sources],
         "views_in_use": len(views),
@@ -348,9 +349,9 @@ def _targets_sha256(chosen: Sequence[Chosen], datasets: Sequence[DistillDataset]
     """A digest of the checksums of all targets that are learnt from."""
     digest = hashlib.sha256()
     for each, dataset in zip(chosen, datasets, strict=True):
-        of_view = np.zeros(len(each.store.views), dtype="<u4")
-        of_view[each.store.rows_with_targets(teacher)] = each.store.read_target_views(teacher)["crc32c"]
-        digest.update(of_view[np.concatenate(dataset.frames)].tobytes())
+        of_view = np.zeros(len(each.store.column("block")), dtype="<u4")
+        of_view[each.store.rows_with_targets(teacher)] = each.store.read_target_views(teacher, ["crc32c"])["crc32c"]
+        digest.update(of_view[dataset.frames.rows].tobytes())
     return digest.hexdigest()
 
 

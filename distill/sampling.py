@@ -80,18 +80,22 @@ class EpochBatches(Sampler[list[Draw]]):
 
     def whole_batches(self) -> Iterator[list[Draw]]:
         """The steps' draws, those of all processes together."""
-        draws = [draw for part in range(len(self.part_sizes)) for draw in self._draws(part)]
+        draws = np.concatenate([self._draws(part) for part in range(len(self.part_sizes))])
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(draws))
         for step in range(self.first_step, self.num_steps):
-            yield [draws[i] for i in order[step * self.batch_size : (step + 1) * self.batch_size]]
+            batch = draws[order[step * self.batch_size : (step + 1) * self.batch_size]]
+            yield [Draw(*draw) for draw in batch.tolist()]
 
-    def _draws(self, part: int) -> Iterator[Draw]:
+    def _draws(self, part: int) -> np.ndarray:
+        """(N, 3): those of a part in this epoch, each as a `Draw`."""
         count, size = self.draws_of_part[part], self.part_sizes[part]
         first, last = self.epoch * count, (self.epoch + 1) * count
+        draws = [np.empty((0, 3), dtype=np.int64)]
         for visit in range(first // size, -(-last // size)):
             frames = np.random.default_rng([self.seed, visit, part]).permutation(size)
-            for frame in frames[max(0, first - visit * size) : last - visit * size]:
-                yield Draw(part, visit, int(frame))
+            frames = frames[max(0, first - visit * size) : last - visit * size]
+            draws.append(np.stack([np.full_like(frames, part), np.full_like(frames, visit), frames], axis=1))
+        return np.concatenate(draws)
 
 
 class EpochLoader:

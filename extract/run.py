@@ -106,6 +106,7 @@ def extract(config: ExtractConfig) -> ExtractSummary:
             written, skipped = _follow(run_on_cluster(client, extractor, config, todo), todo)
     elif writer.lacks_statistics(config.teachers, source):
         _pipeline(config, dataset, teachers, writer, source, selection)  # whose first step makes them
+    writer.gather_indexes()
     writer.clear_leftovers()
     for block in blocks:
         skipped |= _skipped_before(writer.store, block)
@@ -261,8 +262,9 @@ def _mended(
     """
     mended = set()
     for block in blocks:
-        skipped = _skipped_before(writer.store, block)
-        frames = [dataset.frames[number] for number in range(block.start, block.stop)] if skipped else []
+        if not (skipped := _skipped_before(writer.store, block)):
+            continue
+        frames = [dataset.frames[number] for number in range(block.start, block.stop)]
         frames = [frame for frame in frames if frame.token in skipped]
         usable = [frame.token for frame in frames if _can_be_used(dataset, frame, selection)]
         others = [name for name in writer.store.teachers if writer.store.is_committed(name, block.index)]

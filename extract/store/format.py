@@ -12,6 +12,7 @@
                                     and segments/, where the source has superpixels
       index/scans/000017.parquet    the copy of a group's index.parquet that makes the group count: one row per view
       index/NAME/000017.parquet
+      gathered/scans.parquet        the rows of all indexes of a kind, to be read faster; never needed
       aside/                        what was taken out, and may be looked at or thrown away
       tmp/OWNER/                    what running jobs have not committed yet; readers never look there
 
@@ -44,6 +45,7 @@ SCANS = "scans"  # the kind of index that is no teacher's name
 GROUP_INDEX = "index.parquet"
 FRAMES_TABLE = "frames.parquet"
 ASIDE, TMP = "aside", "tmp"
+GATHERED = "gathered"
 DIGEST = "sha256"  # of a record: the attribute that tells whether the others were altered
 ALTERED = "altered since it was written"
 MAKE_ONE = "Pass the folder of a store; 'scalr extract' makes one."
@@ -114,6 +116,10 @@ def group_path(store: Path, kind: str, block: int) -> Path:
 
 def index_path(store: Path, kind: str, block: int) -> Path:
     return store / "index" / kind / f"{block_name(block)}.parquet"
+
+
+def gathered_path(store: Path, kind: str) -> Path:
+    return store / GATHERED / f"{kind}.parquet"
 
 
 def crc32c(start: int, *arrays: np.ndarray) -> int:
@@ -297,18 +303,24 @@ def read_index(path: Path, kind: str, columns: Sequence[str] | None = None) -> p
     Raises:
         FileNotFoundError, UnreadableError, DamagedError: as `open_index`.
     """
-    schema = schema_of(kind)
-    wanted = pa.schema([schema.field(name) for name in columns or schema.names])
     file = open_index(path)
     try:
-        absent = (OPTIONAL_COLUMNS & {*wanted.names}) - {*file.schema_arrow.names}
-        # Without threads of arrow's own: a reader of many indexes has some already.
-        table = file.read([name for name in wanted.names if name not in absent], use_threads=False)
-        for name in absent:
-            table = table.append_column(name, pa.nulls(len(table), wanted.field(name).type))
-        return table.select(wanted.names).cast(wanted)
+        return read_columns(file, kind, columns, range(file.num_row_groups))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise _damaged_index(path, error) from None
+
+
+def read_columns(file: pq.ParquetFile, kind: str, columns: Sequence[str] | None, row_groups: Sequence[int]) -> pa.Table:
+    """The same of some row groups of a file that is open."""
+    schema = schema_of(kind)
+    wanted = pa.schema([schema.field(name) for name in columns or schema.names])
+    absent = (OPTIONAL_COLUMNS & {*wanted.names}) - {*file.schema_arrow.names}
+    # Without threads of arrow's own: a reader of many indexes has some already.
+    present = [name for name in wanted.names if name not in absent]
+    table = file.read_row_groups(list(row_groups), present, use_threads=False)
+    for name in absent:
+        table = table.append_column(name, pa.nulls(len(table), wanted.field(name).type))
+    return table.select(wanted.names).cast(wanted)
 
 
 def read_metadata(path: Path) -> IndexMetadata:

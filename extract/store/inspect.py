@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...errors import UnreadableError
 from .files import readable, size_of
-from .format import ASIDE, COSINES, SCANS
+from .format import ASIDE, COSINES, GATHERED, SCANS
 from .reader import FeatureStore
 from .statistics_group import read_summary, statistics_name
 
@@ -116,25 +117,20 @@ class StoreReport:
 
 def inspect_store(store: FeatureStore) -> StoreReport:
     """Count what is committed, from the indexes and the sizes of files; arrays are not read."""
-    views = store.views
-    counts = views["pairs_stop"].to_numpy() - views["pairs_start"].to_numpy()
-    cameras = views["camera"].to_pylist()
-    pairs: dict[str, int] = dict.fromkeys(cameras, 0)
-    for camera, count in zip(cameras, counts.tolist(), strict=True):
-        pairs[camera] += count
-    scan_rows = np.unique(
-        np.stack([views[name].to_numpy() for name in ("block", "points_start", "points_stop")], axis=1), axis=0
-    )
+    views = store.read_views(("dataset", "token", "camera", "pairs_hidden"))
+    counts = store.column("pairs_stop").astype(np.int64) - store.column("pairs_start")
+    of_camera = views.append_column("pairs", pa.array(counts)).group_by("camera", use_threads=False)
+    pairs = of_camera.aggregate([("pairs", "sum")]).to_pydict()
     sizes = _Sizes(store)
     return StoreReport(
         path=store.path,
         sources=[source.attributes for source in store.sources],
         num_blocks=len(store.blocks),
-        frames=len(set(zip(views["dataset"].to_pylist(), views["token"].to_pylist(), strict=True))),
+        frames=views.group_by(["dataset", "token"], use_threads=False).aggregate([]).num_rows,
         views=views.num_rows,
-        points=int((scan_rows[:, 2] - scan_rows[:, 1]).sum()),
-        pairs=pairs,
-        pairs_hidden=int(views["pairs_hidden"].to_numpy().sum()),
+        points=_num_points(store),
+        pairs=dict(zip(pairs["camera"], pairs["pairs_sum"], strict=True)),
+        pairs_hidden=pc.sum(views["pairs_hidden"]).as_py() or 0,
         skipped=_skipped(store),
         scans=KindReport(**_completeness(store, SCANS), files=sizes.files[SCANS], bytes=sizes.bytes[SCANS]),
         teachers={name: _targets_report(store, name, sizes) for name in store.teachers},
@@ -143,6 +139,14 @@ def inspect_store(store: FeatureStore) -> StoreReport:
         files=sizes.all_files,
         bytes=sizes.all_bytes,
     )
+
+
+def _num_points(store: FeatureStore) -> int:
+    """Of all scans; the views of a frame follow each other and share theirs."""
+    scans = np.stack([store.column(name).astype(np.int64) for name in ("block", "points_start", "points_stop")])
+    is_first = np.ones(scans.shape[1], dtype=bool)
+    is_first[1:] = (scans[:, 1:] != scans[:, :-1]).any(axis=0)
+    return int((scans[2] - scans[1])[is_first].sum())
 
 
 def _skipped(store: FeatureStore) -> dict[str, str]:
@@ -159,7 +163,7 @@ def _completeness(store: FeatureStore, kind: str) -> dict:
 def _targets_report(store: FeatureStore, teacher: str, sizes: _Sizes) -> TargetsReport:
     rows = store.rows_with_targets(teacher)
     num_pairs = int((store.column("pairs_stop")[rows] - store.column("pairs_start")[rows]).sum())
-    targets = store.read_target_views(teacher)
+    targets = store.read_target_views(teacher, ("start", "stop", *COSINES, "segments_start", "segments_stop"))
     vectors = targets["stop"].to_numpy() - targets["start"].to_numpy()
     cosines = {name: targets[name].to_numpy() for name in COSINES}
     means = {name: values for name, values in cosines.items() if name.startswith("mean")}
@@ -255,7 +259,9 @@ class _Sizes:
         self.aside = 0
         for folder, _, names in os.walk(store.path, onerror=_refuse):
             inside = Path(folder).relative_to(store.path).parts
-            self._add(inside, len(names), sum(size_of(Path(folder, name)) or 0 for name in names))
+            # A gathered file that cannot be looked at is none that anything depends on.
+            with suppress(*([UnreadableError] if inside == (GATHERED,) else [])):
+                self._add(inside, len(names), sum(size_of(f"{folder}/{name}") or 0 for name in names))
 
     def _add(self, inside: tuple[str, ...], files: int, num_bytes: int) -> None:
         self.all_files += files

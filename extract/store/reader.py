@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -23,12 +24,17 @@ from .arrays import open_array
 from .contents import ScanBlock, Segments, Source, StoredView, TargetBlock, source_of
 from .files import indexed_blocks, is_folder, is_there, names_in, readable, size_of
 from .format import SCANS
+from .gathered import GatheredIndexes, open_gathered
+from .index_rows import IndexRows
+from .shared_arrays import SharedArrays
 from .statistics_group import STATISTICS, read_statistics, statistics_name
 
 if TYPE_CHECKING:  # torch and zarr are loaded where targets and arrays are read: views are told without them
     import zarr
 
     from ..targets import EncodedTargets, Footprint
+
+logger = logging.getLogger(__name__)
 
 OPEN_ARRAYS = 512  # handles that a reader keeps
 LOOKING_THREADS = 4  # each look is a request to a server of shared storage; on a local disk, more would only contend
@@ -37,10 +43,13 @@ OTHER_VIEWS = "it has targets of other views than its scans have"
 SCAN_ARRAYS = ("points", "pairs/point_index", "pairs/pixel")
 NEEDED_OF_SOURCE = ("dataset", "split", "frames_per_block", "first_block", "num_blocks", "intensity")
 NEEDED_OF_TEACHER = ("dim", "image_size", "patch_size", "encoding", "dtype")
+# What reading views needs of the indexes: kept in memory, of all views.
 COLUMNS = (
     *("block", "image_height", "image_width"),
     *("points_start", "points_stop", "pairs_start", "pairs_stop", "crc32c"),
 )
+OF_TARGETS = ("start", "stop", "crc32c")
+OF_SEGMENTS = ("segments_start", "segments_stop", "segments_crc32c")
 
 
 class FeatureStore:
@@ -53,16 +62,15 @@ class FeatureStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known_records: set[tuple[str, int]] = set()  # (kind, block) whose index is of that record
+        self._gathered: dict[str, GatheredIndexes | None] = {}  # by kind
+        self._in_memory: dict[str, IndexRows] = {}  # by kind: what reading its views needs, as far as it is in memory
         self._array = functools.lru_cache(OPEN_ARRAYS)(self._open_array)
         self._channels = functools.lru_cache(OPEN_ARRAYS)(self._read_channels)
-        read_rows = functools.lru_cache(2 * OPEN_ARRAYS)(self._read_rows)
-        self._target_rows = functools.partial(read_rows, columns=("start", "stop", "crc32c"))
-        of_segments = ("segments_start", "segments_stop", "segments_crc32c")
-        self._segment_rows = functools.partial(read_rows, columns=of_segments)
+        self._rows_of_targets = functools.lru_cache(2 * OPEN_ARRAYS)(self._read_rows_of_targets)
 
     def __reduce__(self) -> tuple:
-        # Open handles and tables stay behind: a DataLoader worker opens its own.
-        return open_store, (self.path,)
+        # Open handles and tables stay behind: a DataLoader worker opens its own. It shares what is in memory.
+        return _open_again, (self.path, {kind: rows.share() for kind, rows in self._in_memory.items()})
 
     @property
     def sources(self) -> list[Source]:
@@ -84,6 +92,7 @@ class FeatureStore:
         for name in ("named_sources", "teachers"):
             self.__dict__.pop(name, None)
         self._known_records.clear()
+        self._gathered.clear()
 
     def take_for_recorded(self, sources: dict[str, Source], teachers: dict[str, dict]) -> None:
         """Go on with these in place of what the store's own records say, some of which are damaged or lost."""
@@ -93,24 +102,29 @@ class FeatureStore:
     @functools.cached_property
     def views(self) -> pa.Table:
         """One row per committed view, in block order: format.SCANS_SCHEMA."""
-        return self._read_indexes(SCANS, self._blocks)
+        return self.read_views()
+
+    def read_views(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The same, or some columns of it without reading the others."""
+        return self._read_indexes(SCANS, self._blocks, columns)
 
     def column(self, name: str) -> np.ndarray:
-        """One of COLUMNS of `views`, without reading the others.
+        """One of COLUMNS of `views`, as the smallest unsigned integers that hold it, without reading the others.
 
         A reader draws views by these alone; the paths and tokens of a large store would take most of its memory.
         """
-        return self._columns[name]
+        return self._scans[name]
 
     @property
     def blocks(self) -> list[int]:
         """The blocks of the finished store."""
         return [block for source in self.sources for block in source.blocks]
 
-    def read_target_views(self, teacher: str) -> pa.Table:
-        """One row per view that has this teacher's targets, in block order: format.TARGETS_SCHEMA."""
+    def read_target_views(self, teacher: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """One row per view that has this teacher's targets, in block order: format.TARGETS_SCHEMA, or some columns."""
         self.teacher(teacher)
-        return self._read_indexes(teacher, sorted(self.committed_blocks(teacher).intersection(self._blocks)))
+        blocks = sorted(self.committed_blocks(teacher).intersection(self._blocks))
+        return self._read_indexes(teacher, blocks, columns)
 
     def committed_blocks(self, kind: str = SCANS) -> set[int]:
         """The blocks whose scans (or, with a teacher's name, whose targets) are there.
@@ -174,6 +188,7 @@ class FeatureStore:
             DamagedError: a file is missing, or has another size; it is named.
             UnreadableError: something cannot be looked at now.
         """
+        teachers = list(teachers)
         groups = [(kind, block) for source in sources for block in source.blocks for kind in (SCANS, *teachers)]
         with ThreadPoolExecutor(LOOKING_THREADS) as pool:
             for wrong in pool.map(self._first_wrong_file, (groups[n::LOOKING_THREADS] for n in range(LOOKING_THREADS))):
@@ -231,6 +246,7 @@ class FeatureStore:
             StoreError: the store has no such teacher.
         """
         self.teacher(teacher)
+        self._keep_gathered_rows(teacher)  # here, so that workers share them
         return np.flatnonzero(np.isin(self.column("block"), list(self.committed_blocks(teacher))))
 
     def read_view(self, row: int, teacher: str | None = None) -> StoredView:
@@ -277,6 +293,9 @@ class FeatureStore:
 
     def skipped_frames(self, block: int) -> dict[str, str]:
         """The frames that a block was committed without, since they could not be used: token -> why."""
+        gathered = self.gathered_indexes(SCANS)
+        if gathered is not None and block in gathered and gathered.still_stands(block):
+            return gathered.skipped(block)
         return fmt.read_metadata(fmt.index_path(self.path, SCANS, block)).skipped
 
     def read_targets(self, block: int, teacher: str) -> TargetBlock:
@@ -330,7 +349,7 @@ class FeatureStore:
 
         self.require_targets_of_pairs(teacher)
         block, encoding = self._committed_block(row, teacher), self.encoding(teacher)
-        start, stop, checksum = self._target_row(row, teacher, block)
+        start, stop, checksum = self._target_row(row, teacher, block, OF_TARGETS)
         arrays = [self._read(teacher, block, "vectors", slice(start, stop)), None, None]
         if encoding.dtype == "int8":
             arrays[1:] = self._read(teacher, block, "scale", slice(start, stop)), self._channels(teacher, block)
@@ -382,7 +401,7 @@ class FeatureStore:
         """
         block = self._committed_block(row, teacher)
         self.require_superpixels(self._source_of(block))
-        start, stop, checksum = self._row_of_block(self._segment_rows(teacher, block), row, teacher, block)
+        start, stop, checksum = self._target_row(row, teacher, block, OF_SEGMENTS)
         segments = self._read_segments(teacher, block, slice(start, stop))
         if fmt.crc32c(int(self.column("crc32c")[row]), *segments.arrays) != checksum:
             raise self._damaged(teacher, block, OTHER_VALUES)
@@ -393,7 +412,7 @@ class FeatureStore:
         """Mean cosine of the stored and the exact vectors of row `row` of `views`."""
         block = int(self.column("block")[row])
         means = self._read_indexes(teacher, [block], ("mean_cosine",))["mean_cosine"]
-        return means[row - int(np.searchsorted(self.column("block"), block))].as_py()
+        return means[row - self._scans.of_block(block).start].as_py()
 
     def _committed_block(self, row: int, teacher: str) -> int:
         """The block of a row of `views`, of which this teacher's targets are there."""
@@ -454,19 +473,20 @@ class FeatureStore:
     def _wrong_file(self, kind: str, block: int, *, read: bool) -> tuple[Path, str] | None:
         """The first file of a group that is not as its index says, by size alone or `read` for its SHA-256; and how."""
         group, index = fmt.group_path(self.path, kind, block), fmt.index_path(self.path, kind, block)
+        gathered = self.gathered_indexes(kind)
+        if not read and gathered is not None and block in gathered:
+            return next(_of_other_size(group, gathered.files(block)), None)
         metadata = fmt.read_metadata(index)
-        if wrong := self._wrong_metadata(kind, block, metadata):
+        if wrong := self.wrong_metadata(kind, block, metadata):
             return index, wrong
-        for name, listed in metadata.files.items():
-            size = size_of(f"{group}/{name}")
-            if size != listed.bytes:
-                how = "missing" if size is None else "empty" if size == 0 else f"of {size} bytes, not {listed.bytes}"
-                return group / name, how
-            if read and fmt.describe_file(group / name) != listed:
+        for other in _of_other_size(group, {name: listed.bytes for name, listed in metadata.files.items()}):
+            return other
+        for name, listed in metadata.files.items() if read else ():
+            if fmt.describe_file(group / name) != listed:
                 return group / name, "not as it was written (SHA-256)"
         return None
 
-    def _wrong_metadata(self, kind: str, block: int, metadata: fmt.IndexMetadata) -> str | None:
+    def wrong_metadata(self, kind: str, block: int, metadata: fmt.IndexMetadata) -> str | None:
         """How an index is not that of a group made as is recorded, if it is not."""
         if metadata.group != fmt.group_name(kind, block):
             return f"that of {metadata.group}"
@@ -478,24 +498,31 @@ class FeatureStore:
         self._known_records.add((kind, block))
         return None
 
-    def _target_row(self, row: int, teacher: str, block: int) -> list[int]:
-        """Start and stop in the vectors of a block, and checksum, of row `row` of `views`."""
-        return self._row_of_block(self._target_rows(teacher, block), row, teacher, block)
-
-    def _row_of_block(self, rows: np.ndarray, row: int, teacher: str, block: int) -> list[int]:
-        """Of `rows`, one for each view of a block, that of row `row` of `views`."""
-        first_row, stop_row = np.searchsorted(self.column("block"), [block, block + 1])
-        if len(rows) != stop_row - first_row:
+    def _target_row(self, row: int, teacher: str, block: int, columns: tuple[str, ...]) -> list[int]:
+        """Some columns of a teacher's index at row `row` of `views`, which is in `block`."""
+        of_scans, kept = self._scans.of_block(block), self._in_memory.get(teacher)
+        of_targets = None if kept is None else kept.of_block(block)
+        rows = self._rows_of_targets(teacher, block, columns) if of_targets is None else of_targets
+        if len(rows) != len(of_scans):
             raise self._damaged(teacher, block, OTHER_VIEWS)
-        return rows[row - first_row].tolist()
+        found = rows[row - of_scans.start]
+        return found.tolist() if of_targets is None else [int(kept[name][found]) for name in columns]
 
     def _read_channels(self, teacher: str, block: int) -> np.ndarray:
         return self._read(teacher, block, "channels", slice(None))
 
-    def _read_rows(self, teacher: str, block: int, columns: Sequence[str]) -> np.ndarray:
+    def _read_rows_of_targets(self, teacher: str, block: int, columns: Sequence[str]) -> np.ndarray:
         """(V, C) int64 of a block's views."""
         table = self._read_indexes(teacher, [block], columns)
         return np.stack([table[name].to_numpy().astype(np.int64) for name in columns], axis=1)
+
+    def _keep_gathered_rows(self, teacher: str) -> None:
+        """Take into memory what is gathered of a teacher's index; that of other blocks is read with the first view."""
+        gathered = self.gathered_indexes(teacher)
+        if gathered is not None and teacher not in self._in_memory:
+            blocks = [block for block in self._blocks if block in gathered]
+            columns = ("block", *OF_TARGETS, *OF_SEGMENTS)
+            self._in_memory[teacher] = self._index_rows(teacher, blocks, columns)
 
     def records(self, folder: str, required: Sequence[str] = ()) -> dict[str, dict]:
         """The attributes of all records in the folder `sources` or `teachers`, by their names there."""
@@ -564,22 +591,75 @@ class FeatureStore:
     @functools.cached_property
     def _blocks(self) -> list[int]:
         """The blocks that this reader shows, while jobs may commit more."""
-        return sorted(self.committed_blocks())
+        return self._in_memory[SCANS].blocks if SCANS in self._in_memory else sorted(self.committed_blocks())
 
-    @functools.cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
-        table = self._read_indexes(SCANS, self._blocks, COLUMNS)
-        return {name: table[name].to_numpy() for name in COLUMNS}
+    @property
+    def _scans(self) -> IndexRows:
+        if SCANS not in self._in_memory:
+            self._in_memory[SCANS] = self._index_rows(SCANS, self._blocks, COLUMNS)
+        return self._in_memory[SCANS]
+
+    def _index_rows(self, kind: str, blocks: Sequence[int], columns: Sequence[str]) -> IndexRows:
+        rows = IndexRows(blocks, columns, self._index_parts(kind, blocks, columns))
+        pa.default_memory_pool().release_unused()  # tables of a large store, now that they are here as small integers
+        return rows
+
+    def gathered_indexes(self, kind: str) -> GatheredIndexes | None:
+        """The gathered indexes of a kind that stand as they did when they were gathered, when this was first asked."""
+        if kind not in self._gathered:
+            found = open_gathered(self.path, kind)
+            if found is not None:
+                found.keep_what_stands(functools.partial(self.record_of, kind))
+            self._gathered[kind] = found
+        return self._gathered[kind]
 
     def _read_indexes(self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
-        paths = [fmt.index_path(self.path, kind, block) for block in blocks]
+        """The rows of the indexes of some blocks, in ascending order: from the gathered file as far as it has them."""
         schema = fmt.schema_of(kind)
-        if not paths:
-            return schema.empty_table().select(columns or schema.names)
+        empty = schema.empty_table().select(columns or schema.names)
+        return pa.concat_tables([empty, *self._index_parts(kind, blocks, columns)]).combine_chunks()
+
+    def _index_parts(self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None) -> list[pa.Table]:
+        parts = self.read_gathered(kind, blocks, columns)
+        found = [block for inside, _ in parts for block in inside]
+        if len(found) == len(blocks):
+            return [table for _, table in parts]
+        others = sorted(set(blocks).difference(found))
+        tables = self.rows_of_each(kind, parts) | self._read_each_index(kind, others, columns)
+        return [tables[block] for block in blocks]
+
+    def rows_of_each(self, kind: str, parts: Iterable[tuple[list[int], pa.Table]]) -> dict[int, pa.Table]:
+        """The same by block: of what `read_gathered` gives."""
+        rows = {}
+        for inside, table in parts:
+            first = 0
+            for block in inside:
+                count = self._gathered[kind].rows(block)
+                rows[block] = table.slice(first, count)
+                first += count
+        return rows
+
+    def read_gathered(
+        self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None = None
+    ) -> list[tuple[list[int], pa.Table]]:
+        """Those of some blocks that are gathered, and their rows, part by part; none where the file cannot be read."""
+        gathered = self.gathered_indexes(kind)
+        there = [] if gathered is None else [block for block in blocks if block in gathered]
+        if not there:
+            return []
+        try:
+            return gathered.read(there, columns)
+        except Exception as error:  # whatever arrow makes of damaged pages: the indexes themselves are there
+            logger.debug("the gathered indexes of %s cannot be read (%s): each is read by itself", kind, error)
+            self._gathered[kind] = None
+            return []
+
+    def _read_each_index(self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None) -> dict[int, pa.Table]:
+        paths = [fmt.index_path(self.path, kind, block) for block in blocks]
         try:
             with ThreadPoolExecutor() as pool:  # pyarrow.dataset would do the same, and takes a second to import
                 tables = pool.map(lambda path: self._read_index(path, kind, columns), paths)
-                return pa.concat_tables(tables).combine_chunks()
+                return dict(zip(blocks, tables, strict=True))
         except FileNotFoundError as error:
             raise StoreError(
                 "an index is gone since the store was opened",
@@ -590,7 +670,7 @@ class FeatureStore:
     def _read_index(self, path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
         block = int(path.stem)
         if (kind, block) not in self._known_records:  # a large store has thousands
-            wrong = self._wrong_metadata(kind, block, fmt.read_metadata(path))
+            wrong = self.wrong_metadata(kind, block, fmt.read_metadata(path))
             if wrong is not None:
                 raise self._wrong(path, wrong)
         return fmt.read_index(path, kind, columns)
@@ -616,6 +696,22 @@ def open_store(path: str | Path) -> FeatureStore:
         raise StoreError("no feature store here", where=path, fix=fmt.MAKE_ONE) from None
     require_folders(path)
     return FeatureStore(path)
+
+
+def _open_again(path: Path, shared: dict[str, SharedArrays | None]) -> FeatureStore:
+    """The store of the process that started this one, with what that had in memory, as far as it can be shared."""
+    store = open_store(path)
+    store._in_memory = {kind: IndexRows.of_another_process(each) for kind, each in shared.items() if each is not None}
+    return store
+
+
+def _of_other_size(group: Path, files: Mapping[str, int]) -> Iterator[tuple[Path, str]]:
+    """The files of a group, of path -> bytes, that are missing or have another size; and how."""
+    for name, listed in files.items():
+        size = size_of(f"{group}/{name}")
+        if size != listed:
+            how = "missing" if size is None else "empty" if size == 0 else f"of {size} bytes, not {listed}"
+            yield group / name, how
 
 
 def require_folders(store: Path) -> None:

@@ -80,7 +80,7 @@ def removal_of_teacher(store: FeatureStore, teacher: str) -> Removal:
         store=store.path,
         what=f"teacher {teacher}",
         indexes=[store.path / "index" / teacher],
-        groups=[group for group in groups if is_there(group)],
+        groups=[group for group in (fmt.gathered_path(store.path, teacher), *groups) if is_there(group)],
         record=store.path / "teachers" / teacher,
     )
 

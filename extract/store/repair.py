@@ -32,6 +32,7 @@ def repair_store(store: FeatureStore, found: Findings) -> list[Path]:
             kept.append(_mend_record(writer, damage, found))
         elif damage.block not in found.closed:
             kept.append(_mend_block(writer, damage))
+    writer.gather_indexes()  # of a copy that did not keep the times of files, too
     return [path for path in kept if path is not None]
 
 

@@ -18,6 +18,7 @@ from . import format as fmt
 from .contents import ScanBlock, TargetBlock, source_of
 from .files import NUMBERED_INDEX, is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
+from .gathered import open_gathered
 from .reader import NEEDED_OF_SOURCE, NEEDED_OF_TEACHER, FeatureStore, open_store, require_folders
 from .statistics_group import STATISTICS, read_statistics, statistics_name
 
@@ -392,10 +393,11 @@ def _strays_beside_blocks(store: FeatureStore) -> Iterator[str]:
     sources = {name for name in names_in(store.path / "sources") if is_folder(store.path / "sources" / name)}
     sources = {name for name in sources if not is_litter(name)}
     expected = {
-        "": {"zarr.json", "index", fmt.TMP, fmt.ASIDE, *fmt.SKELETON},
+        "": {"zarr.json", "index", fmt.GATHERED, fmt.TMP, fmt.ASIDE, *fmt.SKELETON},
         "sources": {"zarr.json", *sources},
         "teachers": {"zarr.json", *store.teachers},
         "index": {SCANS, *store.teachers},
+        fmt.GATHERED: {f"{kind}.parquet" for kind in (SCANS, *store.teachers) if open_gathered(store.path, kind)},
         **{f"sources/{name}": {"zarr.json", fmt.FRAMES_TABLE} for name in sources},
         **{f"teachers/{name}": {"zarr.json", "batch", STATISTICS} for name in store.teachers},
         **{f"teachers/{name}/{STATISTICS}": set(store.named_sources) for name in store.teachers},

@@ -20,6 +20,7 @@ from .contents import ScanBlock, Source
 from .draft import Draft
 from .files import is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
+from .gathering import gather, not_gathered
 from .reader import FeatureStore, open_store
 from .statistics_group import statistics_name, write_statistics
 
@@ -42,6 +43,27 @@ class StoreWriter:
     def clear_leftovers(self) -> int:
         """Remove what killed runs of the same owner left; gives the number of leftovers."""
         return self._scratch.clear()
+
+    def gather_indexes(self) -> None:
+        """Gather the indexes that stand by themselves, where there are many, for readers to open one file.
+
+        Nothing depends on it, so whatever prevents it is a warning.
+        """
+        try:
+            for kind in (SCANS, *self.store.teachers):
+                before: list[int] = []
+                # Again where another job committed blocks meanwhile: its own file may be the one that was replaced.
+                while (left := not_gathered(self.path, kind)) and left != before:
+                    self._scratch.attempt(partial(self._gather, kind))
+                    before = left
+        except StoreError as error:
+            logger.warning("the indexes are not gathered, so that readers take longer to begin: %s", error)
+
+    def _gather(self, kind: str, scratch: Path) -> None:
+        target = fmt.gathered_path(self.path, kind)
+        gather(self.path, kind, scratch / target.name)
+        target.parent.mkdir(exist_ok=True)
+        move_file(scratch / target.name, target)
 
     # --- records -----------------------------------------------------------------------------------------------
 
@@ -455,7 +477,7 @@ def _write_source(attributes: dict, frames: pa.Table | None, group: Path) -> Non
 def _refuse_other_content(path: Path) -> None:
     is_file = is_there(path) and not is_folder(path)
     found = set() if is_file else {name for name in names_in(path) if not is_litter(name)}
-    ours = {*fmt.SKELETON, "index", fmt.TMP, fmt.ASIDE}
+    ours = {*fmt.SKELETON, "index", fmt.GATHERED, fmt.TMP, fmt.ASIDE}
     if is_file or ("zarr.json" not in found and not found <= ours):
         raise StoreError("something else is there, not a feature store", where=path, fix="Choose another --out.")
 

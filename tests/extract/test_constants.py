@@ -108,6 +108,8 @@ NUMBERS = {
         "REPEATS": 3,
         "MEMORY_SHARE": 0.25,
     },
+    "scalr.extract.store.gathering": {"FEW_BLOCKS": 16, "PART_BLOCKS": 256},
+    "scalr.extract.store.shared_arrays": {"TOKEN_BYTES": 16, "ALIGNMENT": 8},
     "scalr.extract.teachers.checkpoint": {"DEPTH": 4},
     "scalr.extract.teachers.features": {"LIVE_TENSORS": 16},
     "scalr.extract.teachers.pos_embed": {"OFFSET": 0.1},

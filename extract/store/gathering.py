@@ -1,0 +1,66 @@
+"""Gathering the indexes of a store; what they are gathered for: gathered.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from ...errors import DamagedError, UnreadableError
+from . import format as fmt
+from .gathered import GatheredBlock, write_gathered
+from .reader import FeatureStore
+
+FEW_BLOCKS = 16  # whose indexes are opened as fast one by one
+PART_BLOCKS = 256  # in memory at once
+
+
+def not_gathered(path: Path, kind: str) -> list[int]:
+    """The committed blocks of a store whose index is to be gathered; none where the store has few blocks."""
+    store = FeatureStore(path)
+    blocks, gathered = sorted(store.committed_blocks(kind)), store.gathered_indexes(kind)
+    if len(blocks) <= FEW_BLOCKS:
+        return []
+    return [block for block in blocks if gathered is None or block not in gathered]
+
+
+def gather(path: Path, kind: str, target: Path) -> None:
+    """Write what is to be the gathered file of a kind: all indexes that are sound, in ascending order.
+
+    Raises:
+        OSError: the file system refuses.
+        UnreadableError: the indexes cannot be listed now.
+    """
+    store = FeatureStore(path)
+    write_gathered(_parts(store, kind, sorted(store.committed_blocks(kind))), kind, target)
+
+
+def _parts(store: FeatureStore, kind: str, blocks: list[int]) -> Iterator[tuple[list[GatheredBlock], pa.Table]]:
+    with ThreadPoolExecutor() as pool:
+        for first in range(0, len(blocks), PART_BLOCKS):
+            part = blocks[first : first + PART_BLOCKS]
+            rows = store.rows_of_each(kind, store.read_gathered(kind, part))
+            found = [(store.gathered_indexes(kind).entry(block), table) for block, table in rows.items()]
+            others = pool.map(partial(_read_block, store, kind), [block for block in part if block not in rows])
+            found = sorted([*found, *(each for each in others if each is not None)], key=lambda each: each[0].block)
+            if found:
+                yield [block for block, _ in found], pa.concat_tables([table for _, table in found])
+
+
+def _read_block(store: FeatureStore, kind: str, block: int) -> tuple[GatheredBlock, pa.Table] | None:
+    """A block's index; None where it is damaged or of another record, which whoever reads it will say."""
+    index = fmt.index_path(store.path, kind, block)
+    try:
+        found = index.stat()  # first: should another job replace it now, it will not pass for what was read
+        metadata = fmt.read_metadata(index)
+        if store.wrong_metadata(kind, block, metadata):
+            return None
+        rows = fmt.read_index(index, kind)
+    except (FileNotFoundError, DamagedError, UnreadableError):
+        return None
+    files = {name: listed.bytes for name, listed in metadata.files.items()}
+    noted = (len(rows), found.st_size, found.st_mtime_ns, metadata.record, files, metadata.skipped)
+    return GatheredBlock(block, *noted), rows
