@@ -345,6 +345,7 @@ def test_a_much_smaller_encoding_is_pointed_out(synthetic_world, tmp_path, caplo
     assert "--encoding" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_is_one_error_and_the_run_goes_on(synthetic_world, tmp_path, children):
     """A limit on the size of files, as a stand-in for a full disk: the second block's points do not fit."""
     out, log = tmp_path / "s.zarr", tmp_path / "log"

@@ -74,7 +74,8 @@ def test_a_claim_is_whole_on_disk_before_others_see_it(tmp_path, monkeypatch):
 def test_a_killed_process_holds_nothing(tmp_path):
     holder = hold_elsewhere(tmp_path)
     holder.send_signal(signal.SIGKILL)
-    with locked(tmp_path):  # not yet waited for: it is a zombie
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is a zombie
+    with locked(tmp_path):
         assert len(claims(tmp_path)) == 1
     holder.wait()
     assert not claims(tmp_path)

@@ -509,6 +509,7 @@ def test_a_reader_of_ones_own(student_file, synthetic_world, tmp_path, monkeypat
         similarity_maps(replace(config, class_name="car"))
 
 
+@pytest.mark.slow
 def test_the_real_scan(student_file, real_data, tmp_path):
     """00/000000 of SemanticKITTI: all of its 123,389 points, in a page of less than 12 MB."""
     root = real_data("semantickitti")

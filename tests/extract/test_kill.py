@@ -90,6 +90,7 @@ def test_sixty_kills(children, tmp_path, whole_run):
     assert reads > 100
 
 
+@pytest.mark.slow
 def test_two_runs_of_the_same_part_at_once(children, tmp_path, whole_run):
     """By mistake; the second takes the first one's scratch folder for a leftover."""
     whole, moments = whole_run
