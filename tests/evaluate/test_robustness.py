@@ -177,10 +177,12 @@ def test_missing_copies_are_listed_and_left_out_of_the_means(config):
     assert result.mrr == pytest.approx(100)  # of copies that are all clean
     written = json.loads((config.out / "result.json").read_text())
     assert written["departures_of_protocol"] == ["mCE and mRR are over 6 of 8 corruptions"]
-    for corruption in CORRUPTIONS:
-        shutil.rmtree(config.root / corruption / "light", ignore_errors=True)
+
+
+def test_copies_of_which_no_corruption_is_whole_are_refused(only_fog):
+    shutil.rmtree(only_fog.root / "fog/light")
     with pytest.raises(StudentError, match="no corruption has all of light, moderate, heavy"):
-        robustness(config)
+        robustness(only_fog)
 
 
 def test_results_of_another_model_are_not_taken(only_fog):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from scalr.errors import StoreError
 from scalr.extract import preparation, recompute
-from scalr.extract.recompute import recompute_targets
+from scalr.extract.recompute import _recorded_teacher, recompute_targets
 
 
 @pytest.fixture
@@ -130,3 +132,9 @@ def test_a_scan_of_which_only_unseen_points_changed_is_noticed(extract_tiny, rec
     behind = tiny_dataset.read_points(tiny_dataset.frames[0])
     behind[behind[:, 0].argmin(), 0] -= 1
     assert {view.row for view in recompute_some(store, 6) if not view.same_pairs} == {0, 1}
+
+
+def test_a_teacher_from_a_file_needs_its_file_again():
+    store = SimpleNamespace(path=Path("s.zarr"), teachers={"dinov2_vits14": {"weights": "file"}})
+    with pytest.raises(StoreError, match=r"s\.zarr: the targets of dinov2_vits14 were made from a weights file\. Pass"):
+        _recorded_teacher(store, "dinov2_vits14", None, torch.device("cpu"))
