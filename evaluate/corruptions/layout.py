@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from ...errors import DatasetError
-from ...extract.datasets.files import COPY_AGAIN, read_raw_labels, read_scan
+from ...extract.datasets.files import COPY_AGAIN, file_of, read_raw_labels, read_scan
 from ...extract.datasets.frame import Frame
 from ...extract.datasets.labels import check_length
 from ...extract.datasets.nuscenes import LABELS as NUSCENES_LABELS
@@ -43,12 +43,13 @@ class NuScenesLayout:
     """Scans of x y z intensity ring, labels of one byte; paths are those of the clean dataset."""
 
     def read(self, root: Path, frame: Frame) -> Scan:
-        labels, raw_labels = read_lidarseg(root, frame, NUSCENES_LABELS), read_raw_labels(root / frame.labels, np.uint8)
-        points = read_scan(root / frame.scan, columns=5)
-        ring = np.fromfile(root / frame.scan, np.float32).reshape(-1, 5)[:, 4]
-        check_length(len(labels), len(points), frame.scan, root / frame.labels)
+        scan, label_file = file_of(root, frame.scan), file_of(root, frame.labels)  # names of nuScenes' tables
+        labels, raw_labels = read_lidarseg(root, frame, NUSCENES_LABELS), read_raw_labels(label_file, np.uint8)
+        points = read_scan(scan, columns=5)
+        ring = np.fromfile(scan, np.float32).reshape(-1, 5)[:, 4]
+        check_length(len(labels), len(points), frame.scan, label_file)
         if not np.isin(ring, np.arange(BENCHMARKS["nuscenes"].num_rings)).all():
-            raise DatasetError("the fifth value is not always a ring", where=root / frame.scan, fix=COPY_AGAIN)
+            raise DatasetError("the fifth value is not always a ring", where=scan, fix=COPY_AGAIN)
         return Scan(points=points, ring=ring.astype(np.int64), labels=labels, raw_labels=raw_labels)
 
     def paths(self, frame: Frame) -> tuple[str, str]:
