@@ -56,13 +56,23 @@ class RobustnessConfig(Settings):
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """What was found [%]; `missing` are the copies that are not there, without which mCE and mRR are of the others."""
+    """Scores [%]; `missing` are the copies that do not exist: mCE and mRR are over the corruptions that lack none."""
 
     clean: float
     miou: dict[str, float] = field(repr=False)  # by copy, such as fog/light
     mce: float = float("nan")
     mrr: float = float("nan")
     missing: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> list[str]:
+        """The corruptions that mCE and mRR are over: those with a copy of each severity."""
+        return [name for name in CORRUPTIONS if not any(copy.startswith(f"{name}/") for copy in self.missing)]
+
+    def as_text(self) -> str:
+        """One line for people."""
+        over = f" (over {len(self.complete)} of {len(CORRUPTIONS)} corruptions)" if self.missing else ""
+        return f"mCE {self.mce:.2f}, mRR {self.mrr:.2f}{over}, mIoU clean {self.clean:.2f}"
 
 
 def robustness(config: RobustnessConfig) -> RobustnessResult:
