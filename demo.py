@@ -67,7 +67,7 @@ def run_demo(out: Path, seed: int = 0, weights: str | None = None) -> DemoRun:
         ScalrError: `out` is there already, or the weights cannot be had.
     """
     if out.exists():
-        raise ScalrError("the folder is there already", where=out, fix="Remove it, or choose another --out.")
+        raise ScalrError("the folder exists already", where=out, fix="Remove the folder, or choose another --out.")
     weights = weights or ("hub" if hub_answers() else "random")
     load_teacher(TEACHER, image_size=IMAGE_SIZE, weights=weights)  # what is wrong with them is said before all else
     steps, recipe = Steps(), load_recipe(RECIPE, [f"training.seed={seed}"])

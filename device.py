@@ -24,7 +24,7 @@ def resolve_device(name: str) -> torch.device:
         (numbers @ numbers).cpu()  # "meta" has shapes alone
     except Exception as error:  # torch has many: of what it was not built with, of modules that are not there
         raise ScalrError(
-            f"no device '{name}' here ({textwrap.shorten(str(error), 100, placeholder=' …')})",
+            f"device '{name}' cannot be used here ({textwrap.shorten(str(error), 100, placeholder=' …')})",
             where="--device",
             fix="Use auto, cpu or cuda.",
         ) from None
