@@ -26,6 +26,7 @@ from .result import (
     RESULT,
     ResultCard,
     card_of_scores,
+    data_of,
     read_result,
     scores_of,
     scoring_protocol,
@@ -218,6 +219,7 @@ def _card(
         tables={title: list(_as_shares(rows).items()) for title, rows in tables.items()},
         protocol={
             "dataset": config.dataset,
+            **data_of(config.clean_root),
             "frames": num_frames,
             "baseline": "MinkUNet-18 of Robo3D",
             "missing": list(result.missing),

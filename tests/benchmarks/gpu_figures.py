@@ -72,7 +72,7 @@ def figures() -> list[Figure]:
     ]  # fmt: skip
 
 
-# Operations, as docs/reproduce.md counts them
+# Operations, as docs/costs.md counts them
 
 
 def operations_of_image(teacher: str, tokens: int = 513) -> float:
