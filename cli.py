@@ -40,6 +40,7 @@ from .cli_options import (
     under,
     workers_option,
 )
+from .cli_predict import predict
 from .json_text import json_text
 
 # Heavy imports (torch, timm, zarr) live inside the verbs, so that --help answers at once.
@@ -53,7 +54,7 @@ SHELLS = ("bash", "zsh", "fish")
     stages={
         "Stage one, from images to a store": ("check", "extract", "inspect", "verify", "remove"),
         "Stage two, from stores to students": ("distill", "convert"),
-        "Stage three, what students are worth": ("evaluate", "corrupt"),
+        "Stage three, what students are worth": ("evaluate", "corrupt", "predict"),
         "Without any data": ("demo", "synth"),
         "Shell": ("completion",),
     },
@@ -74,6 +75,7 @@ def main(quiet: bool) -> None:
 
 
 main.add_command(evaluate)
+main.add_command(predict)
 
 
 def show_teachers(ctx: click.Context, param: click.Parameter, value: bool) -> None:
