@@ -22,7 +22,7 @@ from ..extract.datasets.scans import intensity_of
 from ..extract.intensity import IntensityStatistics
 from ..folder_lock import locked
 from ..progress import progress
-from ..settings import Count, Settings, Workers, at_least, up_to
+from ..settings import MANY, Count, Settings, Workers, at_least, up_to
 from .class_sets import OWN
 from .labelled_scans import in_order
 from .model import Model, file_identity, load_model
@@ -33,6 +33,8 @@ from .raw_scans import LIDARS, NonFinite, PreparedScans, RawScan, RawScans, Read
 from .scan_list import ScanList, list_scans
 
 logger = logging.getLogger(__name__)
+
+Intensity = Annotated[float, at_least(-MANY), up_to(MANY)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,10 @@ class PredictConfig(Settings):
     student: Path | None = None  # whose features are
     dataset: str | None = None  # whose lidar recorded the scans; None: the one that the model was trained on
     columns: Annotated[int, at_least(4), up_to(64)] | None = None  # float32 values of a point in a .bin file
-    intensity_range: tuple[float, float] | None = None  # of the files; None: the dataset's
-    intensity: tuple[float, float] | None = None  # mean and standard deviation; None: the dataset's, or measured
+    intensity_range: tuple[Intensity, Intensity] | None = None  # of the files; None: the dataset's
+    intensity: tuple[Intensity, Intensity] | None = (
+        None  # mean and standard deviation; None: the dataset's, or measured
+    )
     non_finite: NonFinite = "refuse"
     format: ClassFormat | FeatureFormat | None = None  # of files; None: label for classes, npy for features
     dtype: FeatureType | None = None  # of features; None: float16
