@@ -173,20 +173,25 @@ class EvaluationScans(TorchDataset):
         Raises:
             ScalrError: what is wrong with a frame.
         """
-        loader = DataLoader(
-            self,
-            batch_size=None,
-            sampler=list(numbers),
-            num_workers=workers,
-            multiprocessing_context=worker_context() if workers else None,
-            worker_init_fn=leave_signals_to_the_trainer,
-        )
-        with starting_workers():
-            scans = iter(loader)
-        for scan in scans:
+        for scan in in_order(self, numbers, workers):
             if isinstance(scan, ScalrError):
                 raise scan
             yield scan
+
+
+def in_order(scans: TorchDataset, numbers: Sequence[int], workers: int) -> Iterator:
+    """The items `numbers` of `scans`, in that order, prepared by `workers` processes (0: this one)."""
+    loader = DataLoader(
+        scans,
+        batch_size=None,
+        sampler=list(numbers),
+        num_workers=workers,
+        multiprocessing_context=worker_context() if workers else None,
+        worker_init_fn=leave_signals_to_the_trainer,
+    )
+    with starting_workers():
+        items = iter(loader)
+    yield from items
 
 
 def require_labelled(dataset: Dataset) -> None:

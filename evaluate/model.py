@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from ..checkpoint_files import sha256_of_file, tensors_digest
 from ..distill.backbones.backbone import ScanInputs
+from ..distill.backbones.calls import packed
 from ..distill.checkpoint import load_student, save_student, student_provenance
 from ..distill.heads import Head
+from ..distill.inputs import evaluation_input
 from ..distill.student import Student
 from ..errors import StudentError
 from ..extract.datasets.frame import Dataset
-from .origin import origin_of, teacher_summary
+from ..extract.intensity import IntensityStatistics, intensity_statistics
+from ..paths import expanded
+from .origin import TRAININGS, origin_of, teacher_summary
 from .result import RECORD
 
 MODEL = "model.safetensors"  # in the folder of a probing or finetuning
@@ -23,11 +29,65 @@ MODEL = "model.safetensors"  # in the folder of a probing or finetuning
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A student with a head for classes, and what its file says of it."""
+    """A student with a head for classes, and what its file says of it.
+
+    Attributes:
+        student: in eval mode; `model.student.to("cuda")` moves the model to a GPU.
+        class_names: by class index; None for a converted official file, which does not name them.
+        provenance: what the model was trained on and how, plain JSON values.
+
+    model = scalr.load_model("runs/finetune/model.safetensors")
+    classes = model.predict(points, dataset="nuscenes")     # (N,) uint8, indexes into model.class_names
+    """
 
     student: Student
-    class_names: tuple[str, ...] | None  # None for a converted official file, which does not name them
+    class_names: tuple[str, ...] | None
     provenance: dict
+
+    @property
+    def trained_on(self) -> str | None:
+        """The dataset whose labels the model was trained on; None if its file does not say."""
+        trainings = (self.provenance.get(key) or {} for key in TRAININGS)
+        return next((name for training in trainings if (name := training.get("training_dataset"))), None)
+
+    def predict(self, points: ArrayLike, dataset: str | IntensityStatistics | None = None) -> np.ndarray:
+        """The class of each point of a raw scan, as 'scalr evaluate score' predicts it.
+
+        Args:
+            points: (N, 4) x y z [m] in the lidar frame and raw return intensity; numbers of any kind, all finite.
+            dataset: the dataset whose lidar recorded the scan, by name, or the statistics of the lidar's intensity;
+                None: the dataset that the model was trained on.
+
+        Returns:
+            (N,) uint8, indexes into `class_names`.
+
+        Raises:
+            ScalrError: a dataset without intensity statistics, or points that cannot be used.
+        """
+        return self._logits(points, dataset).argmax(dim=1).to(torch.uint8).cpu().numpy()
+
+    def probabilities(self, points: ArrayLike, dataset: str | IntensityStatistics | None = None) -> np.ndarray:
+        """The probability of each class for each point, (N, classes) float32; arguments and errors as of `predict`."""
+        return self._logits(points, dataset).softmax(dim=1).cpu().numpy()
+
+    @torch.inference_mode()
+    def _logits(self, points: ArrayLike, dataset: str | IntensityStatistics | None) -> torch.Tensor:
+        """(N, classes) float32, on the student's device."""
+        student, inputs = self.student, self.student.input_config
+        scan = evaluation_input(points, self._intensity(dataset), inputs)
+        logits = student.project(student.tokens(packed(inputs, [scan]).to(student.device))).float()
+        return logits[torch.from_numpy(scan.row).to(logits.device)]
+
+    def _intensity(self, dataset: str | IntensityStatistics | None) -> IntensityStatistics:
+        if isinstance(dataset, IntensityStatistics):
+            return dataset
+        if dataset is None and self.trained_on is None:
+            raise StudentError(
+                "the model's file does not say which dataset it was trained on",
+                where="predict",
+                fix="Pass dataset, the name of the dataset whose lidar recorded the scan, such as 'nuscenes'.",
+            )
+        return intensity_statistics(dataset or self.trained_on)
 
     @property
     def on_card(self) -> dict:
@@ -77,12 +137,15 @@ def save_model(model: Student, path: Path, class_names: Sequence[str], provenanc
     save_student(model, path, {"classes": list(class_names), **provenance})
 
 
-def load_model(path: Path) -> Model:
+def load_model(path: str | Path) -> Model:
     """Read a model that probing or finetuning wrote, or an official one that was converted, in eval mode on the CPU.
+
+    Its `predict` gives a class for each point of a raw scan.
 
     Raises:
         StudentError: missing or damaged file, or a student without a head for classes.
     """
+    path = expanded(path, StudentError)
     student, provenance = load_student(path), student_provenance(path)
     if not student.config.tells_classes:
         raise StudentError(

@@ -107,6 +107,28 @@ def top_view(points: np.ndarray, similarity: np.ndarray, marked: int | None, tit
     return figure
 
 
+def coloured_top_view(
+    points: np.ndarray, colours: np.ndarray, legend: Mapping[str, tuple[float, ...]], title: str
+) -> Figure:
+    """The scan from above, higher points over lower ones, in given colours.
+
+    Args:
+        points: (N, 3 or more), x y z first [m].
+        colours: (N, 3) in 0..1.
+        legend: what each colour stands for; empty: nothing is said of colours.
+        title: plain text.
+    """
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    axes = figure.add_subplot()
+    _draw_from_above(axes, points, colours, reach_of(points))
+    axes.set_xlabel("x [m]"), axes.set_ylabel("y [m]")
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
+    if legend:
+        marks = [Line2D([], [], marker="o", ls="", color=colour, label=name) for name, colour in legend.items()]
+        figure.legend(handles=marks, loc="outside lower center", ncols=5, fontsize=9, frameon=False)
+    return figure
+
+
 def perspective_view(points: np.ndarray, similarity: np.ndarray, focus: int, marked: int | None, title: str) -> Figure:
     """The scan from behind and above the sensor, towards the point in row `focus`; else as in `top_view`."""
     eye, target = viewpoint(points[focus, :3].astype(np.float64))

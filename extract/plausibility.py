@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def findings(dataset: Dataset, frames: Sequence[Frame], compared_views: int = CO
         evidence = list(pool.map(lambda each: evidence_of(dataset, frames, each), compared))
     found = [
         *_of_times(dataset, frames),
-        *_of_scans(dataset, seen),
+        *findings_of_scans(dataset, [(each.points, dataset.root / each.frame.scan) for each in seen]),
         *_of_cameras(dataset, seen),
         *_of_images(dataset, seen),
         *_of_labels(dataset, seen),
@@ -85,19 +86,21 @@ def _of_times(dataset: Dataset, frames: Sequence[Frame]) -> Iterator[DatasetErro
 # --- scans ----------------------------------------------------------------------------------------------------------
 
 
-def _of_scans(dataset: Dataset, seen: Sequence[SeenFrame]) -> Iterator[DatasetError]:
-    for each in seen:
-        yield from _of_points(each.points, dataset.root / each.frame.scan)
-    if seen:
-        yield from _of_intensities(dataset, np.concatenate([each.points[:, 3] for each in seen]))
+def findings_of_scans(dataset: Dataset, scans: Sequence[tuple[np.ndarray, Path]]) -> Iterator[DatasetError]:
+    """What cannot be, or hardly, in the points (N, 4) of a dataset's scans, each with the path of its file."""
+    for points, path in scans:
+        yield from findings_of_points(points, path)
+    if scans:
+        yield from _of_intensities(dataset, np.concatenate([points[:, 3] for points, _ in scans]))
 
 
-def _of_points(points: np.ndarray, path: object) -> Iterator[DatasetError]:
+def findings_of_points(points: np.ndarray, path: Path) -> Iterator[DatasetError]:
+    """What cannot be, or hardly, in the coordinates of one scan (N, 4)."""
     ranges = np.linalg.norm(points[:, :3].astype(np.float64), axis=1)
     reach = float(np.quantile(ranges, 0.99))
     if reach > LONGEST_RANGE_M:
         yield DatasetError(
-            f"1 % of the points are farther than {reach:,.0f} m, and a lidar's reach of less than"
+            f"1 % of the points are farther than {reach:,.4g} m, and a lidar's reach of less than"
             f" {LONGEST_RANGE_M:,.0f} m is expected",
             where=path,
             fix="Give x, y, z in metres, in the lidar's own frame.",

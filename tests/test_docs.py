@@ -200,7 +200,7 @@ def test_every_option_that_a_page_names_exists():
         word
         for page in pages
         for line in re.findall(
-            r"scalr (?:check|extract|inspect|verify|distill|convert|evaluate|synth)[^\n`]*", page.read_text()
+            r"scalr (?:check|extract|inspect|verify|distill|convert|evaluate|predict|synth)[^\n`]*", page.read_text()
         )
         for word in re.findall(r"(?<!\S)--[a-z-]+", line)
     }

@@ -47,7 +47,8 @@ def refuse_other_layout(points: np.ndarray, path: Path) -> None:
         raise DatasetError(
             f"{points.shape[1]} float32 values a point make no scan of a lidar, and {columns} {name} values do",
             where=path,
-            fix="Write the file as the dataset has it, or use the reader of the dataset that it comes from.",
+            fix="Write the file as the dataset has it, use the reader of the dataset that it comes from, or pass"
+            " --columns to 'scalr predict'.",
         )
     by_columns = points.reshape(points.shape[::-1]).T
     if _are_coordinates(by_columns) and min(_distances(by_columns)) > APART:
