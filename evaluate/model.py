@@ -30,8 +30,13 @@ class Model:
     provenance: dict
 
     @property
+    def training(self) -> dict:
+        """The protocol of the training on labels that made it; empty if its file does not say it."""
+        return self.provenance.get("finetuning") or self.provenance.get("probing") or {}
+
+    @property
     def on_card(self) -> dict:
-        """What a result card says of it."""
+        """The entries of a result file that say what the model is."""
         return {
             "model": origin_of(self.student.config, self.provenance),
             "provenance": {**self.provenance, "teachers": teacher_summary(self.provenance)},

@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..distill.processes import joined_processes, locked_by_first, process_index
 from ..extract.datasets import open_dataset
+from ..extract.datasets.frame import Dataset
 from ..settings import Settings, Workers
 from .class_sets import with_classes
 from .metrics import MEAN_WITH, AbsentClasses
-from .model import load_model, require_classes
+from .model import Model, load_model, require_classes
 from .result import card_of_scores, scoring_protocol, write_result
 from .scores import Scores
 from .scoring import score
 from .submission import writer_for
-from .supervision import require_new
+from .supervision import OFFICIAL_SPLITS, require_new
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +70,25 @@ def _score(config: ScoreConfig, device: torch.device) -> Scores | None:
         card = card_of_scores(
             scores,
             title=f"{config.model.name} on split {config.split} of {dataset.name}",
-            protocol=scoring_protocol(scores, dataset, model.student.input_config),
+            **_as_trained(model, dataset),
+            protocol={**scoring_protocol(scores, dataset, model.student.input_config), **_of_training(model)},
             **model.on_card,
         )
         write_result(card, config.out)
     return scores
+
+
+def _as_trained(model: Model, dataset: Dataset) -> dict[str, Any]:
+    """The setting of the model's training, and its deviations, if the dataset is the one that it was trained on."""
+    training = model.training
+    if training.get("training_dataset") != dataset.name:
+        return {}
+    splits = (training["training_split"].split("-")[0], dataset.split)
+    other_split = [] if splits in OFFICIAL_SPLITS else [f"scored on split {dataset.split}"]
+    return {"setting": training.get("setting"), "departures": [*training.get("departures", ()), *other_split]}
+
+
+def _of_training(model: Model) -> dict[str, Any]:
+    """The values of the protocol by which published results of trained models are told apart."""
+    names = ("schedule_of", "training_split", "training_frames")
+    return {name: model.training[name] for name in names if name in model.training}

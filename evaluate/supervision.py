@@ -227,13 +227,14 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
     scores = replace(scores, mean_over=MEAN_WITH[config.absent_classes])
     if process_index() == 0:
         protocol |= {f"training_{name}": value for name, value in settings["training"].items()}
-        of_training = {**protocol, "departures": config.departures()}
+        setting = config.setting if config.classes is None else None
+        of_training = {**protocol, "setting": setting, "departures": config.departures()}
         contents = {**provenance, config.verb: of_training, RECORD: record.values}
         save_model(model, config.out / MODEL, training_set.class_names, contents)
         card = card_of_scores(
             scores,
             title=f"{config.title} on {training_set.name}",
-            setting=config.setting if config.classes is None else None,
+            setting=setting,
             departures=[*config.departures(), *_absent_left_out(config, scores), *_labels_seen_before(origin)],
             model=origin,
             protocol={**scoring_protocol(scores, validation_set, model.input_config), **protocol},

@@ -72,7 +72,6 @@ def _transfer(config: TransferConfig, device: torch.device) -> Scores:
     scores = score(model.student.to(device), dataset, device, max_range_m=max_range_m, workers=config.workers)
     scores = replace(scores, mean_over="present")
     if process_index() == 0:
-        trained = model.provenance.get("finetuning") or model.provenance.get("probing") or {}
         card = card_of_scores(
             scores,
             title=f"Transfer to {dataset.name}: {len(scores.class_names)} classes",
@@ -82,7 +81,7 @@ def _transfer(config: TransferConfig, device: torch.device) -> Scores:
                 **scoring_protocol(scores, dataset, inputs, max_range_m),
                 "classes_of": classes,
                 "intensity": INTENSITY,
-                "trained_on": trained.get("training_frames_sha256"),
+                "trained_on": model.training.get("training_frames_sha256"),
             },
             **model.on_card,
         )
