@@ -1,4 +1,4 @@
-"""A finished model on a split: how good it is, and on request its predictions as the dataset's benchmark takes them."""
+"""Scores of a finished model on a split and, on request, its predictions in the benchmark's submission format."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class ScoreConfig(Settings):
     dataset: str = "nuscenes"
     split: str = "val"
     classes: str | None = None
-    absent_classes: AbsentClasses = "left-out"  # of the mIoU
-    predictions: bool = False  # write them, too, below out/submission
+    absent_classes: AbsentClasses = "left-out"  # how the mIoU counts them
+    predictions: bool = False  # whether predictions are written to out/submission
     workers: Workers = 0
     device: str = "auto"
 
@@ -44,11 +44,11 @@ class ScoreConfig(Settings):
 def score_model(config: ScoreConfig) -> Scores | None:
     """Score a model, write `result.md` and `result.json` into `config.out`, and return the counts.
 
-    A split without labels, as a benchmark's test split, is only predicted, and has no scores. Where torchrun has
-    started several processes, all call this.
+    A split without labels, such as a benchmark's test split, has predictions only, and no scores. If torchrun started
+    several processes, all call this function.
 
     Raises:
-        ScalrError: what is wrong with the model, the dataset or the output folder.
+        ScalrError: the model, the dataset or the output folder cannot be used.
     """
     with joined_processes(config.device) as device, locked_by_first(config.out):
         require_new(config.out)
