@@ -1,7 +1,7 @@
 """PandaSet in its native layout: two lidars in one file, the spinning Pandar64 and the forward PandarGT.
 
-Points are kept in world coordinates. As in the official reader they go through the inverse of the lidar's pose, and
-1.6 m down, from the pose's origin near the ground to about where the lidar is.
+Files hold points in world coordinates. As in the official reader, points are transformed by the inverse of the lidar's
+pose, and 1.6 m is subtracted from z, since the pose's origin is near the ground and the lidar about 1.6 m higher.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ LABELS = LabelMap(
     },
     ignored=(0, 1, 2, 3, 4, 22, 24, 25, 32, 33, 40),
 )
-TRAIN_LATITUDE = 37.6  # north of it (San Francisco) is train, the rest (El Camino Real) val, as in the official reader
+TRAIN_LATITUDE = 37.6  # north of it (San Francisco): train; the rest (El Camino Real): val, as in the official reader
 SCAN_FROM_POSE = rigid_transform(np.eye(3), np.array([0.0, 0.0, -1.6]))
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """One of the two lidars: its number in column `d`, and the cameras that are used with it."""
+    """One of the two lidars: its number in column `d`, and the cameras used with it."""
 
     dataset: str
     number: int
@@ -70,12 +70,12 @@ class PandaSet:
     """One lidar's scans in the scenes that have semantic labels.
 
     Args:
-        root: the folder of the scenes' folders `001`, `002`, …
-        split: train, val (by the latitude of each scene's own GPS), or scenes; several with commas between.
-        sensor: whose points.
+        root: the folder that holds the scenes' folders `001`, `002`, …
+        split: train, val (by the latitude in each scene's GPS data), or scenes; several separated by commas.
+        sensor: the lidar whose points are read.
 
     Raises:
-        DatasetError: no scenes, an unknown split, broken GPS data, no scan in the split.
+        DatasetError: no scenes, an unknown split, broken GPS data, or an empty split.
     """
 
     label_map = LABELS
@@ -85,7 +85,7 @@ class PandaSet:
     def __init__(self, root: Path, split: str, sensor: Sensor) -> None:
         self.root, self.split, self.sensor = root, split, sensor
         self.name, self.intensity = sensor.dataset, INTENSITY_STATISTICS[sensor.dataset]
-        self._json: dict[Path, object] = {}  # a file serves all frames of its scene
+        self._json: dict[Path, object] = {}  # parsed files, each used by all frames of its scene
         labelled = sorted(path.parent.parent.name for path in root.glob("*/annotations/semseg"))
         if not labelled:
             raise DatasetError(
@@ -99,7 +99,7 @@ class PandaSet:
             raise DatasetError(f"no scan of split '{split}'", where=root, fix=f"Choose among scenes {labelled}.")
 
     def read_points(self, frame: Frame) -> np.ndarray:
-        """(N, 4) float32, x y z [m] in the frame of the lidar's pose with 1.6 m taken off z, and intensity 0..255."""
+        """Read a scan, (N, 4) float32: x y z [m] in the lidar pose's frame, z reduced by 1.6 m, intensity 0..255."""
         path = self.root / frame.scan
         columns = read_columns(path, ("x", "y", "z", "i", "d"))
         world = columns[columns[:, 4] == self.sensor.number, :4]
@@ -109,7 +109,7 @@ class PandaSet:
         return points
 
     def read_labels(self, frame: Frame) -> np.ndarray:
-        """(N,) uint8 train ids 0..16, or IGNORE_LABEL."""
+        """Read labels, (N,) uint8 train ids 0..16, or IGNORE_LABEL."""
         path = self.root / str(frame.labels)
         raw = read_columns(path, ("class",))[:, 0]
         sensor = read_columns(self.root / frame.scan, ("d",))[:, 0]
@@ -129,7 +129,7 @@ class PandaSet:
         found = {folder: numbered_files(self.root / folder, *each) for folder, each in endings.items()}
 
         def file(folder: str, number: str) -> str:
-            """A file, by the ending that it has; where it is missing, by that of the others."""
+            """The path of a numbered file with its suffix; a missing file gets the suffix of the others."""
             usual = next(iter(found[folder].values()), endings[folder][0])
             return f"{folder}/{number}{found[folder].get(number, usual)}"
 
@@ -171,7 +171,7 @@ class PandaSet:
         )
 
     def _pose(self, folder: str, token: str) -> np.ndarray:
-        """(4, 4) float64, from the sensor of a folder to the world, at a frame."""
+        """The transform (4, 4) float64 from a folder's sensor to the world, at the time of a frame."""
 
         def matrix(poses: list) -> np.ndarray:
             record = poses[int(token.split("/")[1])]
@@ -180,7 +180,7 @@ class PandaSet:
         return self._value(f"{folder}/poses.json", matrix)
 
     def _value(self, name: str, of: Callable[[Any], T]) -> T:
-        """What a JSON file says, or a DatasetError that names the file."""
+        """Apply `of` to the content of a JSON file; errors become a DatasetError that names the file."""
         path = self.root / name
         if path not in self._json:
             self._json[path] = read_json(path)
