@@ -38,7 +38,8 @@ def convert(source: Path, target: Path, recipe: Recipe | None = None, activation
     """An official file to a `.safetensors` student, or that to `.pth`, `.pt` or `.pt2`, by the suffix of `target`.
 
     Args:
-        source, target: files of the two kinds.
+        source: the file to read.
+        target: the file to write.
         recipe: its backbone and inputs; left out, the file's backbone, with the inputs that it names or the defaults.
         activation: see `read_official`.
 
