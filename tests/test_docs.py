@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib
 import os
@@ -13,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import scalr
 from doc_examples import DOCS, example, indented
 from scalr.cli import main
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.checkpoint import save_student
 from scalr.distill.student import Student
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import open_store
@@ -119,15 +122,38 @@ def test_dask_jobqueue(tmp_path, options, expected):
     assert_same_store(open_store(tmp_path / "s.zarr"), expected)
 
 
-def test_training_through_a_student():
-    """The page's code needs a student with a head for classes, scans and their labels."""
+def test_training_through_a_student(tmp_path, monkeypatch):
+    """The page's code in a folder with a student; scans and their labels are the reader's."""
+    monkeypatch.chdir(tmp_path)
+    save_student(Student(WaffleIronConfig(width=8, depth=3, out_channels=4)), "student.safetensors", {})
     rng = np.random.default_rng(0)
-    student = Student(WaffleIronConfig(width=8, depth=3, out_channels=4)).eval()
     scans = [rng.uniform(-20, 20, (count, 4)).astype(np.float32) for count in (300, 200)]
-    given = {"student": student, "scans": scans, "labels_of_scans": [rng.integers(0, 4, len(scan)) for scan in scans]}
+    given = {"scans": scans, "labels_of_scans": [rng.integers(0, 17, len(scan)) for scan in scans]}
     exec(example("students.md", "python"), given)
-    assert given["outputs"].shape == (len(given["labels"]), 4)
-    assert all(weight.grad.abs().sum() > 0 for weight in (student.backbone.embed.conv1.weight, student.classif.weight))
+    assert given["features"].shape == (len(given["labels"]), 8)
+    before = scalr.load_student("student.safetensors").state_dict()
+    moved = {name for name, value in given["student"].state_dict().items() if not torch.equal(value, before[name])}
+    assert {"embed.conv1.weight", "waffleiron.channel_mix.2.mlp.2.weight"} < moved
+    assert not {name for name in moved if name.startswith("classif.")}
+
+
+def test_the_python_interface(extract_tiny, tmp_path, monkeypatch):
+    """The page's code in a folder with a store and a student, and what its tables name."""
+    monkeypatch.chdir(tmp_path)
+    store = extract_tiny(out="store.zarr")
+    dim = store.target_dim("coordinates")
+    save_student(Student(WaffleIronConfig(width=8, depth=3, out_channels=dim)), "student.safetensors", {})
+    page, given = (DOCS / "python.md").read_text(), {}
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(code, given)
+    assert (given["features"].shape[1], given["in_teacher_space"].shape[1]) == (8, dim)
+    for title, value in (("FeatureStore", store), ("StoredView", given["view"]), ("method or", given["student"])):
+        (rows,) = re.findall(rf"\| [^\n]*{title}[^\n]*\n\|---[^\n]*\n((?:\|[^\n]*\n)+)", page)
+        names = [re.findall(r"`(\w+)[(`]", row.split("|")[1]) for row in rows.splitlines()]
+        assert len(names) > 7
+        assert [name for row in names for name in row if name != "student" and not hasattr(value, name)] == []
+    fields = {field.name for field in dataclasses.fields(given["view"])}
+    assert fields <= set(re.findall(r"(?m)^\| `(\w+)` \|", page))
 
 
 SMALLER = {
