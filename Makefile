@@ -105,8 +105,8 @@ format: install
 picture: install
 	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/readme_picture.py study "$$weights" docs/features.png $(if $(wildcard $(DATA)/pandaset),--data $(DATA))
 
-# The comparisons of docs/distill.md: of losses, teachers, lidars and widths, a good hour on two cores; of losses, and of methods
-# on two backbones, with a real teacher, forty minutes each; and of augmentations, of docs/evaluate.md, ten minutes.
+# The simulated comparisons of docs/studies.md: losses, teachers, lidars and widths, a good hour on two cores; losses, and methods
+# on two backbones, with a real teacher, forty minutes each; augmentations, ten minutes.
 study: install
 	$(BIN)/python tests/benchmarks/distillation_study.py study
 	$(BIN)/python tests/benchmarks/augmentation_study.py study/augmentation

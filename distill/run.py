@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from ..checkpoint_files import tensors_digest
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 STUDENT = "student.safetensors"
 CHECKPOINT = "checkpoint.pt"
 SEEDS_APART = 1_000_003  # of two stores in one run
+ROWS_AS_TEXT = 1 << 16  # of a store's views, at once
 # Of `training`: how the machine is used, so that a run may go on with others.
 OF_THE_MACHINE = ("workers", "accumulate", "compile", "activation_checkpointing")
 
@@ -335,14 +338,22 @@ def _in_use(dataset: DistillDataset, sources: Sequence[Source]) -> dict[str, int
     """
     rows = dataset.frames.rows
     names = ("dataset", "scene", "token", "camera", "crc32c")
-    views = dataset.store.read_views(names).take(rows)
-    columns = (views[name].to_pylist() for name in names)
+    views = dataset.store.read_views(names)
     blocks = dataset.store.column("block")[dataset.frames.first_rows]
     return {
         "frames_in_use": [int(np.isin(blocks, source.blocks).sum()) for source in sources],
-        "views_in_use": len(views),
-        "views_sha256": frames_digest(["\t".join(map(str, each)) for each in zip(*columns, strict=True)]),
+        "views_in_use": len(rows),
+        "views_sha256": frames_digest(_lines(views, rows)),
     }
+
+
+def _lines(views: pa.Table, rows: np.ndarray) -> Iterator[str]:
+    """Some rows as text, a few at a time: all of a large store, as Python's values, would take gigabytes."""
+    for first in range(0, len(rows), ROWS_AS_TEXT):
+        columns = [column.cast(pa.string()) for column in views.take(rows[first : first + ROWS_AS_TEXT]).columns]
+        yield from pc.binary_join_element_wise(
+            *columns, "\t", null_handling="replace", null_replacement="None"
+        ).to_pylist()
 
 
 def _targets_sha256(chosen: Sequence[Chosen], datasets: Sequence[DistillDataset], teacher: str) -> str:

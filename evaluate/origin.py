@@ -86,7 +86,7 @@ def _training(done: str, protocol: Mapping[str, Any]) -> str:
     dataset, split, frames = (protocol.get(f"training_{name}", "?") for name in ("dataset", "split", "frames"))
     text = f"{done} on {set_name(dataset, split, frames)} by the schedule of {protocol.get('schedule_of', '?')}"
     departures = protocol.get("departures")
-    return f"{text}, other than published: {' and '.join(departures)}" if departures else text
+    return f"{text} with deviations: {' and '.join(departures)}" if departures else text
 
 
 def _pretraining(source: Mapping[str, Any]) -> dict[str, Any]:

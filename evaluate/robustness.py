@@ -26,6 +26,7 @@ from .result import (
     RESULT,
     ResultCard,
     card_of_scores,
+    data_of,
     read_result,
     scores_of,
     scoring_protocol,
@@ -56,13 +57,23 @@ class RobustnessConfig(Settings):
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """What was found [%]; `missing` are the copies that are not there, without which mCE and mRR are of the others."""
+    """Scores [%]; `missing` are the copies that do not exist: mCE and mRR are over the corruptions that lack none."""
 
     clean: float
     miou: dict[str, float] = field(repr=False)  # by copy, such as fog/light
     mce: float = float("nan")
     mrr: float = float("nan")
     missing: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> list[str]:
+        """The corruptions that mCE and mRR are over: those with a copy of each severity."""
+        return [name for name in CORRUPTIONS if not any(copy.startswith(f"{name}/") for copy in self.missing)]
+
+    def as_text(self) -> str:
+        """One line for people."""
+        over = f" (over {len(self.complete)} of {len(CORRUPTIONS)} corruptions)" if self.missing else ""
+        return f"mCE {self.mce:.2f}, mRR {self.mrr:.2f}{over}, mIoU clean {self.clean:.2f}"
 
 
 def robustness(config: RobustnessConfig) -> RobustnessResult:
@@ -208,6 +219,7 @@ def _card(
         tables={title: list(_as_shares(rows).items()) for title, rows in tables.items()},
         protocol={
             "dataset": config.dataset,
+            **data_of(config.clean_root),
             "frames": num_frames,
             "baseline": "MinkUNet-18 of Robo3D",
             "missing": list(result.missing),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import ScalrError
@@ -92,6 +92,13 @@ def spread(num_frames: int) -> list[int]:
     return [number for number in reversed_bits if number < num_frames]
 
 
-def frames_digest(tokens: Sequence[str]) -> str:
-    """SHA-256 over frames' tokens in their order: which frames were learnt from or scored."""
-    return hashlib.sha256("\n".join(tokens).encode()).hexdigest()
+def frames_digest(tokens: Iterable[str]) -> str:
+    """SHA-256 over frames' tokens in their order: which frames were learnt from or scored.
+
+    >>> frames_digest(["a", "b"]) == hashlib.sha256(b"a\\nb").hexdigest()
+    True
+    """
+    digest = hashlib.sha256()
+    for number, token in enumerate(tokens):
+        digest.update(f"\n{token}".encode() if number else token.encode())
+    return digest.hexdigest()

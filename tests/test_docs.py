@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import importlib
+import math
 import os
 import re
 import shlex
@@ -22,6 +23,8 @@ from doc_examples import DOCS, example, indented
 from scalr.cli import main
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.checkpoint import save_student
+from scalr.distill.recipe import load_recipe, recipe_values
+from scalr.distill.recipes import parsed, recipe_names
 from scalr.distill.student import Student
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import open_store
@@ -203,6 +206,30 @@ def test_every_option_that_a_page_names_exists():
     }
     assert used
     assert used <= known | {"--scheduler"}
+
+
+def test_the_page_of_distillation_has_a_row_for_each_recipe_and_each_key_with_its_default():
+    page = (DOCS / "distill.md").read_text()
+    of_recipes, of_keys = (page.split(f"## {title}\n")[1].split("\n## ")[0] for title in ("Recipes", "Keys"))
+    assert sorted(re.findall(r"(?m)^\| `(\w+)` \|", of_recipes)) == recipe_names()
+    keys = re.findall(r"(?m)^\| `([\w.]+)` \| (.+?) \|", of_keys)
+    values = recipe_values(load_recipe("scalr_wi256"))
+    expected = {f"{section}.{key}": value for section, of in values.items() for key, value in of.items()}
+    del expected["student.out_channels"]  # the run sets it
+    assert sorted(name for name, _ in keys) == sorted(expected)
+    in_words = {
+        "augmentation.max_rotation_rad": ("π", math.pi),
+        "augmentation.flip_probability": ("2/3", 2 / 3),
+        "inputs.fov_min_m": ("−64, −64, −8", [-64, -64, -8]),
+        "inputs.fov_max_m": ("64, 64, 8", [64, 64, 8]),
+        "inputs.planes": ("256 × 256, 256 × 32, 256 × 32", expected["inputs.planes"]),
+        "objective.teachers": ("the store's only one", {}),
+        "sampling.store_weights": ("none", None),
+        "training.warmup_epochs": ("none", None),
+    }
+    for name, default in keys:
+        stated = in_words[name][1] if in_words.get(name, ("",))[0] == default else parsed(default.strip("`"))
+        assert stated == expected[name], name
 
 
 def test_every_test_that_a_page_names_exists():

@@ -68,12 +68,14 @@ def open_dataset(
     missing = [attribute for attribute in NEEDED if not hasattr(dataset, attribute)]
     if missing:
         raise DatasetError(
-            f"{name} has no '{missing[0]}'", where="--dataset", fix="Add it; docs/datasets.md says what a reader gives."
+            f"{name} has no '{missing[0]}'",
+            where="--dataset",
+            fix="Add it; docs/own_dataset.md says what a reader gives.",
         )
     if need == "images" and not any(frame.views or frame.error for frame in dataset.frames):
         raise DatasetError(
             "no frame has an image", where=root, fix=f"Choose a dataset with cameras: {dataset.name} is for evaluation."
         )
     if need == "labels" and not getattr(dataset, "class_names", ()):
-        raise DatasetError("it has no classes", where=root, fix="Name them; docs/datasets.md says how.")
+        raise DatasetError("it has no classes", where=root, fix="Name them; docs/own_dataset.md says how.")
     return dataset

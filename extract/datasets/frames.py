@@ -1,6 +1,6 @@
 """Any rig: `frames.parquet`, a table of one row per view, and `dataset.yaml` with what holds for all of them.
 
-docs/datasets.md describes both files.
+docs/own_dataset.md describes both files.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 NoReturns = Literal["keep", "drop"]
 DESCRIPTION_KEYS = ("name", "intensity", "classes", "ignored", "visibility", "no_returns")
 COLUMNS = f"Give it {', '.join(REQUIRED)}, and if you like {', '.join(OPTIONAL)}."
-CORRECT = "Correct the table as 'A rig of your own' in docs/datasets.md describes its columns."
+CORRECT = "Correct the table as 'A rig of your own' in docs/own_dataset.md describes its columns."
 WRITE_AGAIN = "Write the table again as parquet, with pandas, polars or pyarrow."
 
 
@@ -369,7 +369,7 @@ def _read_description(path: Path) -> Description:
         raise error.inside(str(path)) from None
     except (yaml.YAMLError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DatasetError(
-            f"it cannot be used ({error})", where=path, fix="See docs/datasets.md for its keys."
+            f"it cannot be used ({error})", where=path, fix="See docs/own_dataset.md for its keys."
         ) from None
 
 

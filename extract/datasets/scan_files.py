@@ -97,7 +97,7 @@ def _columns(fields: Mapping[str, np.ndarray], num_points: int, path: Path) -> n
         raise DatasetError(
             f"no field '{missing[0]}' among {', '.join(fields) or 'none'}",
             where=path,
-            fix="Write points with x, y, z and intensity; docs/datasets.md has the names that are known.",
+            fix="Write points with x, y, z and intensity; docs/own_dataset.md has the names that are known.",
         )
     try:
         columns = [np.asarray(fields[names[each]]).reshape(num_points) for each in ("x", "y", "z", intensity)]

@@ -12,8 +12,9 @@ from .commit import Scratch
 from .contents import Source
 from .files import files_below, is_there, names_in, size_of
 from .format import SCANS
-from .reader import FeatureStore
+from .reader import FeatureStore, open_store
 from .statistics_group import statistics_name
+from .writer import StoreWriter
 
 OWNER = "remove"  # of the scratch folder
 
@@ -61,6 +62,7 @@ class Removal:
                         fix=f"{remedy(error, 'Check the storage there')}, then run the same command again.",
                     ) from None
                 bar.update()
+        StoreWriter(open_store(self.store), OWNER).gather_indexes()  # what stays
 
 
 def removal_of_teacher(store: FeatureStore, teacher: str) -> Removal:
@@ -79,8 +81,8 @@ def removal_of_teacher(store: FeatureStore, teacher: str) -> Removal:
     return Removal(
         store=store.path,
         what=f"teacher {teacher}",
-        indexes=[store.path / "index" / teacher],
-        groups=[group for group in (fmt.gathered_path(store.path, teacher), *groups) if is_there(group)],
+        indexes=[store.path / "index" / teacher, fmt.gathered_path(store.path, teacher)],
+        groups=[group for group in groups if is_there(group)],
         record=store.path / "teachers" / teacher,
     )
 
@@ -102,7 +104,10 @@ def removal_of_split(store: FeatureStore, name: str) -> Removal:
     return Removal(
         store=store.path,
         what=f"split {name}",
-        indexes=[fmt.index_path(store.path, kind, block) for kind in kinds for block in source.blocks],
+        indexes=[
+            *(fmt.index_path(store.path, kind, block) for kind in kinds for block in source.blocks),
+            *(fmt.gathered_path(store.path, kind) for kind in kinds),
+        ],
         groups=[*(fmt.group_path(store.path, SCANS, block) for block in blocks), *statistics],
         record=store.folder_of(source),
     )
