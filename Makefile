@@ -1,4 +1,4 @@
-# make demo | test | test-newest | test-slow | mutants | bench | gpu | picture | study | study-real | lint | install: each makes .venv first, with the versions of constraints.txt, but gpu and test-newest.
+# make demo | docs | notebook | test | test-newest | test-slow | mutants | bench | gpu | picture | study | study-real | lint | install: each makes .venv first, with the versions of constraints.txt, but gpu and test-newest.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Modules are compiled once, not by each of the many processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-newest test-slow mutants bench gpu picture study study-real lint format clean
+.PHONY: install demo docs notebook test test-newest test-slow mutants bench gpu picture study study-real lint format clean
 
 install: .venv/installed
 
@@ -22,6 +22,14 @@ REAL_WEIGHTS = weights=$$($(BIN)/python tests/real_teacher.py)
 
 demo: install
 	$(REAL_WEIGHTS) || true; $(BIN)/scalr demo --out demo $${weights:+--weights "$$weights"}
+
+# The site, in build/site: half a minute. mkdocs-material warns of a version of MkDocs that is not used here.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# After each change of examples/first_steps.py.
+notebook: install
+	$(BIN)/python docs/site/notebook.py
 
 # By file, so that what a module's tests share is made once.
 test: install

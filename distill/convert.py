@@ -38,7 +38,8 @@ def convert(source: Path, target: Path, recipe: Recipe | None = None, activation
     """Convert an official file to a `.safetensors` student, or a student to what the suffix of `target` says.
 
     Args:
-        source, target: the file to read and the file to write, which ends in .safetensors, .pth, .pt or .pt2.
+        source: the file to read.
+        target: the file to write, which ends in .safetensors, .pth, .pt or .pt2.
         recipe: gives backbone and inputs. Default: the file's backbone, with the inputs that it holds or the defaults.
         activation: see `read_official`.
 
