@@ -41,8 +41,8 @@ from .cli_options import (
     under,
     workers_option,
 )
-from .counted import counted
 from .cli_predict import predict
+from .counted import counted
 from .json_text import json_text
 
 # Heavy imports (torch, timm, zarr) live inside the commands, so that --help answers at once.
