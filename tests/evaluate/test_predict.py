@@ -228,6 +228,8 @@ def test_a_killed_run_continues(scans, models, tmp_path, monkeypatch):
             predict(PredictConfig(**given, out=folder))
     with (folder / "scans.jsonl").open("a") as file:
         file.write('{"scan": "cut of')
+    (folder / "01/.000001.label.4711").write_text("half")
+    (folder / "01/.000001.zarr.4711").mkdir()
     summary = predict(PredictConfig(**given, out=folder))
     assert (summary.num_scans, summary.num_new) == (3, 2)
     assert contents(folder) == contents(tmp_path / "whole")
