@@ -445,6 +445,7 @@ def test_pictures_and_a_page_show_the_first_scan(scans, models, tmp_path):
     assert (tmp_path / "p/000000.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "p/000000.html").read_text()
     assert "traffic-sign" in page
+    assert '"colour_by": "class"' in page
     assert "200 points" in page
     of_features = {"student": models.student, "dataset": "semantic_kitti", "scans": (scans / "00",)}
     for picture in ("png", "page"):
