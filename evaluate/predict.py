@@ -136,9 +136,21 @@ class Network:
     dataset: str
 
     def of_rows(self, scans: list[RawScan]) -> list[np.ndarray]:
-        """For each scan (M, K) float32: logits of its rows, or features."""
-        tokens = self.student.tokens(packed(self.inputs, [scan.prepared for scan in scans]).to(self.student.device))
-        outputs = tokens if self.class_names is None else self.student.project(tokens)
+        """For each scan (M, K) float32: logits of its rows, or features.
+
+        Raises:
+            ScalrError: the memory of the GPU is too small for them.
+        """
+        batch = packed(self.inputs, [scan.prepared for scan in scans])
+        try:
+            tokens = self.student.tokens(batch.to(self.student.device))
+            outputs = tokens if self.class_names is None else self.student.project(tokens)
+        except torch.OutOfMemoryError:
+            raise ScalrError(
+                f"the GPU's memory is too small for {batch.num_points:,} points at once",
+                where="--batch-points",
+                fix="Pass fewer, or --device cpu if a single scan is too large.",
+            ) from None
         per_scan = outputs.float().cpu().split([len(scan.prepared.kept) for scan in scans])
         return [rows.numpy() for rows in per_scan]
 

@@ -6,9 +6,11 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,7 +20,7 @@ import zarr
 from click.testing import CliRunner
 
 import scalr
-from doc_examples import example
+from doc_examples import DOCS, example
 from scalr.cli import main
 from scalr.distill.backbones.calls import inputs_for
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
@@ -121,6 +123,22 @@ def test_the_page_s_python(models, tmp_path, monkeypatch):
     exec(example("predict.md", "python"), given)
     assert set(given["names"]) <= set(NUSCENES.class_names)
     assert given["probabilities"].shape == (200, 16)
+
+
+def test_the_page_s_commands(scans, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for copy in ("runs/finetune/model.safetensors", "model.safetensors"):
+        Path(copy).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(models.semantic_kitti, copy)
+    Path("sequences/08").mkdir(parents=True)
+    shutil.copytree(scans / "01", "sequences/08/velodyne")
+    commands = re.findall(r"(?m)^    (scalr .*)$", (DOCS / "predict.md").read_text())
+    assert len(commands) >= 2
+    for command in commands:
+        shutil.rmtree("predictions", ignore_errors=True)
+        done = CliRunner().invoke(main, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.output
+    assert Path("predictions/000001.label").exists()
 
 
 def test_each_form_of_scan_and_of_result_says_the_same(models, tmp_path):
@@ -450,6 +468,12 @@ def test_pictures_and_a_page_show_the_first_scan(scans, models, tmp_path):
     of_features = {"student": models.student, "dataset": "semantic_kitti", "scans": (scans / "00",)}
     for picture in ("png", "page"):
         assert predict(PredictConfig(**of_features, out=tmp_path / "f", picture=picture)).picture.exists()
+
+
+def test_too_many_points_for_a_gpu_are_said(scans, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(Student, "project", mock.Mock(side_effect=torch.OutOfMemoryError))
+    with pytest.raises(ScalrError, match=r"too small for \d+ points at once\. Pass fewer"):
+        predict(PredictConfig(model=models.semantic_kitti, scans=(scans,), out=tmp_path / "p"))
 
 
 def test_batches_have_as_many_points_as_asked_for(scans, models, tmp_path, monkeypatch):
