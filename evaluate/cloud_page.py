@@ -14,7 +14,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -126,6 +126,7 @@ class Cloud:
         selected: the point whose feature it is, if it is one point's.
         focus: the point that the perspective view turns to.
         labels: (N,) uint8 train ids, an index into `class_names` or 255 for none; None where there are none.
+        colour_by: what the colours show at first.
     """
 
     title: str
@@ -142,6 +143,7 @@ class Cloud:
     focus: int
     labels: np.ndarray | None = None
     class_names: Sequence[str] = ()
+    colour_by: Literal["similarity", "class", "pca"] = "similarity"
 
 
 def cloud_page(cloud: Cloud) -> tuple[str, PageErrors]:
@@ -240,6 +242,7 @@ def _data(cloud: Cloud, small: SmallFeatures, errors: PageErrors) -> dict[str, A
             "point": cloud.selected,
         },
         "centre": cloud.centre,
+        "colour_by": cloud.colour_by,
         "errors": asdict(errors),
         "eye": eye.tolist(),
         "target": target.tolist(),
