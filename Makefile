@@ -1,4 +1,4 @@
-# make demo | test | test-newest | test-slow | mutants | bench | gpu | picture | study | study-real | lint | install
+# make demo | docs | notebook | test | test-newest | test-slow | mutants | bench | gpu | picture | study | study-real | lint | install
 # Each target but gpu and test-newest first creates .venv, with the versions of constraints.txt.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Modules are compiled once, not by each of the many processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-newest test-slow mutants bench gpu picture study study-real lint format clean
+.PHONY: install demo docs notebook test test-newest test-slow mutants bench gpu picture study study-real lint format clean
 
 install: .venv/installed
 
@@ -24,6 +24,15 @@ REAL_WEIGHTS = weights=$$($(BIN)/python tests/real_teacher.py)
 demo: install
 	$(REAL_WEIGHTS) || true; $(BIN)/scalr demo --out demo $${weights:+--weights "$$weights"}
 
+# Builds the documentation site in build/site: half a minute. The variable silences a warning of mkdocs-material about a
+# version of MkDocs that is not used here.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Makes the notebook from examples/first_steps.py. Run it after each change of that file.
+notebook: install
+	$(BIN)/python docs/site/notebook.py
+
 # --dist loadfile: each file of tests runs in one process, so that its fixtures are made once.
 test: install
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -33,7 +42,7 @@ test: install
 # worlds with the devkit's files on the path: scalr reads the list of scenes in them and imports nothing.
 NEWEST := .venv-newest
 NEWEST_PYTEST := $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-READER := $(patsubst %,tests/extract/store/test_%.py,reader arrays format inspect writer draft)
+READER := $(patsubst %,tests/extract/store/test_%.py,reader gathered arrays format inspect writer draft)
 STUDENT := $(patsubst %,tests/distill/%,waffleiron test_checkpoint.py test_voxels.py) \
   $(patsubst %,tests/distill/minkunet/test_%.py,network kernel_maps sparse_convolution)
 test-newest: $(NEWEST)/installed
