@@ -1,4 +1,4 @@
-"""Read scan files of the user's own rig by their suffix: .bin, .pcd.bin, .npy, .pcd and .ply."""
+"""Scans of a rig of one's own, read by the ending of their file: .bin, .pcd.bin, .npy, .pcd and .ply."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from ...errors import DatasetError
 from .files import COPY_AGAIN, read_bytes, read_raw_points
 
-# Names of the fourth field, in lower case; CloudCompare adds the prefix scalar_.
-MOST_COLUMNS = 64  # an array with more columns is a transposed one, (4, N)
+# Names of the fourth field, capitals aside; CloudCompare writes scalar_ before a name.
+MOST_COLUMNS = 64  # an array with more is one of (4, N)
 INTENSITY = ("intensity", "i", "reflectivity", "reflectance", "remission")
 
 
 def read_scan_file(path: Path) -> np.ndarray:
-    """Read a scan, (N, 4 or more) numbers: x y z [m], intensity and further columns, without further checks.
+    """(N, 4 or more) numbers, x y z [m], intensity and what else there is, not checked any further.
 
     Raises:
-        DatasetError: a missing or broken file, an unknown suffix, a missing field, or a missing package.
+        DatasetError: a missing or broken file, an unknown ending, a missing field, or no package that reads it.
     """
     for ending, read in READERS.items():
         if path.name.lower().endswith(ending):
@@ -33,15 +33,15 @@ def read_scan_file(path: Path) -> np.ndarray:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Read the array of a .npy file; pickled objects are refused.
+    """The array of a .npy file, which may not hold objects.
 
     Raises:
-        DatasetError: a missing file, or one without such an array.
+        DatasetError: a missing file, or one that is no such array.
     """
     content = read_bytes(path)
     try:
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # a damaged header can raise any error in numpy
+    except Exception as error:  # a damaged header makes numpy raise what it likes
         raise DatasetError(f"not an array that can be read ({error})", where=path, fix=COPY_AGAIN) from None
 
 
@@ -69,7 +69,7 @@ def _pcd(path: Path) -> np.ndarray:
         fields = {name: points[name] for name in points.dtype.names}
     except ImportError:
         raise _not_installed("pypcd4", path) from None
-    except Exception as error:  # a damaged file can raise any error in pypcd4, pydantic or numpy
+    except Exception as error:  # a damaged file makes pypcd4, pydantic or numpy raise what they like
         raise _damaged("PCD", error, path) from None
     return _columns(fields, cloud.metadata.points, path)
 
@@ -83,13 +83,13 @@ def _ply(path: Path) -> np.ndarray:
         fields = {name: vertex["data"][name] for name in vertex["properties"]}
     except ImportError:
         raise _not_installed("trimesh", path) from None
-    except Exception as error:  # a damaged file can raise any error in trimesh
+    except Exception as error:  # likewise
         raise _damaged("PLY", error, path) from None
     return _columns(fields, vertex["length"], path)
 
 
 def _columns(fields: Mapping[str, np.ndarray], num_points: int, path: Path) -> np.ndarray:
-    """Stack the fields x, y, z and intensity to (N, 4) float64."""
+    """(N, 4) float64 of the fields x, y, z and intensity."""
     names = {name.lower().removeprefix("scalar_"): name for name in fields}
     intensity = next((name for name in INTENSITY if name in names), INTENSITY[0])
     missing = [name for name in ("x", "y", "z", intensity) if name not in names]
@@ -119,7 +119,7 @@ def _not_installed(package: str, path: Path) -> DatasetError:
 
 
 def _damaged(kind: str, error: Exception, path: Path) -> DatasetError:
-    reason = str(error)[:200]  # some messages are very long
+    reason = str(error)[:200]  # some tell a story
     return DatasetError(
         f"not a {kind} file that can be read ({type(error).__name__}: {reason})", where=path, fix=COPY_AGAIN
     )
