@@ -29,7 +29,7 @@ docs: install
 
 # After each change of examples/first_steps.py.
 notebook: install
-	$(BIN)/python docs/site/notebook.py
+	$(BIN)/python docs/site/example_notebook.py
 
 # By file, so that what a module's tests share is made once.
 test: install
