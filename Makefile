@@ -40,7 +40,7 @@ test: install
 # path: its list of scenes is read, and nothing of it is imported.
 NEWEST := .venv-newest
 NEWEST_PYTEST := $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-READER := $(patsubst %,tests/extract/store/test_%.py,reader arrays format inspect writer draft)
+READER := $(patsubst %,tests/extract/store/test_%.py,reader gathered arrays format inspect writer draft)
 STUDENT := $(patsubst %,tests/distill/%,waffleiron test_checkpoint.py test_voxels.py) \
   $(patsubst %,tests/distill/minkunet/test_%.py,network kernel_maps sparse_convolution)
 test-newest: $(NEWEST)/installed

@@ -665,6 +665,11 @@ def test_ctrl_c_and_sigterm_leave_a_store_that_resumes(synthetic_world, tmp_path
             "evaluate score --model m --root .",
             "no result was written. Run the same command again",
         ),
+        (
+            "scalr.evaluate.predict.predict",
+            "predict --model m scan.bin",
+            "finished scans stay. Run the same command again to go on",
+        ),
     ],
 )
 def test_a_job_that_is_stopped_says_in_one_line_what_is_kept(monkeypatch, function, command, kept):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -200,12 +201,27 @@ def test_every_option_that_a_page_names_exists():
         word
         for page in pages
         for line in re.findall(
-            r"scalr (?:check|extract|inspect|verify|distill|convert|evaluate|synth)[^\n`]*", page.read_text()
+            r"scalr (?:check|extract|inspect|verify|distill|convert|evaluate|predict|synth)[^\n`]*", page.read_text()
         )
         for word in re.findall(r"(?<!\S)--[a-z-]+", line)
     }
     assert used
     assert used <= known | {"--scheduler"}
+
+
+def test_the_command_line_accepts_every_command_of_a_page(monkeypatch):
+    """Options, their values and what is required; nothing runs. Lines with variables of the shell are left out."""
+    monkeypatch.setenv("NUSCENES", "world")
+    pages = [path.read_text().replace("\\\n", " ") for path in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]]
+    lines = re.findall(r"(?m)^ {4,}(?:torchrun .* )?scalr ((?!--).*)$", "\n".join(pages))
+    lines = [line for line in lines if not re.search(r"[$…]", line)]
+    assert len(lines) > 50
+    for line in lines:
+        words = shlex.split(re.split(r" (?:&&|[;>|]) ?", line)[0], comments=True)
+        command = main
+        while isinstance(command, click.Group):
+            command = command.commands[words.pop(0)]
+        command.make_context(line, words, parent=click.Context(main))
 
 
 def test_the_page_of_distillation_has_a_row_for_each_recipe_and_each_key_with_its_default():

@@ -305,21 +305,6 @@ def test_a_gathered_file_is_as_the_page_says(path, kind):
     assert first == len(rows)
 
 
-def test_an_extraction_ends_by_gathering_and_one_that_was_stopped_there_goes_on(extract_tiny, monkeypatch):
-    def stopped(parts: object, kind: str, path: Path) -> None:
-        path.write_bytes(b"PAR1")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(gathering, "write_gathered", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            extract_tiny(frames_per_block=1)
-    path = extract_tiny(frames_per_block=1).path
-    assert sorted(file.name for file in (path / fmt.GATHERED).iterdir()) == ["coordinates.parquet", "scans.parquet"]
-    assert not [file for file in (path / fmt.TMP).rglob("*") if file.is_file()]
-    assert verify(VerifyConfig(store=path)).whole
-
-
 def test_repairing_gathers_anew(path):
     shutil.rmtree(path / fmt.GATHERED)
     verify(VerifyConfig(store=path, repair=True))
