@@ -41,6 +41,7 @@ from .cli_options import (
     under,
     workers_option,
 )
+from .cli_predict import predict
 from .counted import counted
 from .json_text import json_text
 
@@ -55,7 +56,7 @@ SHELLS = ("bash", "zsh", "fish")
     stages={
         "Extraction, from images to a store": ("check", "extract", "inspect", "verify", "remove"),
         "Distillation, from stores to students": ("distill", "convert"),
-        "Evaluation": ("evaluate", "corrupt"),
+        "Evaluation": ("evaluate", "corrupt", "predict"),
         "Without a dataset": ("demo", "synth"),
         "Shell": ("completion",),
     },
@@ -76,6 +77,7 @@ def main(quiet: bool) -> None:
 
 
 main.add_command(evaluate)
+main.add_command(predict)
 
 
 def show_teachers(ctx: click.Context, param: click.Parameter, value: bool) -> None:

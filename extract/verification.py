@@ -1,4 +1,4 @@
-"""`scalr verify`: find damage, remove damaged blocks if asked to, and compare a sample with the teacher."""
+"""`scalr verify`: find damage, remove it on request, and compare a sample with the teacher."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .store.inspect import missing
 from .store.repair import repair_store
 from .store.verify import Damage, Findings, open_to_verify, verify_store
 
-MOST_STRAYS = 8  # that are listed
+MOST_STRAYS = 8  # number of stray files that are listed
 REPEAT = "Repeat the 'scalr extract' command that wrote this store: it extracts what is missing."
-LISTED = ("blocks", "unreadable", "stray", "missing", "without_statistics")  # of the findings, as they are
+LISTED = ("blocks", "unreadable", "stray", "missing", "without_statistics")  # findings that JSON output copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Verification:
 
     @property
     def whole(self) -> bool:
-        """Whether the store is complete, nothing is wrong with it, and all of it could be looked at."""
+        """Whether the store is complete and undamaged, all of it could be read, and the sample agrees with it."""
         return self.found.whole and all(view.as_stored for view in self.sample)
 
     def as_json(self) -> dict:
@@ -97,7 +97,7 @@ def verify(config: VerifyConfig) -> Verification:
     """Check a store; see `verify_store`, `repair_store` and `recompute_targets`.
 
     Raises:
-        ScalrError: the store cannot be opened, or the sample's dataset or weights are not there.
+        ScalrError: the store cannot be opened, or the sample's dataset or weights are missing.
     """
     store = open_to_verify(config.store)
     found = verify_store(store)

@@ -31,6 +31,7 @@ from scalr.distill.training import TrainingConfig
 from scalr.errors import ScalrError, StudentError
 from scalr.evaluate.corrupt import CorruptConfig
 from scalr.evaluate.finetune import FinetuneConfig
+from scalr.evaluate.predict import PredictConfig
 from scalr.evaluate.probe import ProbeConfig
 from scalr.evaluate.robustness import RobustnessConfig
 from scalr.evaluate.schedules import Schedule
@@ -60,12 +61,14 @@ PATHS = {name: Path(name) for name in ("student", "model", "root", "clean_root",
 NEEDED = PATHS | {
     "axes": (0, 1), "shape": (4, 4), "caches": (Path("s.zarr"),), "teachers": ("t",), "epochs": 1, "warmup_epochs": 0,
     "learning_rate": 1e-3, "min_learning_rate": 0, "weight_decay": 0, "kind": "centre", "dims": (4,), "weights": (1.0,),
+    "scans": (Path("scans"),),
 }  # fmt: skip
+ONE_OF_TWO = {PredictConfig: {"model": Path("model")}}  # what a config cannot be made without, and has a default
 CONFIGS = (
     WaffleIronConfig, Plane, WaffleIronInputs, MinkUNetConfig, MinkUNetInputs, AugmentConfig, SamplingConfig,
     ObjectiveConfig, TrainingConfig, Recipe, DistillConfig, Schedule, ProbeConfig, FinetuneConfig, TeacherProbeConfig,
     ScoreConfig, RobustnessConfig, TransferConfig, SimilarityConfig, CorruptConfig, ExtractConfig, VerifyConfig,
-    StandardisationConfig,
+    StandardisationConfig, PredictConfig,
 )  # fmt: skip
 
 NUMBERS = st.one_of(
@@ -89,7 +92,7 @@ ANYTHING = st.recursive(
 def of_config(config: type) -> dict[str, Any]:
     """What it cannot be made without."""
     needed = [each for each in fields(config) if each.default is MISSING and each.default_factory is MISSING]
-    return {each.name: NEEDED[each.name] for each in needed}
+    return {each.name: NEEDED[each.name] for each in needed} | ONE_OF_TWO.get(config, {})
 
 
 def within(value: Any, words: str, limit: float) -> bool:

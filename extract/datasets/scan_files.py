@@ -1,4 +1,4 @@
-"""Scans of a rig of one's own, read by the ending of their file: .bin, .pcd.bin, .npy, .pcd and .ply."""
+"""Read scan files of the user's own rig by their suffix: .bin, .pcd.bin, .npy, .npz, .pcd and .ply."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ import numpy as np
 from ...errors import DatasetError
 from .files import COPY_AGAIN, read_bytes, read_raw_points
 
-# Names of the fourth field, capitals aside; CloudCompare writes scalar_ before a name.
-MOST_COLUMNS = 64  # an array with more is one of (4, N)
+MOST_COLUMNS = 64  # an array with more columns is a transposed one, (4, N)
+VALUES_PER_POINT = {".pcd.bin": 5, ".bin": 4}  # in files without a header: nuScenes' own, and KITTI's
+# Names of the fourth field, in lower case; CloudCompare adds the prefix scalar_.
 INTENSITY = ("intensity", "i", "reflectivity", "reflectance", "remission")
 
 
-def read_scan_file(path: Path) -> np.ndarray:
-    """(N, 4 or more) numbers, x y z [m], intensity and what else there is, not checked any further.
+def read_scan_file(path: Path, values_per_point: int | None = None) -> np.ndarray:
+    """Read a scan, (N, 4 or more) numbers: x y z [m], intensity and further columns, without further checks.
+
+    Args:
+        path: of the file.
+        values_per_point: float32 values of a point in a .bin file, which has no header; None: VALUES_PER_POINT.
 
     Raises:
         DatasetError: a missing or broken file, an unknown ending, a missing field, or no package that reads it.
     """
-    for ending, read in READERS.items():
-        if path.name.lower().endswith(ending):
-            return read(path)
+    ending = next((ending for ending in READERS if path.name.lower().endswith(ending)), None)
+    if ending in VALUES_PER_POINT:
+        return read_raw_points(path, values_per_point or VALUES_PER_POINT[ending])
+    if ending is not None:
+        return READERS[ending](path)
     raise DatasetError(
         f"scans with the suffix '{path.suffix}' cannot be read",
         where=path,
@@ -45,8 +52,28 @@ def read_array(path: Path) -> np.ndarray:
         raise DatasetError(f"the file cannot be read as an array ({error})", where=path, fix=COPY_AGAIN) from None
 
 
+def _npz(path: Path) -> np.ndarray:
+    content = read_bytes(path)
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            names = list(arrays)
+            array = arrays[names[0]] if len(names) == 1 else None
+    except Exception as error:  # a damaged archive makes zipfile, zlib or numpy raise what they like
+        raise _damaged("NPZ", error, path) from None
+    if array is None:
+        raise DatasetError(
+            f"{len(names)} arrays ({', '.join(names[:8])}), and a scan is one",
+            where=path,
+            fix="Write one array (N, 4) per file: x, y, z and intensity.",
+        )
+    return _points_of(array, path)
+
+
 def _npy(path: Path) -> np.ndarray:
-    array = read_array(path)
+    return _points_of(read_array(path), path)
+
+
+def _points_of(array: np.ndarray, path: Path) -> np.ndarray:
     if array.dtype.names:
         return _columns({name: array[name] for name in array.dtype.names}, array.size, path)
     is_row_of_columns = array.ndim == 2 and array.shape[1] > max(array.shape[0], MOST_COLUMNS)
@@ -127,10 +154,10 @@ def _damaged(kind: str, error: Exception, path: Path) -> DatasetError:
     )
 
 
-READERS: dict[str, Callable[[Path], np.ndarray]] = {
-    ".pcd.bin": lambda path: read_raw_points(path, columns=5),  # nuScenes' own
-    ".bin": lambda path: read_raw_points(path, columns=4),
+READERS: dict[str, Callable[..., np.ndarray]] = {
+    **dict.fromkeys(VALUES_PER_POINT, read_raw_points),
     ".npy": _npy,
+    ".npz": _npz,
     ".pcd": _pcd,
     ".ply": _ply,
 }

@@ -1,4 +1,4 @@
-"""Taking a teacher, or a split of a dataset, out of a store for good."""
+"""Delete a teacher, or a split of a dataset, from a store."""
 
 from __future__ import annotations
 
@@ -12,44 +12,45 @@ from .commit import Scratch
 from .contents import Source
 from .files import files_below, is_there, names_in, size_of
 from .format import SCANS
-from .reader import FeatureStore
+from .reader import FeatureStore, open_store
 from .statistics_group import statistics_name
+from .writer import StoreWriter
 
-OWNER = "remove"  # of the scratch folder
+OWNER = "remove"  # names the scratch folder
 
 
 @dataclass(frozen=True)
 class Removal:
-    """What is to be deleted.
+    """The parts of a store that are to be deleted.
 
-    First go the files of the index, so that nothing counts whose data are on their way; last goes the record. A reader
-    therefore finds a block whole or not at all, and after a kill in between the same removal goes on.
+    The index files are deleted first, so that no block is committed whose data are being deleted; the record is deleted
+    last. So a reader finds a block completely or not at all, and an interrupted removal can be continued.
     """
 
     store: Path
     what: str
     indexes: list[Path]  # a folder of them, or files: in this order
-    groups: list[Path]
-    record: Path
+    groups: list[Path]  # of blocks
+    records: list[Path]
 
     @property
     def num_bytes(self) -> int:
-        """Of all that is to be deleted.
+        """The size of everything that is to be deleted.
 
         Raises:
             UnreadableError: a folder cannot be listed now.
         """
-        return sum(size_of(file) or 0 for group in self.groups for file in files_below(group))
+        return sum(size_of(file) or 0 for group in (*self.groups, *self.records) for file in files_below(group))
 
     def run(self) -> None:
-        """Delete it.
+        """Delete everything.
 
         Raises:
-            StoreError: the file system refuses; what is deleted already does not count any more.
+            StoreError: the file system refuses; the parts already deleted are no longer committed.
         """
         scratch = Scratch(self.store / fmt.TMP, OWNER)
         scratch.clear()
-        paths = [*self.indexes, *self.groups, self.record]
+        paths = [*self.indexes, *self.groups, *self.records]
         with progress(len(paths), f"remove {self.what}", "folder") as bar:
             for path in paths:
                 try:
@@ -61,10 +62,11 @@ class Removal:
                         fix=f"{remedy(error, 'Check the storage there')}, then run the same command again.",
                     ) from None
                 bar.update()
+        StoreWriter(open_store(self.store), OWNER).gather_indexes()  # what stays
 
 
 def removal_of_teacher(store: FeatureStore, teacher: str) -> Removal:
-    """All targets of a teacher, in every split; scans and other teachers' targets stay.
+    """Plan the removal of a teacher's targets in every split; scans and other teachers' targets remain.
 
     Raises:
         StoreError: the store has no such teacher.
@@ -79,17 +81,17 @@ def removal_of_teacher(store: FeatureStore, teacher: str) -> Removal:
     return Removal(
         store=store.path,
         what=f"teacher {teacher}",
-        indexes=[store.path / "index" / teacher],
-        groups=[group for group in (fmt.gathered_path(store.path, teacher), *groups) if is_there(group)],
-        record=store.path / "teachers" / teacher,
+        indexes=[store.path / "index" / teacher, fmt.gathered_path(store.path, teacher)],
+        groups=[group for group in groups if is_there(group)],
+        records=[store.path / "teachers" / teacher],
     )
 
 
 def removal_of_split(store: FeatureStore, name: str) -> Removal:
-    """The scans of a split of a dataset, and all teachers' targets of them.
+    """Plan the removal of the scans of a dataset's split, and of all teachers' targets of them.
 
     Args:
-        store: to take it from.
+        store: the store to delete from.
         name: DATASET/SPLIT, such as "nuscenes/train".
 
     Raises:
@@ -97,14 +99,17 @@ def removal_of_split(store: FeatureStore, name: str) -> Removal:
     """
     source = _source_named(store, name)
     blocks = [block for block in _blocks_on_disk(store) if block in source.blocks]
-    kinds = sorted(store.indexed_kinds(), key=lambda kind: kind == SCANS)  # last: without scans, targets are of nothing
+    kinds = sorted(store.indexed_kinds(), key=lambda kind: kind == SCANS)  # scans last: targets need them
     statistics = [store.path / statistics_name(teacher, store.folder_of(source).name) for teacher in store.teachers]
     return Removal(
         store=store.path,
         what=f"split {name}",
-        indexes=[fmt.index_path(store.path, kind, block) for kind in kinds for block in source.blocks],
-        groups=[*(fmt.group_path(store.path, SCANS, block) for block in blocks), *statistics],
-        record=store.folder_of(source),
+        indexes=[
+            *(fmt.index_path(store.path, kind, block) for kind in kinds for block in source.blocks),
+            *(fmt.gathered_path(store.path, kind) for kind in kinds),
+        ],
+        groups=[fmt.group_path(store.path, SCANS, block) for block in blocks],
+        records=[*statistics, store.folder_of(source)],
     )
 
 

@@ -17,6 +17,7 @@ NUMBERS = {
     "scalr.evaluate.cosines": {"ROUNDING": 1e-6},
     "scalr.evaluate.labelled_frames": {"WHOLE_FRAMES": 8, "THREADS": 16},
     "scalr.evaluate.metrics": {"RESAMPLES": 1000},
+    "scalr.evaluate.prediction_files": {"ZARR_ROWS": 16_384},
     "scalr.evaluate.probe": {"FAST_BATCH_POINTS": 8192},
     "scalr.evaluate.published": {
         "TRAINING_FRAMES": {"nuscenes": 28_130, "semantic_kitti": 19_130, "pandaset_64": 3920, "pandaset_gt": 3920},
@@ -24,6 +25,10 @@ NUMBERS = {
         "CLASSES": {"nuscenes": 16, "semantic_kitti": 19, "pandaset_64": 17, "pandaset_gt": 17},
     },
     "scalr.evaluate.published_minkunet": {"TABLE_8_OF_NEW_WEIGHTS": (8.1, 30.3, 56.2, 74.7, 39.5)},
+    "scalr.evaluate.raw_scans": {
+        "SAMPLED_SCANS": 8,
+        "HIGHEST_INTENSITY": {"nuscenes": 255.0, "semantic_kitti": 1.0, "pandaset_64": 255.0, "pandaset_gt": 255.0},
+    },
     "scalr.evaluate.scoring": {"SCENE_FRAMES": 100},
     "scalr.evaluate.similarity": {"AROUND_M": 1.0, "PCA_RANGE": (2, 98), "ROUNDING": 1e-5},
     "scalr.evaluate.teacher": {"PAIRS_OF_A_VIEW": 2048},

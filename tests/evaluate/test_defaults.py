@@ -11,6 +11,7 @@ import pytest
 from scalr.errors import ScalrError
 from scalr.evaluate.corrupt import CorruptConfig
 from scalr.evaluate.finetune import FinetuneConfig
+from scalr.evaluate.predict import PredictConfig
 from scalr.evaluate.probe import ProbeConfig
 from scalr.evaluate.robustness import RobustnessConfig
 from scalr.evaluate.score import ScoreConfig
@@ -58,6 +59,22 @@ DEFAULTS = {
         "batch_size": None,
         "learning_rate": None,
         "seed": 0,
+        **OF_THE_MACHINE,
+    },
+    PredictConfig: {
+        "model": None,
+        "student": None,
+        "dataset": None,  # None: what the model was trained on
+        "columns": None,
+        "intensity_range": None,
+        "intensity": None,
+        "non_finite": "refuse",
+        "format": None,
+        "dtype": None,
+        "colours": False,
+        "picture": "none",
+        "on_error": "stop",
+        "batch_points": 100_000,
         **OF_THE_MACHINE,
     },
     CorruptConfig: {

@@ -16,7 +16,18 @@ import torch
 from calls import SeenEnough, calls_of
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.student import Student
-from scalr.evaluate import corrupt, finetune, probe, robustness, score, similarity, supervision, teacher, transfer
+from scalr.evaluate import (
+    corrupt,
+    finetune,
+    predict,
+    probe,
+    robustness,
+    score,
+    similarity,
+    supervision,
+    teacher,
+    transfer,
+)
 from scalr.evaluate.model import Model
 from scalr.evaluate.scores import Scores
 from scalr.extract.datasets.corruptions import CORRUPTIONS, SEVERITIES
@@ -49,7 +60,7 @@ def devices(monkeypatch) -> list[str]:
 
     for module in (score, transfer, robustness, supervision):
         monkeypatch.setattr(module, "joined_processes", joined)
-    for module in (teacher, similarity):
+    for module in (teacher, similarity, predict):
         monkeypatch.setattr(module, "resolve_device", resolved)
     return asked
 
@@ -85,6 +96,25 @@ def test_score_hands_on_what_it_is_asked_for(seen, devices, tmp_path):
     assert chosen[0][0][1] == "c"
     assert writers[0][0][1] == tmp_path / "submission"
     assert scored[0][1] == {"labelled": True, "keep": "a writer", "workers": 3}
+
+
+def test_predict_hands_on_what_it_is_asked_for(seen, devices, tmp_path):
+    np.zeros((200, 4), np.float32).tofile(tmp_path / "a.bin")
+    seen(predict, "load_model", a_model())
+    seen(predict, "file_identity", {"file": "m", "sha256": "0"})
+    read = seen(predict, "in_order", SeenEnough())
+    config = predict.PredictConfig(
+        model="m", scans=(tmp_path / "a.bin",), out=tmp_path / "p", dataset="semantic_kitti", columns=8,
+        intensity_range=(0, 2), intensity=(0.1, 0.2), non_finite="unlabelled", workers=3, device="x",
+    )  # fmt: skip
+    with pytest.raises(SeenEnough):
+        predict.predict(config)
+    assert devices == ["x"]
+    prepared, numbers, workers = read[0][0]
+    assert (numbers, workers, prepared.intensity) == ([0], 3, IntensityStatistics(0.1, 0.2))
+    reading = prepared.scans.reading
+    assert (reading.dataset, reading.columns, reading.intensity_range) == ("semantic_kitti", 8, (0, 2))
+    assert reading.non_finite == "unlabelled"
 
 
 @pytest.mark.parametrize(("target", "classes", "reach"), [("semantic_kitti", 10, 50), ("semantic_poss", 6, None)])
