@@ -1,4 +1,4 @@
-# make demo | test | test-newest | test-slow | mutants | bench | gpu | picture | study | study-real | lint | install: each makes .venv first, with the versions of constraints.txt, but gpu and test-newest.
+# make demo | docs | notebook | test | test-newest | test-slow | mutants | bench | gpu | picture | study | study-real | lint | install: each makes .venv first, with the versions of constraints.txt, but gpu and test-newest.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Modules are compiled once, not by each of the many processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-newest test-slow mutants bench gpu picture study study-real lint format clean
+.PHONY: install demo docs notebook test test-newest test-slow mutants bench gpu picture study study-real lint format clean
 
 install: .venv/installed
 
@@ -23,6 +23,14 @@ REAL_WEIGHTS = weights=$$($(BIN)/python tests/real_teacher.py)
 demo: install
 	$(REAL_WEIGHTS) || true; $(BIN)/scalr demo --out demo $${weights:+--weights "$$weights"}
 
+# The site, in build/site: half a minute. mkdocs-material warns of a version of MkDocs that is not used here.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# After each change of examples/first_steps.py.
+notebook: install
+	$(BIN)/python docs/site/notebook.py
+
 # By file, so that what a module's tests share is made once.
 test: install
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -32,7 +40,7 @@ test: install
 # path: its list of scenes is read, and nothing of it is imported.
 NEWEST := .venv-newest
 NEWEST_PYTEST := $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-READER := $(patsubst %,tests/extract/store/test_%.py,reader arrays format inspect writer draft)
+READER := $(patsubst %,tests/extract/store/test_%.py,reader gathered arrays format inspect writer draft)
 STUDENT := $(patsubst %,tests/distill/%,waffleiron test_checkpoint.py test_voxels.py) \
   $(patsubst %,tests/distill/minkunet/test_%.py,network kernel_maps sparse_convolution)
 test-newest: $(NEWEST)/installed
@@ -97,8 +105,8 @@ format: install
 picture: install
 	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/readme_picture.py study "$$weights" docs/features.png $(if $(wildcard $(DATA)/pandaset),--data $(DATA))
 
-# The comparisons of docs/distill.md: of losses, teachers, lidars and widths, a good hour on two cores; of losses, and of methods
-# on two backbones, with a real teacher, forty minutes each; and of augmentations, of docs/evaluate.md, ten minutes.
+# The simulated comparisons of docs/studies.md: losses, teachers, lidars and widths, a good hour on two cores; losses, and methods
+# on two backbones, with a real teacher, forty minutes each; augmentations, ten minutes.
 study: install
 	$(BIN)/python tests/benchmarks/distillation_study.py study
 	$(BIN)/python tests/benchmarks/augmentation_study.py study/augmentation

@@ -1,4 +1,4 @@
-"""Files of tensors: written whole or not at all, and what can be wrong with them said to people."""
+"""Files of tensors: atomic writing, and readable errors for everything that can be wrong with a file."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from .folder_lock import require_held
 if TYPE_CHECKING:
     import torch
 
-LISTED_KEYS = 12  # in an error, of all kinds together
+LISTED_KEYS = 12  # names of tensors in an error, of all kinds together
 
 
 @contextmanager
 def explained(path: Path, error: type[ScalrError], *, missing: str) -> Iterator[None]:
-    """Turn whatever torch, zipfile or safetensors raise while they read `path` into an `error`.
+    """Turn any exception of torch, zipfile or safetensors while they read `path` into an `error`.
 
     Args:
-        path: of the checkpoint.
-        error: which kind of ScalrError.
-        missing: what to do where there is no such file.
+        path: the file.
+        error: subclass of ScalrError to raise.
+        missing: what to do if the file does not exist.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def explained(path: Path, error: type[ScalrError], *, missing: str) -> Iterator[
             where=path,
             fix="Copy it again, or save the model's state_dict alone.",
         ) from None
-    except Exception as problem:  # each library has its own
+    except Exception as problem:  # each library raises its own types
         raise error(
             f"the weights cannot be read ({first_line(problem)})",
             where=path,
@@ -54,24 +54,24 @@ def explained(path: Path, error: type[ScalrError], *, missing: str) -> Iterator[
 def written_aside(
     path: Path, error: type[ScalrError], *, keep: Path | None = None, then: str = "or choose another path"
 ) -> Iterator[Path]:
-    """Yield a path to write to; what is there in the end is flushed to disk and renamed to `path`.
+    """Yield a temporary path to write to. At the end, the file is flushed to disk and renamed to `path`.
 
-    Whatever goes wrong in between, `path` is as it was, and nothing else is left behind but its folder.
+    If anything fails in between, `path` is unchanged, and only its folder may be new.
 
     Args:
-        path: of the file.
-        error: which kind of ScalrError.
-        keep: where the file that is replaced goes; it is renamed just before the new one is, so that one of the two
-            names has a whole file at any moment.
-        then: the end of the advice, where it cannot be written.
+        path: the file.
+        error: subclass of ScalrError to raise.
+        keep: path to which an existing file is renamed, just before the new file is: at any moment one of the two
+            names has a complete file.
+        then: the end of the advice if the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask, or the folder, asks for
+        mode = temporary.stat().st_mode  # as set by the umask, or by the folder
         yield temporary
-        if temporary.stat().st_mode != mode:  # safetensors replaces the file by one that only its owner can read
+        if temporary.stat().st_mode != mode:  # safetensors replaces the file by one that only its owner may read
             temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -80,7 +80,11 @@ def written_aside(
             with suppress(FileNotFoundError):
                 os.replace(path, keep)
         os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as problem:  # the system, torch's writer, that of safetensors
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as problem:  # raised by the system, by torch's writer, by that of safetensors
         raise error(
             f"the file cannot be written ({first_line(_of_the_system(problem))})",
             where=path,
@@ -92,10 +96,10 @@ def written_aside(
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file aside and rename it into place.
+    """Write a small file under a temporary name and rename it into place.
 
     Raises:
-        ScalrError: it cannot be written.
+        ScalrError: the file cannot be written.
     """
     with written_aside(path, ScalrError) as temporary:
         temporary.write_bytes(data)
@@ -108,13 +112,13 @@ def sha256_of_file(path: Path) -> str:
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor], dtypes_of: Mapping[str, torch.Tensor] | None = None) -> str:
-    """The SHA-256 over names, shapes, dtypes and values of tensors, in hexadecimal: the same in whatever file they are.
+    """The SHA-256 over names, shapes, dtypes and values of tensors, in hexadecimal; independent of the file format.
 
     Args:
         tensors: by name, on any device; their order does not matter.
-        dtypes_of: tensors of the same names; each value counts as it is in the dtype that it has there.
+        dtypes_of: tensors of the same names, to whose dtypes the values are converted first.
     """
-    import torch  # here: most of what imports this module only reads or writes small files
+    import torch  # imported here: most users of this module only read or write small files
 
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -125,17 +129,17 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor], dtypes_of: Mapping[str, 
 
 
 def first_line(error: Exception) -> str:
-    """Kind and first line of an error of a library."""
+    """Type and first line of a library's error."""
     return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else 'no reason given'}"
 
 
 def shortened(error: Exception) -> str:
-    """What an error of a library says, in one line that does not fill the screen."""
+    """The text of a library's error, shortened to one line."""
     return textwrap.shorten(str(error), 400, placeholder=" …") or type(error).__name__
 
 
 def listed(kinds: Mapping[str, Sequence[str]]) -> str:
-    """How many keys are of each kind, and the first of them: "2 missing: embed.norm.weight, embed.norm.bias"."""
+    """The number of names of each kind, and the first names: "2 missing: embed.norm.weight, embed.norm.bias"."""
     there = {kind: keys for kind, keys in kinds.items() if keys}
     most = LISTED_KEYS // max(1, len(there))
     return "; ".join(
@@ -145,12 +149,12 @@ def listed(kinds: Mapping[str, Sequence[str]]) -> str:
 
 
 def _of_the_system(problem: Exception) -> Exception:
-    """The system's error where torch hides it behind one of its own; else the error itself."""
+    """The system's error if torch wrapped it in an error of its own; otherwise the error itself."""
     hidden = problem.__context__ if isinstance(problem, RuntimeError) else None
     return hidden if isinstance(hidden, OSError) else problem
 
 
 def _what_it_names(error: pickle.UnpicklingError) -> str:
-    """The class or function in the way; the rest of torch's message tells how to load the file all the same."""
+    """The class or function that torch refused. The rest of its message explains how to load the file unsafely."""
     found = re.search(r"(?:GLOBAL|it names) (\S+)", str(error))
     return f" (it names {found[1]})" if found else ""

@@ -1,4 +1,4 @@
-"""The command line: each verb parses and calls one function; those of `scalr evaluate` are in `cli_evaluate.py`."""
+"""The command line: each command parses its options and calls one function. `cli_evaluate.py` has `scalr evaluate`."""
 
 from __future__ import annotations
 
@@ -36,14 +36,16 @@ from .cli_options import (
     set_option,
     show_result,
     split_option,
+    store_argument,
     teacher_names,
     under,
     workers_option,
 )
 from .cli_predict import predict
+from .counted import counted
 from .json_text import json_text
 
-# Heavy imports (torch, timm, zarr) live inside the verbs, so that --help answers at once.
+# Heavy imports (torch, timm, zarr) live inside the commands, so that --help answers at once.
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -52,16 +54,16 @@ SHELLS = ("bash", "zsh", "fish")
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     stages={
-        "Stage one, from images to a store": ("check", "extract", "inspect", "verify", "remove"),
-        "Stage two, from stores to students": ("distill", "convert"),
-        "Stage three, what students are worth": ("evaluate", "corrupt", "predict"),
-        "Without any data": ("demo", "synth"),
+        "Extraction, from images to a store": ("check", "extract", "inspect", "verify", "remove"),
+        "Distillation, from stores to students": ("distill", "convert"),
+        "Evaluation": ("evaluate", "corrupt", "predict"),
+        "Without a dataset": ("demo", "synth"),
         "Shell": ("completion",),
     },
     epilog="scalr extract --teacher dinov2_vitl14 && scalr distill --cache store.zarr --teacher dinov2_vitl14",
 )
 @click.version_option(package_name="scalr-distill", prog_name="scalr")
-@click.option("-q", "--quiet", is_flag=True, help="Warnings and errors only.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only results, warnings and errors.")
 def main(quiet: bool) -> None:
     """Distil image foundation models into lidar backbones, from teacher features cached on disk."""
     # Before torch loads: where other jobs share the cores, threads that spin while they wait can make a step ten times
@@ -79,7 +81,7 @@ main.add_command(predict)
 
 
 def show_teachers(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """Print all teachers and leave."""
+    """Print all teachers and exit."""
     if value:
         from .extract.teachers.registry import list_teachers
 
@@ -88,7 +90,7 @@ def show_teachers(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 
 class Report(Protocol):
-    """What a verb found, for scripts and for people."""
+    """The result of a command, for scripts and for people."""
 
     def as_json(self) -> dict: ...
 
@@ -107,7 +109,7 @@ def show(report: Report, as_json: bool) -> None:
         *("--teacher", "teachers"),
         multiple=True,
         required=True,
-        help="Such as dinov2_vitl14; repeatable.",
+        help="Teacher model, for example dinov2_vitl14. Repeat the option for several teachers in one pass.",
         **completed(teacher_names),
     ),
     click.option(
@@ -116,74 +118,112 @@ def show(report: Report, as_json: bool) -> None:
         is_eager=True,
         expose_value=False,
         callback=show_teachers,
-        help="Names, patch and feature sizes, licences of the weights.",
+        help="List the teachers with their patch size, feature size and licence, and exit.",
     ),
     click.option(
         "--weights",
         multiple=True,
         default=["hub"],
         show_default=True,
-        help="hub, random (for trials) or a checkpoint file; TEACHER=FILE for one of several.",
+        metavar="hub|random|FILE",
+        help="Teacher weights. hub: downloaded from the Hugging Face Hub. random: random weights, for tests only. FILE:"
+        " your own weights, from a checkpoint file. With several teachers, repeat it as TEACHER=FILE.",
     ),
-    click.option("--image-size", type=ImageSize(), help="Of the teacher's input.  [default: 224x448]"),
     click.option(
-        "--feature", help="Of a ViT: x_prenorm, x_norm, maskclip, layers: x_prenorm:5,11.  [default: the teacher's own]"
+        "--image-size",
+        type=ImageSize(),
+        help="Height and width to which images are resized before the teacher, in pixels.  [default: 224x448]",
+    ),
+    click.option(
+        "--feature",
+        help="Feature of a ViT: x_prenorm (patch tokens before the final norm), x_norm (after it) or maskclip. Layers"
+        " follow a colon: x_prenorm:5,11.  [default: the teacher's published feature]",
     ),
     click.option(
         "--pos-embed",
         type=click.Choice(["timm", "official"]),
-        help="How a ViT's position embeddings are resized.  [default: timm; official for MaskCLIP]",
+        help="Method that resizes a ViT's position embeddings to --image-size: that of timm, or that of the teacher's"
+        " official code.  [default: timm; official for MaskCLIP]",
     ),
-    precision_option,
-    click.option("--batch-size", type=int, help="Images at once.  [default: measured, once per store]"),
+    precision_option("Precision of the teacher's forward pass. bfloat16 is for GPUs: on a CPU it is slow."),
+    click.option(
+        "--batch-size",
+        type=int,
+        help="Images per teacher forward pass.  [default: the fastest size, measured once per store]",
+    ),
 )
 @under(
     "Dataset",
     dataset_option,
     root_option,
-    split_option("train", "Split of the dataset."),
-    choice_option("--on-error", ["stop", "skip"], "At a frame that cannot be used; skip lists it, exit code 3."),
+    split_option("train", "Split to extract."),
+    choice_option(
+        "--on-error",
+        ["stop", "skip"],
+        "What to do on an unusable frame. stop: end with an error. skip: omit and list it, and exit with 3.",
+    ),
 )
 @under(
     "Store",
-    out_option("store.zarr", "Store to make or to continue."),
+    out_option("store.zarr", "Store to create or to continue."),
     click.option(
         "--encoding",
         type=click.Choice(["patch", "point", "segments"]),
-        help="Each patch that some pair reads, once; a vector a pair; or nothing of pairs, and only vectors of"
-        " superpixels.  [default: patch; segments where a teacher's maps are too large]",
+        help="How features are stored. point: one vector per point-pixel pair. patch: each patch token that is needed,"
+        " once; values are interpolated when they are read. segments: only one vector per superpixel.  [default: patch;"
+        " segments if a teacher's patch maps are too large]",
     ),
-    choice_option("--dtype", ["int8", "float16"], "Of vectors of patches or pairs; those of superpixels are float16."),
-    choice_option("--points", ["all", "visible"], "Keep whole scans, or the points that some camera sees."),
-    choice_option("--occlusion", ["keep", "drop"], "Pairs that a nearer surface hides from the camera."),
+    choice_option(
+        "--dtype",
+        ["int8", "float16"],
+        "Type of stored features. int8 adds one scale per vector. Vectors of superpixels are always float16.",
+    ),
+    choice_option("--points", ["all", "visible"], "Points to store: all of each scan, or those that a camera sees."),
+    choice_option(
+        "--occlusion",
+        ["keep", "drop"],
+        "Keep or drop pairs whose point is occluded: behind a nearer surface, as the camera sees it.",
+    ),
     click.option(
         "--superpixels",
         metavar="slic|DIR",
-        help="Store the segments of images, too: made by SLIC, or read from a folder of PNG files.  [default: none]",
+        help="Also store superpixels of the images. slic: computed by SLIC. DIR: read from PNG files in this folder."
+        "  [default: none]",
     ),
-    click.option("--frames-per-block", type=int, help="Frames written at once.  [default: 64; 16 with point]"),
+    click.option(
+        "--frames-per-block",
+        type=int,
+        help="Frames that are written and committed together, as a block.  [default: 64; 16 with --encoding point]",
+    ),
 )
 @under(
-    "Machines",
+    "Parallel work",
     click.option(
         "--part",
         type=PartOfN(),
         default="0/1",
         metavar="K/N",
         show_default=True,
-        help="Job K, from 0, of N in an array.",
+        help="Process part K of N, as one job of a job array. K starts at 0.",
     ),
-    click.option("--workers", default=0, show_default=True, help="Processes on this machine; 0 works in this one."),
-    click.option("--scheduler", metavar="ADDRESS", help="Work on the dask cluster at this address."),
+    click.option(
+        "--workers",
+        default=0,
+        show_default=True,
+        help="Worker processes on this machine. 0 runs everything in the main process.",
+    ),
+    click.option("--scheduler", metavar="ADDRESS", help="Address of a dask scheduler whose workers do the extraction."),
     device_option,
 )
-@click.option("--dry-run", is_flag=True, help="Only say what it will take: sizes of every encoding, files, time.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only estimate the sizes of all encodings, the number of files, memory and time."
+)
 @json_option
-@going_on_later("committed blocks stay")
+@going_on_later("committed blocks are kept")
 def extract(dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Run teachers on every image and store the features of the lidar points they see.
+    """Run teachers on every image and store their features for the lidar points that the images see.
 
-    Killed, it goes on where it stopped when the same command runs again.
+    To continue an interrupted or killed extraction, run the same command again. Finished blocks are kept.
     """
     from .extract.config import ExtractConfig
 
@@ -199,18 +239,19 @@ def extract(dry_run: bool, as_json: bool, **options: Any) -> None:
     show(summary, as_json)
     if summary.skipped:
         for frame in summary.skipped:
-            click.echo(f"skipped {frame.token}: {frame.reason}", err=True)
-        click.echo(f"{len(summary.skipped)} frames were skipped; mend them and run the same command again", err=True)
+            click.echo(f"skipped frame {frame.token}: {frame.reason}", err=True)
+        skipped = counted(len(summary.skipped), "frame")
+        click.echo(f"{skipped} skipped. Fix the files and run the same command again to add them.", err=True)
         raise click.exceptions.Exit(3)
 
 
 @main.command(epilog="scalr check --dataset semantic_kitti --root /data/semantic_kitti")
-@under("Dataset", dataset_option, root_option, split_option("train", "Split of the dataset."))
+@under("Dataset", dataset_option, root_option, split_option("train", "Split to check."))
 @json_option
 def check(dataset: str, root: Path, split: str, as_json: bool) -> None:
-    """Read every file of a dataset's split and list all that is wrong.
+    """Read every file of a dataset split and list all problems, before an extraction.
 
-    Exit code 1 where something is.
+    Exits with 1 if problems are found.
     """
     from .extract.check import check as run
 
@@ -221,10 +262,10 @@ def check(dataset: str, root: Path, split: str, as_json: bool) -> None:
 
 
 @main.command(epilog="scalr inspect store.zarr")
-@click.argument("store", type=path)
+@store_argument
 @json_option
 def inspect(store: Path, as_json: bool) -> None:
-    """Say what a store holds, what is missing, and how large it is."""
+    """Show the content, the missing blocks and the size of a store."""
     from .extract.store import open_store
     from .extract.store.inspect import inspect_store
 
@@ -232,22 +273,42 @@ def inspect(store: Path, as_json: bool) -> None:
 
 
 @main.command(epilog="scalr verify store.zarr --repair")
-@click.argument("store", type=path)
-@click.option("--repair", is_flag=True, help="Move damaged blocks to the store's folder 'aside'.")
+@store_argument
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Move damaged blocks to the folder 'aside' of the store, and restore damaged metadata.",
+)
 @under(
-    "Recomputing views from their images",
-    click.option("--sample", type=click.IntRange(min=0), default=0, show_default=True, help="How many views."),
-    click.option("--root", type=path, help="Dataset folder.  [default: as recorded]"),
-    click.option("--superpixels", metavar="DIR", help="Folder of superpixel maps, or slic.  [default: as recorded]"),
-    click.option("--weights", multiple=True, help="Of the teacher, or TEACHER=FILE.  [default: as recorded]"),
+    "Recomputation of a sample",
+    click.option(
+        "--sample",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Number of camera images whose targets are recomputed with the teacher and compared.",
+    ),
+    click.option("--root", type=path, help="Dataset folder for --sample.  [default: recorded in the store]"),
+    click.option(
+        "--superpixels",
+        metavar="slic|DIR",
+        help="Superpixels for --sample: slic, or a folder of maps.  [default: recorded in the store]",
+    ),
+    click.option(
+        "--weights",
+        multiple=True,
+        metavar="FILE",
+        help="Weights file of the teacher for --sample. With several teachers, repeat it as TEACHER=FILE."
+        "  [default: recorded in the store]",
+    ),
     device_option,
 )
 @json_option
 def verify(store: Path, as_json: bool, **options: Any) -> None:
     """Check every file, chunk and count of a store.
 
-    Exit code 1 where something is damaged, missing, or cannot be read now. After --repair, the same 'scalr extract'
-    makes what was damaged anew.
+    Exits with 1 if blocks are damaged or missing, or files cannot be read now. After --repair, run the 'scalr extract'
+    command that wrote the store again: it extracts the removed blocks again.
     """
     loading_torch()
     from .extract.verification import VerifyConfig
@@ -260,26 +321,26 @@ def verify(store: Path, as_json: bool, **options: Any) -> None:
 
 
 @main.command(epilog="scalr remove store.zarr --teacher dinov2_vits14")
-@click.argument("store", type=path)
+@store_argument
 @click.option(
     *("--teacher", "teachers"),
     multiple=True,
-    help="Delete this teacher's targets; scans and other teachers' targets stay.",
+    help="Delete the targets of this teacher. Scans and the targets of other teachers are kept.",
 )
 @click.option(
     *("--split", "splits"),
     multiple=True,
     metavar="DATASET/SPLIT",
-    help="Delete this split, such as nuscenes/val: its scans and all targets of them.",
+    help="Delete this split, for example nuscenes/val: its scans and all their targets.",
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking for confirmation.")
 def remove(store: Path, teachers: tuple[str, ...], splits: tuple[str, ...], yes: bool) -> None:
     """Delete a teacher or a split from a store.
 
-    Interrupted, the deletion continues when the same command runs again. Do not run it while jobs write to the store.
+    To continue an interrupted deletion, run the same command again. Do not run it while other jobs write to the store.
     """
     if len(teachers) + len(splits) != 1:
-        raise click.UsageError("Pass either --teacher or --split, and one at a time.")
+        raise click.UsageError("Pass one --teacher or one --split.")
     from .extract.store import open_store
     from .extract.store.inspect import readable_bytes
     from .extract.store.remove import removal_of_split, removal_of_teacher
@@ -290,7 +351,7 @@ def remove(store: Path, teachers: tuple[str, ...], splits: tuple[str, ...], yes:
     if not yes:
         click.confirm(f"Delete {removal.what} ({len(removal.groups)} blocks, {size}) from {store}?", abort=True)
     removal.run()
-    click.echo(f"{store}: {removal.what} is deleted, {size}")
+    click.echo(f"{store}: deleted {removal.what}, {size}")
 
 
 @main.command(
@@ -304,33 +365,38 @@ def remove(store: Path, teachers: tuple[str, ...], splits: tuple[str, ...], yes:
         multiple=True,
         default=["store.zarr"],
         show_default=True,
-        help="Feature store to learn from; repeatable.",
+        metavar="STORE",
+        help="Feature store to train on. Repeat the option to train on several datasets: for four, pass --cache four"
+        " times, one store for each.",
     ),
     click.option(
         *("--teacher", "teachers"),
         multiple=True,
-        help="Teacher whose targets are learnt; repeatable.  [default: the recipe's, else the only one in each store; "
-        "with --resume, those that the run was started with]",
+        help="Teacher whose targets are learnt. Repeat the option for several teachers.  [default: the recipe's, else"
+        " the only one in each store; with --resume, those of the interrupted run]",
         **completed(teacher_names),
     ),
-    split_option(
-        None, "Split to train on.", "the only one in each store; with --resume, what the run was started with"
-    ),
+    split_option(None, "Split to train on.", "the only one in each store; with --resume, that of the interrupted run"),
 )
 @under("Training", recipe_option, set_option)
 @under(
     "Run",
-    out_option("runs/distill", "Folder for student and logs."),
+    out_option("runs/distill", "Folder for the student and the logs."),
     resume_option,
     checkpoint_option,
     device_option,
 )
 @under(
-    "Watching the features",
-    click.option("--eval-every", type=int, help="Epochs between two quick probes; needs --eval-root."),
-    click.option("--eval-root", type=path, help="Labelled dataset's folder."),
-    click.option("--eval-dataset", default="nuscenes", show_default=True, help="Its reader."),
-    click.option("--eval-frames", default=100, show_default=True, help="Frames of each of its splits that are used."),
+    "Quick linear probes during training",
+    click.option("--eval-every", type=int, help="Epochs between two quick probes. Needs --eval-root."),
+    click.option("--eval-root", type=path, help="Folder of a labelled dataset for quick probes."),
+    click.option("--eval-dataset", default="nuscenes", show_default=True, help="Dataset reader for --eval-root."),
+    click.option(
+        "--eval-frames",
+        default=100,
+        show_default=True,
+        help="Frames used from each of the splits train and val of --eval-root.",
+    ),
 )
 @json_option
 @going_on_later(*AFTER_A_CHECKPOINT)
@@ -344,13 +410,13 @@ def distill(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a student on the targets of one or several stores; images, teacher and dataset are not needed.
+    """Train a student on the targets of one or several stores. Images, teacher and dataset are not needed.
 
-    SIGTERM and Ctrl-C write a checkpoint and stop (exit code 143), SIGUSR1 writes one; --resume goes on. Under
-    torchrun --no-python it runs on several GPUs.
+    SIGTERM and Ctrl-C write a checkpoint and stop (exit code 143). SIGUSR1 writes a checkpoint and training continues.
+    --resume continues an interrupted run. Start the command with torchrun --no-python to train on several GPUs.
     """
     if (eval_every is None) != (eval_root is None):
-        raise click.UsageError("--eval-every and --eval-root go together.")
+        raise click.UsageError("--eval-every and --eval-root need each other. Pass both or neither.")
     loading_torch()
     from .distill.recipe import load_recipe
     from .distill.run import DistillConfig
@@ -366,28 +432,37 @@ def distill(
 
 
 @main.command(epilog="scalr convert ckpt_last.pth student.safetensors")
-@click.argument("source", type=path)
-@click.argument("target", type=path)
+@click.argument(
+    "source",
+    type=path,
+    help="File to read: an official checkpoint (.pth or .pt) or a student (.safetensors).",
+)
+@click.argument(
+    "target",
+    type=path,
+    help="File to write. Its suffix chooses the format: .safetensors (student), .pth or .pt (official checkpoint), .pt2"
+    " (export that runs without scalr).",
+)
 @under(
-    "Of official models",
+    "Settings that official checkpoints omit",
     click.option(
         "--recipe",
-        help="Recipe for backbone and inputs.  [default: the file's backbone and its own inputs]",
+        help="Recipe that gives the backbone and its inputs.  [default: the backbone and inputs that the file names]",
         **completed(recipe_names),
     ),
     set_option,
     click.option(
         "--activation",
         type=click.Choice(["relu", "gelu"]),
-        help="[default: gelu with a 2-layer head, as in ScaLR+, else relu, where that is clear]",
+        help="Activation function of the backbone.  [default: gelu with a 2-layer head, as in ScaLR+; else relu;"
+        " required if the file fits both]",
     ),
 )
 def convert(source: Path, target: Path, recipe: str | None, overrides: tuple[str, ...], activation: str | None) -> None:
-    """Turn an official checkpoint (.pth or .pt) into a student (.safetensors), or a student into that or an export
-    (.pt2).
+    """Convert an official checkpoint (.pth, .pt) to a student (.safetensors) or back, or export a student (.pt2).
 
-    The inputs that a model reads are those of --recipe and --set; without these options those that the file names, or
-    else its backbone's defaults. A recipe with other inputs than the file names is refused.
+    Official checkpoints omit planes and field of view. Pass them with --recipe or --set, else the defaults of the
+    backbone are used. A recipe that contradicts the inputs recorded in the file is refused.
     """
     loading_torch()
     from .distill.convert import convert as run
@@ -404,76 +479,102 @@ def convert(source: Path, target: Path, recipe: str | None, overrides: tuple[str
     "Data",
     dataset_option,
     root_option,
-    split_option("val", "Split that is corrupted; Robo3D's sets are of val."),
+    split_option("val", "Split to corrupt. Robo3D's benchmarks use val."),
 )
 @under(
     "Corruptions",
-    click.option("--corruption", "corruptions", multiple=True, help="Such as fog; repeatable.  [default: all eight]"),
-    click.option("--severity", "severities", multiple=True, help="light, moderate, heavy; repeatable.  [default: all]"),
     click.option(
-        "--motion-blur-m", type=float, nargs=3, help="Light, moderate, heavy [m]; nuScenes' are not published."
+        *("--corruption", "corruptions"),
+        multiple=True,
+        help="Corruption, for example fog. Repeat the option for several.  [default: all eight]",
     ),
-    click.option("--crosstalk-share", type=float, nargs=3, help="Likewise, of the points."),
+    click.option(
+        *("--severity", "severities"),
+        multiple=True,
+        help="light, moderate or heavy. Repeat the option for several.  [default: all three]",
+    ),
+    click.option(
+        "--motion-blur-m",
+        type=float,
+        nargs=3,
+        help="Motion blur in metres: light, moderate, heavy. For nuScenes, only light is published.",
+    ),
+    click.option(
+        "--crosstalk-share",
+        type=float,
+        nargs=3,
+        help="Fraction of points with crosstalk: light, moderate, heavy. For nuScenes, only light is published.",
+    ),
     seed_option,
 )
 @under("Run", out_option(None, "Folder for the copies."), workers_option)
-@going_on_later("finished scans stay")
+@going_on_later("finished scans are kept")
 def corrupt(corruptions: tuple[str, ...], severities: tuple[str, ...], **options: Any) -> None:
-    """Make corrupted copies of a validation set as Robo3D's, for 'scalr evaluate robustness'.
+    """Write corrupted copies of a validation set in Robo3D's layout, for 'scalr evaluate robustness'.
 
-    Scores on them are not comparable with published ones. Exit code 3 where a strength is not known.
+    Scores on these copies are not comparable with published ones. Exits with 3 if copies were omitted because no
+    strength is published.
     """
     from .evaluate.corrupt import CorruptConfig
     from .evaluate.corrupt import corrupt as run
 
     chosen = {"corruptions": corruptions, "severities": severities}
     summary = run(CorruptConfig(**options, **{name: values for name, values in chosen.items() if values}))
-    click.echo(f"{len(summary.written)} copies in {options['out']}, {summary.scans_made} scans made now")
+    copies, scans = counted(len(summary.written), "copy", "copies"), counted(summary.scans_made, "scan")
+    click.echo(f"{copies} in {options['out']}, {scans} written in this run")
     for copy, reason in summary.left_out.items():
-        click.echo(f"left out {copy}: {reason}", err=True)
+        click.echo(f"omitted {copy}: {reason}", err=True)
     if summary.left_out:
         raise click.exceptions.Exit(3)
 
 
 @main.command(epilog="scalr synth --out world && scalr extract --teacher dinov2_vits14 --weights random --root world")
-@out_option("synth", "New folder, in the layout's own form.")
+@out_option("synth", "New folder for the simulated dataset.")
 @choice_option(
-    "--layout", ["nuscenes", "semantic_kitti", "pandaset", "semantic_poss"], "Whose lidar, cameras and files."
+    "--layout", ["nuscenes", "semantic_kitti", "pandaset", "semantic_poss"], "Dataset to imitate: sensors and files."
 )
-@click.option("--train-scenes", default=4, show_default=True, help="Scenes of split train.")
-@click.option("--val-scenes", type=int, help="Scenes of split val.  [default: 2; 1 where the layout has room for one]")
-@click.option("--keyframes", default=10, show_default=True, help="Per scene, half a second apart.")
+@click.option("--train-scenes", default=4, show_default=True, help="Number of scenes in split train.")
+@click.option(
+    "--val-scenes",
+    type=int,
+    help="Number of scenes in split val.  [default: 2; 1 for layouts with a single validation scene]",
+)
+@click.option("--keyframes", default=10, show_default=True, help="Keyframes per scene, half a second apart.")
 @seed_option
 def synth(out: Path, **options: Any) -> None:
-    """Write a simulated world: the same street scenes as each dataset's sensors would see them."""
+    """Write simulated street scenes with images, scans and labels, in the layout of one dataset."""
     from .extract.datasets.synthetic import write_world
 
     write_world(out, **{name: value for name, value in options.items() if value is not None})
-    click.echo(f"{out}: simulated, in the layout of {options['layout']}")
+    click.echo(f"{out}: simulated dataset in the layout of {options['layout']}")
 
 
 @main.command(epilog="scalr demo --out demo")
-@out_option("demo", "New folder for everything the demo makes.")
+@out_option("demo", "New folder for all files of the demo.")
 @click.option(
     "--weights",
     metavar="hub|FILE|random",
-    help="Weights of the teacher, dinov2_vits14.  [default: hub where it answers, else random]",
+    help="Weights of the teacher dinov2_vits14: from the Hugging Face Hub, from a file, or random (tests only)."
+    "  [default: hub if it can be reached, else random]",
 )
 @seed_option
 def demo(out: Path, weights: str | None, seed: int) -> None:
-    """The whole path on a simulated world: synth, extract, distill, probe; ends in one HTML report."""
+    """Run synth, extract, distill and probe on a simulated dataset, and write one HTML report."""
     loading_torch()
     from .demo import run_demo
 
     result = run_demo(out, seed, weights)
-    click.echo(f"mIoU distilled {result.distilled.miou:.1%}, undistilled {result.undistilled.miou:.1%} (seed {seed})")
+    click.echo(
+        f"mIoU of linear probing: {result.distilled.miou:.1%} distilled,"
+        f" {result.undistilled.miou:.1%} with random weights (seed {seed})"
+    )
     click.echo(f"report: {result.report}")
 
 
 @main.command(epilog='eval "$(scalr completion bash)"      # in ~/.bashrc; likewise ~/.zshrc, config.fish')
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", type=click.Choice(SHELLS), help="Shell for which the script is printed.")
 def completion(shell: str) -> None:
-    """Print what makes a shell complete verbs, options, teachers, datasets and recipes."""
+    """Print the shell completion script, which completes commands, options, teachers, datasets and recipes."""
     from click.shell_completion import get_completion_class
 
     click.echo(get_completion_class(shell)(main, {}, "scalr", "_SCALR_COMPLETE").source())

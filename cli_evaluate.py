@@ -1,4 +1,4 @@
-"""The verbs of `scalr evaluate`: each parses and calls one function, and shows what it wrote on its card."""
+"""The commands of `scalr evaluate`: each parses its options, calls one function, and shows its result."""
 
 from __future__ import annotations
 
@@ -45,34 +45,41 @@ if TYPE_CHECKING:
 @click.group(
     cls=Verbs,
     stages={
-        "What it knows": ("probe", "teacher", "similarity"),
-        "What it learns from labels": ("finetune", "score"),
-        "What it stands": ("robustness", "transfer"),
-        "All runs": ("report",),
+        "Frozen features": ("probe", "teacher", "similarity"),
+        "Training with labels": ("finetune", "score"),
+        "Robustness and domain generalisation": ("robustness", "transfer"),
+        "Comparison of runs": ("report",),
     },
     epilog="scalr evaluate probe --student runs/distill/student.safetensors",
 )
 def evaluate() -> None:
-    """Measure a student: what it knows, what it learns from labels, what it stands."""
+    """Evaluate a student: linear probing, finetuning, robustness, domain generalisation."""
 
 
+train_split_option = click.option("--train-split", default="train", show_default=True, help="Split to train on.")
+val_split_option = click.option("--val-split", default="val", show_default=True, help="Split to score.")
+teacher_option = click.option(
+    "--teacher",
+    help="Teacher whose targets are read.  [default: the only one in the store]",
+    **completed(teacher_names),
+)
 absent_classes_option = choice_option(
     "--absent-classes",
     ["left-out", "as-1"],
-    "Classes in the mIoU that no point has as label or prediction. left-out: not counted, as in the code of ScaLR."
-    " as-1: counted with an IoU of 1, as in the code of SLidR.",
+    "How the mIoU treats classes that no point has as label or prediction. left-out: not counted, as in ScaLR's code."
+    " as-1: counted with an IoU of 1, as in SLidR's code.",
 )
 
 
 def options_of_training(command: Callable) -> Callable:
-    """How probing and finetuning are trained; what is left out has the official value."""
+    """Options of probing and finetuning; an option that is left out has the published value."""
     data = under(
         "Data",
         student_option,
         dataset_option,
         root_option,
-        click.option("--train-split", default="train", show_default=True, help="Split that is trained on."),
-        click.option("--val-split", default="val", show_default=True, help="Split that is scored."),
+        train_split_option,
+        val_split_option,
         classes_option,
     )
     training = under(
@@ -80,19 +87,25 @@ def options_of_training(command: Callable) -> Callable:
         choice_option(
             "--schedule",
             ["scalr", "scalr_plus", "slidr"],
-            "Whose published protocol. scalr, scalr_plus: AdamW; the head begins with a BatchNorm. slidr: SGD at a"
-            " rate that changes between epochs; the head is a linear layer alone.",
+            "Published training schedule to use. scalr, scalr_plus: AdamW; the head is a BatchNorm and a linear layer."
+            " slidr: SGD whose learning rate changes between epochs; the head is a linear layer alone.",
         ),
         choice_option(
             "--augmentation",
             ["official", "joint"],
-            "How training scans are moved. official: as published with the schedule; ScaLR moves coordinates and"
-            " features apart. joint: both alike, as in pretraining.",
+            "Augmentation of training scans. official: as published with the schedule; in ScaLR, coordinates and input"
+            " features are transformed independently. joint: both are transformed alike, as in distillation.",
         ),
-        click.option("--epochs", type=int, help="[default: the published number]"),
-        click.option("--warmup-epochs", type=float, help="[default: the published number]"),
-        click.option("--batch-size", type=int, help="Scans of a step.  [default: the published number]"),
-        click.option("--learning-rate", type=float, help="Peak of the schedule.  [default: the published one]"),
+        click.option("--epochs", type=int, help="Training epochs.  [default: as published]"),
+        click.option(
+            "--warmup-epochs", type=float, help="Epochs in which the learning rate rises.  [default: as published]"
+        ),
+        click.option(
+            "--batch-size",
+            type=int,
+            help="Scans per training step, over all processes.  [default: as published]",
+        ),
+        click.option("--learning-rate", type=float, help="Highest learning rate.  [default: as published]"),
         seed_option,
     )
     scoring = under("Scoring", absent_classes_option)
@@ -101,12 +114,12 @@ def options_of_training(command: Callable) -> Callable:
 
 
 def show_file(written: Path) -> None:
-    """What a run has written, as it is."""
+    """Print a file that a run has written."""
     show_result(written.read_text().rstrip())
 
 
 def show_scores(scores: Scores, out: Path, as_json: bool) -> None:
-    """IoU by class and mIoU, or the whole result card as JSON; once for all processes."""
+    """IoU by class and mIoU, or the result file as JSON; printed once for all processes."""
     from .evaluate.metrics import NAME_OF_MEAN
 
     if not is_first_process():
@@ -123,11 +136,16 @@ def show_scores(scores: Scores, out: Path, as_json: bool) -> None:
 
 @evaluate.command(epilog="scalr evaluate probe --student runs/distill/student.safetensors --root /data/nuscenes")
 @options_of_training
-@under("Training", click.option("--fast", is_flag=True, help="Fit the head on features computed once, unaugmented."))
+@under(
+    "Training",
+    click.option(
+        "--fast", is_flag=True, help="Compute the features once, without augmentation, and train the head on them."
+    ),
+)
 @under("Run", out_option("runs/probe"))
 @going_on_later(*AFTER_A_CHECKPOINT)
 def probe(out: Path, as_json: bool, **options: Any) -> None:
-    """Linear probing: BatchNorm + linear layer on the frozen student; by --schedule slidr a linear layer alone."""
+    """Linear probing: train a BatchNorm and a linear layer on the frozen student, and score them."""
     loading_torch()
     from .evaluate.probe import ProbeConfig
     from .evaluate.probe import probe as run
@@ -139,23 +157,31 @@ def probe(out: Path, as_json: bool, **options: Any) -> None:
 @options_of_training
 @under(
     "Training",
-    choice_option("--labels", ["100%", "10%", "1%"], "Share of the training labels, by the official subsets."),
-    click.option("--from-scratch", is_flag=True, help="The student's architecture with new weights, as a baseline."),
+    choice_option("--labels", ["100%", "10%", "1%"], "Fraction of the training labels, from the official subsets."),
     click.option(
-        "--layer-decay", type=float, help="Of the learning rate, layer by layer.  [default: the published one]"
+        "--from-scratch", is_flag=True, help="Start from new weights in the student's architecture, as a baseline."
+    ),
+    click.option(
+        "--layer-decay",
+        type=float,
+        help="Learning-rate factor per layer, from output to input.  [default: as published]",
     ),
     click.option(
         "--head-factor",
         type=float,
-        help="Learning rate of the head, as a multiple of --learning-rate.  [default: the published one]",
+        help="Learning rate of the head, as a multiple of --learning-rate.  [default: as published]",
     ),
-    precision_option,
-    click.option("--activation-checkpointing", is_flag=True, help="Less memory for more time."),
+    precision_option("Precision of the forward pass."),
+    click.option(
+        "--activation-checkpointing",
+        is_flag=True,
+        help="Recompute activations in the backward pass: less memory, more time.",
+    ),
 )
 @under("Run", out_option("runs/finetune"))
 @going_on_later(*AFTER_A_CHECKPOINT)
 def finetune(out: Path, as_json: bool, **options: Any) -> None:
-    """Train the whole student on labels, all of them or few."""
+    """Finetuning: train the whole student on all or few labels, and score it."""
     loading_torch()
     from .evaluate.finetune import FinetuneConfig
     from .evaluate.finetune import finetune as run
@@ -164,21 +190,21 @@ def finetune(out: Path, as_json: bool, **options: Any) -> None:
 
 
 @evaluate.command(epilog="scalr evaluate score --model runs/finetune/model.safetensors --root /data/nuscenes")
-@under("Data", model_option, dataset_option, root_option, split_option("val", "Split that is scored."), classes_option)
+@under("Data", model_option, dataset_option, root_option, split_option("val", "Split to score."), classes_option)
 @under("Scoring", absent_classes_option)
 @under(
     "Run",
     out_option("runs/score"),
-    click.option("--predictions", is_flag=True, help="Write them, too, as the dataset's benchmark takes them."),
+    click.option("--predictions", is_flag=True, help="Also write predictions in the benchmark's submission format."),
     workers_option,
     device_option,
 )
 @json_option
 @going_on_later(*FROM_THE_BEGINNING)
 def score(out: Path, as_json: bool, **options: Any) -> None:
-    """Score a finished model on a split: mIoU, IoU by class, accuracy, confusion matrix.
+    """Score a probed or finetuned model on a split: mIoU, IoU by class, accuracy, confusion matrix.
 
-    Under torchrun --no-python, processes share the frames.
+    Start the command with torchrun --no-python to score on several GPUs: each process scores a part of the frames.
     """
     loading_torch()
     from .evaluate.score import ScoreConfig, score_model
@@ -196,17 +222,19 @@ def score(out: Path, as_json: bool, **options: Any) -> None:
 @under(
     "Data",
     model_option,
-    choice_option("--dataset", ["nuscenes_c", "semantic_kitti_c"], "Which corruptions."),
-    click.option("--root", type=path, required=True, help="Folder of the corruptions."),
+    choice_option("--dataset", ["nuscenes_c", "semantic_kitti_c"], "Benchmark: nuScenes-C or SemanticKITTI-C."),
+    click.option(
+        "--root", type=path, required=True, help="Folder of the corrupted copies, which holds fog, snow and others."
+    ),
     click.option("--clean-root", type=path, required=True, help="Folder of the clean dataset."),
 )
 @under("Run", out_option("runs/robustness"), workers_option, device_option)
 @json_option
-@going_on_later("what is scored stays")
+@going_on_later("scores of finished copies are kept")
 def robustness(out: Path, as_json: bool, **options: Any) -> None:
-    """Score a model on Robo3D's 24 corrupted copies: mCE and mRR.
+    """Score a model on the 24 corrupted copies of a Robo3D benchmark: mCE and mRR.
 
-    What was scored before is not scored again. Exit code 3 where copies are missing.
+    Copies that were scored before are not scored again. Exits with 3 if copies are missing.
     """
     loading_torch()
     from .evaluate.robustness import RobustnessConfig
@@ -217,9 +245,9 @@ def robustness(out: Path, as_json: bool, **options: Any) -> None:
         if as_json:
             show_file(out / "result.json")
         else:
-            click.echo(f"mCE {result.mce:.2f}, mRR {result.mrr:.2f}, mIoU clean {result.clean:.2f}   ({out}/result.md)")
+            click.echo(f"{result.as_text()}   ({out}/result.md)")
         if result.missing:
-            click.echo(f"missing: {', '.join(result.missing)}", err=True)
+            click.echo(f"missing copies: {', '.join(result.missing)}", err=True)
     if result.missing:
         raise click.exceptions.Exit(3)
 
@@ -228,17 +256,17 @@ def robustness(out: Path, as_json: bool, **options: Any) -> None:
 @under(
     "Data",
     model_option,
-    choice_option("--dataset", ["semantic_kitti", "semantic_poss"], "Target."),
-    click.option("--root", type=path, required=True, help="Folder of the target."),
-    split_option("val", "Split of the target."),
+    choice_option("--dataset", ["semantic_kitti", "semantic_poss"], "Dataset the model has never seen."),
+    click.option("--root", type=path, required=True, help="Folder of the unseen dataset."),
+    split_option("val", "Split of the unseen dataset."),
 )
 @under("Run", out_option("runs/transfer"), workers_option, device_option)
 @json_option
 @going_on_later(*FROM_THE_BEGINNING)
 def transfer(out: Path, as_json: bool, **options: Any) -> None:
-    """Score a model of nuScenes on a lidar that it has never seen.
+    """Domain generalisation: score a model trained on nuScenes on a dataset it has never seen.
 
-    The model is made by 'scalr evaluate finetune --classes semantic_kitti_10' or 'probe'.
+    Train the model with 'scalr evaluate finetune' or 'scalr evaluate probe' and the option --classes.
     """
     loading_torch()
     from .evaluate.transfer import TransferConfig
@@ -251,31 +279,31 @@ def transfer(out: Path, as_json: bool, **options: Any) -> None:
 @under(
     "Data",
     click.option("--cache", type=path, default="store.zarr", show_default=True, help="Store with the training split."),
-    click.option("--val-cache", type=path, help="Store with the validation split.  [default: the same]"),
-    click.option("--teacher", help="Whose targets.  [default: the only one in the store]", **completed(teacher_names)),
+    click.option("--val-cache", type=path, help="Store with the validation split.  [default: that of --cache]"),
+    teacher_option,
     dataset_option,
     root_option,
-    click.option("--train-split", default="train", show_default=True, help="Split that is trained on."),
-    click.option("--val-split", default="val", show_default=True, help="Split that is scored."),
+    train_split_option,
+    val_split_option,
     choice_option(
         "--standardise",
         ["none", "centre", "phi_s"],
-        "What is done to targets first, by the teacher's statistics in --cache: nothing; take the mean away; also "
-        "rotate and scale.",
+        "Standardisation of the targets, with the statistics in --cache. centre: subtract the mean. phi_s: subtract"
+        " the mean, rotate and scale.",
     ),
 )
 @under(
     "Training",
-    click.option("--epochs", type=int, help="[default: as of linear probing]"),
-    click.option("--batch-size", type=int, help="Frames of a step.  [default: 8]"),
-    click.option("--learning-rate", type=float, help="Peak of the schedule.  [default: as of linear probing]"),
+    click.option("--epochs", type=int, help="Training epochs.  [default: as in linear probing]"),
+    click.option("--batch-size", type=int, help="Frames per training step.  [default: 8]"),
+    click.option("--learning-rate", type=float, help="Highest learning rate.  [default: as in linear probing]"),
     seed_option,
 )
 @under("Run", out_option("runs/teacher"), workers_option, device_option)
 @json_option
 @going_on_later(*FROM_THE_BEGINNING)
 def teacher(out: Path, as_json: bool, **options: Any) -> None:
-    """Linear probing of the stored targets themselves: what the teacher knows, before any student is trained."""
+    """Linear probing of the stored teacher features, before any student is trained."""
     loading_torch()
     from .evaluate.teacher import TeacherProbeConfig, probe_teacher
 
@@ -289,28 +317,31 @@ def teacher(out: Path, as_json: bool, **options: Any) -> None:
     dataset_option,
     root_option,
     split_option("val", "Split of the frame."),
-    click.option("--frame", help="Its token.  [default: the first]"),
+    click.option("--frame", help="Frame ID of the frame to show.  [default: the first frame of the split]"),
 )
 @under(
-    "Compared with",
-    click.option("--point", type=int, help="Row of the point in the scan.  [default: one on a car]"),
-    click.option("--class", "class_name", help="All points of a class instead, such as pedestrian."),
+    "Query",
+    click.option("--point", type=int, help="Row of the query point in the scan.  [default: a point on a car]"),
+    click.option(
+        "--class", "class_name", help="Query with the mean feature of a class instead, for example pedestrian."
+    ),
     click.option(
         "--centre/--no-centre",
         default=True,
         show_default=True,
-        help="Take the mean of the scan's features away before features are compared. --no-centre: plain cosines, as in"
+        help="Subtract the mean feature of the scan before the cosine is computed. --no-centre: plain cosines, as in"
         " Figure 1 of ScaLR.",
     ),
 )
 @under(
-    "The teacher beside it",
+    "Teacher (optional)",
     click.option(
         "--cache",
         type=path,
-        help="Store with the frame's targets. Areas under ROC curves are then over frames that the store has.",
+        help="Store with the frame's targets, to show the teacher beside the student. Areas under ROC curves are then"
+        " computed over frames that the store has.",
     ),
-    click.option("--teacher", help="Whose targets.  [default: the only one in the store]", **completed(teacher_names)),
+    teacher_option,
 )
 @under(
     "Classes",
@@ -318,17 +349,17 @@ def teacher(out: Path, as_json: bool, **options: Any) -> None:
         "--area-frames",
         default=8,
         show_default=True,
-        help="Number of labelled frames, spread evenly over the split, for the area under the ROC curve of each class."
-        " 0: none.",
+        help="Labelled frames, spread evenly over the split, from which the area under the ROC curve of each class is"
+        " computed. 0 computes none.",
     ),
 )
 @under("Run", out_option("runs/similarity", "Folder for the pictures."), device_option)
 @json_option
 @going_on_later(*FROM_THE_BEGINNING)
 def similarity(out: Path, as_json: bool, **options: Any) -> None:
-    """Colour a scan by the similarity of its points to one: pictures, and a page in which a click recolours all.
+    """Colour points by cosine similarity to a query point or class: pictures, and an interactive HTML page.
 
-    With labels, also how well features rank each class above the others: the area under the ROC curve.
+    If the split has labels, also compute how well features separate each class: the area under the ROC curve.
     """
     loading_torch()
     from .evaluate.similarity import SimilarityConfig, similarity_maps
@@ -338,7 +369,7 @@ def similarity(out: Path, as_json: bool, **options: Any) -> None:
         show_file(out / "similarity.json")
         return
     lowest = ", ".join(f"{share} {cosine:.3f}" for share, cosine in result.cosines.items())
-    click.echo(f"{result.num_points:,} points compared with {result.query.text}, {result.compared}")
+    click.echo(f"{result.num_points:,} points, cosine similarity to {result.query.text}, {result.compared}")
     click.echo(f"  lowest cosine among the most similar points: {lowest}")
     for written in (result.top_view, result.perspective_view, result.page, result.pca):
         if written is not None:
@@ -346,11 +377,11 @@ def similarity(out: Path, as_json: bool, **options: Any) -> None:
     if result.areas is not None:
         show_areas(result.areas, options["split"])
     elif options["area_frames"]:
-        click.echo("No areas under ROC curves: the split has no labels.")
+        click.echo("No area under the ROC curve was computed: the split has no labels.")
 
 
 def show_areas(areas: SplitAreas, split: str) -> None:
-    """A row for each class, two columns for each kind of features; "–" where a class has too few points."""
+    """A row for each class, two columns for each kind of features; "–" if a class has too few points."""
     from .evaluate.class_areas import FEWEST_POINTS
 
     click.echo(f"\nArea under the ROC curve, class against the rest, {len(areas.frames)} frames of split {split}:")
@@ -363,7 +394,7 @@ def show_areas(areas: SplitAreas, split: str) -> None:
         click.echo(f"  {name:<22}{points:>11,}" + "".join(map(_area, row)))
     means = [mean for of in columns.values() for mean in (of.means["plain"], of.means["centred"])]
     click.echo(f"  {'mean':<22}{'':>11}" + "".join(map(_area, means)))
-    click.echo(f"  A class needs {FEWEST_POINTS} points in a frame; – where none has so many.")
+    click.echo(f"  –: no frame has {FEWEST_POINTS} points of the class, the least number for an area.")
 
 
 def _area(value: float) -> str:
@@ -371,9 +402,9 @@ def _area(value: float) -> str:
 
 
 @evaluate.command(epilog="scalr evaluate report runs/probe runs/finetune > results.md")
-@click.argument("runs", type=path, nargs=-1, required=True)
+@click.argument("runs", type=path, nargs=-1, required=True, help="Folders of finished evaluations (their --out).")
 def report(runs: tuple[Path, ...]) -> None:
-    """Put finished runs side by side, with the papers' figures for the same setting, as Markdown."""
+    """Print a Markdown table of finished runs, beside the published results of the same setting."""
     from .evaluate.comparison import compare
 
     click.echo(compare(runs))

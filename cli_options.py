@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: how their help reads, and options that mean the same everywhere."""
+"""What the commands share: the form of their help, and options that mean the same everywhere."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 INTERRUPTED = 130  # as shells say of Ctrl-C
 TERMINATED = 143  # and of SIGTERM
 EVERYTHING_ELSE = "Other"
-RESULTS = f"{__name__}.results"  # in a context of click: the stream for a verb's JSON
+RESULTS = f"{__name__}.results"  # in a context of click: the stream for a command's JSON
 
 
 class ExampleLast(click.Command):
-    """Shows click's `epilog`, an example, as it is written."""
+    """A command that shows click's `epilog`, an example, as it is written."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.epilog:
@@ -50,7 +50,7 @@ class Verb(ExampleLast):
         under_heading: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if isinstance(parameter, click.Option) and record is not None:
                 heading = getattr(parameter, "heading", EVERYTHING_ELSE)
                 under_heading.setdefault(heading, []).append(record)
         last = {EVERYTHING_ELSE: under_heading.pop(EVERYTHING_ELSE)}  # --help is always there
@@ -60,7 +60,7 @@ class Verb(ExampleLast):
 
 
 class Verbs(ExampleLast, click.Group):
-    """A group that lists its commands by stage, in the order in which they are used, and speaks of errors in a line."""
+    """A group that lists its commands by stage, in the order of use, and shows an error in one line."""
 
     command_class = Verb
 
@@ -111,22 +111,22 @@ def _shown(error: ScalrError) -> click.ClickException:
 
 def _not_installed(module: str) -> ScalrError:
     return ScalrError(
-        "this Python module is not installed",
+        "the Python module is not installed",
         where=module,
-        fix="Run 'pip install .' in the folder of scalr's source, which brings all that its commands need.",
+        fix="Run 'pip install .' in the source folder of scalr, which installs all that the commands need.",
     )
 
 
 def _refused_by_the_system(error: OSError) -> ScalrError:
     return ScalrError(
-        f"the system refuses ({error.strerror})",
+        f"the operating system reports an error ({error.strerror})",
         where=error.filename or "a file",
         fix=f"{remedy(error, 'Check the storage there')}, then run the same command again.",
     )
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, by which schedulers end a job: what has to be left in order is left as at Ctrl-C."""
+    """SIGTERM, by which schedulers end a job: it is handled as Ctrl-C is."""
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def interrupted(by: KeyboardInterrupt, what_stays: str = "") -> Exception:
-    """What Ctrl-C and SIGTERM end in; verbs that go on where they were say so."""
+    """The end of a command after Ctrl-C or SIGTERM; commands that can continue say so in `what_stays`."""
     what, code = ("stopped by SIGTERM", TERMINATED) if isinstance(by, Terminated) else ("interrupted", INTERRUPTED)
     if not is_first_process():
         return click.exceptions.Exit(code)
@@ -165,25 +165,25 @@ def interrupted(by: KeyboardInterrupt, what_stays: str = "") -> Exception:
 
 
 @contextmanager
-def going_on_later(what_stays: str, resume: str = "Run the same command again to go on") -> Iterator[None]:
-    """Tell whoever presses Ctrl-C, or reads the log of a job that was stopped, what is kept and how to go on."""
+def going_on_later(what_stays: str, resume: str = "Run the same command again to continue") -> Iterator[None]:
+    """Tell whoever presses Ctrl-C, or reads the log of a job that was stopped, what is kept and how to continue."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         raise interrupted(interrupt, f"; {what_stays}. {resume}") from None
 
 
-AFTER_A_CHECKPOINT = ("the last checkpoint stays, if there is one", "Run the same command with --resume to go on")
-FROM_THE_BEGINNING = ("there is no result", "Run the same command again")
+AFTER_A_CHECKPOINT = ("the last checkpoint is kept, if there is one", "Run the same command with --resume to continue")
+FROM_THE_BEGINNING = ("no result was written", "Run the same command again")
 
 
 def is_first_process() -> bool:
-    """Of those that torchrun started: what all do is told once."""
+    """Whether this is the first of the processes that torchrun started: it prints for all of them."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def loading_torch() -> None:
-    """Say that a verb is at work before its imports, which take seconds."""
+    """Say that a command has begun, before its imports, which take seconds."""
     logger.info("scalr %s: loading PyTorch", importlib.metadata.version("scalr-distill"))
 
 
@@ -208,12 +208,12 @@ class ImageSize(click.ParamType):
         try:
             height, width = (int(side) for side in value.lower().split("x"))
         except ValueError:
-            self.fail(f"'{value}' is not HEIGHTxWIDTH, such as 224x448", param, ctx)
+            self.fail(f"'{value}' is not HEIGHTxWIDTH, for example 224x448", param, ctx)
         return height, width
 
 
 class PartOfN(click.ParamType):
-    """K/N, a job of an array."""
+    """K/N, one job of a job array."""
 
     name = "K/N"
 
@@ -243,8 +243,8 @@ def choice_option(name: str, choices: list[str], text: str) -> Decorator:
     return click.option(name, type=click.Choice(choices), default=choices[0], show_default=True, help=text)
 
 
-def out_option(default: str | None, text: str = "Folder for the result and logs.") -> Decorator:
-    """Where a run's results go; without a default it must be given."""
+def out_option(default: str | None, text: str = "Folder for the result and the logs.") -> Decorator:
+    """The folder of a run's results; without a default it must be given."""
     shown = {"default": default, "show_default": True} if default else {"required": True}
     return click.option("--out", type=path, help=text, **shown)
 
@@ -256,7 +256,7 @@ def split_option(default: str | None, text: str, otherwise: str | None = None) -
         multiple=True,
         default=[default] if default else [],
         callback=_joined,
-        help=f"{text} Repeat it, or put commas between, for several as one.  [default: {otherwise or default}]",
+        help=f"{text} Repeat the option for several, or separate them by commas.  [default: {otherwise or default}]",
     )
 
 
@@ -265,14 +265,14 @@ def _joined(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 
 
 def dataset_root(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path:
-    """Where --root is left out, the environment names the nuScenes folder."""
+    """--root, or $NUSCENES if the option is left out."""
     if value is not None:
         return value
     is_nuscenes = ctx.params["dataset"] == "nuscenes"
     if is_nuscenes and os.environ.get("NUSCENES"):
         return expanded(os.environ["NUSCENES"])
-    or_set = ", or set $NUSCENES to nuScenes' folder" if is_nuscenes else ""
-    raise ScalrError("no dataset folder", where="--root", fix=f"Pass --root DIR{or_set}.")
+    or_set = ", or set $NUSCENES to the folder of nuScenes" if is_nuscenes else ""
+    raise ScalrError("no dataset folder is given", where="--root", fix=f"Pass --root DIR{or_set}.")
 
 
 def completed(names: Callable[[], list[str]]) -> dict[str, Any]:
@@ -314,39 +314,61 @@ dataset_option = click.option(
     default="nuscenes",
     show_default=True,
     is_eager=True,  # --root depends on it
-    help="Reader: a name, or package.module:Class of your own.",
+    help="Dataset reader: a name, for example nuscenes, or package.module:Class for your own reader.",
     **completed(dataset_names),
 )
-student_option = click.option("--student", type=path, required=True, help="student.safetensors of a distillation.")
-model_option = click.option("--model", type=path, required=True, help="model.safetensors of a probing or finetuning.")
-classes_option = click.option("--classes", help="Of domain generalisation: semantic_kitti_10, semantic_poss_6.")
+student_option = click.option(
+    "--student", type=path, required=True, help="File student.safetensors of a distillation, or a converted one."
+)
+model_option = click.option(
+    "--model", type=path, required=True, help="File model.safetensors of linear probing or finetuning."
+)
+classes_option = click.option(
+    "--classes",
+    help="Class set for domain generalisation: semantic_kitti_10 or semantic_poss_6.  [default: the dataset's classes]",
+)
+store_argument = click.argument("store", type=path, help="Feature store that 'scalr extract' wrote.")
 DEFAULT_RECIPE = "scalr_wi256"
 recipe_option = click.option(
     "--recipe",
     default=DEFAULT_RECIPE,
     show_default=True,
-    help="Bundled recipe or YAML file.",
+    help="Name of a bundled recipe, or a YAML file.",
     **completed(recipe_names),
 )
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override, such as training.epochs=10; repeatable."
+    *("--set", "overrides"),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one value of the recipe, for example training.epochs=10. Repeat the option for several values.",
 )
-precision_option = choice_option("--precision", ["float32", "bfloat16", "float16"], "Of the forward pass.")
 resume_option = click.option(
-    "--resume", is_flag=True, help="Go on with the run in --out, or begin where there is none."
+    "--resume", is_flag=True, help="Continue the interrupted run in --out, or start a new one if there is none."
 )
 checkpoint_option = click.option(
-    "--checkpoint-minutes", default=10.0, show_default=True, help="Between two checkpoints."
+    "--checkpoint-minutes", default=10.0, show_default=True, help="Minutes between checkpoints."
 )
-workers_option = click.option("--workers", default=0, show_default=True, help="Processes that prepare scans.")
-seed_option = click.option("--seed", default=0, show_default=True, help="Of every random choice.")
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
+workers_option = click.option(
+    "--workers",
+    default=0,
+    show_default=True,
+    help="Worker processes that prepare scans. 0 prepares them in the main process.",
+)
+seed_option = click.option("--seed", default=0, show_default=True, help="Random seed.")
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 … auto: a GPU if there is one."
+)
+
+
+def precision_option(text: str) -> Decorator:
+    """The precision in which a network computes."""
+    return choice_option("--precision", ["float32", "bfloat16", "float16"], text)
 
 
 def json_option(command: Callable) -> Callable:
-    """`--json`: what is shown by `show_result` is all that comes on standard output, whatever libraries print."""
+    """`--json`: standard output holds only what `show_result` prints, whatever libraries print."""
 
-    @click.option("--json", "as_json", is_flag=True, help="Results on standard output as JSON, for scripts.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the result on standard output as JSON, for scripts.")
     @functools.wraps(command)
     def quiet(*args: Any, as_json: bool, **options: Any) -> Any:
         if not as_json:
@@ -359,5 +381,5 @@ def json_option(command: Callable) -> Callable:
 
 
 def show_result(text: str) -> None:
-    """Print a verb's result, or its JSON."""
+    """Print the result of a command, or its JSON."""
     click.echo(text, file=click.get_current_context().meta.get(RESULTS))

@@ -1,8 +1,8 @@
-"""The whole path on a simulated world, in one process: synth, extract, distill, probe, similarity maps, report.
+"""The complete path on a simulated world, in one process: synth, extract, distill, probe, similarity maps, report.
 
-The probe of the distilled student is compared with the same probe of the same student before distillation. Where the
-teacher's weights cannot be had, it has random ones: its features tell little more than the colours around a pixel, and
-the simulated world paints each class in colours of its own, which is enough to see the path work.
+The probe of the distilled student is compared with the same probe of the same student before distillation. If the
+teacher's weights cannot be downloaded, random weights are used. Their features describe little more than the colours
+around a pixel, but each class of the simulated world has its own colours, which is enough to see the path work.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TEACHER = "dinov2_vits14"
 WORLD = {"train_scenes": 8, "val_scenes": 4, "keyframes": 3}
 IMAGE_SIZE = (224, 448)  # as in ScaLR
 RECIPE = "demo"
-# Options that are called otherwise than the fields they fill.
+# Options whose names differ from those of the fields that they set.
 OPTIONS = {"teachers": "teacher", "caches": "cache"}
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass
 class Steps:
-    """Runs steps, each of them also a command, and keeps what they took."""
+    """Runs steps, each of which is also a command, and records the time of each."""
 
     done: list[Step] = field(default_factory=list)
 
@@ -56,20 +56,20 @@ class Steps:
 
 
 def run_demo(out: Path, seed: int = 0, weights: str | None = None) -> DemoRun:
-    """Make everything below `out`, ending in `out/report.html`.
+    """Run all steps in the folder `out`, and write `out/report.html`.
 
     Args:
         out: a new folder.
-        seed: of the world and of every random choice.
-        weights: of the teacher: "hub", "random" or a file; None: of the hub where it answers, else random.
+        seed: random seed of the world and of all steps.
+        weights: teacher's weights: "hub", "random" or a file. None: the Hugging Face Hub if it answers, else random.
 
     Raises:
-        ScalrError: `out` is there already, or the weights cannot be had.
+        ScalrError: `out` exists already, or the weights cannot be loaded.
     """
     if out.exists():
         raise ScalrError("the folder is there already", where=out, fix="Remove it, or choose another --out.")
     weights = weights or ("hub" if hub_answers() else "random")
-    load_teacher(TEACHER, image_size=IMAGE_SIZE, weights=weights)  # what is wrong with them is said before all else
+    load_teacher(TEACHER, image_size=IMAGE_SIZE, weights=weights)  # wrong weights are an error before any work
     steps, recipe = Steps(), load_recipe(RECIPE, [f"training.seed={seed}"])
     world = {"out": out / "world", **WORLD, "seed": seed}
     steps.run(as_command("synth", world), write_world, world["out"], **WORLD, seed=seed)
@@ -110,7 +110,7 @@ def run_demo(out: Path, seed: int = 0, weights: str | None = None) -> DemoRun:
 
 
 def as_command(verb: str, given: Mapping[str, Any]) -> str:
-    """What to type for options, by the names of the fields that they fill."""
+    """The command line for options, given by the names of the fields that they set."""
     words = ["scalr", *verb.split()]
     for name, value in given.items():
         option = f"--{OPTIONS.get(name, name.replace('_', '-'))}"
@@ -125,7 +125,7 @@ def as_command(verb: str, given: Mapping[str, Any]) -> str:
 
 
 def chosen(config: Any) -> dict[str, Any]:
-    """The fields of a configuration that are not at their defaults; recipes, which have a name, are left out."""
+    """The fields of a configuration that differ from their defaults, without the recipe, which has a name."""
     defaults = {
         each.name: each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
         for each in dataclasses.fields(config)
@@ -142,12 +142,12 @@ def _extract_config(out: Path, store: str, split: str, weights: str) -> ExtractC
         split=split,
         image_size=IMAGE_SIZE,
         weights=(weights,),
-        batch_size=8,  # not as measured: the demo gives the same result again
+        batch_size=8,  # not measured, so that the demo gives the same result on each run
     )
 
 
 def save_undistilled(path: Path, recipe: Recipe, target_dim: int) -> None:
-    """The student as distillation starts with it."""
+    """Write the student as it is before distillation."""
     recipe = with_head_for(recipe, target_dim)
     save_student(new_student(recipe), path, {"store": None, "recipe": recipe_values(recipe)})
 
@@ -160,6 +160,6 @@ def _probe_config(out: Path, student: str, seed: int) -> ProbeConfig:
         fast=True,
         epochs=10,
         warmup_epochs=1,
-        learning_rate=0.1,  # for far fewer steps than the official probe's
+        learning_rate=0.1,  # higher than the official probe's, which has far more steps
         seed=seed,
     )

@@ -1,4 +1,4 @@
-"""The demo's page: what ran, and what came of it."""
+"""The demo's HTML page: the steps and their results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .extract.store.inspect import StoreReport, TargetsReport, describe_weights,
 
 @dataclass(frozen=True)
 class Step:
-    """A command, and what it took."""
+    """A command, and its time [s]."""
 
     command: str
     seconds: float
@@ -28,7 +28,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRun:
-    """All that the page shows of a run; its files are below `out`."""
+    """Everything that the page shows of a run; its files are in the folder `out`."""
 
     out: Path
     seed: int
@@ -49,7 +49,7 @@ class DemoRun:
 
 
 def write_demo_report(run: DemoRun) -> None:
-    """Write `out/report.html`: one file, legible on light and dark paper, that asks for nothing."""
+    """Write `out/report.html`: one file that loads nothing else, for light and dark colour schemes."""
     seconds = sum(step.seconds for step in run.steps)
     world, targets = run.world, run.store.teachers[run.teacher]
     report.write_report(
@@ -59,13 +59,13 @@ def write_demo_report(run: DemoRun) -> None:
         f" validation scenes of {world['keyframes']} keyframes. {teacher_sentences(run.teacher, targets)}",
         numbers=[
             report.Number(report.percent(run.distilled.miou), "mIoU of a linear probe, distilled student"),
-            report.Number(report.percent(run.undistilled.miou), "the same student, undistilled"),
-            report.Number(f"{seconds / 60:.1f} min", "from nothing to this page"),
+            report.Number(report.percent(run.undistilled.miou), "the same student before distillation"),
+            report.Number(f"{seconds / 60:.1f} min", "for all steps"),
         ],
         sections=[
             report.Section(
                 "What ran",
-                "Each step is a command; run from Python, they are functions of the same arguments.",
+                "Each step is a command. In Python, each is a function with the same arguments.",
                 report.table(
                     ("command", "seconds"), [(step.command, f"{step.seconds:.1f}") for step in run.steps], code=True
                 ),
@@ -75,8 +75,8 @@ def write_demo_report(run: DemoRun) -> None:
             _similarity(run),
             report.Section(
                 "Distillation",
-                f"{len(run.losses)} steps on the stored targets; the teacher is not in memory.",
-                report.drawing(lambda: report.loss_figure(run.losses), "Loss of each step, and its running mean."),
+                f"{len(run.losses)} training steps on targets from the store; the teacher is not in memory.",
+                report.drawing(lambda: report.loss_figure(run.losses), "Loss of each step, and its moving average."),
             ),
             _classes(run),
             _store(run),
@@ -85,15 +85,15 @@ def write_demo_report(run: DemoRun) -> None:
 
 
 def teacher_sentences(name: str, targets: TargetsReport) -> str:
-    """Whose features these are, and what the page can show of them."""
+    """The teacher, and what its features on this page can show."""
     if targets.provenance["weights"] == "random":
         return (
-            f"Teacher {name} with RANDOM weights, which tell little more than colours: this shows the path, not"
-            " what DINOv2 is worth."
+            f"Teacher {name} with RANDOM weights, whose features describe little more than colours: this page shows"
+            " that the steps work, not the quality of DINOv2's features."
         )
     return (
-        f"Teacher {name}, {describe_weights(targets.provenance)}. The streets are not real: this shows the path, not"
-        " what DINOv2 is worth on real ones."
+        f"Teacher {name}, {describe_weights(targets.provenance)}. The streets are simulated: this page shows that the"
+        " steps work, not the quality of these features on real streets."
     )
 
 
@@ -110,7 +110,8 @@ def _pairs(run: DemoRun) -> report.Section:
     caption = f"{len(pairs.pixel):,} points of {frame.scene} in {view.camera}, coloured by depth."
     return report.Section(
         "Points and pixels",
-        "Each point that a camera sees, where the camera sees it: there the teacher's feature is read.",
+        "Lidar points at the pixels that they project to. A point and its pixel are a pair; the teacher's feature at"
+        " the pixel is the target of the pair.",
         report.drawing(draw, caption),
     )
 
@@ -119,10 +120,10 @@ def _components(run: DemoRun) -> report.Section:
     return report.Section(
         "Teacher and student",
         "Features of a validation frame: their first three principal components as red, green and blue. The student"
-        " sees points alone, and answers in the teacher's space.",
+        " sees lidar points only; its features are projected to the teacher's space.",
         report.photograph(
             run.similarity.pca,
-            "Left the teacher, right the student; on the image with the most points, and on the cloud from above.",
+            "Left: teacher; right: student. On the image with the most points, and on the scan from above.",
         ),
     )
 
@@ -133,17 +134,18 @@ def _similarity(run: DemoRun) -> report.Section:
     assert areas.student_on_pairs is not None, "the store of the scene is given"
     assert areas.teacher is not None, "the same"
     ranks = (
-        " How well features rank a class above the rest, as the area under the ROC curve, mean of classes, where 0.5"
-        f" is chance: the student's {areas.student_on_pairs.means['centred']:.3f}, the teacher's"
-        f" {areas.teacher.means['centred']:.3f}, on the same points of {len(areas.frames)} frames."
+        " Area under the ROC curve, mean of classes: how well similarity to a class ranks its points before all others;"
+        f" 0.5 is chance. The student's is {areas.student_on_pairs.means['centred']:.3f}, the teacher's"
+        f" {areas.teacher.means['centred']:.3f}, on the pairs of {len(areas.frames)} frames."
     )
     caption = (
-        f"{run.similarity.num_points:,} points of {run.similarity.frame}, at first compared with"
-        f" {run.similarity.query.text}. Off by {error.maximum:.1g} at most: the page keeps small features."
+        f"{run.similarity.num_points:,} points of {run.similarity.frame}, first compared with"
+        f" {run.similarity.query.text}. The page stores compressed features; similarities differ by at most"
+        f" {error.maximum:.1g}."
     )
     return report.Section(
-        "What is like what",
-        "Click a point: all others take the colour of their similarity to it. Drag turns, the wheel or a pinch zooms.",
+        "Similarity map",
+        "Click a point to colour all others by their similarity to it. Drag to rotate; use the wheel or pinch to zoom.",
         report.page_within(run.similarity.page, caption + ranks),
     )
 
@@ -153,7 +155,7 @@ def _classes(run: DemoRun) -> report.Section:
     iou, other = run.distilled.iou.tolist(), run.undistilled.iou.tolist()
     return report.Section(
         "Linear probe by class",
-        "IoU on the validation scenes: what a linear layer reads off the frozen student, distilled and not.",
+        "IoU on the validation scenes, of a linear probe on the frozen student: distilled, and before distillation.",
         report.class_table(run.distilled.class_names, points, iou, other),
     )
 
@@ -178,6 +180,6 @@ def _store(run: DemoRun) -> report.Section:
         "The store",
         f"{store.frames:,} frames, {store.views:,} views, {pairs:,} pairs; {readable_bytes(store.bytes)} in"
         f" {store.files} files. The other encodings are estimated from {estimate.sampled_frames} frames. Cosines are"
-        " those of stored and exact features, as they are and less their mean.",
-        report.table(("", "size", "bytes a pair", "cosine", "less the mean"), rows),
+        " those of stored and exact features: as they are, and with the mean subtracted.",
+        report.table(("", "size", "bytes per pair", "cosine", "cosine, mean subtracted"), rows),
     )

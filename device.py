@@ -1,4 +1,4 @@
-"""Where the heavy work runs."""
+"""The device that torch computes on."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .errors import ScalrError
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU, else the CPU.
+    """The torch device of a name. `auto` is the first GPU, or the CPU if there is none.
 
     Raises:
-        ScalrError: a device on which torch cannot compute here.
+        ScalrError: torch cannot compute on this device on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         numbers = torch.ones(2, 2, device=name)
-        (numbers @ numbers).cpu()  # "meta" has shapes alone
-    except Exception as error:  # torch has many: of what it was not built with, of modules that are not there
+        (numbers @ numbers).cpu()  # the device "meta" has shapes only
+    except Exception as error:  # torch raises many types: missing backends, missing modules
         raise ScalrError(
             f"no device '{name}' here ({textwrap.shorten(str(error), 100, placeholder=' …')})",
             where="--device",
@@ -33,7 +33,10 @@ def resolve_device(name: str) -> torch.device:
 
 @contextmanager
 def cores_beside(workers: int) -> Iterator[None]:
-    """Leave each of the loader's workers a core for a while: an operation waits for the slowest of its threads."""
+    """Reserve one core for each loader worker while the context is open.
+
+    torch then uses fewer threads. An operation waits for its slowest thread, and a thread that shares its core is slow.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, before - workers))
     try:

@@ -1,7 +1,7 @@
-"""What users see when something they gave us is wrong.
+"""Errors for users: mistakes in their input, or missing files.
 
-Every message has three parts: where it is wrong, what is wrong, and what to do next. The command line prints
-it as one line and exits with code 1; from Python it is an ordinary exception.
+Every message has three parts: where the problem is, what is wrong, and what to do next. The command line prints
+it as one line and exits with code 1; in Python it is an ordinary exception.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Iterable
 
 
 class ScalrError(Exception):
-    """A mistake or a missing thing that the user can mend.
+    """A mistake, or something missing, that the user can fix.
 
     Args:
         what: what is wrong, with the value found ("split 'tran' is unknown").
-        where: the file, folder, setting or argument it concerns.
+        where: the file, folder, setting or argument that is concerned.
         fix: the next thing to do, as an imperative sentence.
 
     >>> str(ScalrError("no scan", where="a.bin", fix="Copy it again."))
     'a.bin: no scan. Copy it again'
     """
 
-    exit_code = 1  # of the command line
-    of_all_processes = False  # where several train together: raised in each, and said by the first
+    exit_code = 1  # exit code of the command line
+    of_all_processes = False  # if several processes train together: raised in each, printed by the first
 
     def __init__(self, what: str, *, where: object, fix: str) -> None:
         self.what, self.where, self.fix = _one_line(what), _one_line(str(where)), _one_line(fix)
@@ -32,7 +32,7 @@ class ScalrError(Exception):
         super().__init__(f"{self.where}: {self.what}{stop} {self.fix}")
 
     def inside(self, place: str) -> ScalrError:
-        """The same error, which says in which larger place it is.
+        """The same error with a larger place, such as a frame, added to `where`.
 
         >>> str(ScalrError("no scan", where="a.bin", fix="Copy it again.").inside("frame 7"))
         'frame 7: a.bin: no scan. Copy it again'
@@ -40,30 +40,30 @@ class ScalrError(Exception):
         return _restore_error(type(self), self.what, f"{place}: {self.where}", self.fix)
 
     def __reduce__(self) -> tuple:
-        # Errors travel from worker processes; keyword arguments would be lost on the way.
+        # Errors are pickled by worker processes, which would lose keyword arguments.
         return _restore_error, (type(self), self.what, self.where, self.fix)
 
 
 class DatasetError(ScalrError):
-    """A dataset folder, table, scan, image or label file that cannot be used as it is."""
+    """A dataset folder, table, scan, image or label file that cannot be used."""
 
 
 class DoubtfulError(DatasetError):
-    """What is probably a mistake of a dataset and may be none: it is told as a warning, and stops nothing."""
+    """A probable mistake in a dataset, which may be none: reported as a warning; work continues."""
 
 
 class StoreError(ScalrError):
-    """A feature store that is missing, incomplete, damaged or made with other settings."""
+    """A store that is missing, incomplete, damaged or made with other settings."""
 
 
 class DamagedError(StoreError):
-    """Something of a store that was read and is wrong, or a file that is missing where its folder was looked into."""
+    """Data of a store that were read and are wrong, or a file that is missing from a folder that could be listed."""
 
 
 class UnreadableError(StoreError):
-    """A file or folder of a store that cannot be read now: permissions, a mount that is gone, an input/output error.
+    """A file or folder of a store that cannot be read now: no permission, an unmounted disk, an input/output error.
 
-    Nothing is known about its content, so it is not damage, and nothing may be repaired because of it.
+    Its content is unknown, so it does not count as damaged, and nothing may be repaired because of it.
     """
 
 
@@ -76,7 +76,7 @@ class StudentError(ScalrError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """ ", did you mean …?" for a mistyped name, or nothing.
+    """ ", did you mean …?" for a mistyped name; an empty text if no choice is similar.
 
     >>> did_you_mean("tran", ["train", "val"])
     ", did you mean 'train'?"
@@ -97,7 +97,7 @@ REMEDIES = {
 
 
 def remedy(problem: BaseException | None, otherwise: str) -> str:
-    """What helps against an error of the file system, without a full stop; `otherwise` where its number tells nothing.
+    """The fix for an error of the file system, without a full stop; `otherwise` if its error number is not known.
 
     >>> remedy(PermissionError(errno.EACCES, "Permission denied"), "Copy the file again")
     'Check the permissions there'

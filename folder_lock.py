@@ -1,13 +1,13 @@
-"""One run in one folder: a lock that holds on shared storage, and not longer than its process.
+"""A lock that allows one run in a folder. It works on shared storage, and ends with its process.
 
-A run that begins puts a claim, a file with a name of its own, into the folder, and lists the folder after that. It
-holds the lock if no other claim is of a process that lives; else it takes its claim back. Of two claims, whichever was
-written last, its run sees the other one: file systems that several machines share keep creating a file and then listing
-its folder in order, whereas advisory locks (flock) are missing on some and kept to one machine on others. A claim is
-never taken over, only removed when its process is gone, so that nothing can be taken over twice.
+A new run writes a claim, a file with a unique name, into the folder, and then lists the folder. It holds the lock if no
+other claim belongs to a running process; otherwise it removes its claim. Of two runs, the one that wrote its claim last
+sees the other claim: file systems that several machines share keep the order of creating a file and listing its folder.
+Advisory locks (flock) are missing on some of them, and limited to one machine on others. A claim is never taken over,
+only removed when its process has ended, so two runs cannot take over the same claim.
 
-Whether the process of a claim lives is asked of the system on the same machine. Elsewhere a claim is touched every few
-seconds while its process lives; whoever sees no touch for a minute goes on.
+On the same machine, the system says whether the process of a claim is running. For other machines, a running process
+updates the time of its claim every few seconds, and a claim that is not updated for a minute counts as ended.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from .errors import StudentError, remedy
 
 logger = logging.getLogger(__name__)
 
-CLAIM = ".running."  # how the name of a claim begins
-BEAT_SECONDS = 10.0  # between two touches
-GONE_AFTER_SECONDS = 60.0  # without a touch
-ATTEMPTS = 8  # where several begin at the same moment
+CLAIM = ".running."  # prefix of the names of claims
+BEAT_SECONDS = 10.0  # between two updates of a claim's time
+GONE_AFTER_SECONDS = 60.0  # without an update
+ATTEMPTS = 8  # if several runs begin at the same moment
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a claim's file says: which process made it, and whether it holds the folder already."""
+    """The content of a claim's file: the process that made it, and whether this process holds the folder."""
 
     host: str
     pid: int
-    started: str | None  # when, as the system counts: another process may get the same number later
-    machine: str | None  # the boot and the process namespace in which the number means something
+    started: str | None  # start time of the process: another process may get the same number later
+    machine: str | None  # the boot and the process namespace in which the number is valid
     holds: bool = False
 
     @property
@@ -57,7 +57,7 @@ _held: dict[Path, Lock] = {}  # by folder, of this process
 
 
 class Lock:
-    """A claim to a folder, touched while its process lives."""
+    """A claim to a folder, whose time is updated while its process runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._path = folder, folder / f"{CLAIM}{uuid.uuid4().hex}"
@@ -68,20 +68,20 @@ class Lock:
         self._beat.start()
 
     def rival(self) -> Claim | None:
-        """The claim of another process that lives."""
+        """The claim of another running process, or None."""
         others = (path for path in self.folder.glob(f"{CLAIM}*") if path != self._path)
         return next((claim for path in others if (claim := _living(path)) is not None), None)
 
     def hold(self) -> None:
-        """Say that there was no rival."""
+        """Record in the claim that this process holds the folder."""
         self._write(replace(self._claim, holds=True))
         _held[self.folder.resolve()] = self
 
     def require(self) -> None:
-        """Refuse to go on where this process was stopped for so long that another run took it for gone.
+        """Check that this process still holds the folder: it may have been suspended for long.
 
         Raises:
-            StudentError: it did.
+            StudentError: another run has removed the claim.
         """
         if not self._path.exists():
             raise StudentError(
@@ -97,7 +97,7 @@ class Lock:
         _remove(self._path)
 
     def _write(self, claim: Claim) -> None:
-        aside = self._path.with_name(f".{self._path.name}")  # others read whole claims
+        aside = self._path.with_name(f".{self._path.name}")  # others must never read half a claim
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with aside.open("w") as file:
@@ -116,16 +116,18 @@ class Lock:
 
     def _keep_touching(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            with suppress(OSError):  # storage may be away for a while; `require` tells whether the claim is still there
+            with suppress(
+                OSError
+            ):  # storage may be unavailable for a while; `require` checks whether the claim still exists
                 os.utime(self._path)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Lock]:
-    """Hold a folder for one run. Folders that are missing are made, and removed if nothing is written into them.
+    """Hold a folder for one run. Missing folders are created, and removed at the end if they are empty.
 
     Raises:
-        StudentError: another run is at work in it, or it cannot be written.
+        StudentError: another run is working in the folder, or the folder cannot be written.
     """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
@@ -141,7 +143,7 @@ def locked(folder: Path) -> Iterator[Lock]:
 
 
 def require_held(path: Path) -> None:
-    """Refuse to write a file into a folder that this process held and has lost: see `Lock.require`.
+    """Check, before a file is written, that this process has not lost the folder that it held: see `Lock.require`.
 
     Raises:
         StudentError: another run has begun there.
@@ -165,14 +167,14 @@ def _hold(folder: Path) -> Lock:
         lock.release()
         if rival.holds:
             break
-        time.sleep(random.uniform(0.02, 0.5))  # both have seen each other: the one that comes back first goes on
+        time.sleep(random.uniform(0.02, 0.5))  # both have seen each other: the one that retries first gets the folder
     raise StudentError(
         f"another run is at work here: {rival}", where=folder, fix="Choose another --out, or wait until it ends."
     )
 
 
 def _living(path: Path) -> Claim | None:
-    """The claim in a file if its process lives; else the file is removed."""
+    """The claim in a file if its process is running; otherwise the file is removed."""
     try:
         claim = Claim(**json.loads(path.read_text()))
     except FileNotFoundError:
@@ -187,7 +189,7 @@ def _living(path: Path) -> Claim | None:
 
 
 def _is_touched(path: Path, claim: Claim) -> bool:
-    """Whether a claim is touched within the time after which its process counts as gone."""
+    """Whether a claim is updated within the time after which its process counts as ended."""
     logger.info("%s: waiting up to %.0f s to see whether %s still runs", path, GONE_AFTER_SECONDS, claim)
     first, until = _touched_at(path), time.monotonic() + GONE_AFTER_SECONDS
     while time.monotonic() < until:
@@ -199,38 +201,38 @@ def _is_touched(path: Path, claim: Claim) -> bool:
 
 
 def _touched_at(path: Path) -> int | None:
-    """When [ns], by the file server's clock; None where the file is gone."""
+    """Time of the last update [ns], by the file server's clock; None if the file does not exist."""
     try:
-        with path.open("rb") as file:  # opened anew: network file systems may answer `stat` from memory
+        with path.open("rb") as file:  # opened again: network file systems may answer `stat` from a cache
             return os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
-    except OSError:  # cannot be read now: nothing says that its process is gone
+    except OSError:  # unreadable now, so it is not known whether the process has ended
         return time.monotonic_ns()
 
 
 def _runs(claim: Claim) -> bool:
-    """Whether a process of this machine still runs."""
+    """Whether a process of this machine is still running."""
     try:
         os.kill(claim.pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's, which /proc may hide
+    except PermissionError:  # another user's process, which /proc may hide
         return _start_of(claim.pid) in (claim.started, None)
     return _start_of(claim.pid) == claim.started
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process was started, in the clock ticks of Linux; None for one that has ended, and elsewhere."""
+    """Start time of a process, in clock ticks of Linux; None if it has ended, and on other systems."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if state in "ZX" else fields[18]  # Z, X: ended, but its parent has not asked for its exit code
+    return None if state in "ZX" else fields[18]  # Z, X: ended, but its parent has not read its exit code
 
 
 def _machine() -> str | None:
-    """Where process numbers mean the same: a boot of a Linux and a process namespace of it; None elsewhere."""
+    """The scope in which process numbers are unique: a boot of Linux and a process namespace; None on other systems."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -1,4 +1,4 @@
-"""JSON as every reader takes it: it has neither NaN nor infinity, so a number that is none is null."""
+"""Strict JSON, which every reader accepts: NaN and infinity are written as null."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Plain values, arrays and paths as JSON."""
+    """JSON text of plain values, arrays and paths."""
     return json.dumps(_plain(value), indent=indent, allow_nan=False, default=str)
 
 
 def sha256_of_values(values: Any) -> str:
-    """One digest of plain JSON values, whatever the order of their keys."""
+    """A SHA-256 of plain JSON values, independent of the order of keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):  # an array, or a number out of one
+    if hasattr(value, "tolist"):  # an array, or an element of one
         value = value.tolist()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""Paths as people write them: `~` and `$NAME` are filled in, and what is not a path of a file system is refused."""
+"""Paths as people write them: `~` and `$NAME` are expanded, URLs and archives are refused."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from .errors import ScalrError
 # One slash is enough: pathlib makes s3:/bucket of s3://bucket.
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
-# PyTorch's examples call a checkpoint model.pth.tar, and it is no archive.
+# A file named model.pth.tar, as in PyTorch's examples, is a checkpoint and no archive.
 ARCHIVE = re.compile(
     r".*(\.zip|\.7z|\.rar|\.tgz|(?<!\.pth)(?<!\.pt)\.tar(\.(gz|bz2|xz|zst|lz4))?)", re.IGNORECASE | re.DOTALL
 )
 
 
 def expanded(path: str | os.PathLike, error: type[ScalrError] = ScalrError) -> Path:
-    """A path with `~`, `~user`, `$NAME` and `${NAME}` filled in, unless there is something of that very name.
+    """Expand `~`, `~user`, `$NAME` and `${NAME}` in a path, unless a file or folder of exactly the given name exists.
 
     >>> expanded("runs/a")
     PosixPath('runs/a')
 
     Args:
         path: as written in an option, a file or a call.
-        error: which kind of ScalrError.
+        error: subclass of ScalrError to raise.
 
     Raises:
         ScalrError: an empty path, one with a NUL character, a URL, an archive, an unknown variable or home folder.
@@ -47,7 +47,7 @@ def expanded(path: str | os.PathLike, error: type[ScalrError] = ScalrError) -> P
 
 
 def below(folder: Path, name: str, error: type[ScalrError] = ScalrError) -> Path:
-    """The path in a folder by a name that a file gives, such as a token of a table: it never leads out of the folder.
+    """The path of a file in a folder, by a name that a dataset's file gives. The path never leads out of the folder.
 
     Raises:
         ScalrError: an absolute path, one with "..", an empty one or one with a NUL character.

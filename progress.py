@@ -1,4 +1,4 @@
-"""How long work shows where it is: a bar on a terminal, a line a minute in a log."""
+"""Progress displays: a bar on a terminal, one line per minute in a log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINE = "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_fmt}{postfix}, {elapsed} go
 
 
 class _LogLines(tqdm):
-    """tqdm whose display is a line in the log."""
+    """tqdm that writes a line to the log instead of drawing a bar."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         if self.n:
@@ -24,13 +24,14 @@ class _LogLines(tqdm):
 
 
 def progress(total: int, description: str, unit: str, done: int = 0) -> tqdm:
-    """A progress display: `update(n)`, `set_postfix_str(text)`, used as a context; `done` of `total` were made earlier.
+    """A progress display, used as a context, with `update(n)` and `set_postfix_str(text)`.
 
-    On a terminal it is tqdm's bar; elsewhere (batch jobs, pipes) a line a minute with the same figures.
+    On a terminal it is tqdm's bar; in batch jobs and pipes, one line per minute with the same values. `done` of `total`
+    units were finished by an earlier run.
     """
     silent = not logger.isEnabledFor(logging.INFO)
     common = {"total": total, "initial": done, "desc": description, "unit": f" {unit}", "disable": silent}
     if sys.stderr.isatty():
         return tqdm(**common)
-    # What tqdm writes besides (carriage returns, a last newline) goes nowhere.
+    # What else tqdm writes (carriage returns, a last newline) is discarded.
     return _LogLines(**common, mininterval=SECONDS_BETWEEN_LINES, bar_format=LINE, file=io.StringIO())

@@ -1,13 +1,13 @@
-"""Settings: frozen dataclasses whose values are checked when they are made, by the annotations of their fields.
+"""Settings: frozen dataclasses that check their values against the annotations of their fields when they are created.
 
     @dataclass(frozen=True)
     class Sampling(Settings, section="sampling"):
         views: Annotated[int, at_least(1)] = 1
         points: Literal["random", "first"] = "random"
 
-Recipes, the command line, files of students and Python all end here, so that no value of the wrong kind, sign or size
-gets any further. A list is taken for a tuple, a mapping for settings within settings, a number of NumPy for its value,
-and 2.0 for the whole number 2; true and false are no numbers, and text is none.
+Values from recipes, the command line, files of students and Python are all checked here, so that no value of the wrong
+type, sign or size is used. A list is accepted as a tuple, a mapping as nested settings, a NumPy number as its value,
+and 2.0 as the whole number 2. Booleans and text are not accepted as numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 from .errors import ScalrError, StudentError
 from .paths import expanded
 
-MANY = 1_000_000_000  # more than anything is counted up to: what is larger would overflow, or never end
+MANY = 1_000_000_000  # larger counts would overflow, or never end
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80  # characters
@@ -39,7 +39,7 @@ _SHORT.maxlevel = 3
 
 
 class Bound(NamedTuple):
-    """A limit of a number, or of the number of items of a tuple or dict."""
+    """A bound of a number, or of the number of items in a tuple or dict."""
 
     words: str
     holds: Callable[[Any, float], bool]
@@ -50,43 +50,45 @@ class Bound(NamedTuple):
 
 
 def at_least(limit: float) -> Bound:
-    """For `Annotated`: this or more."""
+    """For `Annotated`: `limit` or more."""
     return Bound("at least", operator.ge, limit)
 
 
 def above(limit: float) -> Bound:
-    """For `Annotated`: more than this."""
+    """For `Annotated`: more than `limit`."""
     return Bound("above", operator.gt, limit)
 
 
 def up_to(limit: float) -> Bound:
-    """For `Annotated`: this or less."""
+    """For `Annotated`: `limit` or less."""
     return Bound("at most", operator.le, limit)
 
 
 def below(limit: float) -> Bound:
-    """For `Annotated`: less than this."""
+    """For `Annotated`: less than `limit`."""
     return Bound("below", operator.lt, limit)
 
 
 Count = Annotated[int, at_least(1), up_to(MANY)]
 CountOrZero = Annotated[int, at_least(0), up_to(MANY)]
 Workers = Annotated[int, at_least(0), up_to(1024)]  # processes
-Seed = Annotated[int, at_least(0), up_to(2**63 - 1)]  # what both torch and NumPy take
+Seed = Annotated[int, at_least(0), up_to(2**63 - 1)]  # both torch and NumPy accept these
 Amount = Annotated[float, at_least(0), up_to(MANY)]
 PositiveAmount = Annotated[float, above(0), up_to(MANY)]
-Weight = Annotated[float, at_least(1e-6), up_to(1_000_000)]  # beside others: float32 holds all their ratios
+Weight = Annotated[float, at_least(1e-6), up_to(1_000_000)]  # relative weights: float32 can represent all their ratios
 
 
 class Settings:
-    """A base of frozen dataclasses that checks their fields; a `__post_init__` of one's own calls this one first.
+    """Base class of frozen dataclasses, which checks their fields.
+
+    A subclass with its own `__post_init__` calls this one first.
 
     Args:
-        section: of a recipe, named in errors; without it the fields are options of the command line.
+        section: section of a recipe, for errors. Without a section, the fields are options of the command line.
 
     Raises:
-        StudentError: a value that a field of a section does not take.
-        ScalrError: a value that an option does not take.
+        StudentError: a field of a section has an invalid value.
+        ScalrError: an option has an invalid value.
     """
 
     _section: ClassVar[str | None] = None
@@ -101,7 +103,7 @@ class Settings:
 
     @classmethod
     def refused(cls, name: str, value: Any, fix: str) -> ScalrError:
-        """The error that says that a field does not take a value, for what depends on other fields."""
+        """The error for a value that a field does not accept, for checks that depend on other fields."""
         return _refused(value, cls._place(name), fix, cls._error())
 
     @classmethod
@@ -114,10 +116,10 @@ class Settings:
 
 
 def checked(value: Any, kind: Any, where: str, error: type[ScalrError] = ScalrError) -> Any:
-    """The value as one of a kind: an annotation, such as `Count` or `tuple[Path, ...] | None`.
+    """Convert a value to an annotated type, such as `Count` or `tuple[Path, ...] | None`.
 
     Raises:
-        ScalrError: of the type `error`, where the value is of another kind, not finite, or out of bounds.
+        ScalrError: of type `error`; the value has another type, is not finite, or is out of bounds.
     """
     try:
         return _fitted(value, kind)
@@ -126,10 +128,10 @@ def checked(value: Any, kind: Any, where: str, error: type[ScalrError] = ScalrEr
 
 
 def shown(value: Any) -> str:
-    """A value of any kind and size, in a few words."""
+    """A short text for a value of any type and size."""
     try:
         return textwrap.shorten(_SHORT.repr(value), 160, placeholder=" …")
-    except ValueError:  # Python does not write whole numbers of more than 4,300 digits
+    except ValueError:  # Python does not convert whole numbers of more than 4,300 digits to text
         return "a number of thousands of digits"
 
 
@@ -145,7 +147,7 @@ def _refused(value: Any, where: str, fix: str, error: type[ScalrError]) -> Scalr
 
 
 def _fitted(value: Any, kind: Any) -> Any:
-    """The value as one of a kind; ValueError or OverflowError where it is none."""
+    """Convert a value to an annotated type. Raises ValueError or OverflowError if that is impossible."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         fitted = _fitted(value, parts[0])
@@ -247,7 +249,7 @@ _NAMES = {
 
 
 def _advice(kind: Any, where: str) -> str:
-    """What to give. An option of the command line takes no null: it is left out."""
+    """The advice of an error: what to give. Options of the command line are left out instead of set to null."""
     parts = get_args(kind)
     if where.startswith("--") and NoneType in parts:
         return f"Give {' or '.join(_wanted(part) for part in parts if part is not NoneType)}, or leave it out."
@@ -255,7 +257,7 @@ def _advice(kind: Any, where: str) -> str:
 
 
 def _wanted(kind: Any) -> str:
-    """What a kind is, for people."""
+    """A text that describes an annotated type."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         bounds = " and ".join(map(str, parts[1:]))

@@ -1,4 +1,4 @@
-"""Standard output for results alone: what libraries write there goes to standard error."""
+"""Standard output that holds results only: output of libraries is redirected to standard error."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ OUT, ERROR = 1, 2  # descriptors
 
 @contextmanager
 def results_alone() -> Iterator[TextIO]:
-    """Yield a stream to standard output; all else that is written there meanwhile goes to standard error.
+    """Yield a stream to standard output, and redirect everything else that is written there to standard error.
 
-    That holds for prints of Python, for what libraries in C write, and for processes that are started meanwhile.
+    This includes Python's `print`, output of libraries in C, and processes that are started in the meantime.
     """
     results = sys.stdout
     results.flush()
@@ -41,6 +41,6 @@ def _is_on(stream: TextIO, descriptor: int) -> bool:
 
 
 def _restore(kept: int) -> None:
-    with suppress(AttributeError, OSError):  # no C library to ask
-        ctypes.CDLL(None).fflush(None)  # what it holds back would come out on the restored descriptor
+    with suppress(AttributeError, OSError):  # no C library is found
+        ctypes.CDLL(None).fflush(None)  # its buffer would be written to the restored descriptor
     os.dup2(kept, OUT)

@@ -1,15 +1,15 @@
-"""Processes that prepare scans for this one."""
+"""How processes that prepare scans are started."""
 
 from __future__ import annotations
 
 import multiprocessing
 from multiprocessing.context import BaseContext
 
-# Each imports what it needs anew. One that is forked from this process could deadlock once zarr has run in it; one that
-# is forked from a server outlives a process that is killed, and is lost with the server at a signal to the whole group.
+# Each worker imports its modules again. A worker forked from this process could deadlock once zarr has run here. One
+# forked from a server would survive if this process is killed, and would die with the server at a signal to the group.
 START_METHOD = "spawn"
 
 
 def worker_context() -> BaseContext:
-    """How worker processes start."""
+    """The multiprocessing context that starts workers."""
     return multiprocessing.get_context(START_METHOD)

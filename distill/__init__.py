@@ -1,1 +1,1 @@
-"""Stage two: WaffleIron students, trained on the targets of a store."""
+"""Distillation: students trained on the targets of a store, without images or teacher."""

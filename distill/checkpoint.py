@@ -1,4 +1,4 @@
-"""Students on disk: safetensors with the resolved configuration in the header, and digests of both."""
+"""Student files: safetensors with the resolved configuration in the header, and digests of tensors and header."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .student import Student
 logger = logging.getLogger(__name__)
 
 FORMAT = "scalr-student-2"
-WITHOUT_DIGESTS = "scalr-student"  # the format of files that were written before there were digests
+WITHOUT_DIGESTS = "scalr-student"  # the format of files from before digests were introduced
 TENSORS_DIGEST, HEADER_DIGEST = "tensors_sha256", "header_sha256"
 PASS_ONE = "Pass the student.safetensors of a 'scalr distill' run."
 COPY_OR_TRAIN = "Copy or train it again."
@@ -33,18 +33,18 @@ MAKE_ONE = "Run 'scalr convert' first, to make a student.safetensors of an offic
 
 
 def save_student(student: Student, path: str | Path, provenance: dict) -> None:
-    """Write a student aside and rename it into place.
+    """Write a student to a temporary file and rename it into place.
 
     Args:
-        student: any device; stored from the CPU.
+        student: on any device; its tensors are copied to the CPU.
         path: of the `.safetensors` file.
-        provenance: what it was trained on and how, plain JSON values.
+        provenance: what the student was trained on and how; plain JSON values.
 
     Raises:
-        StudentError: the file cannot be written, or tensors that are not finite.
+        StudentError: the file cannot be written, or tensors are not finite.
     """
     path = expanded(path, StudentError)
-    # Copies: safetensors writes no tensor that layers of a backbone share.
+    # Copies, because safetensors refuses tensors that share memory, as layers of a backbone may.
     tensors = {name: value.cpu().contiguous().clone() for name, value in student.state_dict().items()}
     require_finite(tensors, path, "Train it again with a lower learning rate.")
     header = {
@@ -61,11 +61,11 @@ def save_student(student: Student, path: str | Path, provenance: dict) -> None:
 
 
 def load_student(path: str | Path) -> Student:
-    """Read a student that `save_student` wrote, in eval mode on the CPU.
+    """Read a student that `save_student` wrote; it is in eval mode on the CPU.
 
     Raises:
-        StudentError: missing or damaged file, not a student, tensors that do not fit its configuration or are not
-            finite.
+        StudentError: a file that is missing, damaged or not a student; tensors that do not fit its configuration or
+            are not finite.
     """
     header, tensors = _read(expanded(path, StudentError))
     try:
@@ -85,7 +85,7 @@ def load_student(path: str | Path) -> Student:
 
 
 def _standardisation(header: Mapping[str, str]) -> Standardisation | None:
-    """With buffers that are still to be filled; None for a student that learnt vectors as they are."""
+    """The standardisation, its buffers not yet filled; None for a student of targets without standardisation."""
     values = header.get("standardisation")
     return None if values is None else Standardisation(StandardisationConfig(**json.loads(values)))
 
@@ -94,7 +94,7 @@ def student_provenance(path: str | Path) -> dict:
     """What the student at `path` was trained on and how.
 
     Raises:
-        StudentError: missing file, not a student, or a damaged header; tensors are not looked at.
+        StudentError: a file that is missing or not a student, or a damaged header. Tensors are not checked.
     """
     header, _ = _read(expanded(path, StudentError), tensors=False)
     try:
@@ -106,10 +106,10 @@ def student_provenance(path: str | Path) -> dict:
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor], path: str | Path, fix: str) -> None:
-    """Refuse weights of a training that diverged, or of a file that was damaged before it came here.
+    """Refuse weights that are not finite, from a training that diverged or from a damaged file.
 
     Raises:
-        StudentError: the first tensors with a value that is not finite in float32, by their names.
+        StudentError: names the first tensors that have a value that is not finite in float32.
     """
     names = [name for name, value in tensors.items() if not value.float().isfinite().all()]
     if names:
@@ -122,7 +122,7 @@ def require_finite(tensors: Mapping[str, torch.Tensor], path: str | Path, fix: s
 
 
 def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
-    """Header and tensors, which are those that were written."""
+    """Header and tensors of a file, after a check of their digests."""
     if not path.is_file():
         raise StudentError("no student here", where=path, fix=PASS_ONE)
     try:
@@ -139,7 +139,7 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
 
 
 def _name_for_safetensors(path: Path, opened: BinaryIO) -> str:
-    """It takes no name that is not UTF-8: such a file goes by its descriptor."""
+    """The name to open with safetensors, which refuses paths that are not UTF-8: such a file goes by its descriptor."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -162,6 +162,6 @@ def _check_digests(header: Mapping[str, str], tensors: Mapping[str, torch.Tensor
 
 
 def _header_digest(header: Mapping[str, str]) -> str:
-    """Over all of the header but the digest itself."""
+    """SHA-256 of all header values except the digest itself."""
     signed = {key: value for key, value in header.items() if key != HEADER_DIGEST}
     return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""What a run learns from: the teachers and sources of its stores.
+"""The teachers and sources of a run's stores.
 
-They are chosen when the run begins, and written to its `config.yaml`. When the run resumes, they are read from there:
-others may have added teachers, splits and datasets to the stores meanwhile.
+They are chosen when the run begins and written to its `config.yaml`. When the run resumes, they are read from there,
+because teachers, splits and datasets may have been added to the stores in the meantime.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ KIND = "distillation"
 
 
 class Chosen(NamedTuple):
-    """What is learnt from one store."""
+    """The teachers and sources that a run uses from one store."""
 
     store: FeatureStore
-    teachers: dict[str, float]  # and their weights
+    teachers: dict[str, float]  # teacher: weight
     sources: tuple[Source, ...]
 
     @property
@@ -35,17 +35,17 @@ class Chosen(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What the user asks for; empty and None leave the choice to the run or the stores."""
+    """What the user asks for. Empty and None leave the choice to the run or the stores."""
 
     teachers: tuple[str, ...]
     split: str | None
 
 
 class Started(NamedTuple):
-    """What a run was started with, as its `config.yaml` says."""
+    """What a run was started with, from its `config.yaml`."""
 
     path: Path
-    teachers: tuple[str, ...]  # in the order in which their targets follow each other
+    teachers: tuple[str, ...]  # in the order in which their targets are concatenated
     sources: tuple[tuple[tuple[str, str], ...], ...]  # (dataset, split) of each source, for each store
 
     @property
@@ -59,14 +59,14 @@ def choose(
     """Choose teachers and sources of each store.
 
     Args:
-        stores: in the order in which they were named.
-        wanted: by the user.
-        weights: of teachers, by name; 1 where a name is missing.
-        started: what the run was started with, where it resumes; None chooses as a first run does.
+        stores: in the order of the --cache options.
+        wanted: what the user asks for.
+        weights: weight of each teacher by name; 1 if a name is missing.
+        started: what a resumed run was started with; None for a first run.
 
     Raises:
         StudentError: `wanted` or the number of stores contradicts `started`.
-        StoreError: the choice is not clear, or a store lacks what was chosen, or files of it.
+        StoreError: the choice is ambiguous, or a store lacks what was chosen, or files of what was chosen are missing.
     """
     for store in stores:
         store.require_records()
@@ -88,10 +88,10 @@ def choose(
 
 
 def started(record: RunRecord, path: Path) -> Started:
-    """What a run was started with, from its record, which is of a distillation.
+    """What a distillation was started with, from its record.
 
     Raises:
-        StudentError: it is another command's.
+        StudentError: the record is another command's.
     """
     settings = record.settings
     require_kind(settings, KIND, path)
@@ -102,7 +102,7 @@ def started(record: RunRecord, path: Path) -> Started:
 
 
 def _require_as_started(started: Started, wanted: Wanted, num_stores: int) -> None:
-    # The order of teachers may differ: the one that the run was started with is used.
+    # Teachers may be given in another order: the run keeps the order that it was started with.
     pairs = {
         "teacher": (set(started.teachers), set(wanted.teachers) or set(started.teachers)),
         "split": (started.splits, started.splits if wanted.split is None else _wanted(wanted.split, started.splits)),
@@ -148,7 +148,7 @@ def _sources_of(store: FeatureStore, name: str | None) -> tuple[Source, ...]:
 
 
 def _wanted(name: str, splits: Collection[str]) -> set[str]:
-    """The splits that `train,val` means: one that was extracted under this name, or several."""
+    """The splits that a name such as `train,val` means: one split extracted under this name, or several splits."""
     return {name} if name in splits else {each.strip() for each in name.split(",")}
 
 

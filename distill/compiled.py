@@ -1,4 +1,4 @@
-"""Loops that numba compiles, once per machine: the code is kept beside the module, or in the user's cache."""
+"""Loops compiled by numba, once per machine: the result is cached beside the module or in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from numba import njit
 
-# Only contraction: NaN and infinity must come through, so that training sees a loss that is not finite.
+# Only contraction: NaN and infinity must be preserved, so that training notices a loss that is not finite.
 OPTIONS = {"nogil": True, "fastmath": {"contract"}}
 
 
 def compiled(function: Callable) -> Callable:
-    """The function, compiled when it is first called."""
+    """The function, compiled at its first call."""
     try:
         return njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # neither folder can be written, as in some containers
+    except RuntimeError:  # neither cache folder is writable, as in some containers
         return njit(**OPTIONS)(function)

@@ -1,9 +1,9 @@
-"""Official checkpoints to students, and students to official checkpoints.
+"""Conversion between official checkpoints and students, in both directions.
 
-Names, shapes and wrapping are a backbone's (`backbones.backbone.OfficialFiles`). What is common is what trainings put
-before each name: "module." where several processes took part, "_orig_mod." after torch.compile, the model's own name in
-a larger module. How scans become the input comes from the caller, where a file does not say it. Errors name tensors,
-and their shapes, as the official code does.
+Each backbone defines names, shapes and wrapping of its files (`backbones.backbone.OfficialFiles`). Prefixes of names
+are handled here, because all training code adds them: "module." for several processes, "_orig_mod." after
+torch.compile, or the model's own name in a larger module. If a file does not hold the settings of its inputs, the
+caller gives them. Errors have the official names and shapes of tensors.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from .heads import head_among
 from .recipe import Recipe
 from .student import Student
 
-# Of ScaLR, of its first release and of SLidR, of WaffleIron and finetuned models; of common training loops.
+# Entries of ScaLR, of its first release and SLidR, of WaffleIron and finetuned models, and of common training loops.
 WRAPPERS = ("model_point", "model_points", "net", "state_dict", "model")
 PREFIX = re.compile(r"(?:(?:module|_orig_mod|model_points|model|student|encoder)\.)*")
 TARGETS = (".safetensors", ".pth", ".pt", ".pt2")
 
 
 def convert(source: Path, target: Path, recipe: Recipe | None = None, activation: str | None = None) -> str:
-    """An official file to a `.safetensors` student, or that to `.pth`, `.pt` or `.pt2`, by the suffix of `target`.
+    """Convert an official file to a `.safetensors` student, or a student to what the suffix of `target` says.
 
     Args:
-        source, target: files of the two kinds.
-        recipe: its backbone and inputs; left out, the file's backbone, with the inputs that it names or the defaults.
+        source: the file to read.
+        target: the file to write, which ends in .safetensors, .pth, .pt or .pt2.
+        recipe: gives backbone and inputs. Default: the file's backbone, with the inputs that it holds or the defaults.
         activation: see `read_official`.
 
     Returns:
-        A sentence that says what was made.
+        A sentence that describes the result.
 
     Raises:
         StudentError: what is wrong with either file.
@@ -84,10 +85,10 @@ def convert(source: Path, target: Path, recipe: Recipe | None = None, activation
 
 
 def require_of_inputs(overrides: Iterable[str]) -> None:
-    """Refuse `section.key=value` overrides of a recipe that a conversion would not heed.
+    """Refuse `section.key=value` overrides of a recipe that a conversion would ignore.
 
     Raises:
-        StudentError: the first that is neither of the inputs nor the name of a backbone.
+        StudentError: an override of something else than `inputs` and `student.backbone`.
     """
     for override in overrides:
         key, _, _ = override.partition("=")
@@ -105,21 +106,21 @@ def read_official(
     """A student with the weights of an official file, in eval mode on the CPU.
 
     Args:
-        path: of a pretrained, probed, finetuned or supervised model; nothing that it holds is run.
-        inputs: how scans become its input; where left out, as the file says, or else the backbone's defaults.
-        activation: of a WaffleIron, which the file does not hold either; where left out, GELU for a 2-layer head, as in
-            ScaLR+, else ReLU. Probed and finetuned models with layer norm come from either: there it must be said.
-        backbone: which one it is; where left out, that of those of scalr which has such tensors.
+        path: of a pretrained, probed, finetuned or supervised model. No code in the file is run.
+        inputs: settings of the student's inputs. Default: those in the file, else the backbone's defaults.
+        activation: of a WaffleIron; the file does not hold it. Default: GELU for a 2-layer head, as in ScaLR+, else
+            ReLU. Required for probed and finetuned models with layer norm, which may have either.
+        backbone: name of the backbone. Default: the one in scalr whose models have such tensors.
 
     Raises:
-        StudentError: a file that is missing, damaged or of another model, its missing and unexpected keys listed; names
-            that begin in several ways; values that are not finite; inputs that the file says and that are others.
+        StudentError: a file that is missing, damaged or of another model, with its missing and unexpected keys; names
+            with different prefixes; values that are not finite; `inputs` that contradict the file.
     """
     return _read(path, inputs, activation, backbone)[1]
 
 
 def _read(path: Path, inputs: ScanInputs | None, activation: str | None, backbone: str | None) -> tuple[str, Student]:
-    """The prefix that is taken off the names, and the student."""
+    """The prefix that was removed from the names, and the student."""
     content, tensors = _content(path)
     files = _files(backbone, path) if backbone else _files_with(tensors, path)
     prefix, tensors = _without_prefix(tensors, files, path)
@@ -127,14 +128,14 @@ def _read(path: Path, inputs: ScanInputs | None, activation: str | None, backbon
     tensors = files.student_tensors(tensors)
     try:
         config = files.config(tensors, path, activation)
-    except StudentError as error:  # of a setting, where the file's tensors make one that is out of bounds
+    except StudentError as error:  # from a setting that the file's tensors put out of bounds
         raise error if error.where == str(path) else error.inside(str(path)) from None
     said = files.inputs(tensors, content, path)
     return prefix, _student_of(tensors, files, path, config, _inputs(config, said, inputs, path))
 
 
 def _inputs(config: BackboneConfig, said: Mapping[str, Any], given: ScanInputs | None, path: Path) -> ScanInputs:
-    """Those that are given, which have what the file says of them; or the defaults with what it says."""
+    """The given inputs, which must agree with the file; if none are given, the defaults with the file's values."""
     try:
         own = backbone_class(config.backbone).Inputs(**said)
     except StudentError as error:
@@ -165,7 +166,7 @@ def _files(backbone: str, path: Path) -> OfficialFiles:
 
 
 def _files_with(tensors: Mapping[str, torch.Tensor], path: Path) -> OfficialFiles:
-    """Of those of scalr the ones whose models have such tensors."""
+    """The kind of official files whose models have such tensors."""
     known = [files for name in BACKBONES if (files := backbone_class(name).official) is not None]
     counts = [len([name for name in tensors if _own_name(name).startswith(files.parts)]) for files in known]
     if not any(counts):
@@ -187,7 +188,7 @@ def _student_of(
     with torch.random.fork_rng(devices=[]):
         student = Student(config, inputs)
     own = student.state_dict()
-    # Older files have no counters of batch norms, which nothing here reads.
+    # Older files lack the counters of batch norms, which are not used here.
     tensors = {name: value for name, value in own.items() if name.endswith(".num_batches_tracked")} | tensors
     expected, found = files.official_tensors(own), files.official_tensors(tensors)
     differences = {
@@ -211,7 +212,7 @@ def _student_of(
 
 
 def _meaning_of_outputs(student: Student, target: Path) -> str:
-    """What the head of a student of standardised vectors gives in a file of a kind."""
+    """For a student of standardised targets: what the head's outputs mean in a file of the target's kind."""
     if student.standardisation is None:
         return ""
     if target.suffix == ".pt2":
@@ -220,7 +221,7 @@ def _meaning_of_outputs(student: Student, target: Path) -> str:
 
 
 def _inputs_not_read(student: Student, target: Path) -> str:
-    """Which of a student's inputs the official code does not have from a file, where they are not the defaults."""
+    """Input settings that differ from the defaults and that the official code does not read from the file."""
     if target.suffix not in (".pth", ".pt"):
         return ""
     files, inputs = student.backbone.official, student.input_config
@@ -234,9 +235,9 @@ def _inputs_not_read(student: Student, target: Path) -> str:
 
 
 def official_tensors(student: Student) -> dict[str, torch.Tensor]:
-    """The student's state dict as the official modules have it.
+    """The student's state dict with official names and shapes.
 
-    Of a standardisation, the last layer takes the rotation back; mean and lengths have no place there.
+    The rotation of a standardisation is undone in the last layer. Its mean and lengths have no place in the file.
     """
     tensors = {name: value for name, value in student.state_dict().items() if not name.startswith("standardisation.")}
     if student.standardisation is not None:
@@ -247,15 +248,15 @@ def official_tensors(student: Student) -> dict[str, torch.Tensor]:
 
 
 def write_official(student: Student, path: Path) -> None:
-    """Write a student aside and rename it into place, as the official scripts load it.
+    """Write a student in the official format, to a temporary file that is renamed into place.
 
     Raises:
         StudentError: a backbone without official files, or a file that cannot be written.
     """
     files = _files(student.config.backbone, path)
     tensors = {name: value.cpu() for name, value in official_tensors(student).items()}
-    content = BytesIO()  # torch's own writer does not say that a disk is full
-    torch.save(files.content(tensors, student.input_config), content)  # which stores tensors that are shared once
+    content = BytesIO()  # torch's own writer does not report a full disk
+    torch.save(files.content(tensors, student.input_config), content)  # stores shared tensors once
     with written_aside(path, StudentError) as temporary:
         temporary.write_bytes(content.getbuffer())
 
@@ -267,7 +268,7 @@ def _own_name(name: str) -> str:
 def _without_prefix(
     tensors: dict[str, torch.Tensor], files: OfficialFiles, path: Path
 ) -> tuple[str, dict[str, torch.Tensor]]:
-    """Where all parts of a student have the same prefix, it is taken off; names without it stay as they are."""
+    """Remove the prefix that all parts of a student share; other names are not changed."""
     firsts: dict[str, str] = {}
     for name in tensors:
         if _own_name(name).startswith(files.parts):
@@ -283,7 +284,7 @@ def _without_prefix(
 
 
 def _content(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What a file holds, and the tensors of the model in it."""
+    """The content of a file, and the model's tensors in it."""
     with explained(path, StudentError, missing="Pass an official file, .pth or .pt, or a student.safetensors."):
         values = torch.load(path, map_location="cpu", weights_only=True)
     content = values if isinstance(values, dict) else {}
@@ -297,6 +298,6 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def _has_real_numbers(value: object) -> bool:
-    """Whether it is a tensor of which a layer's weights can be made."""
+    """Whether a value is a tensor that can be a layer's weight."""
     is_plain = isinstance(value, torch.Tensor) and value.layout == torch.strided
     return is_plain and not (value.is_meta or value.is_quantized or value.is_complex())

@@ -1,4 +1,4 @@
-"""Stored views to packed batches: one random camera a frame, one random point a voxel, anew each epoch."""
+"""From stored views to packed batches: in each epoch, one random camera per frame and one random point per voxel."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from .inputs import training_input
 from .segments import PAIRS, SegmentTargets, TargetParts, is_usable
 from .training import Batch
 
-MAX_DRAWS = 10  # of a frame, when a draw leaves no point
-MIN_PAIRS = 1024  # that leaving out a cuboid leaves each view, as in the official SLidR code
-WITHOUT_HEAD = "Pass --set objective.target_head=none"  # a loss of segments then reads no targets of pairs
+MAX_DRAWS = 10  # attempts per frame, if a draw leaves no point
+MIN_PAIRS = 1024  # per view, below which a cuboid is not removed, as in the official SLidR code
+WITHOUT_HEAD = "Pass --set objective.target_head=none"  # a loss of segments then needs no targets of pairs
 OF_SEGMENTS = "Use loss slidr or st_slidr with target_head none"
 
-Pairs = tuple[np.ndarray, np.ndarray]  # of a view: row of each one's point among those of a sample, and its pair; int64
+Pairs = tuple[np.ndarray, np.ndarray]  # of a view: the row of each pair's point in the sample, and the pair; int64
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Settings, section="sampling"):
-    """What a sample is made of; the defaults are those of the official ScaLR code.
+    """Cameras and points of a sample; the defaults are those of the official ScaLR code.
 
     Raises:
         StudentError: a value that cannot be used.
     """
 
     views_per_sample: Count | Literal["all"] = 1  # cameras of a frame, drawn at random
-    points: Literal["seen", "all"] = "seen"  # by these cameras; all: of the scan, where the store has whole scans
-    voxel_point: VoxelPoint = "random"  # which point of a voxel stands for it
-    # Of each store; None makes all frames of all stores equally likely.
+    points: Literal["seen", "all"] = "seen"  # seen: by these cameras. all: of the scan; needs complete scans
+    voxel_point: VoxelPoint = "random"  # the point that represents a voxel
+    # Relative frequency of each store; None makes all frames of all stores equally likely.
     store_weights: Annotated[tuple[Weight, ...], at_least(1)] | None = None
 
 
 class SampleId(NamedTuple):
-    """Where a sample comes from."""
+    """The store and the views that a sample comes from."""
 
-    store: int  # in the order they were named
-    rows: tuple[int, ...]  # of the store's views
+    store: int  # number of its --cache option
+    rows: tuple[int, ...]  # rows of the store's views
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +57,9 @@ class DistillSample:
 
     id: SampleId
     scan: PreparedScan  # M rows
-    point: np.ndarray | None  # (R,) int64 row of each pair in `scan`; None where pair r is of row r
-    targets: tuple[EncodedTargets, ...]  # of each teacher, R pairs; none where the loss is of means of segments alone
-    segments: SegmentTargets | None = None  # of a loss of segments
+    point: np.ndarray | None  # (R,) int64 row of each pair in `scan`; None if pair r has row r
+    targets: tuple[EncodedTargets, ...]  # per teacher, R pairs; empty if the loss needs means of segments only
+    segments: SegmentTargets | None = None  # for a loss of segments
 
     @property
     def num_pairs(self) -> int:
@@ -68,14 +68,14 @@ class DistillSample:
 
 @dataclass(frozen=True, eq=False)
 class DistillBatch(Batch):
-    """Several samples packed: the points of one after those of the other, no padding; likewise their pairs."""
+    """Several samples, packed: their points are concatenated without padding, and so are their pairs."""
 
     inputs: PackedBatch  # M rows in all
-    point: torch.Tensor | None  # (R,) int64 row of each pair in `inputs`; None where pair r is of row r
+    point: torch.Tensor | None  # (R,) int64 row of each pair in `inputs`; None if pair r has row r
     sample: torch.Tensor  # (R,) int64 sample of each pair
-    targets: tuple[EncodedTargets, ...]  # of each teacher; `.decode()` on the training device gives (R, D) float32
+    targets: tuple[EncodedTargets, ...]  # per teacher; `.decode()` on the training device gives (R, D) float32
     samples: tuple[SampleId, ...]  # B
-    segments: SegmentTargets | None = None  # S, of a loss of segments
+    segments: SegmentTargets | None = None  # S segments, for a loss of segments
 
     @property
     def num_points(self) -> int:
@@ -104,23 +104,23 @@ class DistillBatch(Batch):
 
 
 class DistillDataset(Dataset):
-    """The frames of a store, as the official ScaLR code samples them.
+    """The frames of a store, sampled as in the official ScaLR code.
 
-    A sample depends on (seed, visit, frame) alone, whatever process draws it and in which order.
+    A sample depends on (seed, visit, frame) only, not on the process that draws it or on the order of draws.
 
     Args:
-        store: with targets of `teachers`.
-        teachers: whose targets the student learns.
+        store: holds targets of `teachers`.
+        teachers: teachers whose targets the student learns.
         inputs: how scans become the input of the student's backbone.
         sampling: cameras and points of a sample.
-        augmentation: rotation, flips, scale.
+        augmentation: rotation, flips, scale, cuboid.
         seed: of all random choices.
-        sources: only their frames; None takes all.
-        number: of the store, for the samples' ids.
-        parts: what of the targets the loss is of.
+        sources: sources whose frames are used; None uses all.
+        number: number of the store, for the samples' ids.
+        parts: the parts of targets that the loss needs.
 
     Raises:
-        StoreError: no such teacher, no view that sees a point, or a store that lacks what the loss is of.
+        StoreError: no such teacher, no view that sees a point, or a store that lacks the targets that the loss needs.
     """
 
     def __init__(
@@ -147,15 +147,15 @@ class DistillDataset(Dataset):
         return len(self.frames)
 
     def name_of(self, frame: int) -> str:
-        """Store, block and frame, for people."""
+        """Store, block and frame, for messages."""
         return self._frame_of(self.frames[frame][0])
 
     def describe(self, rows: Sequence[int]) -> str:
-        """Some views of a frame, for people: store, block, frame and cameras."""
+        """Store, block, frame and cameras of some views of a frame, for messages."""
         return f"{self._frame_of(rows[0])} {self._cameras_of(rows)}"
 
     def __getitem__(self, key: tuple[int, int]) -> DistillSample:
-        """The sample of `key` = (visit, frame): what is drawn of a frame differs from visit to visit."""
+        """The sample of `key` = (visit, frame); each visit of a frame has random draws of its own."""
         visit, frame = key
         rng = np.random.default_rng([self.seed, visit, frame])
         rows = self.frames[frame]
@@ -175,14 +175,14 @@ class DistillDataset(Dataset):
         return ", ".join(f"{cameras[row]} (view {row})" for row in rows)
 
     def _sample(self, rows: list[int], rng: np.random.Generator) -> DistillSample | StoreError:
-        """A sample of these views, or why this draw gives none."""
+        """A sample of these views, or the reason why this draw gives none."""
         views = [self.store.read_view(row) for row in rows]
         points, intensity = views[0].points, views[0].intensity
         inputs = inputs_for_distillation(self.inputs, views[0].dataset)
         seen = np.zeros(len(points), dtype=bool)
         for view in views:
             seen[view.point_index] = True
-        # The order of the official code: voxels of the whole scan, camera, number of points, augmentation, crop.
+        # Order of the official code: voxels of the scan, camera, number of points, augmentation, field of view.
         wanted = seen if self.sampling.points == "seen" else None
         drawn = drawn_rows(inputs, points[:, :3], wanted, rng, self.sampling.voxel_point)
         cloud = points[drawn]
@@ -223,7 +223,7 @@ class DistillDataset(Dataset):
     def _segments(
         self, rows: list[int], views: list[StoredView], pairs: list[Pairs]
     ) -> tuple[list[Pairs], SegmentTargets]:
-        """The pairs whose segments can be used, and these segments."""
+        """The pairs whose segments are usable, and these segments."""
         (teacher,), parts = self.teachers, self.parts
         if not (parts.means or parts.directions):
             of_views = [view.superpixel[pair] for view, (_, pair) in zip(views, pairs, strict=True)]
@@ -262,7 +262,7 @@ class DistillDataset(Dataset):
 
 @dataclass(frozen=True)
 class DistillCollate:
-    """Pack samples into a batch (a class, so that workers can be sent it)."""
+    """Packs samples into a batch. A class, so that it can be pickled for workers."""
 
     inputs: ScanInputs
 
@@ -284,7 +284,7 @@ class DistillCollate:
 
 
 def _packed_points(samples: Sequence[DistillSample], inputs: PackedBatch) -> torch.Tensor | None:
-    """`DistillBatch.point` of samples, some of which may be of one camera."""
+    """`DistillBatch.point` of a batch; in samples whose `point` is None, pair r has row r."""
     if all(sample.point is None for sample in samples):
         return None
     points = [np.arange(len(s.scan.kept)) if s.point is None else s.point for s in samples]
@@ -293,7 +293,7 @@ def _packed_points(samples: Sequence[DistillSample], inputs: PackedBatch) -> tor
 
 
 def _pairs_of(view: StoredView, kept: np.ndarray) -> Pairs:
-    """The pairs of a view whose point is among the rows `kept`: row in `kept`, and pair; both (R,) int64."""
+    """The pairs of a view whose point is in the rows `kept`: position in `kept` and pair, both (R,) int64."""
     pair_of_point = np.full(len(view.points), -1)
     pair_of_point[view.point_index] = np.arange(len(view.point_index))
     pair = pair_of_point[kept]
@@ -302,13 +302,13 @@ def _pairs_of(view: StoredView, kept: np.ndarray) -> Pairs:
 
 
 class RowsByFrame(Sequence[np.ndarray]):
-    """Rows of views, frame by frame.
+    """Rows of views, grouped by frame.
 
-    It is two arrays: of as many small ones as a large store has frames, every worker would get a copy.
+    Stored as two arrays. One small array per frame would be copied into every worker, which is slow for large stores.
 
     Args:
-        rows: (V,) of all frames, one after the other.
-        first: (F,) where each frame begins.
+        rows: (V,) rows of all frames, concatenated.
+        first: (F,) position in `rows` at which each frame begins.
     """
 
     def __init__(self, rows: np.ndarray, first: np.ndarray) -> None:
@@ -324,12 +324,12 @@ class RowsByFrame(Sequence[np.ndarray]):
 
     @property
     def first_rows(self) -> np.ndarray:
-        """(F,) the first row of each frame."""
+        """(F,) first row of each frame."""
         return self.rows[self._bounds[:-1]]
 
 
 def _views_by_frame(store: FeatureStore, teachers: Sequence[str], sources: Sequence[Source] | None) -> RowsByFrame:
-    """Rows of the views of each frame of `sources` that see a point and have targets of all teachers."""
+    """For each frame of `sources`, the rows of the views that see a point and have targets of all teachers."""
     used = store.column("pairs_stop") > store.column("pairs_start")
     for teacher in teachers:
         has_targets = np.zeros_like(used)
@@ -344,7 +344,7 @@ def _views_by_frame(store: FeatureStore, teachers: Sequence[str], sources: Seque
             where=store.path,
             fix=f"Run 'scalr extract {' '.join(f'--teacher {teacher}' for teacher in teachers)}' first.",
         )
-    # The views of a frame follow each other and share their scan.
+    # The views of a frame are consecutive rows and have the same scan.
     block, start = (store.column(name)[rows] for name in ("block", "points_start"))
     is_first = np.ones(len(rows), dtype=bool)
     is_first[1:] = (block[1:] != block[:-1]) | (start[1:] != start[:-1])

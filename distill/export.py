@@ -1,7 +1,7 @@
-"""A student as one file that torch runs without scalr, by `torch.export`.
+"""Export of a student to one file that torch runs without scalr, by `torch.export`.
 
-The exported program reads one prepared scan of any size; preparing it is no part of it. What it reads is the backbone's
-(`backbones.waffleiron.export.exported_input`).
+The exported program takes one prepared scan of any size; the preparation is not part of the program. The backbone
+defines the input (`backbones.waffleiron.export.exported_input`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from .student import Student
 
 
 def export_student(student: Student, path: Path) -> None:
-    """Write a `.pt2` file: `torch.export.load(path).module()(*inputs)` gives tokens (M, C) and what `Student.project`
-    makes of them (M, D).
+    """Write a `.pt2` file.
+
+    `torch.export.load(path).module()(*inputs)` gives point features (M, C) and their `Student.project` (M, D).
 
     Args:
         student: on the CPU; exported in eval mode.
-        path: replaced once the file is complete.
+        path: of the file, which is replaced when the new one is complete.
 
     Raises:
-        StudentError: a backbone that has no such program, or a file that cannot be written.
+        StudentError: the backbone has no such program, or the file cannot be written.
     """
     program, example, dynamic_shapes = student.backbone.exported(student)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Heads on a backbone's features: what maps them to a teacher's space, or to classes."""
+"""Heads, which map a backbone's features to a teacher's space or to classes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 
 from .processes import BatchNorm
 
-# Of ScaLR and of ScaLR+; then those of models probed or finetuned for classes: BatchNorm and a linear layer that is
-# zero, as ScaLR's code has it, or a linear layer alone, drawn as torch draws it, as SLidR's has it.
+# linear: ScaLR. mlp: ScaLR+. For classes: probe, BatchNorm and a linear layer that starts at zero, as in ScaLR's code;
+# probe_linear, a linear layer with torch's initialisation, as in SLidR's.
 Head = Literal["linear", "mlp", "probe", "probe_linear"]
 CLASS_HEADS = ("probe", "probe_linear")
 HIDDEN = 2048  # channels between the two layers of the ScaLR+ head
-LAST = {"linear": "classif.weight", "probe": "classif.1.weight", "mlp": "classif.2.weight"}  # weight of the last layer
+LAST = {"linear": "classif.weight", "probe": "classif.1.weight", "mlp": "classif.2.weight"}  # the last layer's weight
 
 
 def new_head(kind: Head, width: int, out_channels: int) -> nn.Module:
@@ -28,7 +28,7 @@ def new_head(kind: Head, width: int, out_channels: int) -> nn.Module:
 
 
 def probe_head(width: int, num_classes: int) -> nn.Module:
-    """The head of official probing and finetuning: tokens (M, width) -> logits (M, num_classes), all zero at first."""
+    """The official head of probing and finetuning: features (M, width) -> logits (M, num_classes), initially zero."""
     linear = nn.Linear(width, num_classes)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -36,5 +36,5 @@ def probe_head(width: int, num_classes: int) -> nn.Module:
 
 
 def head_among(tensors: Mapping[str, torch.Tensor]) -> tuple[Head, str] | None:
-    """Which head a student's tensors have, and the name of its last layer's weight; None where they have none."""
+    """The head in a student's tensors and the name of its last layer's weight; None if there is no head."""
     return next(((kind, last) for kind, last in LAST.items() if last in tensors and tensors[last].ndim == 2), None)

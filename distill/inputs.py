@@ -1,4 +1,4 @@
-"""Scans on their way into any backbone, and what can be wrong with their points.
+"""Preparation of scans for any backbone, with checks of their points.
 
 Points are (N, 4): x y z [m] in the lidar frame and raw return intensity.
 """
@@ -18,26 +18,26 @@ from .backbones.calls import prepared, prepared_whole
 def training_input(
     points: np.ndarray, intensity: IntensityStatistics, inputs: ScanInputs, feature_xyz: np.ndarray | None = None
 ) -> PreparedScan:
-    """Points that are drawn, augmented and inside, as a backbone reads them: see `ScanInputs.prepare`.
+    """Backbone input for points that are drawn, augmented and inside the field of view: see `ScanInputs.prepare`.
 
     Raises:
-        StudentError: no points, or inputs of one's own that prepare no such scan.
+        StudentError: no points, or user-defined inputs that return no valid scan.
     """
     require_points(points)
     return prepared(inputs, points, intensity, feature_xyz)
 
 
 def evaluation_input(points: ArrayLike, intensity: IntensityStatistics, inputs: ScanInputs) -> PreparedScan:
-    """A raw scan as it is evaluated: `scores[prepared.row]` scores all of its points.
+    """Backbone input for a raw scan, for evaluation: `scores[prepared.row]` are the scores of all its points.
 
     Args:
-        points: (N, 4) x y z [m], raw intensity; numbers of any kind, taken to float32 as in the official code.
-        intensity: of the dataset.
-        inputs: of the student's backbone.
+        points: (N, 4) x y z [m] and raw intensity, of any numeric type; converted to float32 as in the official code.
+        intensity: statistics of the dataset.
+        inputs: input settings of the student's backbone.
 
     Raises:
-        StudentError: no point that can be used, a coordinate that is not finite, points of another shape, or
-            inputs of one's own that prepare no such scan.
+        StudentError: no usable point, a coordinate that is not finite, points of another shape, or user-defined
+            inputs that return no valid scan.
     """
     points = as_float32(points, "points", where="scan", wanted="Pass x, y, z in metres and raw intensity")
     require_points(points)
@@ -45,18 +45,18 @@ def evaluation_input(points: ArrayLike, intensity: IntensityStatistics, inputs: 
 
 
 def as_float32(values: ArrayLike, what: str, *, where: str, wanted: str) -> np.ndarray:
-    """Numbers of any kind in the machine's byte order: what the compiled loops read.
+    """Convert numbers to float32 in the machine's byte order, as the compiled loops need them.
 
     Args:
-        values: an array, a tensor of the CPU, or rows of numbers.
-        what, where, wanted: of errors: what the values are, what they are given to, what to pass instead.
+        values: an array, a tensor on the CPU, or rows of numbers.
+        what, where, wanted: for errors: what the values are, what takes them, what to pass instead.
 
     Raises:
-        StudentError: they are no array of numbers, or values are masked.
+        StudentError: not an array of numbers, or masked values.
     """
     try:
         array = np.ma.asanyarray(values) if np.ma.isMaskedArray(values) else np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths; a tensor of a GPU
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths; a tensor on a GPU
         raise StudentError(
             f"{what} are no array ({shortened(error)})", where=where, fix="Pass a numpy array or a list of rows"
         ) from None
@@ -66,15 +66,15 @@ def as_float32(values: ArrayLike, what: str, *, where: str, wanted: str) -> np.n
         raise StudentError(
             f"{what} have {np.ma.count_masked(array)} masked values", where=where, fix="Remove these rows"
         )
-    with np.errstate(over="ignore"):  # what float32 does not hold is not finite then, and refused
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused
         return np.asarray(array).astype(np.float32, copy=False)
 
 
 def require_points(points: np.ndarray) -> None:
-    """Refuse what is no scan.
+    """Refuse an array that is not a scan.
 
     Raises:
-        StudentError: an array of another shape than (N, 4), no point, or values that are not finite.
+        StudentError: another shape than (N, 4), no point, or values that are not finite.
     """
     if points.ndim != 2 or points.shape[1] != 4:
         raise StudentError(
@@ -90,7 +90,7 @@ def require_points(points: np.ndarray) -> None:
 
 
 def check_finite(values: np.ndarray) -> None:
-    # A sum is finite where all are: one pass, and only a sum that overflows needs a second look.
+    # The sum is finite if all values are: one pass suffices, unless the sum overflows.
     with np.errstate(invalid="ignore", over="ignore"):
         total = values.sum()
     if not np.isfinite(total) and not np.isfinite(values).all():

@@ -1,4 +1,4 @@
-"""Training that is killed and goes on: checkpoints, and the signals that ask for one."""
+"""Interruptions of a training: checkpoints, and the signals that request one."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from .run_record import RunRecord
 
 logger = logging.getLogger(__name__)
 
-STOP = (signal.SIGTERM, signal.SIGINT)  # what schedulers and people send before they kill
-SAVE = signal.SIGUSR1  # what schedulers can be told to send some time before the end
+STOP = (signal.SIGTERM, signal.SIGINT)  # sent by schedulers and users before they kill
+SAVE = signal.SIGUSR1  # schedulers can be configured to send it some time before the end
 SIGNALS = (*STOP, SAVE)
 SAME_KEYPRESS_SECONDS = 1
-WORKER_GRACE_SECONDS = 30  # after SIGTERM; schedulers kill about as late
-# A checkpoint is what torch writes and reads, this, and the SHA-256 of what torch wrote.
+WORKER_GRACE_SECONDS = 30  # after SIGTERM; schedulers kill after about the same time
+# A checkpoint file: torch's bytes, then this marker, then the SHA-256 of torch's bytes.
 MARK = b"\nscalr-training "
 END_BYTES = len(MARK) + hashlib.sha256().digest_size
 CHUNK_BYTES = 2**20
 
 
 class StoppedError(ScalrError):
-    """A training that a signal ended after its checkpoint was written."""
+    """A signal stopped the training, after a checkpoint was written."""
 
     exit_code = 128 + signal.SIGTERM
     of_all_processes = True
 
 
 class Signals:
-    """Notes signals while used as a context, for the training loop to act on after its step.
+    """A context that records signals, for the training loop to act on after its step.
 
-    They may come twice: a scheduler signals all processes, and torchrun passes on what it gets itself. Only a person's
-    second Ctrl-C acts at once.
+    Signals may arrive twice: a scheduler signals all processes, and torchrun passes on the signals that it receives.
+    Only a second Ctrl-C of the user acts at once.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         self._before = {}
-        if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python handles signals in no other thread
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
@@ -76,13 +76,13 @@ class Signals:
 
 @contextmanager
 def starting_workers() -> Iterator[None]:
-    """Hold signals back while a loader's workers are started; each lets them through when it has handlers of its own.
+    """Block signals while a loader's workers are started; each worker unblocks them once it has its own handlers.
 
-    A worker inherits that from this process. Without it, a signal would end a worker that is still importing.
+    A worker inherits the blocked state. Without it, a signal would end a worker that is still importing.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        resource_tracker.ensure_running()  # the first worker starts it otherwise, and that lets signals through again
+        resource_tracker.ensure_running()  # else the first worker starts it, which unblocks signals again
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
@@ -90,37 +90,39 @@ def starting_workers() -> Iterator[None]:
 
 
 def leave_signals_to_the_trainer(_: int = 0) -> None:
-    """In a loader's worker: schedulers and terminals signal all processes, but the trainer still needs its samples."""
+    """For a loader's workers: ignore signals, which schedulers and terminals send to all processes, since the trainer
+    still needs their samples.
+    """
     for number in (signal.SIGINT, SAVE):
         signal.signal(number, signal.SIG_IGN)
-    # Not ignored for good: a process that ends waits for workers that it has sent this.
+    # Not ignored for ever: a process that ends sends this signal to its workers and waits for them.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_SECONDS))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # as `starting_workers` left them
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # `starting_workers` has blocked them
 
 
 @dataclass
 class Checkpoints:
-    """Where a training is, in a file that is replaced as a whole, beside the one before it.
+    """The latest checkpoint of a training and the one before it; files are replaced by renaming.
 
-    A file carries the SHA-256 of its bytes, so that nothing goes on from one that was cut off or altered. It is
-    computed while the file is written, and takes as long as reading it from a fast disk: a second for a gigabyte. At
-    any moment one of the two files is there and whole.
+    A file holds the SHA-256 of its bytes, so that a file that was cut off or altered is never used. The digest is
+    computed while the file is written and takes about one second per gigabyte. At any moment at least one of the two
+    files exists and is complete.
 
     Args:
-        path: of the last one.
-        minutes: between two of them.
-        record: what the training depends on; the checkpoint of another one is refused.
+        path: of the latest checkpoint.
+        minutes: between two checkpoints.
+        record: what the training depends on; the checkpoint of another training is refused.
     """
 
     path: Path
     minutes: float
     record: RunRecord
     _written: float = field(default_factory=time.monotonic, repr=False)
-    _keeps_last: bool = field(default=True, repr=False)  # for the one before, when the next is written
+    _keeps_last: bool = field(default=True, repr=False)  # as the one before, when the next is written
 
     @property
     def before(self) -> Path:
-        """Of the one before the last."""
+        """Path of the checkpoint before the latest."""
         return _before(self.path)
 
     @property
@@ -128,10 +130,10 @@ class Checkpoints:
         return time.monotonic() - self._written >= 60 * self.minutes
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write tensors and plain values.
+        """Write a state of tensors and plain values.
 
         Raises:
-            StudentError: the file cannot be written; the last one is still there.
+            StudentError: the file cannot be written; the latest checkpoint still exists.
         """
         _remove_leftovers(self.path)
         keep = self.before if self._keeps_last else None
@@ -144,18 +146,18 @@ class Checkpoints:
         self._written, self._keeps_last = time.monotonic(), True
 
     def remove(self) -> None:
-        """When the training is finished."""
+        """Remove both checkpoints, when the training has finished."""
         _remove_leftovers(self.path)
         for each in checkpoints_at(self.path):
             each.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any]:
-        """What `save` was given, on the CPU.
+        """The state that `save` was given, on the CPU.
 
-        Where the last file is damaged, the one before is taken, with a warning, by all processes that train together.
+        If the latest file is damaged, all processes of the training use the one before, with a warning.
 
         Raises:
-            StudentError: both files are damaged, or the checkpoint of another training.
+            StudentError: both files are damaged, or the checkpoint is another training's.
         """
         path = self._soundest()
         with explained(path, StudentError, missing="Start without --resume."):
@@ -164,7 +166,7 @@ class Checkpoints:
         return state
 
     def _soundest(self) -> Path:
-        """The last file, or the one before."""
+        """The latest file if it is undamaged, else the one before."""
         of_last = _damage_seen_by_any(self.path)
         if not of_last:
             return self.path
@@ -176,12 +178,12 @@ class Checkpoints:
                 fix="Remove both to begin anew, or choose another --out.",
             )
         logger.warning("%s %s: going on from the checkpoint before, %s", self.path, of_last, self.before)
-        self._keeps_last = False  # it would take the place of the sound one
+        self._keeps_last = False  # it would replace the undamaged one
         return self.before
 
 
 def checkpoints_at(path: Path) -> list[Path]:
-    """What there is of the last checkpoint, whose path this is, and the one before."""
+    """The existing files among the latest checkpoint, at `path`, and the one before."""
     return [each for each in (path, _before(path)) if each.exists()]
 
 
@@ -190,13 +192,13 @@ def _before(path: Path) -> Path:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """What processes that were killed while they wrote have left beside the file: each as large as it is."""
+    """Remove temporary files of processes that were killed while writing; each is as large as a checkpoint."""
     for leftover in path.parent.glob(f".{path.name}.*"):
         leftover.unlink(missing_ok=True)
 
 
 class _Hashed:
-    """A file for torch to write to, and the SHA-256 of what it wrote."""
+    """A file that torch writes to, with the SHA-256 of the written bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.sha256 = file, hashlib.sha256()
@@ -210,12 +212,12 @@ class _Hashed:
 
 
 def _damage_seen_by_any(path: Path) -> str:
-    """What is wrong with a checkpoint as one of the processes sees it, or nothing."""
+    """The damage of a checkpoint that any of the processes sees; empty if none does."""
     return next(filter(None, gathered([_damage(path)])), "")
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a checkpoint's bytes, or nothing."""
+    """The damage of a checkpoint's bytes; empty if there is none."""
     sha256 = hashlib.sha256()
     try:
         with path.open("rb") as file:

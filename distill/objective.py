@@ -1,4 +1,4 @@
-"""From a batch to its loss: student, targets of one or several teachers, and the loss between them."""
+"""The loss of a batch, from the student and the targets of one or several teachers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .student import Student
 
 Loss = Literal["similarity", "cosine", "smooth", "contrastive", "slidr", "st_slidr"]
 TargetHead = Literal["none", "linear"]
-Temperature = Annotated[float, at_least(1e-4), up_to(10_000)]  # of cosines: float32 holds their exponents
+Temperature = Annotated[float, at_least(1e-4), up_to(10_000)]  # float32 holds the exponentials of cosines / temperature
 
 OF_EACH_PAIR: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "similarity": similarity_loss,
@@ -33,22 +33,22 @@ WITH_TARGET_HEAD = ("contrastive", *OF_SEGMENTS)
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig(Settings, section="objective"):
-    """What is learnt; the defaults are ScaLR's, those of other losses those of PPKT, SLidR and ST-SLidR.
+    """Loss, teachers and treatment of targets; the defaults are those of ScaLR, PPKT, SLidR and ST-SLidR.
 
     Raises:
         StudentError: a value that cannot be used.
     """
 
     loss: Loss = "similarity"
-    # Teacher -> weight of its unit vector in the joint target; empty takes the store's only one.
+    # Teacher -> weight of its unit vector in the joint target. Empty: the store's only teacher.
     teachers: dict[str, Weight] = field(default_factory=dict)
-    standardise: Standardise = "none"  # of the teachers' vectors, see `standardisation`
-    temperature: Temperature = 0.07  # contrastive, slidr and st_slidr only, as the target_head
-    contrastive_pairs: Annotated[int, at_least(2), up_to(1_000_000)] = 4096  # contrastive: drawn from a batch
-    target_head: TargetHead = "none"  # linear: targets are projected too, by weights that are learnt
+    standardise: Standardise = "none"  # see `standardisation`
+    temperature: Temperature = 0.07  # contrastive, slidr, st_slidr, as target_head
+    contrastive_pairs: Annotated[int, at_least(2), up_to(1_000_000)] = 4096  # per batch, of contrastive
+    target_head: TargetHead = "none"  # linear: a trained layer projects targets
     target_head_channels: Annotated[int, at_least(1), up_to(65536)] = 64
-    # st_slidr: the share of a batch's segments that are too similar to a segment to be told from it; whether rare
-    # segments weigh more, and from which cosine on two segments are of one kind.
+    # st_slidr: the fraction of a batch's segments that are too similar to a segment to be its negatives; whether rare
+    # segments have larger weights; the cosine from which two segments count as the same kind.
     tolerance_quantile: Annotated[float, at_least(0), below(1)] = 0.01
     balanced: bool = True
     balance_threshold: Annotated[float, at_least(-1), up_to(1)] = 0.5
@@ -71,12 +71,12 @@ class ObjectiveConfig(Settings, section="objective"):
             raise self.refused("standardise", self.standardise, fix)
 
     def output_channels(self, target_dim: int) -> int:
-        """Channels of the student's head, for targets of so many."""
+        """Output channels of the student's head for targets with `target_dim` channels."""
         return target_dim if self.target_head == "none" else self.target_head_channels
 
     @property
     def reads(self) -> TargetParts:
-        """What of the targets the loss is of."""
+        """The parts of the targets that the loss needs."""
         if self.loss not in OF_SEGMENTS:
             return PAIRS
         has_head = self.target_head != "none"
@@ -84,21 +84,21 @@ class ObjectiveConfig(Settings, section="objective"):
 
 
 class _Losses(NamedTuple):
-    """What a batch's loss is the weighted mean of."""
+    """The losses of a batch, one per pair or segment; the loss of the batch is their weighted mean."""
 
     values: torch.Tensor  # (L,)
     sample: torch.Tensor  # (L,) int64
-    weights: torch.Tensor | None = None  # (L,); None: all alike
+    weights: torch.Tensor | None = None  # (L,); None: all equal
 
 
 class DistillObjective(nn.Module):
-    """A student and what is learnt beside it; called with a batch, it gives the loss.
+    """A student with the head on the targets, if any. Called with a batch, it returns the loss.
 
     Args:
-        student: with a head for `config.output_channels`, and the standardisation of what it is to learn.
+        student: has a head with `config.output_channels` outputs, and the standardisation of its targets.
         config: the loss.
-        teacher_weights: in the order of a batch's targets.
-        target_dim: of all teachers together.
+        teacher_weights: weights of the teachers, in the order of a batch's targets.
+        target_dim: number of channels of all teachers together.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class DistillObjective(nn.Module):
         )
 
     def forward(self, batch: DistillBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean over the batch's pairs or segments; and, detached, (2, B): sum and number of each sample's losses.
+        """The mean loss over the batch's pairs or segments; and (2, B), detached: sum and number of losses per sample.
 
-        Where losses have weights, the mean, the sums and the numbers are of weighted losses.
+        If losses have weights, the mean and the sums are weighted, and the numbers are sums of weights.
         """
         features = self.student(batch.inputs).float()
         features = features if batch.point is None else features.index_select(0, batch.point)
@@ -133,11 +133,11 @@ class DistillObjective(nn.Module):
 
     def _of_segments(self, features: torch.Tensor, batch: DistillBatch) -> _Losses:
         segments, config = batch.segments, self.config
-        with torch.autocast(features.device.type, enabled=False):  # quantiles and logits of up to 14
+        with torch.autocast(features.device.type, enabled=False):  # quantiles and logits of up to 14 need float32
             student = segment_means(F.normalize(features, dim=1), segments.row, len(segments))
             if segments.mean is not None:
                 teacher = segments.mean.float()
-            else:  # of the pairs: those of all pixels would change with the head
+            else:  # over pairs: the mean over all pixels would change with the head
                 teacher = segment_means(F.normalize(self._targets(batch), dim=1), segments.row, len(segments))
             if config.loss == "slidr":
                 return _Losses(superpixel_loss(student, teacher, config.temperature), segments.sample)
@@ -147,7 +147,7 @@ class DistillObjective(nn.Module):
             return _Losses(tolerant_loss(student, teacher, chosen, config.temperature), segments.sample, weights)
 
     def _targets(self, batch: DistillBatch) -> torch.Tensor:
-        """(R, D) float32 that the pairs' features are compared with."""
+        """(R, D) float32 targets of the pairs, after head and standardisation."""
         return self.target_head(self._joint([each.decode() for each in batch.targets])).float()
 
     def _joint(self, targets: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -156,9 +156,9 @@ class DistillObjective(nn.Module):
 
 
 def joint_targets(targets: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """Of each teacher (R, D_t) -> (R, sum of D_t): the unit vectors times their weights, one after the other."""
+    """Targets (R, D_t) of each teacher -> (R, sum of D_t): unit vectors times weights, concatenated."""
     if len(targets) == 1:
-        return targets[0]  # the losses see its direction only
+        return targets[0]  # losses depend on its direction only
     return torch.cat([weight * F.normalize(each, dim=1) for each, weight in zip(targets, weights, strict=True)], dim=1)
 
 

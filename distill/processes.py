@@ -1,4 +1,4 @@
-"""The processes of one training: those that torchrun starts, or this one alone."""
+"""The processes of one training: those that torchrun starts, or this process alone."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from ..folder_lock import locked
 
 T = TypeVar("T")
 
-# For each other, at the start and in every step: where one is gone, the others must not hold their GPUs for long.
+# Time to wait for other processes, at the start and in every step: if one is lost, the others must free their GPUs.
 PATIENCE = timedelta(minutes=10)
-# For the first one while it works on its own, as at a probe within a training.
+# Time to wait for the first process while it works alone, for example at a probe within a training.
 PATIENCE_WITH_FIRST = timedelta(hours=4)
 
 
 @contextmanager
 def joined_processes(device_name: str) -> Iterator[torch.device]:
-    """Meet the other processes where torchrun has started several, and yield the device of this one.
+    """Join the other processes if torchrun has started several, and yield the device of this one.
 
-    `auto` is a GPU each, by the process's place on its machine, or the CPU.
+    `auto` is one GPU per process, by its local rank, or the CPU.
 
     Raises:
-        ScalrError: a device that torch does not have here, or another process that does not come, or is lost.
+        ScalrError: a device that torch does not have here, or another process that does not join or is lost.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield resolve_device(device_name)
@@ -64,7 +64,7 @@ def joined_processes(device_name: str) -> Iterator[torch.device]:
 def _meet(backend: str) -> None:
     try:
         dist.init_process_group(backend, timeout=PATIENCE, **_meeting_place())
-    except RuntimeError as error:  # its own DistError, or one of gloo without a class
+    except RuntimeError as error:  # torch's DistError, or an error of gloo, which has no class
         raise ScalrError(
             f"the {os.environ['WORLD_SIZE']} processes of this run did not meet ({shortened(error)})",
             where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
@@ -74,13 +74,13 @@ def _meet(backend: str) -> None:
 
 
 def _meeting_place() -> dict[str, Any]:
-    """Where processes exchange their addresses: a place of its own for each start of them all.
+    """The store in which processes exchange their addresses, a separate one for each start.
 
-    torchrun's store outlives the processes, and after a restart one may find the address of another's predecessor there
-    and wait for it (pytorch #167288).
+    torchrun's store outlives the processes. After a restart, a process could find the address of another process's
+    predecessor there and wait for it (pytorch #167288).
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return {}  # the store is the first process's own, and new
+        return {}  # the first process makes a new store
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False, timeout=PATIENCE)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -88,13 +88,13 @@ def _meeting_place() -> dict[str, Any]:
 
 
 def agreed_name(store: dist.Store, rank: int, size: int) -> str:
-    """A name that all processes of this start have, and none of an earlier one had.
+    """A name that all processes of this start share and that no earlier start had.
 
-    Each draws a number and says which numbers it sees. Who says one's own number has seen it, so it runs now; once all
-    say the same, nobody sees a predecessor's.
+    Each process draws a number and publishes the numbers that it sees. A process that publishes this process's number
+    has seen it, so it is running now. Once all processes publish the same numbers, none is a predecessor's.
 
     Raises:
-        RuntimeError: another process did not come in time.
+        RuntimeError: another process did not join in time.
     """
     numbers, seen = ([f"scalr/{what}/{each}" for each in range(size)] for what in ("number", "seen"))
     store.set(numbers[rank], uuid.uuid4().hex)
@@ -109,7 +109,7 @@ def agreed_name(store: dist.Store, rank: int, size: int) -> str:
 
 
 def _is_of_communication(error: RuntimeError) -> bool:
-    """gloo's errors have no class of their own, but say where in gloo they come from."""
+    """Whether an error is of gloo, whose errors have no class but name the place in gloo."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
@@ -118,10 +118,9 @@ _alone = False
 
 @contextmanager
 def first_on_its_own() -> Iterator[bool]:
-    """For work that the first process does while the others wait for it, such as a training within the training.
+    """A context for work that the first process does alone, such as a training within the training.
 
-    All processes enter, and are told whether they are the one that works. The others wait at the end, for hours if
-    need be.
+    All processes enter it; it yields True in the first process. The others wait at the end, for hours if necessary.
     """
     global _alone
     if num_processes() == 1:
@@ -138,7 +137,7 @@ def first_on_its_own() -> Iterator[bool]:
 
 
 def num_processes() -> int:
-    """Processes that train together; 1 for the first one within `first_on_its_own`."""
+    """Number of processes that train together; 1 in the first process within `first_on_its_own`."""
     return dist.get_world_size() if not _alone and dist.is_available() and dist.is_initialized() else 1
 
 
@@ -148,10 +147,10 @@ def process_index() -> int:
 
 @contextmanager
 def locked_by_first(folder: Path) -> Iterator[None]:
-    """`folder_lock.locked` in the first process, for all of them: where it is refused, all are.
+    """`folder_lock.locked` in the first process, on behalf of all: if it is refused, all processes stop.
 
     Raises:
-        StudentError: another run is at work in the folder, or it cannot be written.
+        StudentError: another run uses the folder, or the folder cannot be written.
     """
     with ExitStack() as stack:
         refusal = None
@@ -167,7 +166,7 @@ def locked_by_first(folder: Path) -> Iterator[None]:
 
 
 def summed(values: Sequence[float], device: torch.device) -> list[float]:
-    """The values added up over all processes, in float64, the same in each of them."""
+    """Sums of the values over all processes, in float64; equal in every process."""
     if num_processes() == 1:
         return list(values)
     total = torch.tensor(values, dtype=torch.float64, device=device)
@@ -176,7 +175,7 @@ def summed(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 def gathered(words: list[T]) -> list[T]:
-    """The words of all processes, or whatever can be sent."""
+    """The items of all processes, in one list; items must be picklable."""
     if num_processes() == 1:
         return words
     everybodys: list = [None] * num_processes()
@@ -185,7 +184,7 @@ def gathered(words: list[T]) -> list[T]:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """A sum that every process goes on with; its gradient is the sum of what it becomes in each of them."""
+    """A sum over processes. Its gradient is the sum of the gradients in all processes."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
@@ -201,10 +200,9 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """torch's own; while several processes train together, its statistics are those of the rows of all of them.
+    """torch's BatchNorm1d, with statistics over the rows of all processes that train together.
 
-    (torch.nn.SyncBatchNorm does that on GPUs only.) The processes may have different numbers of rows, of which there
-    must be two in all.
+    torch.nn.SyncBatchNorm works on GPUs only. Processes may have different numbers of rows, with at least two in all.
     """
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A recipe: all settings of a training, as the dataclasses of the code that they configure."""
+"""A recipe: all settings of a distillation, in the dataclasses of the code that they configure."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .training import TrainingConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(Settings, section="recipe"):
-    """A whole distillation setting; every field has the default of its dataclass.
+    """All settings of a distillation; every field defaults to its dataclass.
 
-    The classes of the first two are those of the backbone that `student` names; left out, WaffleIron's.
+    `student` and `inputs` have the classes of the backbone that `student` names, by default WaffleIron's.
     """
 
     student: BackboneConfig = dataclasses.field(default_factory=dict)
@@ -37,7 +37,7 @@ class Recipe(Settings, section="recipe"):
         for name, value in zip(("student", "inputs"), settings_of(self.student, self.inputs), strict=True):
             object.__setattr__(self, name, value)
         super().__post_init__()
-        if self.student.tells_classes:  # which have seen labels
+        if self.student.tells_classes:  # a head for classes has seen labels
             fix = "Use linear or mlp: probing and finetuning make that head."
             raise self.student.refused("head", self.student.head, fix)
 
@@ -54,17 +54,17 @@ def sections(backbone: Any = DEFAULT) -> dict[str, type[Settings]]:
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and apply `section.key=value` overrides, values in YAML.
+    """Read a recipe and apply `section.key=value` overrides, whose values are YAML.
 
     Args:
         name: one of `recipes.recipe_names()`, or the path of a YAML file.
-        overrides: such as "training.epochs=10".
+        overrides: for example "training.epochs=10".
 
     >>> load_recipe("scalr_wi384", ["training.epochs=10"]).student.width
     384
 
     Raises:
-        StudentError: unknown recipe, section or key, or a value that does not fit.
+        StudentError: unknown recipe, section or key, or an unusable value.
     """
     changed: dict[str, dict] = {}
     for override in overrides:
@@ -86,7 +86,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def recipe_values(recipe: Recipe) -> dict:
-    """The resolved recipe as plain YAML and JSON values, tuples as lists."""
+    """The resolved recipe as plain YAML and JSON values; tuples become lists."""
     return _plain(dataclasses.asdict(recipe))
 
 

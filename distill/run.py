@@ -1,16 +1,18 @@
-"""Stage two: stores and a recipe to a student."""
+"""Distillation: from stores and a recipe to a student."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from ..checkpoint_files import tensors_digest
@@ -38,8 +40,9 @@ logger = logging.getLogger(__name__)
 
 STUDENT = "student.safetensors"
 CHECKPOINT = "checkpoint.pt"
-SEEDS_APART = 1_000_003  # of two stores in one run
-# Of `training`: how the machine is used, so that a run may go on with others.
+SEEDS_APART = 1_000_003  # between the seeds of two stores in one run
+ROWS_AS_TEXT = 1 << 16  # rows of a store's views that become text at a time
+# Keys of `training` that say how the machine is used: a resumed run may have other values.
 OF_THE_MACHINE = ("workers", "accumulate", "compile", "activation_checkpointing")
 
 QuickProbe = Callable[[Student], float]
@@ -47,19 +50,19 @@ QuickProbe = Callable[[Student], float]
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(Settings):
-    """One distillation; the fields are the options of `scalr distill`, the recipe resolved."""
+    """Settings of one distillation: the options of `scalr distill`, with the resolved recipe."""
 
     caches: Annotated[tuple[Path, ...], at_least(1)]
     out: Path
-    # Left out, teachers are the recipe's, else the only one of each store, and the split is the only one of each store;
-    # a run that resumes keeps those that it was started with.
+    # Default teachers: the recipe's, else the only one of each store. Default split: the only one of each store. A
+    # resumed run keeps those that it was started with.
     teachers: tuple[str, ...] = ()
     split: str | None = None
     recipe: Recipe = field(default_factory=Recipe)
     device: str = "auto"
-    resume: bool = False  # go on with what is in `out`, or begin where nothing is there
+    resume: bool = False  # continue the run in `out`, or begin if there is none
     checkpoint_minutes: Amount = 10.0
-    quick_probe: QuickProbe | None = None  # the student while it trains -> mIoU
+    quick_probe: QuickProbe | None = None  # student during training -> mIoU
     eval_every: Count = 1  # epochs between two quick probes
 
     def __post_init__(self) -> None:
@@ -76,18 +79,18 @@ class DistillConfig(Settings):
 
 @dataclass(frozen=True)
 class DistillSummary:
-    """What a run made: the student's file, the loss of every step, and the share of its time spent waiting for data."""
+    """Result of a run: the student's file, the loss of every step, the fraction of time spent waiting for data."""
 
     student: Path
     losses: list[float] = field(repr=False)
-    data_wait: float | None = None  # None where nothing was left to do
+    data_wait: float | None = None  # None if the run had already finished
 
     def as_json(self) -> dict:
         """Plain JSON values."""
         return {"student": str(self.student), "losses": self.losses, "data_wait": self.data_wait}
 
     def as_text(self) -> str:
-        """Lines for people."""
+        """Lines for the command line."""
         if not self.losses:
             return f"{self.student}: finished; log.csv does not have its losses any more"
         text = f"{self.student}: loss {self.losses[0]:.3f} -> {self.losses[-1]:.3f}, {len(self.losses)} steps"
@@ -96,15 +99,15 @@ class DistillSummary:
 
 
 def distill(config: DistillConfig) -> DistillSummary:
-    """Train a student on the targets of one or several stores; neither images nor teacher nor dataset are needed.
+    """Train a student on the targets of one or several stores. Images, teacher and dataset are not needed.
 
-    Writes `config.yaml`, `log.csv`, TensorBoard events, now and then and after the last step `checkpoint.pt`, and,
-    last, `student.safetensors` into `config.out`; the checkpoints are then removed. Where torchrun has started several
-    processes, all call this, and the first one writes.
+    Writes into `config.out`: `config.yaml`, `log.csv`, TensorBoard events, `checkpoint.pt` at intervals and after the
+    last step, and at the end `student.safetensors`; the checkpoints are then removed. If torchrun has started several
+    processes, all call this function, and the first one writes.
 
     Raises:
-        StoppedError: by a signal; the checkpoint is written.
-        ScalrError: what is wrong with the stores, the recipe or the output folder.
+        StoppedError: a signal stopped the run; a checkpoint has been written.
+        ScalrError: stores, recipe or output folder cannot be used.
     """
     path = config.out / STUDENT
     with joined_processes(config.device) as device, locked_by_first(config.out):
@@ -115,7 +118,7 @@ def distill(config: DistillConfig) -> DistillSummary:
 
 
 def with_head_for(recipe: Recipe, dim: int) -> Recipe:
-    """The recipe with a head for targets of `dim` dimensions, whatever it named."""
+    """The recipe with a head for targets of `dim` channels, which replaces `student.out_channels`."""
     channels = recipe.objective.output_channels(dim)
     return replace(recipe, student=replace(recipe.student, out_channels=channels))
 
@@ -128,7 +131,7 @@ def new_student(recipe: Recipe) -> Student:
 
 
 def _train(config: DistillConfig, device: torch.device) -> float | None:
-    """Train, write the student, and return the share of time without data; None where it was finished before."""
+    """Train, write the student, and return the fraction of time spent waiting for data; None if already finished."""
     path, before = config.out / STUDENT, _record_of_start(config, device)
     chosen = _choose(config, before)
     first = chosen[0]
@@ -146,7 +149,7 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
     if config.resume and _seen_by_all((path,), device):
         record.require_made_with(_provenance_of_whole(path), path)
         logger.info("%s: finished already", path)
-        checkpoints.remove()  # where it was killed in between
+        checkpoints.remove()  # left if the run was killed before it removed them
         return None
     resume = _seen_by_all((checkpoints.path, checkpoints.before), device)
     if resume and not config.resume:
@@ -155,7 +158,7 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
         )
     loader = _loader(datasets, recipe, device)
     objective = _new_objective(recipe, first, statistics)
-    if process_index() == 0 and not resume:  # the checkpoint may yet turn out to be another run's
+    if process_index() == 0 and not resume:  # an existing checkpoint may be another run's
         write_record(config.out, record)
     if before is not None:
         record.say_changes_of_machine(before.machine)
@@ -175,14 +178,14 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
             resume=resume,
         )
     if process_index() == 0:
-        write_record(config.out, record)  # a resumed run may have used another machine or release
+        write_record(config.out, record)  # a resumed run may use another machine or release
         save_student(objective.student, path, record.values)
         checkpoints.remove()
     return result.data_wait
 
 
 def _say_mixed_superpixels(chosen: Sequence[Chosen]) -> None:
-    """Segments of SLIC and of a folder differ in size and meaning, and are each other's negatives."""
+    """Warn that segments of SLIC and of a folder, which differ in size and meaning, are each other's negatives."""
     methods: dict[str, list[str]] = {}
     for source in (source for each in chosen for source in each.sources):
         methods.setdefault(source.superpixels["method"], []).append(f"{source.dataset} {source.split}")
@@ -206,7 +209,7 @@ def _loader(datasets: Sequence[DistillDataset], recipe: Recipe, device: torch.de
 
 
 def _new_objective(recipe: Recipe, chosen: Chosen, statistics: Mapping[str, TeacherStatistics]) -> DistillObjective:
-    """A new student, and what it is to learn."""
+    """A new student in its objective."""
     student, training, weights = new_student(recipe), recipe.training, tuple(chosen.teachers.values())
     student.standardisation = Standardisation.of(
         recipe.objective.standardise, statistics, weights, "objective.standardise"
@@ -216,12 +219,12 @@ def _new_objective(recipe: Recipe, chosen: Chosen, statistics: Mapping[str, Teac
     if training.compile:
         student.compile_layers()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)  # of a head for the targets
+        torch.manual_seed(training.seed)  # for the head on the targets
         return DistillObjective(student, recipe.objective, weights, chosen.target_dim)
 
 
 def _statistics(chosen: Sequence[Chosen]) -> dict[str, TeacherStatistics]:
-    """Of each teacher's vectors in all sources that are learnt from."""
+    """Statistics of each teacher's vectors, pooled over all sources in use."""
     return {
         name: TeacherStatistics.pooled([each.store.statistics(name, each.sources) for each in chosen])
         for name in chosen[0].teachers
@@ -229,7 +232,7 @@ def _statistics(chosen: Sequence[Chosen]) -> dict[str, TeacherStatistics]:
 
 
 def _provenance_of_whole(path: Path) -> dict:
-    """What a finished student says of its run, where all of its file is as it was written."""
+    """The provenance of a finished student, after a check that its file is undamaged."""
     try:
         load_student(path)
         return student_provenance(path)
@@ -242,7 +245,7 @@ def _provenance_of_whole(path: Path) -> dict:
 
 
 def _record_of_start(config: DistillConfig, device: torch.device) -> RunRecord | None:
-    """The record of the run that is resumed, as it was written when the run began."""
+    """The record of the resumed run, written when the run began; None for a new run."""
     return read_record(config.out) if config.resume and _seen_by_all((config.out / CONFIG,), device) else None
 
 
@@ -253,7 +256,7 @@ def _choose(config: DistillConfig, before: RunRecord | None) -> list[Chosen]:
 
 
 def _seen_by_all(paths: Sequence[Path], device: torch.device) -> bool:
-    """Whether one of the files is there."""
+    """Whether one of the files exists; all processes must agree."""
     (seen,) = summed([any(path.exists() for path in paths)], device)
     if 0 < seen < num_processes():
         raise StudentError(
@@ -269,7 +272,7 @@ def _observer(
 ) -> Observer:
     names = [each.store.path.name for each in chosen]
     parts = [name if names.count(name) == 1 else f"{number}_{name}" for number, name in enumerate(names)]
-    parts = parts if len(parts) > 1 else []  # of one store, it is the loss
+    parts = parts if len(parts) > 1 else []  # for a single store it would equal the loss
 
     def describe(sample: SampleId) -> str:
         return datasets[sample.store].describe(sample.rows)
@@ -289,7 +292,7 @@ def _observer(
 
 
 def _samples(chosen: Chosen, recipe: Recipe, number: int) -> DistillDataset:
-    """The samples of the store that was named as `number`, each with random choices of its own."""
+    """The samples of store `number`, which has random choices of its own."""
     return DistillDataset(
         chosen.store,
         tuple(chosen.teachers),
@@ -310,7 +313,7 @@ def _record(
     statistics: Mapping[str, TeacherStatistics],
     device: torch.device,
 ) -> RunRecord:
-    """What a student is made from, and the machine that makes it."""
+    """The settings that a student depends on, and the use of the machine."""
     values = recipe_values(recipe)
     machine = {name: values["training"].pop(name) for name in OF_THE_MACHINE}
     stores = [
@@ -324,29 +327,37 @@ def _record(
 
 
 def _without_record(source: Source) -> dict:
-    """What its scans depend on, without what is worth knowing besides: the dataset's folder, versions of libraries."""
+    """The attributes that scans depend on, without the dataset's folder and library versions."""
     return {name: value for name, value in source.attributes.items() if name != "record"}
 
 
 def _in_use(dataset: DistillDataset, sources: Sequence[Source]) -> dict[str, int | str | list[int]]:
-    """How many frames of each source are learnt from, as others may have been skipped, and what is in them.
+    """The number of frames in use per source, since frames may have been skipped, and a digest of their content.
 
-    `views_sha256` is over the names of their views and the checksums of their points and pairs.
+    `views_sha256` covers the names of the views and the checksums of their points and pairs.
     """
     rows = dataset.frames.rows
     names = ("dataset", "scene", "token", "camera", "crc32c")
-    views = dataset.store.read_views(names).take(rows)
-    columns = (views[name].to_pylist() for name in names)
+    views = dataset.store.read_views(names)
     blocks = dataset.store.column("block")[dataset.frames.first_rows]
     return {
         "frames_in_use": [int(np.isin(blocks, source.blocks).sum()) for source in sources],
-        "views_in_use": len(views),
-        "views_sha256": frames_digest(["\t".join(map(str, each)) for each in zip(*columns, strict=True)]),
+        "views_in_use": len(rows),
+        "views_sha256": frames_digest(_lines(views, rows)),
     }
 
 
+def _lines(views: pa.Table, rows: np.ndarray) -> Iterator[str]:
+    """Some rows as text, a few at a time: all of a large store, as Python's values, would take gigabytes."""
+    for first in range(0, len(rows), ROWS_AS_TEXT):
+        columns = [column.cast(pa.string()) for column in views.take(rows[first : first + ROWS_AS_TEXT]).columns]
+        yield from pc.binary_join_element_wise(
+            *columns, "\t", null_handling="replace", null_replacement="None"
+        ).to_pylist()
+
+
 def _targets_sha256(chosen: Sequence[Chosen], datasets: Sequence[DistillDataset], teacher: str) -> str:
-    """A digest of the checksums of all targets that are learnt from."""
+    """A digest of the checksums of all targets in use."""
     digest = hashlib.sha256()
     for each, dataset in zip(chosen, datasets, strict=True):
         of_view = np.zeros(len(each.store.column("block")), dtype="<u4")

@@ -1,7 +1,7 @@
-"""What a run is: the settings that its result depends on, in `config.yaml` of its folder from its first moment on.
+"""The record of a run: the settings that its result depends on, in `config.yaml` from the beginning of the run.
 
-Whatever goes on with a run, or says that it is finished, compares its own settings with these. How the machine is used
-is written beside them: it may change in between, and then the log says that the last bits may differ.
+A command that resumes a run, or reports it as finished, compares its own settings with the record. The record also has
+the use of the machine. It may change between two starts; the log then says that the last bits may differ.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .processes import num_processes
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
-MACHINE, DIGEST = "machine", "settings_sha256"  # beside the settings in the file
-# In `machine`, for a block that was repaired has targets with other last bits: a run may go on with them, but a student
-# that is finished is not one of theirs.
+MACHINE, DIGEST = "machine", "settings_sha256"  # entries of the file beside the settings
+# In `machine`, because the targets of a repaired block may differ in their last bits: an unfinished run may continue
+# with them, but a finished student was not trained on them.
 TARGETS = "targets"
-STATISTICS = "statistics"  # of the teachers, likewise: those that a run began with are in its checkpoint
+STATISTICS = "statistics"  # of the teachers, likewise; a run's checkpoint has those that it began with
 LISTED_DIFFERENCES = 3
 LONGEST_VALUE, LONGEST_DIGEST = 60, 12  # characters, in an error
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -42,25 +42,25 @@ CHANGED = {
 
 
 class RunRecord(NamedTuple):
-    """What a run depends on, and what it may change while it is under way; plain JSON values both."""
+    """What a run depends on, and what may change between its starts; plain JSON values."""
 
     settings: dict[str, Any]
     machine: dict[str, Any]
 
     @property
     def values(self) -> dict[str, Any]:
-        """As they are written: the settings by name, the machine, and a digest of the settings."""
+        """The values as written: settings by name, machine, and a digest of the settings."""
         return {**self.settings, MACHINE: self.machine, DIGEST: sha256_of_values(self.settings)}
 
     def require_same(self, other: Mapping[str, Any], where: Path) -> None:
-        """Refuse what was made with other settings.
+        """Refuse a file that was made with other settings.
 
         Args:
-            other: the settings that were written down.
-            where: the file that holds them.
+            other: the settings in the file.
+            where: the file.
 
         Raises:
-            StudentError: they differ; the first settings that do, with both values.
+            StudentError: settings differ; it names the first ones with both values.
         """
         found = list(_differences(other, self.settings))
         if found:
@@ -72,10 +72,10 @@ class RunRecord(NamedTuple):
             )
 
     def require_made_with(self, values: Any, where: Path) -> None:
-        """Refuse a result whose own record, as `values`, is missing or of other settings.
+        """Refuse a result whose record, `values`, is missing or has other settings.
 
         Raises:
-            StudentError: it is.
+            StudentError: the record is missing or differs.
         """
         theirs = record_of(values)
         if theirs is None:
@@ -88,7 +88,7 @@ class RunRecord(NamedTuple):
         RunRecord(ours, {}).require_same(made_of, where)
 
     def say_changes_of_machine(self, before: Mapping[str, Any]) -> None:
-        """Say once in the log what of the machine is another than before: sums are then taken in another order."""
+        """Log once how the use of the machine has changed, since sums are then computed in another order."""
         found: dict[str, list[str]] = {}
         for name in {**self.machine, **before}:
             of_name = _differences(before.get(name, NOT_SET), self.machine.get(name, NOT_SET), name)
@@ -102,7 +102,7 @@ def require_kind(settings: Mapping[str, Any], kind: str, where: Path) -> None:
     """Refuse the settings of another command.
 
     Raises:
-        StudentError: they are.
+        StudentError: the settings are another command's.
     """
     if settings.get("kind") != kind:
         raise StudentError(
@@ -113,7 +113,7 @@ def require_kind(settings: Mapping[str, Any], kind: str, where: Path) -> None:
 
 
 def run_record(settings: Mapping[str, Any], device: torch.device, **machine: Any) -> RunRecord:
-    """The record of a run on a device; `machine` is what else of the machine is chosen."""
+    """The record of a run on a device; `machine` has the other settings of the machine."""
     own = {
         "device": device.type,
         "processes": num_processes(),
@@ -127,17 +127,17 @@ def write_record(folder: Path, record: RunRecord) -> None:
     """Write `config.yaml` into a run's folder.
 
     Raises:
-        StudentError: it cannot be written.
+        StudentError: the file cannot be written.
     """
     with written_aside(folder / CONFIG, StudentError) as temporary:
         temporary.write_text(yaml.safe_dump(record.values, sort_keys=False))
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """What `write_record` wrote; None where there is no such file.
+    """The record that `write_record` wrote; None if there is no such file.
 
     Raises:
-        StudentError: it cannot be read, was cut off, or was changed since.
+        StudentError: the file cannot be read, was cut off, or was changed.
     """
     path = folder / CONFIG
     try:
@@ -157,19 +157,19 @@ def read_record(folder: Path) -> RunRecord | None:
 
 
 def record_of(values: Any) -> RunRecord | None:
-    """The record of which these are the `values`; None where they are of none."""
+    """The record with these `values`; None if they are no record."""
     if not isinstance(values, Mapping) or not isinstance(values.get(MACHINE), Mapping):
         return None
     settings = {key: value for key, value in values.items() if key not in (MACHINE, DIGEST)}
     try:
         whole = sha256_of_values(settings) == values.get(DIGEST)
-    except (TypeError, ValueError):  # what JSON does not have, such as dates
+    except (TypeError, ValueError):  # values that JSON does not have, such as dates
         return None
     return RunRecord(settings, dict(values[MACHINE])) if whole else None
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Each value that differs, by its name in nested settings."""
+    """Each difference, with the name of the value in nested settings."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in {**now, **before}:
             yield from _differences(before.get(key, NOT_SET), now.get(key, NOT_SET), f"{name}.{key}" if name else key)

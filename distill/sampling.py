@@ -1,4 +1,4 @@
-"""Which frames a step learns from: epochs, stores, batches, and the part of each process."""
+"""The frames of each step: epochs, stores, batches, and their division over processes."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from .processes import num_processes, process_index
 
 
 class Draw(NamedTuple):
-    """One frame to sample. What is random about the sample depends on these three and the seed alone."""
+    """One frame to sample. Random choices of the sample depend only on these three numbers and the seed."""
 
-    part: int  # of the dataset: the store, in the order they were named
-    visit: int  # how often all frames of the part have been drawn before
+    part: int  # number of the store's --cache option
+    visit: int  # how many times all frames of the part have been drawn before
     frame: int
 
 
 class EpochBatches(Sampler[list[Draw]]):
-    """The draws of an epoch, batch by batch: what the processes learn from together, or one of them alone.
+    """The draws of an epoch, in batches: those of all processes together, and those of one process.
 
-    An epoch draws as many frames as all parts have. Without weights it draws each once. With weights, a part is drawn
-    in proportion to its weight, going through all its frames before any of them comes again; where an epoch
-    ends in between, the next one goes on. A last batch that is short is dropped, unless it is the only one.
+    An epoch has as many draws as all parts have frames. Without weights, each frame is drawn once. With weights, a part
+    is drawn in proportion to its weight, and all its frames are drawn before one is repeated; if an epoch ends before
+    that, the next one continues with the remaining frames. An incomplete last batch is dropped, unless it is the only
+    one.
 
-    Each process gets its share of a batch, cut again into as many as gradients are accumulated over. The batches as
-    a whole do not depend on how they are shared out.
+    Each process gets its fraction of a batch, divided again into the batches over which gradients are accumulated. The
+    complete batches do not depend on this division.
 
     Args:
-        part_sizes: frames of each part.
-        batch_size: frames of a step, over all processes and accumulated batches.
-        seed: of the order.
-        part_weights: of each part; None makes all frames equally likely.
-        accumulate: batches that each process puts through the student one after the other in a step.
+        part_sizes: number of frames of each part.
+        batch_size: frames per step, over all processes and accumulated batches.
+        seed: seed of the order.
+        part_weights: weight of each part; None makes all frames equally likely.
+        accumulate: number of batches that each process computes per step, one after the other.
 
     Raises:
-        StudentError: fewer frames in a batch than shares, or weights that do not fit the parts.
+        StudentError: a batch cannot give every process and accumulated batch a frame, or the number of weights is not
+            the number of parts.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class EpochBatches(Sampler[list[Draw]]):
             yield from (batch[len(batch) * n // self.shares : len(batch) * (n + 1) // self.shares] for n in mine)
 
     def whole_batches(self) -> Iterator[list[Draw]]:
-        """The steps' draws, those of all processes together."""
+        """The draws of each step, of all processes together."""
         draws = np.concatenate([self._draws(part) for part in range(len(self.part_sizes))])
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(draws))
         for step in range(self.first_step, self.num_steps):
@@ -87,7 +89,7 @@ class EpochBatches(Sampler[list[Draw]]):
             yield [Draw(*draw) for draw in batch.tolist()]
 
     def _draws(self, part: int) -> np.ndarray:
-        """(N, 3): those of a part in this epoch, each as a `Draw`."""
+        """(N, 3): the draws of a part in this epoch, each row a `Draw`."""
         count, size = self.draws_of_part[part], self.part_sizes[part]
         first, last = self.epoch * count, (self.epoch + 1) * count
         draws = [np.empty((0, 3), dtype=np.int64)]
@@ -99,16 +101,16 @@ class EpochBatches(Sampler[list[Draw]]):
 
 
 class EpochLoader:
-    """A DataLoader over `EpochBatches`: call it with an epoch, and the step to begin with, to get the batches.
+    """A DataLoader over `EpochBatches`: called with an epoch and a first step, it returns the batches from there on.
 
-    Used as a context, it ends its workers.
+    As a context, it ends its workers on exit.
 
     Args:
-        parts: datasets whose items are asked for by (visit, frame).
+        parts: datasets indexed by (visit, frame).
         collate: samples -> batch.
-        workers: processes that prepare samples; 0 prepares them in this one.
-        device: where the batches will go; for a GPU they are made in pinned memory.
-        batch_size, seed, part_weights, accumulate: of `EpochBatches`.
+        workers: number of processes that prepare samples; 0 prepares them in this process.
+        device: the device that the batches are for; for a GPU they are made in pinned memory.
+        batch_size, seed, part_weights, accumulate: see `EpochBatches`.
     """
 
     def __init__(
@@ -144,15 +146,15 @@ class EpochLoader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # An error's traceback can keep the loader alive; its workers would delay the end of the process.
+        # The traceback of an error can keep the loader alive; its workers would then delay the end of the process.
         if self._loader._iterator is not None:
             self._loader._iterator._shutdown_workers()
 
     def __call__(self, epoch: int, first_step: int = 0) -> Iterator:
-        """The epoch's batches of this process, from `first_step` on: `accumulate` of them a step.
+        """The epoch's batches of this process from `first_step` on, `accumulate` of them per step.
 
         Raises:
-            ScalrError: what a sample could not be made for.
+            ScalrError: a sample could not be made.
         """
         self._batches.epoch, self._batches.first_step = epoch, first_step
         with starting_workers():
@@ -164,9 +166,9 @@ class EpochLoader:
 
 
 class _Parts(Dataset):
-    """Samples by draw. An error comes back as a sample: raised in a worker, it would arrive as a traceback.
+    """Samples by draw. An error is returned as a sample: raised in a worker, it would arrive as a traceback.
 
-    A part says of a frame what it is for people: `name_of`.
+    The method `name_of` of a part describes a frame in messages.
     """
 
     def __init__(self, parts: Sequence[Dataset]) -> None:
@@ -180,7 +182,7 @@ class _Parts(Dataset):
 
 
 class _ErrorsAside:
-    """Collates samples, or gives the first error of that or among them (a class, so that workers can be sent it)."""
+    """Collates samples, or returns the first error of a sample or of the collation. A class, to be picklable."""
 
     def __init__(self, collate: Callable[[list], Any]) -> None:
         self.collate = collate
@@ -194,7 +196,7 @@ class _ErrorsAside:
 
 
 def _shares(num_draws: int, sizes: Sequence[int], weights: Sequence[float] | None) -> list[int]:
-    """How many of an epoch's draws are of each part; whole numbers, by the largest remainders."""
+    """The number of an epoch's draws for each part: whole numbers, by the largest remainders."""
     if weights is None:
         return list(sizes)
     if len(weights) != len(sizes) or not all(weight > 0 for weight in weights):

@@ -1,4 +1,4 @@
-"""Learning rates over a training, as fractions of the peak."""
+"""Learning-rate schedules, as fractions of the peak."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def warmup_cosine(step: int, *, warmup_steps: float, total_steps: int, least: float) -> float:
-    """Linear warm-up from zero, then cosine decay to the fraction `least` of the peak (ScaLR)."""
+    """ScaLR's: linear warm-up from zero, then cosine decay to the fraction `least` of the peak."""
     if step < warmup_steps:
         return step / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
@@ -14,9 +14,9 @@ def warmup_cosine(step: int, *, warmup_steps: float, total_steps: int, least: fl
 
 
 def cosine_of_epochs(epoch: int, epochs: int) -> float:
-    """Cosine decay to zero that changes between epochs only, without a warm-up (SLidR).
+    """SLidR's: cosine decay to zero that changes only between epochs, without a warm-up.
 
-    torch's CosineAnnealingLR with T_max = `epochs`, stepped once an epoch: the last epoch is made a little above zero.
+    Equals torch's CosineAnnealingLR with T_max = `epochs`, stepped once per epoch: the last epoch is just above zero.
     """
     return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
@@ -24,10 +24,10 @@ def cosine_of_epochs(epoch: int, epochs: int) -> float:
 def reciprocal_sqrt(
     step: int, *, warmup_steps: float, total_steps: int, timescale_steps: float, cooldown_steps: float
 ) -> float:
-    """Linear warm-up, decay by the reciprocal square root of the steps since, linear cool-down to zero (ScaLR+).
+    """ScaLR+'s: linear warm-up, decay by the reciprocal square root of the steps since, linear cool-down to zero.
 
-    As in the official code (LinWarmup_ReciprocalSqrt_LinCoolDown), the cool-down begins where a decay that counts the
-    warm-up's steps too would be, slightly below the one before it, and the last step is made with zero.
+    As in the official code (LinWarmup_ReciprocalSqrt_LinCoolDown), the cool-down begins at the value of a decay that
+    also counts the warm-up's steps, slightly below the value before it. The last step has a factor of zero.
     """
     cooldown_start = total_steps - cooldown_steps
     if step <= warmup_steps and warmup_steps > 0:

@@ -1,8 +1,8 @@
-"""Losses of superpixels instead of pairs: SLidR (Sautier et al., 2022) and ST-SLidR (Mahmoud et al., 2023).
+"""Losses of superpixels: SLidR (Sautier et al., 2022) and ST-SLidR (Mahmoud et al., 2023).
 
 A segment is a superpixel of one image that holds pairs. k is the mean of the student's unit vectors over its pairs, q
-that of the targets' unit vectors; neither is a unit vector again, so that a segment of features that differ has a short
-mean, and weak logits. All segments of a batch are each other's negatives.
+that of the targets' unit vectors. Neither mean is normalised again: if features differ within a segment, the mean is
+short and the logits are small. All segments of a batch are each other's negatives.
 
 Letters in shapes: R pairs, S segments, D channels.
 """
@@ -13,22 +13,22 @@ import torch
 import torch.nn.functional as F
 
 COUNT_EPS = 1e-6  # added to the number of vectors of a mean, as in the official code
-ROUNDING = 1e-6  # of a cosine: two directions that differ by less are the same
+ROUNDING = 1e-6  # of a cosine: directions that differ by less count as equal
 
 
 def segment_means(vectors: torch.Tensor, segment: torch.Tensor, num_segments: int) -> torch.Tensor:
-    """(R, D) vectors of pairs, (R,) int64 segment of each -> (S, D): the sum of each segment / (its number + 1e-6)."""
+    """(R, D) vectors and (R,) int64 segments of pairs -> (S, D): sum over each segment / (number of pairs + 1e-6)."""
     sums = vectors.new_zeros(num_segments, vectors.shape[1]).index_add(0, segment, vectors)
     return sums / (segment.bincount(minlength=num_segments)[:, None] + COUNT_EPS)
 
 
 def superpixel_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """InfoNCE of SLidR: each segment's k tells its own q from those of the others.
+    """InfoNCE of SLidR: each segment's k has to identify its q among those of all segments.
 
     Args:
         student: (S, D) k.
         teacher: (S, D) q.
-        temperature: of the softmax.
+        temperature: temperature of the softmax.
 
     Returns:
         (S,) cross-entropies of k q' / temperature.
@@ -39,12 +39,12 @@ def superpixel_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: f
 def tolerant_loss(
     student: torch.Tensor, teacher: torch.Tensor, is_negative: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """`superpixel_loss` of ST-SLidR: the logits of segments that are no negatives are zero, those of the own stay.
+    """`superpixel_loss` of ST-SLidR: logits of segments that are not negatives are set to zero, except the own one.
 
-    As published, a zero logit still adds 1 to the softmax's denominator; no gradient comes from it.
+    As published, a zero logit still adds 1 to the softmax's denominator. It has no gradient.
 
     Args:
-        student, teacher, temperature: of `superpixel_loss`.
+        student, teacher, temperature: as for `superpixel_loss`.
         is_negative: (S, S) bool, row i for segment i; see `negatives`.
 
     Returns:
@@ -55,20 +55,20 @@ def tolerant_loss(
 
 
 def cosines(directions: torch.Tensor) -> torch.Tensor:
-    """(S, S) float32: of segments whose vectors (S, D), of any length above zero, the teacher gave without a head."""
+    """Cosines (S, S) float32 between the segments' teacher vectors (S, D), of any length above zero, without a head."""
     unit = F.normalize(directions.float(), dim=1)
     return unit @ unit.T
 
 
 def negatives(similarity: torch.Tensor, quantile: float) -> torch.Tensor:
-    """Which segments are told apart: for each all but those whose distance is below a quantile of its distances.
+    """The negatives of each segment: all segments except those that are too similar.
 
-    The distance of segments i and j is W_ij = 1 - similarity_ij. Segment j is a negative of i where W_ij is not below
-    the quantile of row i, i itself included, and not zero.
+    The distance of segments i and j is W_ij = 1 - similarity_ij. Segment j is a negative of i if W_ij is not zero and
+    not below the quantile of row i, in which i itself is included.
 
     Args:
         similarity: (S, S), see `cosines`.
-        quantile: share of the segments that are too similar, such as 0.01.
+        quantile: fraction of the segments that are too similar, for example 0.01.
 
     Returns:
         (S, S) bool.
@@ -78,19 +78,19 @@ def negatives(similarity: torch.Tensor, quantile: float) -> torch.Tensor:
 
 
 def balanced_weights(similarity: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Weights of the segments' losses: 0 for the one that most others resemble, 1 for the one that fewest do.
+    """Weights of the segments' losses: 0 for the segment that is most like the others, 1 for the rarest.
 
     Args:
         similarity: (S, S), see `cosines`.
-        threshold: similarities below it count as none.
+        threshold: similarities below it count as zero.
 
     Returns:
-        (S,) in [0, 1]; 1 for all where all are as common.
+        (S,) in [0, 1]; 1 for all if all are equally common.
     """
     votes = similarity.where(similarity >= threshold, 0).sum(dim=1)
     above_least = votes - votes.min()
     most = above_least.max()
-    # Sums of equal votes differ by rounding.
+    # Sums of equal votes may differ by rounding.
     return torch.where(most > ROUNDING * len(votes), 1 - above_least / most, 1.0)
 
 
@@ -99,7 +99,7 @@ def _own_among(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _quantile_of_rows(values: torch.Tensor, quantile: float) -> torch.Tensor:
-    """(S, S) -> (S, 1), interpolated linearly: torch.quantile takes no more than 16 million values."""
+    """Quantile of each row, (S, S) -> (S, 1), linearly interpolated. torch.quantile takes at most 16 million values."""
     position = quantile * (values.shape[1] - 1)
     lower = int(position)
     smallest = values.topk(min(lower + 2, values.shape[1]), dim=1, largest=False).values

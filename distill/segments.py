@@ -1,4 +1,4 @@
-"""Segments in samples and batches: the superpixels that hold pairs, and what the store has of them.
+"""Segments in samples and batches: superpixels that hold pairs, with the values that the store holds for them.
 
 Letters in shapes: R pairs, S segments, D channels.
 """
@@ -16,10 +16,10 @@ from ..extract.store import Segments
 
 
 class TargetParts(NamedTuple):
-    """What of the teachers' targets a loss is of."""
+    """The parts of the teachers' targets that a loss needs."""
 
     pairs: bool  # the vector of each pair
-    segments: bool  # which segment each pair is of
+    segments: bool  # the segment of each pair
     means: bool  # the mean of each segment
     directions: bool  # the direction of each segment
 
@@ -34,8 +34,8 @@ class SegmentTargets:
     Attributes:
         row: (R,) int64, the segment of each pair.
         sample: (S,) int64, the sample of each segment.
-        mean: (S, D) float16: mean over the segment's pixels of the teacher's unit vectors; None where nobody asked.
-        direction: (S, D) float16: unit vector of the mean of its patches; None where nobody asked.
+        mean: (S, D) float16: mean of the teacher's unit vectors over the segment's pixels; None if not needed.
+        direction: (S, D) float16: unit vector of the mean of the segment's patches; None if not needed.
     """
 
     row: torch.Tensor
@@ -50,7 +50,7 @@ class SegmentTargets:
         return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> SegmentTargets:
-        """In page-locked memory, from which a GPU copies while it computes."""
+        """A copy in page-locked memory, from which a GPU copies while it computes."""
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> SegmentTargets:
@@ -58,7 +58,7 @@ class SegmentTargets:
 
     @staticmethod
     def of_view(superpixel: np.ndarray, stored: Segments | None, parts: TargetParts) -> SegmentTargets:
-        """Those of pairs whose superpixels are (R,) ids; where means or directions are needed, `stored` has each."""
+        """The segments of pairs with superpixel ids (R,). If means or directions are needed, `stored` holds each id."""
         ids, row = np.unique(superpixel, return_inverse=True)
 
         def of_ids(values: np.ndarray) -> torch.Tensor:
@@ -73,7 +73,7 @@ class SegmentTargets:
 
     @staticmethod
     def of_sample(views: Sequence[SegmentTargets]) -> SegmentTargets:
-        """Those of several views, one after the other: ids are of an image."""
+        """The segments of several views, concatenated: superpixels of different images are different segments."""
         first = np.cumsum([0, *(len(part) for part in views[:-1])]).tolist()
         mean, direction = ([getattr(part, name) for part in views] for name in ("mean", "direction"))
         return SegmentTargets(
@@ -85,13 +85,13 @@ class SegmentTargets:
 
     @staticmethod
     def of_batch(samples: Sequence[SegmentTargets]) -> SegmentTargets:
-        """Those of several samples, one after the other."""
+        """The segments of several samples, concatenated."""
         sizes = torch.tensor([len(each) for each in samples])
         return replace(SegmentTargets.of_sample(samples), sample=torch.arange(len(samples)).repeat_interleave(sizes))
 
 
 def is_usable(superpixel: np.ndarray, stored: Segments, parts: TargetParts) -> np.ndarray:
-    """(R,) bool: whether the store has what is needed of the segment of each pair.
+    """(R,) bool: whether the store holds the needed values for the segment of each pair.
 
     A thin segment may hold no pixel at the teacher's image size, and a small one no patch.
     """

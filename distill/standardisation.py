@@ -1,14 +1,14 @@
-"""A teacher's vectors as students learn them where `objective.standardise` asks for it, and the way back.
+"""Standardisation of teachers' vectors (`objective.standardise`), and its inverse.
 
-Most of every vector of a real teacher is one constant, its mean μ. Losses that see directions only see little else.
+Most of every vector of a real teacher is one constant, the mean μ. Losses that depend on directions see little else.
 
     centre   y = v − μ
     phi_s    y = α H Uᵀ (v − μ), PHI-S (Ranzinger et al., 2024): Σ = U Λ Uᵀ is the covariance, α = 1 / √(mean of Λ), and
-             H an orthonormal Hadamard matrix, which spreads the variance evenly: that of each channel of y is 1
+             H an orthonormal Hadamard matrix, which spreads the variance evenly: each channel of y has a variance of 1
 
-A rotation and a scale change no angle, so with one teacher both give the same losses. Of several teachers, `centre`
-puts the unit vectors of y, times their weights, side by side; `phi_s` puts y times its weight there: α makes teachers
-of all scales count alike, and how far a vector is from the mean still counts.
+A rotation and a scale change no angle, so with one teacher both give the same losses. With several teachers, `centre`
+concatenates the unit vectors of y times the teachers' weights. `phi_s` concatenates y times the weight: α makes
+teachers of all scales count alike, while vectors far from the mean count more than those near it.
 
 Letters in shapes: T teachers, D_t channels of one, D of all together, R pairs.
 """
@@ -31,12 +31,12 @@ from ..settings import Count, Settings, Weight, at_least
 
 Standardise = Literal["none", "centre", "phi_s"]
 
-ROUNDING = 1e-6  # of the mean's length: vectors that vary by less are all the same
+ROUNDING = 1e-6  # as a fraction of the mean's length: vectors that vary by less are all equal
 
 
 @dataclass(frozen=True, kw_only=True)
 class StandardisationConfig(Settings, section="standardisation"):
-    """Which standardisation it is, and of which teachers.
+    """The kind of standardisation, and its teachers.
 
     Raises:
         StudentError: a value that cannot be used.
@@ -44,14 +44,14 @@ class StandardisationConfig(Settings, section="standardisation"):
 
     kind: Literal["centre", "phi_s"]
     dims: Annotated[tuple[Count, ...], at_least(1)]  # channels of each teacher, in the order of a batch's targets
-    weights: Annotated[tuple[Weight, ...], at_least(1)]  # of the teachers
+    weights: Annotated[tuple[Weight, ...], at_least(1)]  # weight of each teacher
 
 
 class Standardisation(nn.Module):
-    """From teachers' vectors to what a student learns, and from the student's answers to the teachers' space.
+    """Maps teachers' vectors to what a student learns, and the student's outputs back to the teachers' space.
 
-    All that depends on the teachers is in buffers: it stands in a student's file and in checkpoints, for the signs of
-    eigenvectors may differ wherever they are computed again.
+    Everything that depends on the teachers is in buffers, and so in student files and checkpoints, because eigenvectors
+    may have other signs when they are computed again.
     """
 
     def __init__(self, config: StandardisationConfig) -> None:
@@ -66,16 +66,16 @@ class Standardisation(nn.Module):
     def of(
         cls, kind: Standardise, statistics: Mapping[str, TeacherStatistics], weights: Sequence[float], where: str
     ) -> Standardisation | None:
-        """The standardisation of teachers; None for "none".
+        """Make the standardisation for teachers; None for "none".
 
         Args:
-            kind: which.
-            statistics: by teacher, in the order of a batch's targets.
-            weights: of the teachers.
+            kind: the kind of standardisation.
+            statistics: statistics by teacher, in the order of a batch's targets.
+            weights: weight of each teacher.
             where: the setting that asks for it, for errors.
 
         Raises:
-            StudentError: vectors that do not vary, or for "phi_s" a number of channels without a Hadamard matrix.
+            StudentError: vectors do not vary, or "phi_s" has no Hadamard matrix for the number of channels.
         """
         if kind == "none":
             return None
@@ -102,14 +102,14 @@ class Standardisation(nn.Module):
         return made
 
     def forward(self, targets: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Of each teacher (R, D_t) vectors -> (R, D) of all together."""
-        with torch.autocast(targets[0].device.type, enabled=False):  # half precision would round what is to be learnt
+        """Vectors (R, D_t) of each teacher -> targets (R, D) of all teachers."""
+        with torch.autocast(targets[0].device.type, enabled=False):  # half precision would round the targets
             centred = torch.cat(list(targets), dim=1).float() - self.mean
             parts = centred.split(self.config.dims, dim=1)
             if self.config.kind == "centre":
                 standardised = [F.normalize(part, dim=1) for part in parts]
             else:
-                # α is √D_t over the root mean square length.
+                # α is √D_t / root mean square length.
                 standardised = [
                     part @ rotation.T * (math.sqrt(dim) / length)
                     for part, rotation, dim, length in zip(
@@ -120,9 +120,9 @@ class Standardisation(nn.Module):
             return torch.cat([weight * part for weight, part in pairs], dim=1)
 
     def in_space_of_teachers(self, answers: torch.Tensor) -> torch.Tensor:
-        """Answers (..., D) of a student -> vectors (..., D) v of the teachers, side by side.
+        """Outputs (..., D) of a student -> vectors v (..., D) of the teachers, concatenated.
 
-        Losses see directions only: an answer is taken at the root mean square length of what was learnt.
+        Losses depend on directions only, so an output is scaled to the root mean square length of the targets.
         """
         directions = F.normalize(self.unrotated(answers.float()), dim=-1)
         lengths = self._lengths_learnt()
@@ -132,7 +132,7 @@ class Standardisation(nn.Module):
         return (centred + self.mean).to(answers)
 
     def unrotated(self, answers: torch.Tensor) -> torch.Tensor:
-        """Answers (..., D) with each teacher's channels as they were before the rotation: parts point along v − μ."""
+        """Outputs (..., D) with each teacher's rotation undone: their parts have the directions of v − μ."""
         if self.config.kind == "centre":
             return answers
         parts = zip(answers.split(self.config.dims, dim=-1), self._rotations(), strict=True)
@@ -142,16 +142,16 @@ class Standardisation(nn.Module):
         return (self.get_buffer(f"rotation_{number}") for number in range(len(self.config.dims)))
 
     def _lengths_learnt(self) -> list[float]:
-        """Of each teacher: the root mean square length of its part of what is learnt."""
+        """Root mean square length of each teacher's part of the targets."""
         is_unit = self.config.kind == "centre"
         pairs = zip(self.config.weights, self.config.dims, strict=True)
         return [weight * (1.0 if is_unit else math.sqrt(dim)) for weight, dim in pairs]
 
 
 def hadamard(order: int) -> np.ndarray | None:
-    """An orthonormal Hadamard matrix (order, order) float64: all values are ±1/√order. None where none is known here.
+    """An orthonormal Hadamard matrix (order, order) float64, with values ±1/√order. None if no construction applies.
 
-    Sylvester's doubling of the smallest one that a construction of Paley gives, for a prime number.
+    Sylvester's doubling, from the smallest matrix that one of Paley's constructions gives for a prime number.
 
     >>> hadamard(2) * 2**0.5
     array([[ 1.,  1.],
@@ -169,7 +169,7 @@ def _hadamard_signs(order: int) -> np.ndarray | None:
 
 
 def _paley(order: int) -> np.ndarray | None:
-    """Paley's two constructions: a prime of the form 4k + 3 gives its successor, one of 4k + 1 twice its successor."""
+    """Paley's constructions: a prime p = 4k + 3 gives the order p + 1, a prime p = 4k + 1 the order 2 (p + 1)."""
     if order % 4:
         return None
     if _is_prime(order - 1):
@@ -185,7 +185,7 @@ def _paley(order: int) -> np.ndarray | None:
 
 
 def _residues(prime: int) -> np.ndarray:
-    """(prime, prime): at (i, j) 1 where i − j is a square other than 0 modulo the prime, 0 where it is 0, else −1."""
+    """(prime, prime): at (i, j), 0 if i = j, 1 if i − j is a square modulo the prime, else −1."""
     numbers = np.arange(prime)
     signs = np.full(prime, -1.0)
     signs[numbers**2 % prime] = 1
@@ -194,7 +194,7 @@ def _residues(prime: int) -> np.ndarray:
 
 
 def _is_prime(number: int) -> bool:
-    return all(number % factor for factor in range(2, math.isqrt(number) + 1))  # of numbers above 1
+    return all(number % factor for factor in range(2, math.isqrt(number) + 1))  # for numbers above 1
 
 
 def _rotation(teacher: str, statistics: TeacherStatistics, where: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A student: a lidar backbone, and the head that maps its features to the teacher's space or to classes."""
+"""A student: a lidar backbone with a head that maps its features to the teacher's space or to classes."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ from .inputs import as_float32, evaluation_input
 from .standardisation import Standardisation
 
 FEATURES_WANTED = "Pass what student.extract gives: (N, width)."
-BATCH_POINTS = 100_000  # of the scans that `Student.extract` puts through the network at a time
-BESIDE = ("classif.", "standardisation.")  # what names of tensors begin with that are not of the backbone
+BATCH_POINTS = 100_000  # points per batch in `Student.extract_all`
+BESIDE = ("classif.", "standardisation.")  # prefixes of tensors that are not the backbone's
 
 
 class Student(nn.Module):
-    """A lidar backbone and the head that maps its features to the teacher's space, or to a standardised one.
+    """A lidar backbone with a head that maps its features to the teacher's space, to a standardised one, or to classes.
 
-    The names of its tensors are the backbone's own, then those of the head, `classif`, and the standardisation.
+    `extract` gives features of a raw scan, `project` maps features to the teacher's space. Called with a batch, a
+    student returns the head's outputs with gradients.
+
+    Tensors have the backbone's own names, `classif.` for the head, and `standardisation.`.
 
     Args:
-        config: the network: `Config` of a backbone; left out, WaffleIron.
-        input_config: how scans become its input: `Inputs` of the same backbone; left out, its defaults.
-        standardisation: of the teachers' vectors that it learns; `project` undoes it. None where it learns them as
-            they are.
+        config: the network, a backbone's `Config`. Default: WaffleIron.
+        input_config: how scans become the network's input, the same backbone's `Inputs`. Default: its defaults.
+        standardisation: standardisation of the targets, which `project` undoes. None: targets are not standardised.
 
     Raises:
-        StudentError: an unknown backbone, settings of two, or a backbone of one's own that is none.
+        StudentError: an unknown backbone, settings of two backbones, or an invalid user-defined backbone.
 
     >>> import numpy as np
     >>> from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
@@ -69,7 +71,7 @@ class Student(nn.Module):
 
     @property
     def width(self) -> int:
-        """C, channels of a feature."""
+        """C, the number of channels of a point feature."""
         return self.backbone.width
 
     @property
@@ -79,7 +81,7 @@ class Student(nn.Module):
     def state_dict(
         self, *, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
-        """As torch has it, but the backbone's tensors have their own names: files do not say where it is kept here."""
+        """As in torch, but without the prefix `backbone.`, so that files do not depend on this class."""
         destination = OrderedDict() if destination is None else destination
         for name, module in self.named_children():
             own = prefix if module is self.backbone else f"{prefix}{name}."
@@ -94,20 +96,20 @@ class Student(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """(M, D): what the head makes of the points, to be trained: `answers` has it in the teacher's space."""
+        """Outputs of the head (M, D), for training. `answers` maps features to the teacher's space."""
         return self.classif(self.tokens(batch))
 
     def answers(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(..., C) tokens -> (..., D) in the teacher's space, in the student's mode and with gradients."""
+        """Point features (..., C) -> (..., D) in the teacher's space, in the student's mode and with gradients."""
         of_head = self.classif(tokens)
         return of_head if self.standardisation is None else self.standardisation.in_space_of_teachers(of_head)
 
     def tokens(self, batch: PackedBatch) -> torch.Tensor:
-        """(M, C): the points' tokens after the last layer, which probing reads.
+        """Point features (M, C) after the last layer, which probing uses.
 
         Raises:
-            StudentError: a batch of a single point while training, for which batch norm has no statistics; no
-                features of its rows, of a backbone of one's own.
+            StudentError: a batch of a single point in training mode, for which batch norm has no statistics; or a
+                user-defined backbone that does not return a feature per row.
         """
         if self.training and batch.num_points < 2:
             raise StudentError("a batch of one point", where="training", fix="Enlarge the batch or drop such scans")
@@ -115,15 +117,15 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def project(self, features: torch.Tensor | ArrayLike) -> torch.Tensor:
-        """(..., C) features -> (..., D), in the teacher's space: without gradients and in eval mode, as `extract`.
+        """Point features (..., C) -> (..., D) in the teacher's space, without gradients and in eval mode.
 
-        What trains calls the student itself, or `tokens` and the head, `classif`.
+        For training, call the student, or `tokens` and the head, `classif`.
 
         Args:
-            features: numbers of any kind, on any device; taken to the student's.
+            features: numbers of any type on any device; they are moved to the student's device.
 
         Raises:
-            StudentError: no numbers, or not as many for a point as the student is wide.
+            StudentError: not numbers, or another number of channels than the student's width.
         """
         if not isinstance(features, torch.Tensor):
             features = torch.from_numpy(as_float32(features, "features", where="project", wanted=FEATURES_WANTED))
@@ -137,7 +139,7 @@ class Student(nn.Module):
             return self.answers(features.to(next(self.classif.parameters())))
 
     def compile_layers(self) -> None:
-        """Let torch.compile make the kernels of the backbone's layers, from their next use on.
+        """Compile the backbone's layers with torch.compile at their next use.
 
         Raises:
             StudentError: the backbone has no such layers.
@@ -145,13 +147,13 @@ class Student(nn.Module):
         self.backbone.compile_layers()
 
     def checkpoint_activations(self, where: str) -> None:
-        """While training, compute the activations of the backbone's layers again instead of keeping them.
+        """In training, recompute the activations of the backbone's layers in the backward pass instead of keeping them.
 
         Args:
-            where: what asks for it, for errors.
+            where: the setting that asks for it, for errors.
 
         Raises:
-            StudentError: the backbone cannot do that.
+            StudentError: the backbone does not support it.
         """
         if self.backbone.activation_checkpointing is None:
             raise StudentError(
@@ -165,23 +167,24 @@ class Student(nn.Module):
         """Features of a raw scan by the official evaluation protocol of its backbone (`inputs.evaluation_input`).
 
         Args:
-            points: (N, 4) x y z [m] in the lidar frame, raw return intensity; numbers of any kind, taken to float32.
-            dataset: whose scan this is: by name, which chooses intensity and field of view (`ScanInputs.for_dataset`),
-                or by the statistics of its intensity alone.
+            points: (N, 4) x y z [m] in the lidar frame and raw return intensity, of any numeric type.
+            dataset: the dataset of the scan: its name, which selects intensity statistics and field of view
+                (`ScanInputs.for_dataset`), or its intensity statistics only.
 
         Returns:
-            (N, C) float32 on the student's device, without gradients and in eval mode whatever mode the student is in.
+            (N, C) float32 on the student's device, without gradients, computed in eval mode.
 
         Raises:
-            ScalrError: unknown dataset, or points that cannot be used.
+            ScalrError: unknown dataset, or unusable points.
         """
         return next(self.extract_all([points], dataset))
 
     def extract_all(
         self, scans: Iterable[ArrayLike], dataset: str | IntensityStatistics = "nuscenes"
     ) -> Iterator[torch.Tensor]:
-        """`extract` for any number of scans, in their order: as many go through the network together as have
-        `BATCH_POINTS` points in all, so memory depends on the largest scan and not on how many there are.
+        """`extract` for any number of scans, in their order.
+
+        Scans are batched up to `BATCH_POINTS` points, so memory depends on the largest scan, not on their number.
         """
         statistics, inputs = dataset, self.input_config
         if isinstance(dataset, str):
@@ -198,7 +201,7 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def _extract_batch(self, scans: Sequence[PreparedScan], inputs: ScanInputs) -> list[torch.Tensor]:
-        """For each scan: features of its raw points."""
+        """Features of the raw points of each scan."""
         batch = packed(inputs, scans)
         with _eval_mode(self):
             tokens = self.tokens(batch.to(self.device)).float()
@@ -208,7 +211,7 @@ class Student(nn.Module):
 
 @contextmanager
 def _eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every submodule gets its own mode back (probing trains a head on a frozen backbone)."""
+    """Eval mode within the context. Each submodule gets its own mode back, since probing trains a head alone."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""The one training loop: distillation and probing differ in their batches and their loss only."""
+"""The training loop of distillation, probing and finetuning, which differ only in batches and loss."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ LISTED_SAMPLES = 8  # in an error
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Settings, section="training"):
-    """Optimiser and schedule, and how the machine is used; the defaults are ScaLR's pretraining, those of sgd SLidR's.
+    """Optimiser, schedule and use of the machine. Defaults are those of ScaLR's pretraining, for sgd those of SLidR.
 
     Raises:
         StudentError: a value that cannot be used.
     """
 
     epochs: Count = 25
-    batch_size: Count = 8  # frames of a step, over all processes and accumulated batches
+    batch_size: Count = 8  # frames per step, over all processes and accumulated batches
     optimiser: Optimiser = "adamw"
-    momentum: Share = 0.9  # of optimiser sgd, as is the next: momentum * buffer + (1 - dampening) * gradient
+    momentum: Share = 0.9  # sgd: buffer = momentum * buffer + (1 - dampening) * gradient
     dampening: Share = 0.1
     learning_rate: Amount = 2e-3
-    min_learning_rate: Amount = 1e-5  # of schedule cosine
-    weight_decay: Amount = 0.03  # adamw: apart from the gradient; sgd: added to the gradient
+    min_learning_rate: Amount = 1e-5  # cosine
+    weight_decay: Amount = 0.03  # adamw: applied to the weights directly; sgd: added to the gradient
     schedule: Schedule = "cosine"
-    warmup_steps: CountOrZero = 3500  # of schedules cosine and reciprocal_sqrt
-    warmup_epochs: Amount | None = None  # in place of warmup_steps
-    timescale_epochs: PositiveAmount = 0.45  # of schedule reciprocal_sqrt, as is the next
+    warmup_steps: CountOrZero = 3500  # cosine and reciprocal_sqrt
+    warmup_epochs: Amount | None = None  # replaces warmup_steps
+    timescale_epochs: PositiveAmount = 0.45  # reciprocal_sqrt, as is the next
     cooldown_epochs: Amount = 2.0
-    precision: Precision = "float32"  # of the student's forward pass; float16 scales the loss
-    accumulate: Count = 1  # batches that make a step, one after the other, where memory is short
-    compile: bool = False  # the student's layers, by torch.compile
+    precision: Precision = "float32"  # of the forward pass; float16 scales the loss
+    accumulate: Count = 1  # batches per step, computed one after the other if memory is short
+    compile: bool = False  # compile the student's layers with torch.compile
     workers: Workers = 0  # processes that prepare samples; 0 prepares them in the training process
-    activation_checkpointing: bool = False  # of a student: less memory for a second forward pass
+    activation_checkpointing: bool = False  # less memory for a second forward pass
     seed: Seed = 0
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class TrainingConfig(Settings, section="training"):
             )
 
     def learning_rate_factor(self, step: int, steps_per_epoch: int) -> float:
-        """The fraction of `learning_rate` with which step `step`, from 0 on, is made."""
+        """The fraction of `learning_rate` that step `step`, counted from 0, has."""
         if self.schedule == "cosine_epochs":
             return cosine_of_epochs(step // steps_per_epoch, self.epochs)
         warmup = self.warmup_steps if self.warmup_epochs is None else self.warmup_epochs * steps_per_epoch
@@ -91,9 +91,9 @@ class TrainingConfig(Settings, section="training"):
 
 
 class Batch(ABC):
-    """What the loop asks of a batch."""
+    """The interface of a batch for the training loop."""
 
-    samples: Sequence[Any] = ()  # where they come from; empty where nobody needs to know
+    samples: Sequence[Any] = ()  # origin of each sample, for messages; may be empty
 
     @property
     @abstractmethod
@@ -101,29 +101,29 @@ class Batch(ABC):
 
     @property
     def num_pairs(self) -> int:
-        """The number of losses that its loss is the mean of."""
+        """The number of losses over which the batch's loss is a mean."""
         return self.num_points
 
     @abstractmethod
     def to(self, device: torch.device) -> Batch: ...
 
 
-# Batch on the training device -> its mean loss; and for each of its samples, detached, (2, B): sum and number of the
-# losses that the mean is over, or None.
+# Batch on the training device -> its mean loss; and (2, B), detached, or None: for each sample, the sum and the number
+# of the losses that the mean is over.
 Objective = Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observer:
-    """What is made known of a training besides its loss, and to whom.
+    """What a training reports besides its loss.
 
     Attributes:
-        folder: for `log.csv` and TensorBoard events; None keeps no log.
-        parts: names of what the samples come from.
+        folder: folder of `log.csv` and TensorBoard events; None writes no log.
+        parts: names of the sources of samples, each with a loss column of its own.
         part_of: sample -> its index in `parts`.
-        describe: sample -> its name for people.
-        evaluate: epoch -> more columns of the log, called after each epoch in the first process.
-        columns: the names of these.
+        describe: sample -> its name in messages.
+        evaluate: epoch -> more values for the log; called after each epoch in the first process.
+        columns: names of these values.
     """
 
     folder: Path | None = None
@@ -136,10 +136,10 @@ class Observer:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training was like."""
+    """Losses and waiting time of a training."""
 
-    losses: list[float] = field(repr=False)  # of the steps made now, resumed ones not among them
-    data_wait: float  # share of the time in which no batch was ready
+    losses: list[float] = field(repr=False)  # of the steps since the start or the resumption
+    data_wait: float  # fraction of the time in which no batch was ready
 
 
 def train(
@@ -157,21 +157,21 @@ def train(
 ) -> TrainingResult:
     """Minimise a loss over batches.
 
-    A step's random draws on the device depend on the seed, the step and the process alone.
+    Random draws of a step on the device depend only on the seed, the step and the process.
 
     Args:
-        objective: an `Objective` on `device`, whose parameters that require gradients are trained.
-        batches: (epoch, first step) -> that epoch's batches, `config.accumulate` of them a step.
-        config: the schedule.
-        description: of the progress bar.
-        observer: who watches.
-        checkpoints: where the training is written down now and then, and when it is asked for by a signal.
-        resume: go on from the checkpoint.
-        learning_rate_scale: of a parameter's learning rate, by its name in the objective.
+        objective: an `Objective` on `device`; its parameters that require gradients are trained.
+        batches: (epoch, first step) -> the epoch's batches, `config.accumulate` of them per step.
+        config: optimiser and schedule.
+        description: text of the progress bar.
+        observer: receives log values and describes samples.
+        checkpoints: writes the training state at intervals and when a signal asks for it.
+        resume: continue from the checkpoint.
+        learning_rate_scale: factor of a parameter's learning rate, by its name in the objective.
 
     Raises:
-        StoppedError: by a signal; the checkpoint is written.
-        StudentError: a loss or gradient that is not finite, naming the samples, or a checkpoint that does not fit.
+        StoppedError: a signal stopped the training; a checkpoint has been written.
+        StudentError: a loss or gradient is not finite (the samples are named), or a checkpoint does not fit.
     """
     trainer = _Trainer(
         objective, config, steps_per_epoch, device, observer or Observer(), checkpoints, learning_rate_scale
@@ -198,7 +198,7 @@ class _Trainer:
         self.parallel = _in_parallel(objective) if num_processes() > 1 else None
         self.optimiser = _optimiser(_grouped_by_scale(objective, learning_rate_scale), config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-        self.step = 0  # steps made
+        self.step = 0  # number of completed steps
 
     @property
     def total_steps(self) -> int:
@@ -229,15 +229,15 @@ class _Trainer:
                     speed = f"{row['points_per_second']}"
                     bar.set_postfix(loss=f"{row['loss']:.3f}", points_per_s=speed, refresh=False)
                     bar.update()
-                    self._act_on(signals)  # after its row is in the log
+                    self._act_on(signals)  # after the step's row is in the log
                     start = time.perf_counter()
         return TrainingResult(losses, waited / max(1e-9, time.perf_counter() - began))
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on where `_state` was taken.
+        """Restore a state that `_state` returned.
 
         Raises:
-            StudentError: tensors that do not fit.
+            StudentError: tensors do not fit.
         """
         try:
             self.objective.load_state_dict(state["objective"])
@@ -252,10 +252,10 @@ class _Trainer:
             ) from None
 
     def _state(self) -> dict[str, Any]:
-        """All that the rest of the training depends on.
+        """Everything that the rest of the training depends on.
 
-        Sampler and learning rate follow from epoch and step, and random draws are seeded by them, so that there is no
-        more to remember, and another number of processes can go on.
+        Sampler, learning rate and seeds of random draws follow from epoch and step, so no other state is needed, and
+        another number of processes can continue.
         """
         epoch, step_of_epoch = divmod(self.step, self.steps_per_epoch)
         return {
@@ -276,7 +276,7 @@ class _Trainer:
         return log
 
     def _make_step(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """One update of the parameters by several batches in each process, as if they were one batch."""
+        """One update of the parameters from several batches in each process, equal to one large batch."""
         torch.manual_seed(_seed_of_step(self.config.seed, self.step, process_index()))
         learning_rate = self.config.learning_rate * self.config.learning_rate_factor(self.step, self.steps_per_epoch)
         for group in self.optimiser.param_groups:
@@ -289,14 +289,14 @@ class _Trainer:
             with nullcontext() if last or self.parallel is None else self.parallel.no_sync():
                 loss, of_samples = self._loss(batch.to(self.device))
                 share = batch.num_pairs / num_pairs
-                # Gradients are averaged over processes, but each process has only a share of the mean.
+                # DDP averages gradients over processes, but each process holds only a fraction of the mean.
                 self.scaler.scale(loss * (share * num_processes())).backward()
             local.add(batch, loss.item() * share, of_samples, self.observer.part_of)
         sums = summed(local.values, self.device)
         self._require_finite("loss", sums[0], local.offenders)
         self.scaler.unscale_(self.optimiser)
         norm = _gradient_norm(self.parameters)
-        if not self.scaler.is_enabled():  # the scaler looks for itself, and leaves out such a step
+        if not self.scaler.is_enabled():  # the scaler checks itself and skips such a step
             self._require_finite("gradient", norm, [sample for batch in batches for sample in batch.samples])
         row = {"loss": sums[0], "learning_rate": learning_rate, "gradient_norm": norm}
         self.scaler.step(self.optimiser)
@@ -311,7 +311,7 @@ class _Trainer:
             return (self.parallel or self.objective)(batch)
 
     def _of_parts(self, sums: Sequence[float]) -> dict[str, float]:
-        """Columns for the parts that have samples in this step."""
+        """Loss columns of the parts that have samples in this step."""
         pairs = zip(sums[::2], sums[1::2], strict=True)
         return {
             f"loss_{name}": total / count
@@ -320,7 +320,7 @@ class _Trainer:
         }
 
     def _require_finite(self, what: str, value: float, samples: Sequence[Any]) -> None:
-        """All processes see the same value, so all of them stop."""
+        """Stop if a value is not finite. All processes have the same value, so all of them stop."""
         if math.isfinite(value):
             return
         names = gathered([self.observer.describe(sample) for sample in samples])
@@ -337,17 +337,17 @@ class _Trainer:
     def _evaluate(self, epoch: int) -> dict[str, float]:
         if not self.observer.columns:
             return {}
-        with first_on_its_own() as is_first:  # a probe is a training too
+        with first_on_its_own() as is_first:  # a probe is a training, too
             return dict(self.observer.evaluate(epoch)) if is_first else {}
 
     def _act_on(self, signals: Signals) -> None:
-        """Write a checkpoint where it is time to; all processes agree on what a signal to one of them means."""
+        """Write a checkpoint if one is due or requested. Processes agree on signals that only one of them received."""
         if self.checkpoints is None:
             return
         noted = [signals.stop, signals.save]
         signals.save = False
         stop, save = summed(noted, self.device)
-        # After the last step too: what comes next may fail, on a full disk or in the scores of a validation set.
+        # Also after the last step: what follows may fail, for example on a full disk or in the validation.
         due = self.checkpoints.due or self.step == self.total_steps
         if process_index() == 0 and (stop or save or due):
             self.checkpoints.save(self._state())
@@ -360,18 +360,18 @@ class _Trainer:
 
 
 def _in_parallel(objective: nn.Module) -> DistributedDataParallel:
-    """Statistics of batch norm are the same everywhere: there is nothing to broadcast."""
+    """DDP without broadcasts of buffers: batch norm statistics are equal in all processes."""
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
     return DistributedDataParallel(objective, **{name: False})
 
 
 class _LocalSums:
-    """What one process adds to a step: loss, points, and for each part the sum and the number of its losses."""
+    """The contribution of one process to a step: loss, points, and sum and number of losses of each part."""
 
     def __init__(self, num_parts: int) -> None:
         self.values = [0.0] * (2 + 2 * num_parts)
-        self.offenders: list[Any] = []  # samples whose loss is not finite
+        self.offenders: list[Any] = []  # samples with a loss that is not finite
 
     def add(self, batch: Batch, loss: float, of_samples: torch.Tensor | None, part_of: Callable[[Any], int]) -> None:
         self.values[0] += loss
@@ -395,7 +395,7 @@ def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def _grouped_by_scale(objective: nn.Module, scale_of: Callable[[str], float]) -> list[dict[str, Any]]:
-    """Parameter groups for the optimiser: those that are trained with the same share of the learning rate."""
+    """Parameter groups for the optimiser, one per factor of the learning rate."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
         if parameter.requires_grad:

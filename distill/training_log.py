@@ -1,4 +1,4 @@
-"""What one watches of a training: a row a step in `log.csv`, and the same in TensorBoard."""
+"""The log of a training: one row per step in `log.csv`, and the same values for TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class TrainingLog:
     """Appends to `log.csv` and to TensorBoard event files in the same folder.
 
     Args:
-        folder: made where it is not there.
-        more_fields: columns besides FIELDS; a row may leave them out.
-        steps: that are kept of a log that is there, as a resumed training makes the others again.
+        folder: created if it does not exist.
+        more_fields: columns besides FIELDS; rows may leave them out.
+        steps: number of steps to keep of an existing log; a resumed training makes the later ones again.
 
     Raises:
         StudentError: the folder cannot be written.
@@ -43,10 +43,10 @@ class TrainingLog:
             self._events = _Events(folder, purge_step=steps + 1 if steps else None)
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Append a row, at once, so that a killed run keeps its curve.
+        """Append a row and flush it, so that a killed run keeps its curve.
 
         Raises:
-            StudentError: it cannot be written, for example on a full disk.
+            StudentError: the row cannot be written, for example on a full disk.
         """
         with self._errors_said():
             self._rows.writerow(row)
@@ -57,7 +57,7 @@ class TrainingLog:
 
     def close(self) -> None:
         for each in (self._file, self._events):
-            with suppress(OSError):  # each row has been written before; what could not be, was an error then
+            with suppress(OSError):  # rows have been flushed before; a failure was an error then
                 each.close()
 
     @contextmanager
@@ -75,14 +75,14 @@ class TrainingLog:
 class _Events:
     """A file of events for TensorBoard.
 
-    Its own writers work in a thread, which on a full disk ends with a traceback.
+    TensorBoard's own writers work in a thread, which on a full disk ends with a traceback.
 
     Args:
-        purge_step: events of files before this one count up to this step; None where there are none.
+        purge_step: events of earlier files are valid up to this step; None if there are no earlier files.
     """
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
-        # Imported here: a machine that only uses trained students need not have it.
+        # Imported here, because machines that only use trained students need not have tensorboard.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -107,10 +107,10 @@ class _Events:
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """The rows of a `log.csv`; those that are damaged, such as a last one that was cut off, are left out.
+    """The rows of a `log.csv`, without damaged ones such as a last row that was cut off; empty if there is no file.
 
     Raises:
-        StudentError: the file is there and cannot be read.
+        StudentError: the file exists and cannot be read.
     """
     try:
         with path.open(newline="", errors="replace") as file:

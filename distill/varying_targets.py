@@ -1,5 +1,7 @@
-"""Targets that teach nothing, noticed when a training begins: those of all points have one direction, or a loss that
-tells superpixels apart has one of them alone in each batch."""
+"""A check at the beginning of a training for targets from which nothing can be learnt.
+
+Such targets have one direction at all points, or a loss of superpixels finds only one superpixel in each batch.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,20 @@ from ..errors import StoreError
 from ..extract.targets import EncodedTargets
 from .dataset import DistillBatch, SampleId
 
-SAMPLES = 8  # so many are looked at before anything is said: the camera of one may see a single thing
-PAIRS = 256  # of a batch that are looked at first
-SAME = 0.02  # distance of unit vectors that rounding to int8 can set apart: a cosine of 0.9998
+SAMPLES = 8  # checked before the training stops: the camera of one sample may see a single object
+PAIRS = 256  # checked first in a batch
+SAME = 0.02  # distance of unit vectors that rounding to int8 can cause: a cosine of 0.9998
 
 
 class VaryingTargets:
-    """The batches of a loader; they are looked at until each teacher's targets are seen to vary, and until a batch has
-    two superpixels, where the loss is of them.
+    """The batches of a loader, checked at the beginning.
+
+    The check ends when each teacher's targets vary and, for a loss of superpixels, when a batch has two of them.
 
     Args:
-        batches: (epoch, first step) -> that epoch's batches.
+        batches: (epoch, first step) -> the epoch's batches.
         teachers: in the order of a batch's targets.
-        describe: a sample -> its name for people.
+        describe: sample -> its name in messages.
     """
 
     def __init__(
@@ -34,12 +37,12 @@ class VaryingTargets:
         describe: Callable[[SampleId], str],
     ) -> None:
         self.batches, self.teachers, self.describe = batches, teachers, describe
-        self._in_doubt: dict[int, torch.Tensor | None] = dict.fromkeys(range(len(teachers)))  # the one direction (1, D)
+        self._in_doubt: dict[int, torch.Tensor | None] = dict.fromkeys(range(len(teachers)))  # first direction (1, D)
         self._superpixels_in_doubt = True
         self._seen: list[SampleId] = []
 
     def __call__(self, epoch: int, first_step: int = 0) -> Iterator[DistillBatch]:
-        """That epoch's batches.
+        """The epoch's batches.
 
         Raises:
             StoreError: in SAMPLES samples or more, all targets of a teacher have one direction, or no batch has two
@@ -80,11 +83,11 @@ class VaryingTargets:
 
 
 def _directions(targets: EncodedTargets, count: int) -> torch.Tensor:
-    """(count or fewer, D): unit targets of pairs spread evenly."""
+    """(at most count, D): unit targets of evenly spread pairs."""
     pairs = torch.linspace(0, len(targets) - 1, min(count, len(targets))).round().long()
     return F.normalize(targets.select(pairs).decode(), dim=1)
 
 
 def _varies(directions: torch.Tensor, direction: torch.Tensor) -> bool:
-    # Written so that values that are no numbers are left to the loss, which names their sample.
+    # Written so that NaN passes this check; the loss then names the sample.
     return not bool((torch.linalg.vector_norm(directions - direction, dim=1) < SAME).all())

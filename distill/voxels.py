@@ -1,4 +1,4 @@
-"""Which points stand for their voxels."""
+"""The points that represent their voxels."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ HASH_FACTOR = 0x9E3779B97F4A7C15  # Fibonacci hashing: 2^64 / golden ratio
 def voxel_keys(xyz: np.ndarray, voxel_size_m: float) -> np.ndarray:
     """(N,) int64 keys of the points' voxels, in the lexicographic order of the voxels.
 
-    The grid starts at the lowest coordinates of `xyz` (N, 3), and is computed in their dtype.
+    The grid starts at the lowest coordinates of `xyz` (N, 3) [m] and is computed in their dtype.
     """
     if len(xyz) == 0:
         return np.empty(0, np.int64)
     keys, fits = _voxel_keys(xyz, xyz.dtype.type(voxel_size_m))
     if fits:
         return keys
-    # Stray points far away: rank the coordinates of the voxels, the order stays.
+    # With points that are far away, keys would overflow: coordinates are replaced by their ranks, in the same order.
     voxels = np.floor((xyz - xyz.min(axis=0)) / voxel_size_m)
     x, y, z = (np.unique(column, return_inverse=True)[1] for column in voxels.T)
     return (x * (y.max() + 1) + y) * (z.max() + 1) + z
 
 
 def one_of_each(keys: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-    """One row for every distinct key, in the order of the keys.
+    """One row per distinct key, in the order of the keys.
 
-    A hash table finds them, so that only one key of each voxel is sorted.
+    A hash table finds the distinct keys, so that only these are sorted.
 
     Args:
         keys: (N,) non-negative int64.
-        rng: draws a row of each key uniformly; without it the first one is taken.
+        rng: draws one row of each key uniformly. None takes the first row.
 
     Returns:
         (V,) int64 rows.
@@ -45,7 +45,7 @@ def one_of_each(keys: np.ndarray, rng: np.random.Generator | None = None) -> np.
 
 @compiled
 def _voxel_keys(xyz, size):
-    """The keys, and whether they fit into 62 bits."""
+    """The keys, and whether all fit into 62 bits."""
     lows, highs = xyz[0].copy(), xyz[0].copy()
     for point in range(len(xyz)):
         for axis in range(3):
@@ -85,6 +85,6 @@ def _one_of_each(keys, draws):
             voxels += 1
             continue
         sizes[voxel] += 1
-        if draws[row] * sizes[voxel] < 1:  # the n-th point replaces the one before it once in n times
+        if draws[row] * sizes[voxel] < 1:  # the n-th point of a voxel is kept with probability 1/n
             rows[voxel] = row
     return rows[:voxels].copy()

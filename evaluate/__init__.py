@@ -1,1 +1,1 @@
-"""What a student is worth: metrics, probes, reports."""
+"""Evaluation of students: linear probing, finetuning, robustness, domain generalisation."""

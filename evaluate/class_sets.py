@@ -1,6 +1,6 @@
-"""Classes that two datasets share: those of domain generalisation, with the mappings of SALUDA (of Complete & Label).
+"""Classes that two datasets share, for domain generalisation: SALUDA's mappings, which are those of Complete & Label.
 
-Raw ids that are in no class are ignored.
+Raw ids without a class are ignored.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def class_map(classes: str, dataset: str) -> LabelMap:
     """Which raw ids of a dataset make up each class of a set.
 
     Raises:
-        StudentError: no such set, or none for this dataset.
+        StudentError: no such set, or no mapping for this dataset.
     """
     if classes not in RAW_IDS:
         raise StudentError(
@@ -88,10 +88,10 @@ def class_map(classes: str, dataset: str) -> LabelMap:
 
 
 def with_classes(dataset: Dataset, classes: str | None) -> Dataset:
-    """The dataset with labels of a set of classes, or, without one, as it is.
+    """The dataset with the labels of a set of classes; the dataset itself if `classes` is None.
 
     Raises:
-        StudentError: no such set, or none for this dataset.
+        StudentError: no such set, or no mapping for this dataset.
     """
     if classes is None:
         return dataset

@@ -1,8 +1,8 @@
-"""Corrupted copies of a validation set in Robo3D's layout, for those who do not have its 300 GB.
+"""Corrupted copies of a validation set in Robo3D's layout, for users who do not have Robo3D's 300 GB.
 
-out/<corruption>/<severity>/…      as nuScenes-C and SemanticKITTI-C have it
-out/corruptions.json               what was made, with which seed and strengths
-out/v1.0-trainval                  for nuScenes, a link to the tables of the clean dataset
+out/<corruption>/<severity>/…      as in nuScenes-C and SemanticKITTI-C
+out/corruptions.json               the copies, the seed and the strengths
+out/v1.0-trainval                  nuScenes only: a link to the tables of the clean dataset
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ Share = Annotated[float, above(0), up_to(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptConfig(Settings):
-    """Which copies to make of what; the fields are the options of `scalr corrupt`.
+    """The copies to make, and the dataset to copy; the fields are the options of `scalr corrupt`.
 
-    `motion_blur_m` and `crosstalk_share` are light, moderate and heavy in place of the published values, which nuScenes
-    has for light only. Robo3D's sets, and the readers of this package, are of split val.
+    `motion_blur_m` and `crosstalk_share` replace the published strengths of light, moderate and heavy; for nuScenes
+    only the light strengths are published. Robo3D's datasets have split val only, and so do their readers.
     """
 
     root: Path  # of the clean dataset
@@ -61,7 +61,7 @@ class CorruptConfig(Settings):
     motion_blur_m: tuple[PositiveAmount, PositiveAmount, PositiveAmount] | None = None
     crosstalk_share: tuple[Share, Share, Share] | None = None
     seed: Seed = 0
-    workers: Workers = 0  # processes; 0 works in this one
+    workers: Workers = 0  # processes; 0: everything in the main process
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +70,7 @@ class CorruptConfig(Settings):
         _check_names("--severity", self.severities, SEVERITIES)
 
     def copies(self) -> list[Copy]:
-        """What is asked for, in the order of Robo3D's tables."""
+        """The copies that the options ask for, in the order of Robo3D's tables."""
         levels = levels_of(BENCHMARKS[self.dataset], self.motion_blur_m, self.crosstalk_share)
         return [
             Copy(corruption, severity, strength)
@@ -95,7 +95,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class CorruptSummary:
-    """Folders that are whole now, those left out with the reason, and how many scans this run has made."""
+    """Complete folders, omitted folders with the reason, and the number of scans that this run wrote."""
 
     written: tuple[str, ...]
     left_out: dict[str, str]
@@ -104,20 +104,20 @@ class CorruptSummary:
 
 @dataclass(frozen=True)
 class _Job:
-    """The copies of a frame that are not there yet."""
+    """The missing copies of a frame."""
 
     frame: Frame
     copies: tuple[Copy, ...]
 
 
 def corrupt(config: CorruptConfig) -> CorruptSummary:
-    """Make the copies of every frame of a split; those that are there already are not made again.
+    """Make the missing copies of every frame of a split.
 
-    All that is random about a copy is drawn from (seed, corruption, severity, frame): neither the number of processes
-    nor what was made before changes it.
+    Random numbers of a copy depend on (seed, corruption, severity, frame) only, and not on the number of processes or
+    on earlier runs.
 
     Raises:
-        ScalrError: what is wrong with the dataset or the output folder; what was written stays.
+        ScalrError: the dataset or the output folder cannot be used; copies that were written remain.
     """
     dataset = open_dataset(config.dataset, config.root, config.split, need="labels")
     frames = _frames(dataset, config)
@@ -147,12 +147,12 @@ def generator(seed: int, copy: Copy, token: str) -> np.random.Generator:
 
 
 def _results(config: CorruptConfig, jobs: Sequence[_Job]) -> Iterator[int]:
-    """How many copies each job has made, in the order of the jobs."""
+    """The number of copies that each job wrote, in the order of the jobs."""
     make = partial(_make, config)
     if not config.workers:
         yield from map(make, jobs)
         return
-    # A terminal's Ctrl-C reaches all processes: this one speaks for all.
+    # A terminal's Ctrl-C reaches all processes: the main process reports it for all.
     ignore_interrupts = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
     with ProcessPoolExecutor(config.workers, mp_context=worker_context(), **ignore_interrupts) as pool:
         try:
@@ -164,7 +164,7 @@ def _results(config: CorruptConfig, jobs: Sequence[_Job]) -> Iterator[int]:
 
 
 def _make(config: CorruptConfig, job: _Job) -> int:
-    """Write the missing copies of a frame: labels first, so that a scan that is there has some."""
+    """Write the missing copies of a frame: labels first, so that every scan that exists has labels."""
     benchmark, layout = BENCHMARKS[config.dataset], LAYOUTS[config.dataset]
     scan = layout.read(config.root, job.frame)
     for copy in job.copies:
@@ -177,15 +177,15 @@ def _make(config: CorruptConfig, job: _Job) -> int:
 
 
 def _frames(dataset: Dataset, config: CorruptConfig) -> list[Frame]:
-    """Those of the dataset, without their views.
+    """The frames of the dataset, without their views.
 
     Raises:
-        DatasetError: one has no labels, or the layout has no room for all.
+        DatasetError: a frame has no labels, or the layout cannot hold all frames.
     """
     frames = [replace(frame, views=(), error=None) for frame in dataset.frames]
     for frame in frames:
         if frame.labels is None:
-            dataset.read_labels(frame)  # raises: it knows what to unpack
+            dataset.read_labels(frame)  # raises an error that says which archive to unpack
     if len({LAYOUTS[config.dataset].paths(frame) for frame in frames}) < len(frames):
         raise DatasetError(
             f"scans of '{config.split}' have the same numbers, and Robo3D's layout has no sequences",
@@ -196,7 +196,7 @@ def _frames(dataset: Dataset, config: CorruptConfig) -> list[Frame]:
 
 
 def _jobs(config: CorruptConfig, frames: Sequence[Frame], copies: Sequence[Copy]) -> Iterator[_Job]:
-    """Of every frame that is not finished; folders are listed, as asking for each file takes long on shared disks."""
+    """A job for every unfinished frame; folders are listed, as a query per file is slow on shared disks."""
     layout = LAYOUTS[config.dataset]
     listed: dict[Path, set[str]] = {}
 
@@ -214,15 +214,15 @@ def _jobs(config: CorruptConfig, frames: Sequence[Frame], copies: Sequence[Copy]
 
 
 def _path(config: CorruptConfig, copy: Copy, name: str) -> Path:
-    """Of a file of a copy; nuScenes' tables give its name."""
+    """The path of a file of a copy; `name` is given by nuScenes' tables."""
     return below(config.out / copy.folder, name, DatasetError)
 
 
 def _write_manifest(config: CorruptConfig, copies: Sequence[Copy]) -> None:
-    """Say what is in the folder before anything is.
+    """Write the manifest before the first copy.
 
     Raises:
-        ScalrError: it holds copies of other scans, seeds or strengths, or such that were not made here.
+        ScalrError: the folder has copies of other scans, seeds or strengths, or copies that scalr did not make.
     """
     path = config.out / MANIFEST
     settings = {name: getattr(config, name) for name in ("dataset", "split", "seed")}
@@ -265,12 +265,12 @@ def _read_manifest(path: Path) -> dict | None:
 
 
 def _link_tables(tables: Path, out: Path) -> None:
-    """The reader of nuScenes-C looks for the tables beside the corruptions, or goes by $NUSCENES."""
+    """Link the tables where the reader of nuScenes-C looks for them: beside the corruptions."""
     link = out / tables.name
     if link.is_dir():
         return
     try:
-        link.unlink(missing_ok=True)  # a link to tables that have moved
+        link.unlink(missing_ok=True)  # a link to tables that were moved
         link.symlink_to(os.path.relpath(tables.resolve(), out.resolve()), target_is_directory=True)
     except OSError as error:
         logger.info("%s cannot be a link (%s): set $NUSCENES to read the copies", link, error.strerror)

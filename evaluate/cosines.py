@@ -1,10 +1,10 @@
-"""Cosines of features, as they are or less their mean."""
+"""Cosines of features, with or without their mean."""
 
 from __future__ import annotations
 
 import numpy as np
 
-ROUNDING = 1e-6  # what is left of a unit vector, in float32, when one that is equal to it is taken away
+ROUNDING = 1e-6  # length in float32 of the difference of two equal unit vectors
 
 
 def similarity(features: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -17,12 +17,12 @@ def similarity(features: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (..., C) float32 over their lengths; those of length zero stay."""
+    """Vectors (..., C) float32 divided by their lengths; vectors of length zero stay zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
 def centred(units: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Unit vectors (..., C) less a mean (C,); what is equal to it is zero, not a direction made of rounding."""
+    """Unit vectors (..., C) minus a mean (C,); a vector equal to the mean becomes zero, not a rounding error."""
     rest = units - mean
     return np.where(np.linalg.norm(rest, axis=-1, keepdims=True) > ROUNDING, rest, 0).astype(np.float32)

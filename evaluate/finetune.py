@@ -1,4 +1,4 @@
-"""Finetuning: a whole student trained on labels, all of them or few."""
+"""Finetuning: all weights of a student are trained on labels, on all of them or on few."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ def finetune(config: FinetuneConfig) -> SupervisedResult:
 
 
 def layer_scale(decay: float, backbone: Backbone, head_factor: float = 1.0) -> Callable[[str], float]:
-    """The share of the learning rate of each parameter of a SupervisedObjective, by its name (BEiT's rule).
+    """The learning-rate factor of each parameter of a SupervisedObjective, by its name (BEiT's rule).
 
-    The head has `head_factor` of it, the last layer of the backbone `decay`, the one before that decay^2, and so on.
+    The head has `head_factor`, the backbone's last layer has `decay`, the layer before decay^2, and so on.
     """
 
     def scale(name: str) -> float:

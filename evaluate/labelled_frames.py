@@ -1,4 +1,4 @@
-"""Which labelled frames a result depends on, so that those of another folder, split or release are told apart."""
+"""The identity of the labelled frames of a result, which differs for another folder, split or release."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..extract.datasets.scans import read_labelled_scan
 from ..extract.plan import frames_digest
 from .labelled_scans import name_of_frame
 
-WHOLE_FRAMES = 8  # whose points and labels are read; of all others, the size of the label file is asked for
-THREADS = 16  # that ask: each waits for shared storage
+WHOLE_FRAMES = 8  # frames whose points and labels are read; of all others, only the size of the label file
+THREADS = 16  # threads that ask for file sizes: each waits for shared storage
 
 
 def labelled_frames(dataset: Dataset) -> dict[str, int | str]:
     """The frames of a split and their labels, as plain values.
 
     `labels_sha256` is over the name and the size of every label file, and over the points and train ids of WHOLE_FRAMES
-    frames spread evenly over the split: reading all of a large set would take minutes each time.
+    frames spread evenly over the split: reading all frames of a large split would take minutes each time.
 
     Raises:
-        ScalrError: a frame among these cannot be read, or lacks labels.
+        ScalrError: one of these WHOLE_FRAMES frames cannot be read, or lacks labels.
     """
     frames = dataset.frames
     digest = hashlib.sha256("\n".join(_label_files(dataset)).encode(errors="surrogateescape"))

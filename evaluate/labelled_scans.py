@@ -1,4 +1,4 @@
-"""Labelled scans as samples and batches: what heads and models are trained on, and scored on."""
+"""Labelled scans as samples and batches, for training and scoring heads and models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..extract.datasets.scans import intensity_of, read_labelled_scan, read_labe
 from ..worker_processes import worker_context
 from .schedules import Published
 
-Augmentation = Literal["official", "joint"]  # as the schedule's own code trains downstream, or as ScaLR pretrains
+Augmentation = Literal["official", "joint"]  # that of the schedule's own code, or that of ScaLR's pretraining
 MOVED_BY_SLIDR = AugmentConfig(flips="each", flip_probability=0.5, max_scale_change=0.0)
 
 
@@ -52,12 +52,12 @@ class LabelledBatch(Batch):
 def draw_motions(
     rng: np.random.Generator, augmentation: Augmentation, schedule: Published = "scalr"
 ) -> tuple[Motion, Motion]:
-    """How a scan's coordinates are moved, and how x, y and z among its features are.
+    """The motion of a scan's coordinates, and the motion of x, y and z among its features.
 
-    The coordinates choose neighbours, field of view and plane cells. Official downstream configurations of ScaLR turn
-    and flip them, and do not scale them; they turn the features by an angle of their own, do not flip them, and scale
-    them and their radius (`rotation: [[2, 6]]`, `flip_xy`, `scale: [[4, 5, 6, 7], 0.1]` of columns x, y, z, intensity,
-    x, y, z, radius). "joint" moves both alike, as pretraining does. So does SLidR, which turns and flips.
+    The coordinates determine neighbours, field of view and plane cells. Official downstream configurations of ScaLR
+    rotate and flip the coordinates, and do not scale them; they rotate the features by another angle, do not flip them,
+    and scale them and their radius (`rotation: [[2, 6]]`, `flip_xy`, `scale: [[4, 5, 6, 7], 0.1]` of columns x, y, z,
+    intensity, x, y, z, radius). "joint" moves both alike, as in pretraining. SLidR also rotates and flips both alike.
     """
     if schedule == "slidr" and augmentation == "official":
         motion = draw_motion(rng, MOVED_BY_SLIDR)
@@ -71,7 +71,7 @@ def draw_motions(
 class AugmentedScans(TorchDataset):
     """Training scans in the official order: points are drawn, augmented and cropped.
 
-    SLidR takes the first point of each voxel. All that is random is drawn from (seed, visit, frame).
+    SLidR takes the first point of each voxel. Random numbers depend on (seed, visit, frame) only.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class AugmentedScans(TorchDataset):
         return name_of_frame(self.dataset, frame)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[PreparedScan, np.ndarray]:
-        """A scan of M rows and their (M,) labels, of `key` = (visit, frame)."""
+        """The scan of M rows and the (M,) labels of `key` = (visit, frame)."""
         visit, index = key
         rng = np.random.default_rng([self.seed, visit, index])
         points, labels = read_labelled_scan(self.dataset, self.dataset.frames[index])
@@ -111,7 +111,7 @@ class AugmentedScans(TorchDataset):
 
 @dataclass(frozen=True)
 class LabelledCollate:
-    """Pack labelled scans into a batch (a class, so that workers can be sent it)."""
+    """Pack labelled scans into a batch (a class, so that it can be pickled for workers)."""
 
     inputs: ScanInputs
 
@@ -123,22 +123,22 @@ class LabelledCollate:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationScan:
-    """A scan as it is scored: the network has features of M rows, each of which stands for some of the N raw points."""
+    """A scan as it is scored: the network predicts M rows, and each of N raw points takes the prediction of a row."""
 
     frame: int  # its number in the dataset
     scan: PreparedScan
-    labels: np.ndarray | None  # (N,) uint8 train ids; None where they were not asked for
+    labels: np.ndarray | None  # (N,) uint8 train ids; None if they were not requested
 
 
 class EvaluationScans(TorchDataset):
-    """Scans by the evaluation protocol of a backbone.
+    """Scans prepared by the evaluation protocol of a backbone.
 
     Args:
         dataset: a split.
-        inputs: of the backbone.
-        max_range_m: points as far away and farther are left out before anything else, as SALUDA does with
-            SemanticKITTI; they have no prediction and are not scored.
-        labelled: whether the labels are read too.
+        inputs: how scans become the backbone's input.
+        max_range_m: points at this distance and beyond are removed first, as SALUDA does with SemanticKITTI; they have
+            no prediction and are not scored.
+        labelled: whether labels are read, too.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class EvaluationScans(TorchDataset):
         return len(self.dataset.frames)
 
     def __getitem__(self, number: int) -> EvaluationScan | ScalrError:
-        """An error comes back as an item: raised in a worker, it would arrive as a traceback."""
+        """The scan of a frame, or its error: an error raised in a worker would arrive as a traceback."""
         try:
             return self._scan(number)
         except ScalrError as error:
@@ -168,10 +168,10 @@ class EvaluationScans(TorchDataset):
         return EvaluationScan(number, evaluation_input(points, self.intensity, self.inputs), labels)
 
     def read(self, numbers: Sequence[int], workers: int = 0) -> Iterator[EvaluationScan]:
-        """The scans of the frames `numbers`, in their order, prepared by `workers` processes (0: this one).
+        """The scans of the frames `numbers`, in this order, prepared by `workers` processes (0: the main process).
 
         Raises:
-            ScalrError: what is wrong with a frame.
+            ScalrError: a frame cannot be read.
         """
         for scan in in_order(self, numbers, workers):
             if isinstance(scan, ScalrError):
@@ -195,17 +195,17 @@ def in_order(scans: TorchDataset, numbers: Sequence[int], workers: int) -> Itera
 
 
 def require_labelled(dataset: Dataset) -> None:
-    """Look for a point with a label, which the first frame has as a rule.
+    """Refuse a split without a labelled point; frames are read until one has a label, usually the first.
 
     Raises:
-        DatasetError: no frame of the split has any, or a label file before them cannot be used.
+        DatasetError: no point of the split has a label, or a label file cannot be read.
     """
     if not any((dataset.read_labels(frame) != IGNORE_LABEL).any() for frame in dataset.frames):
         raise unlabelled(dataset)
 
 
 def unlabelled(dataset: Dataset) -> DatasetError:
-    """The error of a split without a labelled point."""
+    """The error for a split without a labelled point."""
     return DatasetError(
         f"no point of split {dataset.split} of {dataset.name} has a label of its {len(dataset.class_names)} classes",
         where=dataset.root,

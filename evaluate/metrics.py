@@ -8,13 +8,13 @@ import numpy as np
 
 from ..extract.datasets.labels import IGNORE_LABEL
 
-RESAMPLES = 1000  # of the bootstrap
+RESAMPLES = 1000  # number of draws of the bootstrap
 
-# The classes that a mIoU is the mean of: those with labels or predictions, as in the official code of ScaLR; those with
-# labels, as in SALUDA's; all, of which one that neither is there nor is predicted has 0, as in SemanticKITTI's script,
-# or 1, as in the code of SLidR.
+# The classes that a mIoU is the mean of: classes with labels or predictions, as in the official code of ScaLR; classes
+# with labels, as in SALUDA's code; or all classes. An absent class, without labels and predictions, then has an IoU of
+# 0, as in SemanticKITTI's script, or of 1, as in the code of SLidR.
 MeanOver = Literal["present or predicted", "present", "all", "all, absent as 1"]
-AbsentClasses = Literal["left-out", "as-1"]  # of ScaLR and of SLidR: what is done with those
+AbsentClasses = Literal["left-out", "as-1"]  # what ScaLR and SLidR do with absent classes
 NAME_OF_MEAN: dict[MeanOver, str] = {"all, absent as 1": "mIoU, absent classes as 1"}  # others: mIoU
 MEAN_WITH: dict[AbsentClasses, MeanOver] = {"left-out": "present or predicted", "as-1": "all, absent as 1"}
 
@@ -23,7 +23,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
     """Count points by (label, prediction).
 
     Args:
-        labels: (N,) train ids; IGNORE_LABEL is left out.
+        labels: (N,) train ids; points with IGNORE_LABEL are not counted.
         predictions: (N,) train ids.
 
     Returns:
@@ -59,7 +59,7 @@ def mean_iou(confusion: np.ndarray, over: MeanOver = "present or predicted") -> 
         confusion: (..., num_classes, num_classes) counts or weighted counts.
 
     Returns:
-        (...,) float64; NaN where there is no class to take the mean of.
+        (...,) float64; NaN without a class to take the mean over.
 
     >>> float(mean_iou(np.array([[1, 1], [0, 1]])))
     0.5
@@ -80,7 +80,7 @@ def mean_iou(confusion: np.ndarray, over: MeanOver = "present or predicted") -> 
 
 
 def frequency_weighted_iou(confusion: np.ndarray) -> float:
-    """The mean of the IoU of classes, each weighted by its share of the labels (nuScenes devkit); NaN without points.
+    """The mean IoU with classes weighted by their fraction of the labels (nuScenes devkit); NaN without points.
 
     >>> frequency_weighted_iou(np.array([[2, 1], [0, 1]]))  # IoU 2/3 and 1/2
     0.625
@@ -92,7 +92,7 @@ def frequency_weighted_iou(confusion: np.ndarray) -> float:
 
 
 def accuracy(confusion: np.ndarray) -> float:
-    """The share of points whose prediction is their label; NaN without points."""
+    """The fraction of points whose prediction is their label; NaN without points."""
     total = confusion.sum()
     return float(np.trace(confusion) / total) if total else float("nan")
 
@@ -100,14 +100,14 @@ def accuracy(confusion: np.ndarray) -> float:
 def bootstrap_interval(
     confusions: np.ndarray, over: MeanOver = "present or predicted", seed: int = 0
 ) -> tuple[float, float] | None:
-    """The 95 % interval of the mIoU under drawing the scenes anew, with replacement (percentile bootstrap).
+    """The 95 % interval of the mIoU when scenes are drawn with replacement (percentile bootstrap).
 
     Args:
-        confusions: (S, num_classes, num_classes), one of each scene.
-        seed: of the draws.
+        confusions: (S, num_classes, num_classes), one for each scene.
+        seed: random seed of the draws.
 
     Returns:
-        The 2.5th and 97.5th percentile; None for fewer than two scenes, which say nothing about others.
+        The 2.5th and 97.5th percentile; None for fewer than two scenes.
     """
     if len(confusions) < 2:
         return None

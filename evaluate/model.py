@@ -1,4 +1,4 @@
-"""Models that tell classes: a student with a head of BatchNorm and a linear layer instead of its own."""
+"""Models that predict classes: a student with a head of BatchNorm and a linear layer instead of its own head."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ..errors import StudentError
 from ..extract.datasets.frame import Dataset
 from ..extract.intensity import IntensityStatistics, intensity_statistics
 from ..paths import expanded
-from .origin import TRAININGS, origin_of, teacher_summary
+from .origin import origin_of, teacher_summary
 from .result import RECORD
 
-MODEL = "model.safetensors"  # in the folder of a probing or finetuning
+MODEL = "model.safetensors"  # in the output folder of probing or finetuning
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,7 @@ class Model:
     @property
     def trained_on(self) -> str | None:
         """The dataset whose labels the model was trained on; None if its file does not say."""
-        trainings = (self.provenance.get(key) or {} for key in TRAININGS)
-        return next((name for training in trainings if (name := training.get("training_dataset"))), None)
+        return self.training.get("training_dataset")
 
     def predict(self, points: ArrayLike, dataset: str | IntensityStatistics | None = None) -> np.ndarray:
         """The class of each point of a raw scan, as 'scalr evaluate score' predicts it.
@@ -90,8 +89,13 @@ class Model:
         return intensity_statistics(dataset or self.trained_on)
 
     @property
+    def training(self) -> dict:
+        """The protocol of the training on labels that made it; empty if its file does not say it."""
+        return self.provenance.get("finetuning") or self.provenance.get("probing") or {}
+
+    @property
     def on_card(self) -> dict:
-        """What a result card says of it."""
+        """The entries of a result file that say what the model is."""
         return {
             "model": origin_of(self.student.config, self.provenance),
             "provenance": {**self.provenance, "teachers": teacher_summary(self.provenance)},
@@ -111,13 +115,13 @@ def with_class_head(
     """The student's backbone with a new head.
 
     Args:
-        student: with any head.
-        num_classes: outputs of the new one.
+        student: a student with any head.
+        num_classes: number of outputs of the new head.
         inputs: how scans become the backbone's input.
-        head: "probe", whose linear layer is zero, as ScaLR's code probes and finetunes; or "probe_linear", as SLidR's.
-        stochastic_depth: of a backbone that has it.
-        bn_momentum: likewise; None leaves it as it is.
-        seed: of a head that is drawn.
+        head: "probe", which starts with a linear layer of zeros, as in ScaLR's code; or "probe_linear", as in SLidR's.
+        stochastic_depth: for backbones that have it.
+        bn_momentum: for backbones that have it; None keeps the student's.
+        seed: random seed of the head's weights.
     """
     config = replace(student.config, head=head, out_channels=num_classes)
     config = config.with_own(stochastic_depth=stochastic_depth, bn_momentum=bn_momentum)
@@ -129,7 +133,7 @@ def with_class_head(
 
 
 def save_model(model: Student, path: Path, class_names: Sequence[str], provenance: dict) -> None:
-    """Write a model aside and rename it into place.
+    """Write a model to a temporary file and rename it into place.
 
     Raises:
         StudentError: the file cannot be written.
@@ -138,12 +142,12 @@ def save_model(model: Student, path: Path, class_names: Sequence[str], provenanc
 
 
 def load_model(path: str | Path) -> Model:
-    """Read a model that probing or finetuning wrote, or an official one that was converted, in eval mode on the CPU.
+    """Read a model of probing or finetuning, or a converted official model, in eval mode on the CPU.
 
     Its `predict` gives a class for each point of a raw scan.
 
     Raises:
-        StudentError: missing or damaged file, or a student without a head for classes.
+        StudentError: the file is missing or damaged, or has a student without a head for classes.
     """
     path = expanded(path, StudentError)
     student, provenance = load_student(path), student_provenance(path)
@@ -162,7 +166,7 @@ def require_classes(model: Model, dataset: Dataset, path: Path) -> None:
     """Refuse to score a model on other classes than it was trained for.
 
     Raises:
-        StudentError: their names, or where the file does not name them their number, differ.
+        StudentError: the class names differ or, if the model's file has no names, the numbers of classes.
     """
     theirs = tuple(dataset.class_names)
     same = model.student.config.out_channels == len(theirs) and model.class_names in (None, theirs)
@@ -176,7 +180,7 @@ def require_classes(model: Model, dataset: Dataset, path: Path) -> None:
 
 
 def student_identity(student: Student) -> dict:
-    """What a student is, whatever its file: plain values, a digest of its tensors among them."""
+    """The identity of a student, whatever its file: its configuration and a digest of its tensors, as plain values."""
     return {
         "tensors_sha256": tensors_digest(student.state_dict()),
         "config": asdict(student.config),
@@ -185,5 +189,5 @@ def student_identity(student: Student) -> dict:
 
 
 def file_identity(path: Path) -> dict[str, str]:
-    """What says later which file a result is of."""
+    """The identity of a file, for results: its path and digest."""
     return {"file": str(path), "sha256": sha256_of_file(path)}

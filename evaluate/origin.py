@@ -1,6 +1,6 @@
-"""What a model is and where it comes from, as far as its file says, by the names that published figures are matched by.
+"""What a model is and what it was trained on, as far as its file says, by the names that published results have.
 
-A name that is missing is not known: a converted official file says what its network is, and no more.
+A missing name means that the value is not known: a converted official file says only what its network is.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # finished runs are compared without torch
     from ..distill.backbones.backbone import BackboneConfig
 
-OF_NETWORK = ("depth", "width", "norm", "activation")  # of WaffleIron: what published figures are matched by
-REPLACED = ("head", "stochastic_depth", "bn_momentum")  # by probing and finetuning
-OF_TEACHER = ("model", "weights_sha256", "feature", "image_size", "pos_embed")  # which feature was learnt
-TRAININGS = {"probing": "probed", "finetuning": "finetuned"}  # on labels, by the key of a model file's provenance
-NEW_WEIGHTS = {"starts_from": "new weights"}  # in the place of a student's provenance, where there was no student
-WEIGHTS = {"hub": "published", "random": "random"}  # a file's may be any
+OF_NETWORK = ("depth", "width", "norm", "activation")  # WaffleIron's settings that published results have
+REPLACED = ("head", "stochastic_depth", "bn_momentum")  # settings of a student that probing and finetuning replace
+OF_TEACHER = ("model", "weights_sha256", "feature", "image_size", "pos_embed")  # what defines a teacher's feature
+TRAININGS = {"probing": "probed", "finetuning": "finetuned"}  # on labels, by the key in a model file's provenance
+NEW_WEIGHTS = {"starts_from": "new weights"}  # replaces a student's provenance if there was no student
+WEIGHTS = {"hub": "published", "random": "random"}  # weights from a file are unknown
 
 
 def origin_of(network: BackboneConfig, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What a student or model is, what it was distilled from and how, and which labels it has seen: plain JSON values.
+    """Network, distillation and labels of a student or model, as plain JSON values.
 
     Args:
-        network: of the student or model.
-        provenance: of its file.
+        network: configuration of the student or model.
+        provenance: provenance in its file.
     """
     trainings, source = _unwound(provenance)
     left_out = ("out_channels", *(REPLACED if network.tells_classes else ()))
-    values = json.loads(json.dumps(asdict(network)))  # a tuple is a list in a card
+    values = json.loads(json.dumps(asdict(network)))  # a tuple is a list in a result file
     origin = _pretraining(source) | {name: value for name, value in values.items() if name not in left_out}
     origin["student"] = network.title
     if trainings or not network.tells_classes or source == NEW_WEIGHTS:
@@ -40,7 +40,7 @@ def origin_of(network: BackboneConfig, provenance: Mapping[str, Any]) -> dict[st
 
 
 def description(origin: Mapping[str, Any]) -> str:
-    """A line for people."""
+    """The origin in one line for people."""
     if origin.get("converted from"):
         source = f"converted from {origin['converted from']}"
     elif origin.get("teachers") is None:
@@ -52,7 +52,7 @@ def description(origin: Mapping[str, Any]) -> str:
         source = f"distilled from {text_of(origin['teachers'])} ({weights} weights, {text_of(origin['image size'])})"
         source += f" on {text_of(origin['pretrained on'])}"
     labels = origin.get("labels", ["trained on labels that its file does not name"])
-    # Cards from before there were other backbones do not say what the student is called.
+    # Result files from before there were other backbones do not have the student's name.
     title = origin.get("student") or f"WI-{origin['depth']}-{origin['width']}"
     return "; ".join([f"{title}, {source}", *labels])
 
@@ -67,7 +67,7 @@ def text_of(value: Any) -> str:
 
 
 def teacher_summary(provenance: Mapping[str, Any]) -> dict[str, dict]:
-    """Of each teacher that a student, or the student of a model, learnt from: which feature, at which image size."""
+    """The feature and image size of each teacher that a student, or the student of a model, was distilled from."""
     _, source = _unwound(provenance)
     teachers = source.get("teachers") or {}
     return {name: {key: values.get(key) for key in OF_TEACHER} for name, values in teachers.items()}
@@ -86,7 +86,7 @@ def _training(done: str, protocol: Mapping[str, Any]) -> str:
     dataset, split, frames = (protocol.get(f"training_{name}", "?") for name in ("dataset", "split", "frames"))
     text = f"{done} on {set_name(dataset, split, frames)} by the schedule of {protocol.get('schedule_of', '?')}"
     departures = protocol.get("departures")
-    return f"{text}, other than published: {' and '.join(departures)}" if departures else text
+    return f"{text} with deviations: {' and '.join(departures)}" if departures else text
 
 
 def _pretraining(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _pretraining(source: Mapping[str, Any]) -> dict[str, Any]:
     if not teachers:
         return origin
     sets = [
-        # What was learnt from: an extraction may have skipped frames.
+        # The frames that were trained on: an extraction may have skipped frames.
         {**attributes, "num_frames": frames}
         for store in source.get("stores", ())
         for attributes, frames in zip(store["sources"], store.get("frames_in_use", itertools.repeat("?")), strict=False)
@@ -109,7 +109,7 @@ def _pretraining(source: Mapping[str, Any]) -> dict[str, Any]:
         "teachers": sorted(teachers),
         "teacher's weights": _common(WEIGHTS.get(values.get("weights")) for values in teachers.values()),
         "image size": _common(sizes),
-        "image augmentation": "none",  # a store has the features of whole images
+        "image augmentation": "none",  # a store has features of complete images
         "feature": _common(values.get("feature") for values in teachers.values()),
         "pos_embed": _common(values.get("pos_embed") for values in teachers.values()),
         "pretrained on": sorted(set_name(each["dataset"], each["split"], each["num_frames"]) for each in sets),
@@ -119,17 +119,17 @@ def _pretraining(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _superpixels(source: Mapping[str, Any]) -> str:
-    """How those of a store's source were made."""
+    """How the superpixels of a store's source were made."""
     return (source.get("superpixels") or {}).get("method", "none")
 
 
 def set_name(dataset: str, split: str, frames: int | str) -> str:
-    """A training set, whose frames tell a small copy from the whole."""
+    """A training set; its number of frames distinguishes a part from the complete set."""
     return f"{dataset} {split} ({frames} frames)"
 
 
 def _of_recipe(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Its keys as `--set` takes them, those of the student without their section."""
+    """The recipe's keys as `--set` takes them; keys of the student are without their section."""
     return {
         key if section == "student" else f"{section}.{key}": "none" if value is None else value
         for section, options in recipe.items()
@@ -138,7 +138,7 @@ def _of_recipe(recipe: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _common(values: Iterable[Any]) -> Any:
-    """The value that all have, or each one's; None where one is not known."""
+    """The value that all have in common, or else the list of values; None if a value is not known."""
     values = list(values)
     if None in values:
         return None

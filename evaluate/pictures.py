@@ -16,37 +16,37 @@ from scipy.stats import rankdata
 
 from ..extract.projection import Calibration, Visibility, project, rigid_transform
 
-# Blue low, red high; no step is so light or so dark that white or black paper swallows it.
+# Blue low, red high; every step is visible on white and on black paper.
 RAMP = LinearSegmentedColormap.from_list("similarity", ["#2b4fd6", "#1b9cc4", "#3fae54", "#dd9c1a", "#d3202a"])
-PALETTE = (  # likewise
+PALETTE = (  # visible on white and on black paper, too
     *("#3b82f6", "#f97316", "#dc2f4b", "#16b0c4", "#a8703f", "#e667b7", "#d2691e", "#b5b02a", "#c94fd6", "#e0a820"),
     *("#9461d6", "#b05a7a", "#d98c78", "#8fae5d", "#22a559", "#6b8e23", "#7cc04a", "#5c74c8", "#4f9d8e", "#7a6fd0"),
 )
-NO_CLASS = (0.58, 0.60, 0.63)  # also of points without a colour
-# Similarities are coloured by their rank: a point takes a colour of RAMP by the share of points that are less similar.
-# These shares have its five colours: the least similar half is blue, red is kept for the most similar few percent.
-SHARES = {"all": 0.0, "50 %": 0.5, "25 %": 0.75, "10 %": 0.9, "3 %": 0.97}  # by what is at least as similar
+NO_CLASS = (0.58, 0.60, 0.63)  # also for points without a colour
+# Similarities are coloured by rank: a point takes a colour of RAMP by the fraction of points that are less similar.
+# The five colours are at these fractions: the least similar half is blue, the most similar few percent are red.
+SHARES = {"all": 0.0, "50 %": 0.5, "25 %": 0.75, "10 %": 0.9, "3 %": 0.97}  # keys: points at least as similar
 
 VIEW_PX = (900, 1600)
 FOCAL_PX = 1150.0
 NEAREST_M = 0.5
-POINT_M = 0.09  # how wide a point is drawn in perspective, of the order of a voxel
+POINT_M = 0.09  # width of a point in the perspective view, about a voxel
 POINT_PX = (1.8, 12.0)
 DPI = 160
 
 
 def shares_below(similarity: np.ndarray) -> np.ndarray:
-    """For each point (N,) the share of points with a lower similarity; of equal ones, half count as lower."""
+    """For each point (N,) the fraction of points with a lower similarity; half of the equal ones count as lower."""
     return (rankdata(similarity) - 0.5) / len(similarity)
 
 
 def similarity_colours(similarity: np.ndarray) -> np.ndarray:
-    """(N, 3) in 0..1, of (N,), by rank: RAMP has its five colours at SHARES, whatever the values are."""
+    """Colours (N, 3) in 0..1 of similarities (N,), by rank: the five colours of RAMP are at SHARES."""
     return RAMP(np.interp(shares_below(similarity), list(SHARES.values()), np.linspace(0, 1, len(SHARES))))[:, :3]
 
 
 def cosines_at_shares(similarity: np.ndarray) -> dict[str, float]:
-    """What the colours stand for: the lowest similarity among the most similar points, by their share of all.
+    """The similarity at each colour of RAMP: the lowest one among the most similar points, by their fraction of all.
 
     >>> cosines_at_shares(np.linspace(0, 1, 101))
     {'all': 0.0, '50 %': 0.5, '25 %': 0.75, '10 %': 0.9, '3 %': 0.97}
@@ -56,12 +56,12 @@ def cosines_at_shares(similarity: np.ndarray) -> dict[str, float]:
 
 
 def class_colours(num_classes: int) -> np.ndarray:
-    """(num_classes, 3) in 0..1; after twenty they come again."""
+    """Colours (num_classes, 3) in 0..1; they repeat after twenty."""
     return matplotlib.colors.to_rgba_array([PALETTE[n % len(PALETTE)] for n in range(num_classes)])[:, :3]
 
 
 def softened(colours: np.ndarray) -> np.ndarray:
-    """Colours in 0..1 kept off black and white, where paper would swallow them."""
+    """Colours in 0..1 moved away from black and white, so that they are visible on any paper."""
     return 0.1 + 0.8 * colours
 
 
@@ -74,12 +74,12 @@ def viewpoint(focus: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reach_of(points: np.ndarray) -> float:
-    """What of a scan a picture shows [m]: its farthest points are few, and would make all others small."""
+    """The range that a picture shows [m], without the few farthest points: they would make all others small."""
     return 1.05 * float(np.quantile(np.abs(points[:, :2]).max(axis=1), 0.98))
 
 
 def look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(4, 4) from the lidar frame to a camera (x right, y down, z forward) at `eye`, upright, looking at `target`."""
+    """(4, 4) from the lidar frame to an upright camera (x right, y down, z forward) at `eye`, looking at `target`."""
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)
@@ -88,12 +88,12 @@ def look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def top_view(points: np.ndarray, similarity: np.ndarray, marked: int | None, title: str) -> Figure:
-    """The scan from above, higher points over lower ones.
+    """The scan from above; higher points cover lower ones.
 
     Args:
         points: (N, 3 or more), x y z first [m].
         similarity: (N,).
-        marked: row of the point to put a ring around.
+        marked: row of the point that gets a ring; None for no ring.
         title: plain text.
     """
     figure = Figure(figsize=(8.6, 8), layout="constrained")
@@ -130,7 +130,7 @@ def coloured_top_view(
 
 
 def perspective_view(points: np.ndarray, similarity: np.ndarray, focus: int, marked: int | None, title: str) -> Figure:
-    """The scan from behind and above the sensor, towards the point in row `focus`; else as in `top_view`."""
+    """The scan from behind and above the sensor, towards the point in row `focus`; arguments as in `top_view`."""
     eye, target = viewpoint(points[focus, :3].astype(np.float64))
     height, width = VIEW_PX
     camera = Calibration(
@@ -138,7 +138,7 @@ def perspective_view(points: np.ndarray, similarity: np.ndarray, focus: int, mar
         intrinsics=np.array([[FOCAL_PX, 0, width / 2], [0, FOCAL_PX, height / 2], [0, 0, 1]]),
     )
     seen = project(points, camera, VIEW_PX, Visibility(min_depth_m=NEAREST_M))
-    order = np.argsort(-seen.depth_m)  # near points over far ones
+    order = np.argsort(-seen.depth_m)  # near points cover far ones
     rows, pixel = seen.point_index[order], seen.pixel[order]
     wide_px = np.clip(FOCAL_PX * POINT_M / seen.depth_m[order], *POINT_PX)
     figure = Figure(figsize=(width / DPI, height / DPI + 0.9), layout="constrained")
@@ -157,14 +157,14 @@ def perspective_view(points: np.ndarray, similarity: np.ndarray, focus: int, mar
 def side_by_side(
     image: np.ndarray, pixel: np.ndarray, rows: np.ndarray, points: np.ndarray, colours: Mapping[str, np.ndarray]
 ) -> Figure:
-    """One column for each set of colours: on an image above, on the scan from above below.
+    """A column for each set of colours: the coloured points in the image, and below it the scan from above.
 
     Args:
         image: (H, W, 3) uint8.
-        pixel: (R, 2) row and column of the points that it sees.
-        rows: (R,) their rows in the scan.
+        pixel: (R, 2) row and column in the image of the points that the camera sees.
+        rows: (R,) rows of these points in the scan.
         points: (N, 3 or more), x y z first [m].
-        colours: by title, (N, 3) in 0..1, NaN for points without one.
+        colours: title -> (N, 3) in 0..1, NaN for points without a colour.
     """
     height, width = image.shape[:2]
     column_in = 6.4
@@ -196,7 +196,7 @@ def _draw_from_above(axes: Axes, points: np.ndarray, colours: np.ndarray, reach_
     has_colour = ~np.isnan(colours).any(axis=1)
     order = np.lexsort((points[:, 2], has_colour))
     drawn = np.where(has_colour[:, None], colours, NO_CLASS)[order]
-    sizes = np.clip(1.3e5 / len(points), 1.1, 5) * np.where(has_colour[order], 1, 0.3)  # the fewer, the larger
+    sizes = np.clip(1.3e5 / len(points), 1.1, 5) * np.where(has_colour[order], 1, 0.3)  # fewer points are drawn larger
     axes.scatter(*points[order, :2].T, s=sizes, c=drawn, linewidths=0)
     axes.set(xlim=(-reach_m, reach_m), ylim=(-reach_m, reach_m), aspect="equal")
     axes.spines[["top", "right"]].set_visible(False)

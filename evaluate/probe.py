@@ -1,4 +1,4 @@
-"""Linear probing: how much of the classes a linear layer reads off a frozen student."""
+"""Linear probing: a linear layer is trained on a frozen student, and scored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .scoring import score, tokens_of
 from .segmentation_losses import segmentation_loss
 from .supervision import SupervisedObjective, SupervisedResult, SupervisionConfig, learn, train_on_scans
 
-FAST_BATCH_POINTS = 8192  # of a batch of `fast` probing, drawn from all scans
+FAST_BATCH_POINTS = 8192  # points of a batch in `fast` probing, drawn from all scans
 FAST = "fast: features computed once, of first points of voxels, without augmentation; batches of points of all scans"
 
 
@@ -89,7 +89,7 @@ class ProbeConfig(SupervisionConfig):
 
 @dataclass(frozen=True, eq=False)
 class FeatureBatch(Batch):
-    """Points with the frozen student's tokens, whatever scans they come from."""
+    """Points of any scans, with their features from the frozen student."""
 
     tokens: torch.Tensor  # (M, C) float32
     labels: torch.Tensor  # (M,) int64 train ids
@@ -103,14 +103,14 @@ class FeatureBatch(Batch):
 
 
 class FeatureBatches:
-    """All points of a training set, shuffled anew each epoch and cut into batches."""
+    """All points of a training set, shuffled again in each epoch and cut into batches."""
 
     def __init__(self, tokens: torch.Tensor, labels: torch.Tensor, seed: int) -> None:
         self.tokens, self.labels, self.seed = tokens, labels, seed
 
     @property
     def num_steps(self) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return -(-len(self.labels) // FAST_BATCH_POINTS)
 
     def __call__(self, epoch: int, first_step: int = 0) -> Iterator[FeatureBatch]:
@@ -120,7 +120,7 @@ class FeatureBatches:
 
 
 class HeadObjective(nn.Module):
-    """The loss of a head on features that are there already."""
+    """The loss of a head on precomputed features."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -136,10 +136,10 @@ def probe(config: ProbeConfig) -> SupervisedResult:
 
 
 class QuickProbe:
-    """The fast probe on some frames of a dataset: how good the features of a student in training are.
+    """Fast probing on some frames of a dataset, to measure a student during its training.
 
     Raises:
-        ScalrError: where this is made, if the dataset cannot be used or no point of these frames is labelled.
+        ScalrError: by the constructor, if the dataset cannot be used or no point of these frames is labelled.
     """
 
     def __init__(self, dataset: str, root: Path, num_frames: int = 100) -> None:
@@ -155,7 +155,7 @@ class QuickProbe:
         )
 
     def __call__(self, student: Student) -> float:
-        """mIoU; the student stays as it is."""
+        """The mIoU of a student, which is not changed."""
         device, inputs = student.device, inputs_for(student.input_config, self.dataset)
         model = with_class_head(copy.deepcopy(student), len(self.training_set.class_names), inputs).to(device)
         train_on_features(model, self.training_set, self.training, device)
@@ -165,7 +165,7 @@ class QuickProbe:
 def train_on_features(
     model: Student, dataset: Dataset, training: TrainingConfig, device: torch.device, log_folder: Path | None = None
 ) -> list[float]:
-    """Train a model's head on what its frozen backbone gives once for each scan; the losses of all steps."""
+    """Train a model's head on features that its frozen backbone computes once; returns the losses of all steps."""
     model.requires_grad_(False).eval()
     batches = FeatureBatches(*frozen_features(model, dataset, device, training.workers), training.seed)
     return train(
@@ -182,7 +182,7 @@ def train_on_features(
 def frozen_features(
     model: Student, dataset: Dataset, device: torch.device, workers: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens (M, C) float32 and labels (M,) int64 of the kept points of all scans, as `score` sees them, on the CPU."""
+    """Features (M, C) float32 and labels (M,) int64 of the kept points of all scans, read as for scoring, on CPU."""
     tokens, labels = [], []
     scans = EvaluationScans(dataset, model.input_config)
     with torch.no_grad():
@@ -193,7 +193,7 @@ def frozen_features(
 
 
 def _some_frames(dataset: Dataset, count: int) -> Dataset:
-    """The dataset cut down to frames spread evenly over it."""
+    """The dataset with `count` frames only, spread evenly over it."""
     count = min(count, len(dataset.frames))
     dataset.frames = [dataset.frames[n * len(dataset.frames) // count] for n in range(count)]
     return dataset

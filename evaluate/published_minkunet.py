@@ -1,34 +1,18 @@
-"""What is reported of MinkUNets that are probed and finetuned by the protocol of SLidR: data for `published`.
+"""Published results of MinkUNets that are probed and finetuned by the protocol of SLidR.
 
-Sources: Tables 1, 2 and 8 of ScaLR, and LiMA's README, whose authors ran ScaLR on MinkUNet again. Of ResNet-50, ScaLR
-took figures of PPKT, SLidR, ST-SLidR and Seal from the literature: their pretraining is that of the configurations of
-valeoai/SLidR and TRAILab/ST-SLidR.
+Sources: Tables 1, 2 and 8 of ScaLR, and LiMA's README, whose authors ran ScaLR on MinkUNet again. ScaLR took the
+results of PPKT, SLidR, ST-SLidR and Seal with ResNet-50 from the literature: their pretraining is taken from the
+configurations of valeoai/SLidR and TRAILab/ST-SLidR.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from .origin import set_name
-
-
-class Reported(NamedTuple):
-    """Figures of one model.
-
-    Attributes:
-        who, source, model: as of `published.Published`.
-        figures: mIoU [%] by setting, without its "by slidr".
-        protocol: what is not as for the other figures, by the names of a result card's protocol.
-    """
-
-    who: str
-    source: str
-    model: Mapping[str, Any]
-    figures: Mapping[str, float]
-    protocol: Mapping[str, Any] = {}
-
+from .published_result import FINETUNED, NO_DISTILLATION, TRAINING_FRAMES, Published, scored_on
 
 NETWORK = {
     "backbone": "minkunet",
@@ -36,7 +20,7 @@ NETWORK = {
     "widths": [32, 64, 128, 256, 256, 128, 96, 96],
     "blocks": [2, 3, 4, 6, 2, 2, 2, 2],
 }
-NEW_WEIGHTS = {**NETWORK, "teachers": [], "pretrained on": []}
+NEW_WEIGHTS = {**NETWORK, **NO_DISTILLATION}
 # slidr_minkunet.yaml and ppkt_nuscenes.yaml of valeoai/SLidR, by the names of a recipe.
 SLIDR = {
     **NETWORK,
@@ -69,7 +53,7 @@ SLIDR = {
     "training.weight_decay": 1e-4,
     "training.schedule": "cosine_epochs",
 }
-# ScaLR's own runs: SLidR's code, but for 12 scans in a batch, 25 epochs and a learning rate scaled "accordingly".
+# ScaLR's own runs: SLidR's code with 12 scans in a batch, 25 epochs and a learning rate scaled "accordingly".
 BY_SCALR = {
     **SLIDR,
     "teachers": ["dino_vits8"],
@@ -80,7 +64,7 @@ BY_SCALR = {
     "training.batch_size": 12,
     "training.learning_rate": None,
 }
-# Losses, and what only they have.
+# Losses, with the settings that only they have.
 SIMILARITY = {"objective.loss": "similarity", "objective.target_head": "none"}
 IN_64_CHANNELS = {
     "objective.target_head": "linear",
@@ -101,7 +85,7 @@ TOLERANT = {
     "objective.balance_threshold": 0.5,
     "training.batch_size": 16,
 }
-# With losses between scans of different times, which scalr does not have, on segments of SEEM.
+# With losses between scans of different times, which scalr does not have, and with segments of SEEM.
 SEAL = {
     "objective.loss": "seal",
     "objective.target_head": None,
@@ -117,7 +101,7 @@ OF_RESNET = {
     "Seal": {**SLIDR, **SEAL, **AT_STRIDE_4},
 }
 
-# Table 1 is all on parts of nuScenes' train.
+# Table 1 is trained and scored on parts of nuScenes' train.
 MINI = {"training_frames": 24109, "frames": 4021, "training_split": "slidr_train", "split": "slidr_val"}
 TABLE_1 = (
     ({**BY_SCALR, **PPKT}, 39.3),
@@ -129,7 +113,7 @@ TABLE_1 = (
 TABLE_2 = ("probe nuscenes", "finetune nuscenes 1%")
 TABLE_2_OF_RESNET = {"PPKT": (36.4, 37.5), "SLidR": (38.8, 39.0), "ST-SLidR": (40.5, 40.8), "Seal": (45.0, 45.8)}
 TABLE_2_OF_DINO = {"PPKT": (PPKT, 38.6, 40.6), "SLidR": (SUPERPIXELS, 39.3, 39.0), "ScaLR": (SIMILARITY, 42.4, 40.5)}
-# Also with more labels, and on SemanticKITTI.
+# Also finetuning with more labels, and on SemanticKITTI.
 TABLE_8 = (*TABLE_2, "finetune nuscenes 10%", "finetune nuscenes 100%", "finetune semantic_kitti 1%")
 TABLE_8_OF_RESNET = {
     "PPKT": (35.9, 37.8, 60.3, 74.5, 44.0),
@@ -137,13 +121,13 @@ TABLE_8_OF_RESNET = {
     "ST-SLidR": (40.5, 40.8, 60.8, 75.1, 44.7),
     "Seal": (45.0, 45.8, 63.0, 75.6, 46.6),
 }
-TABLE_8_OF_NEW_WEIGHTS = (8.1, 30.3, 56.2, 74.7, 39.5)  # the first is of a random backbone
+TABLE_8_OF_NEW_WEIGHTS = (8.1, 30.3, 56.2, 74.7, 39.5)  # the first probes a random backbone
 LIMA = {
     "dinov2_vits14": (49.66, 45.89, 61.07, 73.39, 46.06),
     "dinov2_vitb14": (51.90, 48.90, 62.88, 74.15, 47.77),
     "dinov2_vitl14": (51.77, 49.13, 62.75, 74.16, 48.64),
 }
-# LiMA's README says no more, and not how the students were measured.
+# LiMA's README says no more of the pretraining, and not how the students were measured.
 OF_LIMA = {
     **NETWORK,
     "objective.loss": "similarity",
@@ -152,20 +136,42 @@ OF_LIMA = {
 }
 
 
-def reported() -> Iterator[Reported]:
-    """Rows, those with most figures first."""
+def minkunet_results() -> Iterator[Published]:
+    """Rows, those of the models with most results first."""
     for who, figures in TABLE_8_OF_RESNET.items():
-        yield Reported(who, "ScaLR's Table 8", OF_RESNET[who], dict(zip(TABLE_8, figures, strict=True)))
-    settings = [setting.replace("finetune", "scratch") for setting in TABLE_8]
-    figures = dict(zip(settings, TABLE_8_OF_NEW_WEIGHTS, strict=True))
-    yield Reported("MinkUNet", "ScaLR's Table 8", NEW_WEIGHTS, figures)
+        yield from _rows(who, "ScaLR's Table 8", OF_RESNET[who], TABLE_8, figures)
+    scratch = [setting.replace("finetune", "scratch") for setting in TABLE_8]
+    yield from _rows("MinkUNet", "ScaLR's Table 8", NEW_WEIGHTS, scratch, TABLE_8_OF_NEW_WEIGHTS)
     for who, figures in TABLE_2_OF_RESNET.items():
-        yield Reported(who, "ScaLR's Table 2", OF_RESNET[who], dict(zip(TABLE_2, figures, strict=True)))
+        yield from _rows(who, "ScaLR's Table 2", OF_RESNET[who], TABLE_2, figures)
     for who, (loss, *figures) in TABLE_2_OF_DINO.items():
         source = "Table 2" if who == "ScaLR" else "ScaLR's Table 2"
-        yield Reported(who, source, {**BY_SCALR, **loss}, dict(zip(TABLE_2, figures, strict=True)))
+        yield from _rows(who, source, {**BY_SCALR, **loss}, TABLE_2, figures)
     for model, miou in TABLE_1:
-        yield Reported("ScaLR", "Table 1", model, {"probe nuscenes": miou}, MINI)
+        yield from _rows("ScaLR", "Table 1", model, TABLE_2[:1], [miou], MINI)
     for teacher, figures in LIMA.items():
-        model, protocol = {**OF_LIMA, "teachers": [teacher]}, {"schedule_of": None}
-        yield Reported("ScaLR", "README of LiMA", model, dict(zip(TABLE_8, figures, strict=True)), protocol)
+        model = {**OF_LIMA, "teachers": [teacher]}
+        yield from _rows("ScaLR", "README of LiMA", model, TABLE_8, figures, {"schedule_of": None})
+
+
+def _rows(
+    who: str,
+    source: str,
+    model: Mapping[str, Any],
+    settings: Sequence[str],
+    miou: Sequence[float],
+    changes: Mapping[str, Any] = {},
+) -> Iterator[Published]:
+    """A row for each setting of a model.
+
+    How absent classes count makes no difference if no class is absent, as in complete validation sets; if one is, the
+    result file of a run lists a mean that leaves it out among its deviations.
+    """
+    for setting, value in zip(settings, miou, strict=True):
+        _, dataset, *labels = setting.split()
+        frames = FINETUNED[f"{dataset} {labels[0]}"] if labels else TRAINING_FRAMES[dataset]
+        protocol = {**scored_on(dataset, "slidr", frames), **changes}
+        del protocol["mean_over"]
+        figures = {"mIoU": value}
+        of_slidr = f"{setting} by slidr"
+        yield Published(who=who, sources=(source,), setting=of_slidr, model=model, protocol=protocol, figures=figures)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: numbers, pictures, what it took. No external requests."""
+"""One self-contained HTML page about a run: scores, pictures, time and sizes. The page makes no external requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..checkpoint_files import write_bytes
 INK_ON_LIGHT, INK_ON_DARK = "#1b1f24", "#e6e9ec"
 WEBP_QUALITY = 85
 
-# The page may use what is in it, and ask for nothing.
+# The page may use its own content only, and load nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --dim: #5d6673; --paper: #fff; --line: #d8dde3; --bar: #2f7d6b;
@@ -52,7 +52,7 @@ button { font: inherit; color: inherit; background: none; border: 1px solid var(
 
 @dataclass(frozen=True)
 class Number:
-    """A figure to be seen first."""
+    """A measured value at the top of the page."""
 
     value: str
     meaning: str
@@ -60,7 +60,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: its title, what to see in it as plain text, and its content as HTML."""
+    """A part of the page: title, explanation as plain text, and content as HTML."""
 
     title: str
     words: str
@@ -84,13 +84,13 @@ def write_report(path: Path, title: str, summary: str, numbers: Sequence[Number]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, code: bool = False) -> str:
-    """An HTML table: first column text, or code to be typed, the others right-aligned values."""
+    """An HTML table: the first column is text, or code to be typed, the others are right-aligned values."""
     head, body = _row("th", header), "".join(_row("td", row, code=code) for row in rows)
     return f'<div class="scroll"><table>{head}{body}</table></div>'
 
 
 def class_table(class_names: Sequence[str], points: Sequence[int], iou: Sequence[float], other: Sequence[float]) -> str:
-    """IoU by class of a student (first bar) beside another's (second bar); '–' where a class is absent."""
+    """IoU by class of a student (first bar) and of another student (second bar); '–' for an absent class."""
     rows = "".join(
         f'<tr><td>{html.escape(name).replace("_", "_<wbr>")}</td><td class="value">{count:,}</td>'
         f'<td class="value">{percent(ours)}</td><td class="value">{percent(theirs)}</td>'
@@ -136,7 +136,7 @@ def loss_figure(losses: Sequence[float]) -> Figure:
 
 
 def drawing(draw: Callable[[], Figure], caption: str) -> str:
-    """What `draw` makes as HTML, once for light and once for dark paper."""
+    """The figure that `draw` returns, as HTML for light and for dark paper."""
     light, dark = (_webp_on_paper(draw, ink) for ink in (INK_ON_LIGHT, INK_ON_DARK))
     source = f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
     return _figure(f'<picture>{source}<img alt="{html.escape(caption)}" src="{light}"></picture>', caption)
@@ -151,7 +151,7 @@ def photograph(path: Path, caption: str) -> str:
 
 
 def page_within(page: Path, caption: str) -> str:
-    """A whole self-contained page as HTML, in a frame of its own that can fill the screen."""
+    """A self-contained page as HTML, in a frame that can fill the screen."""
     source = html.escape(page.read_text(encoding="utf-8"))
     button = '<button type="button" onclick="this.previousElementSibling.requestFullscreen()">fill the screen</button>'
     frame = f'<iframe title="{html.escape(caption)}" allow="fullscreen" srcdoc="{source}"></iframe>'
@@ -176,7 +176,7 @@ def _data_uri(kind: str, data: bytes) -> str:
 def _row(cell: str, values: Sequence[str], *, code: bool = False) -> str:
     first, *rest = (html.escape(value) for value in values)
     others = "".join(f'<{cell} class="value">{value}</{cell}>' for value in rest)
-    words = "".join(f"<span>{word}</span> " for word in first.split(" ")).rstrip()  # no line ends within an option
+    words = "".join(f"<span>{word}</span> " for word in first.split(" ")).rstrip()  # no line break within an option
     named = f"<code>{words}</code>" if code else f"<span>{first}</span>"
     return f"<tr><{cell}>{named}</{cell}>{others}</tr>"
 

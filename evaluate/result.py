@@ -1,4 +1,4 @@
-"""Result cards: what a run found and how, as `result.json` for programs and `result.md` for people."""
+"""Result files: what a run measured and how, as `result.json` for programs and `result.md` for people."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import numpy as np
 from ..checkpoint_files import shortened, write_bytes
 from ..errors import StudentError, remedy
 from ..extract.datasets.labels import IGNORE_LABEL
+from ..extract.datasets.simulated import SIMULATED, is_simulated
 from ..json_text import json_text, sha256_of_values
 from .metrics import NAME_OF_MEAN
 from .origin import description
-from .published import nearest, published_for
+from .published import published_for
+from .published_result import nearest, reasons_not_comparable
 from .scores import Scores
 
 if TYPE_CHECKING:  # finished runs are compared without torch
@@ -28,29 +30,30 @@ FORMAT = "scalr-result"
 RESULT = "result.json"
 RECORD = "run"  # in a result, and in the header of a model: the record of the run that made it
 DIGEST = "sha256"  # of all other values of a result, as they are read
-ON_EVERY_CARD = (
+IN_EVERY_RESULT = (
     *("title", "setting", "departures", "departures_of_protocol", "figures", "interval_95"),
     *("model", "protocol", "provenance", RECORD, DIGEST),
 )
 RUN_AGAIN = "Remove it and run the evaluation again."
-ABSENT_AS_0 = "absent classes as 0"  # of figures from SemanticKITTI's own mean
+ABSENT_AS_0 = "absent classes as 0"  # in the names of values from SemanticKITTI's own mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResultCard:
-    """One run of an evaluation.
+    """The result of one run of an evaluation.
 
     Attributes:
         title: what was measured, for people.
-        setting: its name among the published figures; None where nothing is published for it.
-        departures: in what its protocol is not as published.
-        model: what was measured, by the names of `origin.origin_of`; empty where it is no student.
-        figures: percentages that are the result, mIoU among them, by name.
-        tables: further figures: title -> rows of label and value.
-        protocol: choices that change the figures, plain values.
-        provenance: its files: model, student, store.
-        values: more for `result.json` alone.
-        record: of the run, `distill.run_record.RunRecord.values`; None where nothing is resumed.
+        setting: what was measured, by its name among the published results; None if nothing is published for it.
+        departures: deviations of the run from the published protocol.
+        model: the model that was measured, by the names of `origin.origin_of`; empty if it is no student.
+        figures: the measured values, mIoU among them, by name, as fractions of 1.
+        interval: 95 % interval of the mIoU, as fractions of 1.
+        tables: further values: title -> rows of label and fraction of 1.
+        protocol: choices that change the measured values, as plain values.
+        provenance: the files of the model, the student and the store.
+        values: further entries of `result.json` only.
+        record: `distill.run_record.RunRecord.values` of the run; None if it cannot be resumed.
     """
 
     title: str
@@ -58,7 +61,7 @@ class ResultCard:
     departures: Sequence[str] = ()
     model: Mapping[str, Any] = field(default_factory=dict)
     figures: Mapping[str, float]
-    interval: tuple[float, float] | None = None  # of the mIoU
+    interval: tuple[float, float] | None = None
     tables: Mapping[str, Sequence[tuple[str, float]]] = field(default_factory=dict)
     protocol: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -66,17 +69,17 @@ class ResultCard:
     record: Mapping[str, Any] | None = None
 
     def all_departures(self) -> list[str]:
-        """Those of the protocol, and in what the model is not of the nearest published setting."""
+        """Deviations of the run, and the differences of model and protocol from the nearest published setting."""
         rows = published_for(self.setting)
         if not rows:
             return list(self.departures)
         row = nearest(rows, self.model, self.protocol)
         found = row.otherwise(self.model, self.protocol)
-        return [*self.departures, *([f"other than {row.name} in {found}"] if found else [])]
+        return [*self.departures, *([f"differs from {row.name} in {found}"] if found else [])]
 
 
 def card_of_scores(scores: Scores, **rest: Any) -> ResultCard:
-    """A card for a confusion matrix: means of the IoU, the interval of the first, accuracy, IoU by class."""
+    """The result of scoring: means of the IoU, the interval of the first mean, accuracy, and IoU by class."""
     iou = dict(zip(scores.class_names, scores.iou.tolist(), strict=True))
     return ResultCard(
         figures={
@@ -101,7 +104,7 @@ def card_of_scores(scores: Scores, **rest: Any) -> ResultCard:
 
 
 def scores_of(result: Mapping[str, Any]) -> Scores:
-    """The scores that a card of scores was written for."""
+    """The scores that a result of scoring was written for."""
     protocol = result["protocol"]
     return Scores(
         class_names=tuple(result["iou"]),
@@ -114,9 +117,10 @@ def scores_of(result: Mapping[str, Any]) -> Scores:
 
 
 def scoring_protocol(scores: Scores, dataset: Dataset, inputs: ScanInputs, max_range_m: float | None = None) -> dict:
-    """How points were scored, as far as other ways would give other figures."""
+    """The choices of the scoring that change the scores."""
     return {
         "dataset": dataset.name,
+        **data_of(dataset.root),
         "split": dataset.split,
         "frames": scores.num_frames,
         "frames_sha256": scores.frames_sha256,
@@ -131,8 +135,13 @@ def scoring_protocol(scores: Scores, dataset: Dataset, inputs: ScanInputs, max_r
     }
 
 
+def data_of(root: Path) -> dict[str, str]:
+    """The entry of a protocol that says that a dataset is simulated; none for other datasets."""
+    return {"data": SIMULATED} if is_simulated(root) else {}
+
+
 def write_result(card: ResultCard, out: Path) -> None:
-    """Write `result.md`, then `result.json`, whose presence says that the run is finished.
+    """Write `result.md`, then `result.json`: a run is finished if `result.json` exists.
 
     Raises:
         ScalrError: `out` cannot be written to.
@@ -160,7 +169,7 @@ def read_result(folder: Path) -> dict:
     """The `result.json` of a run.
 
     Raises:
-        StudentError: there is none, it is of another program or version, or not what was written.
+        StudentError: the file is missing, was written by another program or version, or was changed.
     """
     path = folder / RESULT if folder.is_dir() else folder
     try:
@@ -172,7 +181,7 @@ def read_result(folder: Path) -> dict:
         raise StudentError(f"the result cannot be read ({shortened(error)})", where=path, fix=fix) from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise StudentError("not a result of scalr", where=path, fix="Pass the --out of a finished evaluation.")
-    if missing := [key for key in ON_EVERY_CARD if key not in values]:
+    if missing := [key for key in IN_EVERY_RESULT if key not in values]:
         raise StudentError(
             f"it lacks {', '.join(missing)}, as results of other versions of scalr do",
             where=path,
@@ -192,8 +201,10 @@ def _as_markdown(card: ResultCard) -> str:
         lines.append(f"| 95 % interval of the mIoU, over scenes | {percent(low)} to {percent(high)} |")
     if card.model:
         lines += ["", f"Model: {description(card.model)}."]
-    if departures := card.all_departures():
-        lines += ["", f"Not as published: {'; '.join(departures)}."]
+    if reasons := reasons_not_comparable(card.model, card.protocol):
+        lines += ["", f"Not comparable with published results: {', '.join(reasons)}."]
+    if deviations := card.all_departures():
+        lines += ["", f"Deviations from the published protocol: {'; '.join(deviations)}."]
     for title, rows in card.tables.items():
         lines += ["", f"## {title}", "", "| | |", "|---|---:|"]
         lines += [f"| {name} | {percent(value)} |" for name, value in rows]
@@ -204,7 +215,7 @@ def _as_markdown(card: ResultCard) -> str:
 
 
 def percent(value: float) -> str:
-    """Per cent with two digits, or a dash for what is not there."""
+    """A fraction of 1 in per cent with two digits; a dash for NaN."""
     return "–" if math.isnan(value) else f"{100 * value:.2f} %"
 
 

@@ -1,4 +1,4 @@
-"""Robustness: a model on the 24 corrupted copies of a validation set (Robo3D), against the published baseline."""
+"""Robustness: a model on the 24 corrupted copies of a validation set (Robo3D), relative to the published baseline."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from .result import (
     RESULT,
     ResultCard,
     card_of_scores,
+    data_of,
     read_result,
     scores_of,
     scoring_protocol,
@@ -46,8 +47,8 @@ class RobustnessConfig(Settings):
     """One robustness run; the fields are the options of `scalr evaluate robustness`."""
 
     model: Path
-    root: Path  # of the corruptions
-    clean_root: Path  # of the clean dataset
+    root: Path  # folder of the corrupted copies
+    clean_root: Path  # folder of the clean dataset
     out: Path
     dataset: str = "nuscenes_c"
     workers: Workers = 0
@@ -56,7 +57,7 @@ class RobustnessConfig(Settings):
 
 @dataclass(frozen=True)
 class RobustnessResult:
-    """What was found [%]; `missing` are the copies that are not there, without which mCE and mRR are of the others."""
+    """Scores [%]; mCE and mRR are over the corruptions of which no copy is `missing`."""
 
     clean: float
     miou: dict[str, float] = field(repr=False)  # by copy, such as fog/light
@@ -64,15 +65,25 @@ class RobustnessResult:
     mrr: float = float("nan")
     missing: tuple[str, ...] = ()
 
+    @property
+    def complete(self) -> list[str]:
+        """The corruptions that mCE and mRR are over: those with a copy of each severity."""
+        return [name for name in CORRUPTIONS if not any(copy.startswith(f"{name}/") for copy in self.missing)]
+
+    def as_text(self) -> str:
+        """One line for people."""
+        over = f" (over {len(self.complete)} of {len(CORRUPTIONS)} corruptions)" if self.missing else ""
+        return f"mCE {self.mce:.2f}, mRR {self.mrr:.2f}{over}, mIoU clean {self.clean:.2f}"
+
 
 def robustness(config: RobustnessConfig) -> RobustnessResult:
-    """Score a model on the clean validation set and on every corrupted copy that is there, and write a result card.
+    """Score a model on the clean validation set and on every corrupted copy that exists, and write a result file.
 
-    Each copy's own card is below `config.out/<corruption>/<severity>`; those that are there are not scored again, so
-    that a killed run goes on. Where torchrun has started several processes, all call this.
+    Each copy has a result file in `config.out/<corruption>/<severity>`. Copies that have one are not scored again: an
+    interrupted run continues. If torchrun started several processes, all call this function.
 
     Raises:
-        ScalrError: what is wrong with the model, the datasets or the output folder, or no corruption is complete.
+        ScalrError: the model, a dataset or the output folder cannot be used, or no corruption is complete.
     """
     if config.dataset not in CLEAN:
         raise StudentError(
@@ -86,7 +97,7 @@ def _require_own_folder(out: Path) -> None:
     """Refuse a folder with the run of another command.
 
     Raises:
-        StudentError: it has one.
+        StudentError: the folder has such a run.
     """
     begun = read_record(out)
     if begun is not None:
@@ -136,7 +147,7 @@ def _over_severities(miou: dict[str, float], corruptions: list[str]) -> dict[str
 def _of_all_classes(
     config: RobustnessConfig, clean: Scores, scores: dict[str, Scores], whole: list[str]
 ) -> dict[str, float]:
-    """The figures of the card from SemanticKITTI's own mean, which differs where few frames lack classes."""
+    """The scores from SemanticKITTI's own mean, which differs if classes are absent, as in few frames."""
     means = _over_severities({copy: 100 * each.miou_of_all_classes for copy, each in scores.items()}, whole)
     figures = {
         "mCE": mean_over(corruption_errors(means, BASELINE[config.dataset])),
@@ -153,7 +164,7 @@ def _open_copy(config: RobustnessConfig, copy: str) -> Dataset:
 
 
 def _scores_on(model: Model, dataset: Dataset, out: Path, config: RobustnessConfig, device: torch.device) -> Scores:
-    """What was scored on one copy, from its card where it has been scored before."""
+    """The scores on one copy, read from its result file if it was scored before."""
     require_classes(model, dataset, config.model)
     settings = {
         "kind": KIND,
@@ -208,6 +219,7 @@ def _card(
         tables={title: list(_as_shares(rows).items()) for title, rows in tables.items()},
         protocol={
             "dataset": config.dataset,
+            **data_of(config.clean_root),
             "frames": num_frames,
             "baseline": "MinkUNet-18 of Robo3D",
             "missing": list(result.missing),

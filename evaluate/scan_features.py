@@ -1,4 +1,4 @@
-"""Features of one scan: a student's of all its points, a teacher's of the pairs that a store keeps."""
+"""Features of one scan: a student's at all its points, a teacher's at the pairs in a store."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class ScanFeatures:
-    """A scan of N points after the student: V of them, one of each voxel, went through it, and stand for the others."""
+    """A scan of N points with the student's features of V of them, one per voxel, which stand for the others."""
 
     points: np.ndarray  # (N, 4) float32
     labels: np.ndarray | None  # (N,) uint8 train ids
-    tokens: torch.Tensor  # (V, C) float32, on the student's device
+    tokens: torch.Tensor  # (V, C) float32, point features on the student's device
     kept: np.ndarray  # (V,) int64 rows of the scan
     nearest: np.ndarray  # (N,) int64 rows of `tokens`
-    units: np.ndarray = field(init=False)  # (V, C) float32, the tokens as unit vectors
-    mean: np.ndarray = field(init=False)  # (C,) float32, of the unit vectors of all points
+    units: np.ndarray = field(init=False)  # (V, C) float32, the features as unit vectors
+    mean: np.ndarray = field(init=False)  # (C,) float32, mean of the unit vectors of all points
 
     def __post_init__(self) -> None:
         units = unit(self.tokens.cpu().numpy())
@@ -46,7 +46,7 @@ class ScanFeatures:
         """Cosines (N,) float32 of all points to a query (C,) among unit features, such as a point's or a class's mean.
 
         Args:
-            centre: whether the mean of the scan is taken away from both first.
+            centre: whether the mean of the scan is first subtracted from both.
         """
         if not centre:
             return similarity(self.units, query)[self.nearest]
@@ -55,13 +55,13 @@ class ScanFeatures:
 
 @dataclass(frozen=True, eq=False)
 class StoredFeatures:
-    """A teacher's targets of one frame, pairs of all its views; those of the view with the most pairs come last."""
+    """A teacher's targets of one frame, for the pairs of all its views; the view with the most pairs comes last."""
 
     teacher: str
     rows: np.ndarray  # (R,) int64, rows of the dataset's scan
     targets: np.ndarray  # (R, D) float32
     camera: str  # of the last view
-    pixel: np.ndarray  # (S, 2) uint16, row and column of its pairs
+    pixel: np.ndarray  # (S, 2) uint16, row and column of the last view's pairs
 
 
 @torch.inference_mode()
@@ -74,20 +74,20 @@ def scan_features(
     intensity: IntensityStatistics | None = None,
     labelled: bool = False,
 ) -> ScanFeatures:
-    """A scan as `Student.extract` reads it, with labels where the frame has any.
+    """The features of a scan by `Student.extract`, with labels if the frame has any.
 
     Args:
-        name: of the dataset's reader, which chooses the field of view.
-        intensity: the dataset's statistics, for who reads many scans; None: they are looked for, or measured.
-        labelled: whether it is a mistake to have no labels.
+        name: the dataset reader's name, which determines the field of view.
+        intensity: the dataset's statistics, for callers that read many scans; None: published or measured here.
+        labelled: whether a frame without labels is an error.
 
     Raises:
-        ScalrError: a scan or label file that cannot be used.
+        ScalrError: a scan or label file cannot be used.
     """
     points, inputs = read_points(dataset, frame), inputs_for(student.input_config, name)
     has_labels = frame.labels is not None and len(dataset.class_names) > 0
     labels = read_labels(dataset, frame, len(points)) if labelled or has_labels else None
-    logger.info("%s: features of %s points", frame.token, f"{len(points):,}")  # one pass: there is no bar to show
+    logger.info("%s: features of %s points", frame.token, f"{len(points):,}")  # a single pass has no progress bar
     scan = evaluation_input(points, intensity or intensity_of(dataset), inputs)
     tokens = student.tokens(packed(inputs, [scan]).to(student.device)).float()
     return ScanFeatures(points, labels, tokens, scan.kept, scan.row)
@@ -99,7 +99,7 @@ def stored_features(
     """A teacher's targets of a frame.
 
     Raises:
-        StoreError: no such teacher, no targets of this frame, or those of another scan.
+        StoreError: no such teacher, no targets of this frame, or targets of another scan.
     """
     tokens, names = store.views["token"], store.views["dataset"]
     of_frame = np.flatnonzero(pc.and_(pc.equal(tokens, frame.token), pc.equal(names, dataset.name)))
@@ -129,7 +129,7 @@ def stored_features(
 def in_space_of(
     stored: StoredFeatures, student: Student, scan: ScanFeatures, provenance: Mapping[str, dict]
 ) -> np.ndarray | None:
-    """(V, D) unit vectors: what the student's head makes of the points for this teacher; None if it learnt another."""
+    """(V, D) unit vectors of the student's head for this teacher; None if the student learnt from another teacher."""
     dims = {name: values["dim"] for name, values in (provenance.get("teachers") or {}).items()}
     if stored.teacher not in dims or student.config.out_channels != sum(dims.values()):
         return None

@@ -1,6 +1,7 @@
-"""The published schedules of linear probing and finetuning: those of ScaLR and ScaLR+ (configs/downstream of
-valeoai/ScaLR, branches main and scalr_plus), and of SLidR (config/semseg_nuscenes.yaml and semseg_kitti.yaml of
-valeoai/SLidR), by which the paper measures MinkUNet.
+"""The published schedules of linear probing and finetuning.
+
+ScaLR and ScaLR+: configs/downstream of valeoai/ScaLR, branches main and scalr_plus. SLidR, by whose schedule the paper
+measures MinkUNet: config/semseg_nuscenes.yaml and semseg_kitti.yaml of valeoai/SLidR.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from ..errors import ScalrError
 from ..settings import Amount, Count, PositiveAmount, Settings, above, at_least, below, up_to
 
 Published = Literal["scalr", "scalr_plus", "slidr"]
-Labels = Literal["100%", "10%", "1%"]  # share of the training set's labels
-ClassHead = Literal["probe", "probe_linear"]  # BatchNorm and a linear layer of zeros, or a linear layer alone
-LayerDecay = Annotated[float, above(0), up_to(1)]  # of the learning rate, from each layer to the one before
+Labels = Literal["100%", "10%", "1%"]  # fraction of the training set's labels
+ClassHead = Literal["probe", "probe_linear"]  # BatchNorm and a linear layer of zeros, or a linear layer only
+LayerDecay = Annotated[float, above(0), up_to(1)]  # learning-rate factor from each layer to the one before
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Settings, section="schedule"):
-    """How a head or a whole model is trained on labels, with cross-entropy + Lovász as the loss."""
+    """The training of a head or of a complete model on labels; the loss is cross-entropy + Lovász-softmax."""
 
     epochs: Count
     warmup_epochs: Amount
@@ -28,15 +29,15 @@ class Schedule(Settings, section="schedule"):
     weight_decay: Amount
     batch_size: Count = 8
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    decay: Literal["cosine", "cosine_epochs"] = "cosine"  # of the learning rate: by step, or by epoch without a warm-up
+    decay: Literal["cosine", "cosine_epochs"] = "cosine"  # learning rate by step, or by epoch without a warm-up
     head: ClassHead = "probe"
-    head_factor: PositiveAmount = 1.0  # the learning rate of the head, over that of the last layer before it
+    head_factor: PositiveAmount = 1.0  # learning rate of the head / learning rate of the last layer before it
     layer_decay: LayerDecay = 1.0
     stochastic_depth: Annotated[float, at_least(0), below(1)] = 0.0
-    bn_momentum: Annotated[float, above(0), up_to(1)] | None = None  # of a backbone that has it; None: as it was
+    bn_momentum: Annotated[float, above(0), up_to(1)] | None = None  # for backbones that have it; None: unchanged
 
 
-# What all of SLidR's trainings on labels have in common.
+# Common to all of SLidR's trainings on labels.
 OF_SLIDR = {
     "epochs": 100,
     "warmup_epochs": 0,
@@ -50,7 +51,7 @@ OF_SLIDR = {
 
 
 def probing(published: Published, dataset: str) -> Schedule:
-    """Of linear probing: 20 epochs, 50 on PandaSet; 100 by SLidR."""
+    """The schedule of linear probing: 20 epochs, 50 on PandaSet; SLidR: 100."""
     if published == "slidr":
         return Schedule(**OF_SLIDR, learning_rate=0.05)
     return Schedule(
@@ -63,9 +64,9 @@ def probing(published: Published, dataset: str) -> Schedule:
 
 
 def finetuning(published: Published, dataset: str, labels: Labels, *, from_scratch: bool = False) -> Schedule:
-    """Of finetuning: longer where there are few labels; ScaLR+ with a twentieth of the learning rate.
+    """The schedule of finetuning: more epochs with few labels; ScaLR+ has a twentieth of the learning rate.
 
-    Smaller learning rates of earlier layers keep what was learnt before: new weights go without them.
+    Smaller learning rates of earlier layers preserve pretrained weights, so new weights have no layer decay.
 
     >>> finetuning("scalr", "nuscenes", "1%").epochs
     45
@@ -99,10 +100,10 @@ def _finetuning_of_slidr(dataset: str, from_scratch: bool) -> Schedule:
 
 
 def changed(official: Schedule, values: dict[str, float | None]) -> tuple[Schedule, list[str]]:
-    """The schedule with the values that are not None, and what differs from the official one, for the result card.
+    """The schedule with the values that are not None, and its deviations from the official one, for the result file.
 
     Raises:
-        ScalrError: a learning rate below the one that the schedule ends with, or a warm-up in one that has none.
+        ScalrError: a learning rate below the final one of the schedule, or a warm-up in a schedule without one.
     """
     wanted = {name: value for name, value in values.items() if value is not None}
     if official.decay == "cosine_epochs" and wanted.get("warmup_epochs"):

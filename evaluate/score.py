@@ -1,24 +1,26 @@
-"""A finished model on a split: how good it is, and on request its predictions as the dataset's benchmark takes them."""
+"""Scores of a finished model on a split and, on request, its predictions in the benchmark's submission format."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..distill.processes import joined_processes, locked_by_first, process_index
 from ..extract.datasets import open_dataset
+from ..extract.datasets.frame import Dataset
 from ..settings import Settings, Workers
 from .class_sets import with_classes
 from .metrics import MEAN_WITH, AbsentClasses
-from .model import load_model, require_classes
+from .model import Model, load_model, require_classes
 from .result import card_of_scores, scoring_protocol, write_result
 from .scores import Scores
 from .scoring import score
 from .submission import writer_for
-from .supervision import require_new
+from .supervision import OFFICIAL_SPLITS, require_new
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +35,8 @@ class ScoreConfig(Settings):
     dataset: str = "nuscenes"
     split: str = "val"
     classes: str | None = None
-    absent_classes: AbsentClasses = "left-out"  # of the mIoU
-    predictions: bool = False  # write them, too, below out/submission
+    absent_classes: AbsentClasses = "left-out"  # how the mIoU counts them
+    predictions: bool = False  # whether predictions are written to out/submission
     workers: Workers = 0
     device: str = "auto"
 
@@ -42,11 +44,11 @@ class ScoreConfig(Settings):
 def score_model(config: ScoreConfig) -> Scores | None:
     """Score a model, write `result.md` and `result.json` into `config.out`, and return the counts.
 
-    A split without labels, as a benchmark's test split, is only predicted, and has no scores. Where torchrun has
-    started several processes, all call this.
+    A split without labels, such as a benchmark's test split, has predictions only, and no scores. If torchrun started
+    several processes, all call this function.
 
     Raises:
-        ScalrError: what is wrong with the model, the dataset or the output folder.
+        ScalrError: the model, the dataset or the output folder cannot be used.
     """
     with joined_processes(config.device) as device, locked_by_first(config.out):
         require_new(config.out)
@@ -68,8 +70,25 @@ def _score(config: ScoreConfig, device: torch.device) -> Scores | None:
         card = card_of_scores(
             scores,
             title=f"{config.model.name} on split {config.split} of {dataset.name}",
-            protocol=scoring_protocol(scores, dataset, model.student.input_config),
+            **_as_trained(model, dataset),
+            protocol={**scoring_protocol(scores, dataset, model.student.input_config), **_of_training(model)},
             **model.on_card,
         )
         write_result(card, config.out)
     return scores
+
+
+def _as_trained(model: Model, dataset: Dataset) -> dict[str, Any]:
+    """The setting of the model's training, and its deviations, if the dataset is the one that it was trained on."""
+    training = model.training
+    if training.get("training_dataset") != dataset.name:
+        return {}
+    splits = (training["training_split"].split("-")[0], dataset.split)
+    other_split = [] if splits in OFFICIAL_SPLITS else [f"scored on split {dataset.split}"]
+    return {"setting": training.get("setting"), "departures": [*training.get("departures", ()), *other_split]}
+
+
+def _of_training(model: Model) -> dict[str, Any]:
+    """The values of the protocol by which published results of trained models are told apart."""
+    names = ("schedule_of", "training_split", "training_frames")
+    return {name: model.training[name] for name in names if name in model.training}

@@ -1,4 +1,4 @@
-"""What a model scored: confusion matrices by scene, and the figures that they give."""
+"""The scores of a model: confusion matrices by scene, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Scores:
     scenes: tuple[str, ...]
     confusions: np.ndarray = field(repr=False)  # (scenes, classes, classes) int64, rows are labels
     num_frames: int
-    frames_sha256: str  # of the frames' tokens, in order
+    frames_sha256: str  # digest of the frame IDs, in order
     mean_over: MeanOver = "present or predicted"
 
     @property
@@ -34,17 +34,17 @@ class Scores:
 
     @property
     def iou(self) -> np.ndarray:
-        """(classes,) float64; NaN where a class neither is there nor is predicted."""
+        """(classes,) float64; NaN for a class without labels and predictions."""
         return intersection_over_union(self.confusion)
 
     @property
     def miou(self) -> float:
-        """Over the classes of `mean_over`, as the published protocol has it."""
+        """Mean over the classes of `mean_over`, by default those of the published protocol."""
         return float(mean_iou(self.confusion, self.mean_over))
 
     @property
     def miou_of_all_classes(self) -> float:
-        """SemanticKITTI's own mean: a class that neither is there nor is predicted counts as 0."""
+        """SemanticKITTI's own mean: a class without labels and predictions counts as 0."""
         return float(mean_iou(self.confusion, "all"))
 
     @property
@@ -58,5 +58,5 @@ class Scores:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the mIoU, by bootstrap over scenes; None for a single one."""
+        """95 % interval of the mIoU, by bootstrap over scenes; None for a single scene."""
         return bootstrap_interval(self.confusions, self.mean_over)

@@ -1,4 +1,4 @@
-"""A model on every point of a split, each frame once, on any number of processes."""
+"""Predictions of a model for every point of a split, each frame once, on any number of processes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .labelled_scans import EvaluationScan, EvaluationScans, unlabelled
 from .metrics import confusion_matrix
 from .scores import Scores
 
-SCENE_FRAMES = 100  # a longer sequence counts as several scenes, as SemanticKITTI's only validation sequence does
+SCENE_FRAMES = 100  # longer sequences are cut into scenes: SemanticKITTI has a single validation sequence
 
-# What to do with the train ids (N,) uint8 predicted for a frame's raw points.
+# Called with a frame and the train ids (N,) uint8 that are predicted for its raw points.
 KeepPredictions = Callable[[Frame, np.ndarray], None]
 
 
@@ -34,20 +34,20 @@ def score(
     keep: KeepPredictions | None = None,
     workers: int = 0,
 ) -> Scores:
-    """Predict every raw point of every frame, and count.
+    """Predict every raw point of every frame, and count points by (label, prediction).
 
-    Every raw point, those outside the field of view too, takes the prediction of the row that stands for it. Where
-    several processes do this together, each takes every n-th frame, none twice, and all get the same counts.
+    Every raw point, also outside the field of view, takes the prediction of the row that stands for it. Several
+    processes each take every n-th frame, no frame twice, and all of them return the same counts.
 
     Args:
         model: with a head for the dataset's classes, on `device`, in eval mode.
-        max_range_m: points as far away and farther are left out before anything else.
-        labelled: without labels nothing is counted, and all is for `keep`.
-        keep: what else to do with predictions.
-        workers: processes that prepare scans; 0 prepares them in this one.
+        max_range_m: points at this distance and beyond are removed first.
+        labelled: False counts nothing: predictions go to `keep` only.
+        keep: called with the predictions of each frame.
+        workers: processes that prepare scans; 0 prepares them in the main process.
 
     Raises:
-        ScalrError: a frame that cannot be read, or lacks labels, or no labelled point in all of them.
+        ScalrError: a frame cannot be read or lacks labels, or no frame has a labelled point.
     """
     num_classes = len(dataset.class_names)
     scene_of_frame, scenes = scenes_of(dataset.frames)
@@ -81,7 +81,7 @@ def tokens_of(
     description: str,
     workers: int = 0,
 ) -> Iterator[tuple[EvaluationScan, torch.Tensor]]:
-    """For each frame: its scan, and the backbone's tokens (M, C) of its rows."""
+    """For each frame: its scan, and the backbone's features (M, C) of its rows."""
     with progress(len(numbers), description, "frame") as bar:
         for scan in scans.read(numbers, workers):
             yield scan, model.tokens(packed(model.input_config, [scan.scan]).to(device))
@@ -89,7 +89,7 @@ def tokens_of(
 
 
 def scenes_of(frames: Sequence[Frame]) -> tuple[list[int], tuple[str, ...]]:
-    """For each frame the index of its scene, and the scenes' names; sequences are cut every `SCENE_FRAMES` frames."""
+    """The index of each frame's scene, and the scenes' names; sequences are cut every `SCENE_FRAMES` frames."""
     index, names = [], []
     for scene, members in groupby(frames, key=lambda frame: frame.scene):
         for number, _ in enumerate(members):

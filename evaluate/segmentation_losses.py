@@ -13,10 +13,10 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
 
     Args:
         logits: (M, num_classes).
-        labels: (M,) int64 train ids; IGNORE_LABEL is left out.
+        labels: (M,) int64 train ids; points with IGNORE_LABEL are left out.
 
     Returns:
-        A scalar, zero (with zero gradients) when no point is labelled.
+        A scalar; zero, with zero gradients, if no point is labelled.
     """
     labelled = labels != IGNORE_LABEL
     if not labelled.any():
@@ -40,7 +40,7 @@ def lovasz_softmax(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.T
 
 
 def _jaccard_steps(truth: torch.Tensor) -> torch.Tensor:
-    """By how much the Jaccard loss grows as each point, in order of error, becomes wrong: (M, classes)."""
+    """The increase of the Jaccard loss as each point, in order of error, becomes wrong: (M, classes)."""
     positives = truth.sum(dim=0)
     intersection = positives - truth.cumsum(dim=0)
     union = positives + (1 - truth).cumsum(dim=0)

@@ -1,4 +1,4 @@
-"""Learning from labels: what probing and finetuning have in common, from a student to a model with a result card."""
+"""Training on labels: the common part of probing and finetuning, from a student to a model with a result file."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
 GO_ON = "Go on with --resume, or choose another --out."
-# Trained and scored on: the second are the 600 and 100 scenes of the paper's Table 1.
+# Splits for training and scoring; the second pair is the 600 and 100 scenes of the paper's Table 1.
 OFFICIAL_SPLITS = (("train", "val"), ("slidr_train", "slidr_val"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisionConfig(Settings, ABC):
-    """One training on labels; the fields are options of the command line. None takes the official value."""
+    """One training on labels; the fields are options of the command line. None means the official value."""
 
     verb: ClassVar[str]
     of_schedule: ClassVar[tuple[str, ...]] = ("epochs", "warmup_epochs", "batch_size", "learning_rate")
@@ -66,10 +66,10 @@ class SupervisionConfig(Settings, ABC):
     dataset: str = "nuscenes"
     train_split: str = "train"
     val_split: str = "val"
-    classes: str | None = None  # of domain generalisation, in place of the dataset's own
-    schedule: Published = "scalr"  # whose
+    classes: str | None = None  # class set of domain generalisation; None: the dataset's own classes
+    schedule: Published = "scalr"  # published schedule
     augmentation: Augmentation = "official"
-    absent_classes: AbsentClasses = "left-out"  # of the mIoU
+    absent_classes: AbsentClasses = "left-out"  # how the mIoU counts them
     epochs: Count | None = None
     warmup_epochs: Amount | None = None
     batch_size: Count | None = None
@@ -82,7 +82,7 @@ class SupervisionConfig(Settings, ABC):
 
     @property
     def labelled_split(self) -> str:
-        """Whose labels are learnt from."""
+        """The split that is trained on."""
         return self.train_split
 
     @property
@@ -93,20 +93,20 @@ class SupervisionConfig(Settings, ABC):
     @property
     @abstractmethod
     def setting(self) -> str:
-        """Its name among the published figures, with the dataset's own classes."""
+        """Its name among the published results, for the dataset's own classes."""
 
     @property
     def by_others(self) -> str:
-        """The end of that name: figures by the protocol of SLidR do not compare with those by ScaLR's."""
+        """The end of `setting`: results by SLidR's protocol do not compare with results by ScaLR's."""
         return " by slidr" if self.schedule == "slidr" else ""
 
     @property
     @abstractmethod
     def choices(self) -> dict[str, str]:
-        """What else changes the figures, for the result card."""
+        """Other choices that change the scores, for the result file."""
 
     def started_from(self) -> dict:
-        """The provenance of what the model's weights are before the training."""
+        """The provenance of the model's weights before the training."""
         return student_provenance(self.student)
 
     @property
@@ -131,18 +131,18 @@ class SupervisionConfig(Settings, ABC):
         device: torch.device,
         checkpoints: Checkpoints,
     ) -> list[float]:
-        """Train the model; the losses of the steps made now."""
+        """Train the model; returns the losses of the steps of this run."""
 
     def training_scans(self, dataset: Dataset, inputs: ScanInputs) -> AugmentedScans:
-        """The labelled scans that are learnt from, as the schedule's code samples and moves them."""
+        """The labelled scans to train on, sampled and augmented as in the schedule's code."""
         return AugmentedScans(dataset, inputs, self.seed, self.augmentation, self.schedule)
 
     def chosen_schedule(self) -> tuple[Schedule, list[str]]:
-        """The schedule, and what of it is not the published one."""
+        """The schedule, and its deviations from the published one."""
         return changed(self.published_schedule, {name: getattr(self, name) for name in self.of_schedule})
 
     def departures(self) -> list[str]:
-        """In what it is not as published."""
+        """The deviations from the published protocol."""
         splits = (self.train_split, self.val_split)
         others = [
             f"{what} on split {split}"
@@ -155,9 +155,9 @@ class SupervisionConfig(Settings, ABC):
 
 @dataclass(frozen=True)
 class SupervisedResult:
-    """Scores over every labelled raw point of the validation split, the losses of the training, the model's file.
+    """Scores over every labelled raw point of the validation split, losses of the training, and the model's file.
 
-    A run that was finished before has no losses.
+    There are no losses if the run was already finished.
     """
 
     scores: Scores
@@ -168,12 +168,12 @@ class SupervisedResult:
 def learn(config: SupervisionConfig) -> SupervisedResult:
     """Train a model on labels, and score it on the validation split.
 
-    Writes `log.csv`, now and then and after the last step `checkpoint.pt`, and, last, `model.safetensors`, `result.md`
-    and `result.json` into `config.out`. Where torchrun has started several processes, all call this.
+    Writes into `config.out`: `log.csv`; `checkpoint.pt` at intervals and after the last step; at the end
+    `model.safetensors`, `result.md` and `result.json`. If torchrun started several processes, all call this function.
 
     Raises:
-        StoppedError: by a signal; the checkpoint is written.
-        ScalrError: what is wrong with the student, the dataset or the output folder.
+        StoppedError: a signal stopped the run; the checkpoint is written.
+        ScalrError: the student, the dataset or the output folder cannot be used.
     """
     with joined_processes(config.device) as device, locked_by_first(config.out):
         if not config.resume:
@@ -215,7 +215,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
         return _finished_before(config.out, record, checkpoints)
     if before is not None:
         record.say_changes_of_machine(before.machine)
-    if process_index() == 0 and not checkpoints_at(checkpoints.path):  # which may yet turn out to be another run's
+    if process_index() == 0 and not checkpoints_at(checkpoints.path):  # a checkpoint may be of another run
         write_record(config.out, record)
     model = config.new_model(student, len(training_set.class_names)).to(device)
     provenance = {"student": file_identity(config.student), "distillation": config.started_from()}
@@ -227,13 +227,14 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
     scores = replace(scores, mean_over=MEAN_WITH[config.absent_classes])
     if process_index() == 0:
         protocol |= {f"training_{name}": value for name, value in settings["training"].items()}
-        of_training = {**protocol, "departures": config.departures()}
+        setting = config.setting if config.classes is None else None
+        of_training = {**protocol, "setting": setting, "departures": config.departures()}
         contents = {**provenance, config.verb: of_training, RECORD: record.values}
         save_model(model, config.out / MODEL, training_set.class_names, contents)
         card = card_of_scores(
             scores,
             title=f"{config.title} on {training_set.name}",
-            setting=config.setting if config.classes is None else None,
+            setting=setting,
             departures=[*config.departures(), *_absent_left_out(config, scores), *_labels_seen_before(origin)],
             model=origin,
             protocol={**scoring_protocol(scores, validation_set, model.input_config), **protocol},
@@ -247,25 +248,25 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
 
 
 def _as_applied(schedule: Schedule, student: Student) -> dict[str, Any]:
-    """Its values; None for what the student's backbone does not have."""
+    """The schedule's values; None for settings that the student's backbone does not have."""
     own = asdict(student.config)
     lacking = [name for name in ("stochastic_depth", "bn_momentum") if name not in own]
     return asdict(schedule) | dict.fromkeys(lacking)
 
 
 def _finished_before(out: Path, record: RunRecord, checkpoints: Checkpoints) -> SupervisedResult:
-    """The result that is there, which is of the same settings."""
+    """The existing result, after a check that its settings are the same."""
     result = read_result(out)
     record.require_made_with(result[RECORD], out / RESULT)
     record.require_made_with(_provenance_of_whole(out / MODEL).get(RECORD), out / MODEL)
     logger.info("%s: finished already", out)
     if process_index() == 0:
-        checkpoints.remove()  # where it was killed in between
+        checkpoints.remove()  # if the run was killed before it removed them
     return SupervisedResult(scores_of(result), [], out / MODEL)
 
 
 def _provenance_of_whole(path: Path) -> dict:
-    """What a finished model says of its run, where all of its file is as it was written."""
+    """The provenance of a finished model, after a check that its file is undamaged."""
     try:
         load_model(path)
         return student_provenance(path)
@@ -278,7 +279,7 @@ def _provenance_of_whole(path: Path) -> dict:
 
 
 def _absent_left_out(config: SupervisionConfig, scores: Scores) -> list[str]:
-    """Where SLidR's mean would be another: a whole validation set lacks no class."""
+    """The deviation from SLidR's mean, if a class is absent; complete validation sets have all classes."""
     absent = [name for name, iou in zip(scores.class_names, scores.iou.tolist(), strict=True) if math.isnan(iou)]
     if config.schedule != "slidr" or config.absent_classes == "as-1" or not absent:
         return []
@@ -295,8 +296,9 @@ class SupervisedObjective(nn.Module):
     """The loss of a model on labelled scans.
 
     Args:
-        model: with a head for classes.
-        frozen: leave the backbone as it is, batch norms in eval mode, and train the head (linear probing).
+        model: a model with a head for classes.
+        frozen: whether only the head is trained (linear probing); the backbone is then frozen, with batch norms in
+            eval mode.
     """
 
     def __init__(self, model: Student, *, frozen: bool) -> None:
@@ -312,7 +314,7 @@ class SupervisedObjective(nn.Module):
 
 
 def training_config(schedule: Schedule, *, workers: int, seed: int) -> TrainingConfig:
-    """The schedule for the training loop."""
+    """The schedule as configuration of the training loop."""
     return TrainingConfig(
         epochs=schedule.epochs,
         batch_size=schedule.batch_size,
@@ -335,13 +337,13 @@ def train_on_scans(
     checkpoints: Checkpoints,
     learning_rate_scale: Callable[[str], float] = lambda name: 1.0,
 ) -> list[float]:
-    """Train on augmented scans, from the checkpoint on where there is one; losses of the steps made now.
+    """Train on augmented scans, starting from the checkpoint if one exists; returns the losses of this run's steps.
 
     Args:
-        learning_rate_scale: of a parameter of the objective, by its name.
+        learning_rate_scale: learning-rate factor of a parameter of the objective, by its name.
 
     Raises:
-        ScalrError: a scan or label file that cannot be used, a loss that is not finite, or a signal to stop.
+        ScalrError: a scan or label file cannot be used, a loss is not finite, or a signal stopped the run.
     """
     loader = EpochLoader(
         [scans],
@@ -370,7 +372,7 @@ def require_new(out: Path) -> None:
     """Refuse a folder that has a result.
 
     Raises:
-        StudentError: it has.
+        StudentError: the folder has one.
     """
     if (out / RESULT).exists():
         raise StudentError("a result is there already", where=out, fix="Choose another --out.")
@@ -380,7 +382,7 @@ def _require_nothing_begun(out: Path) -> None:
     """Refuse a folder that has a result, or an interrupted run.
 
     Raises:
-        StudentError: it has.
+        StudentError: the folder has one.
     """
     if (out / RESULT).exists():
         raise StudentError("a result is there already", where=out, fix=GO_ON)

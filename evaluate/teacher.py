@@ -1,4 +1,4 @@
-"""What a teacher is worth: a linear layer on its stored targets, the bound for its students before any is trained."""
+"""Linear probing of a teacher's stored targets: an upper bound for its students, before any student is trained."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .labelled_scans import require_labelled, unlabelled
 from .metrics import confusion_matrix
 from .origin import teacher_summary
 from .probe import FeatureBatch, HeadObjective
-from .result import card_of_scores, write_result
+from .result import card_of_scores, data_of, write_result
 from .schedules import changed, probing
 from .scores import Scores
 from .scoring import scenes_of
@@ -41,7 +41,7 @@ from .supervision import require_new, training_config
 
 logger = logging.getLogger(__name__)
 
-PAIRS_OF_A_VIEW = 2048  # drawn anew each epoch, to train on; all are scored
+PAIRS_OF_A_VIEW = 2048  # training pairs, drawn again in each epoch; scoring uses all pairs
 FEATURES: dict[Standardise, str] = {
     "none": "targets as unit vectors, as students learn them",
     "centre": "targets less the mean of the training store's, as unit vectors (standardise centre)",
@@ -53,12 +53,12 @@ FEATURES: dict[Standardise, str] = {
 class TeacherProbeConfig(Settings):
     """One probing of stored targets; the fields are the options of `scalr evaluate teacher`."""
 
-    cache: Path  # with the training split's targets
-    root: Path  # of the dataset, for its labels
+    cache: Path  # store with the training split's targets
+    root: Path  # folder of the dataset, for its labels
     out: Path
-    val_cache: Path | None = None  # with the validation split's; None: the same store
-    teacher: str | None = None  # None: the only one of the store
-    standardise: Standardise = "none"  # by the statistics of the training split
+    val_cache: Path | None = None  # store with the validation split's targets; None: the same store
+    teacher: str | None = None  # None: the only teacher of the store
+    standardise: Standardise = "none"  # with the statistics of the training split
     dataset: str = "nuscenes"
     train_split: str = "train"
     val_split: str = "val"
@@ -79,13 +79,13 @@ class StoredFrame:
 
 
 class LabelledTargets(TorchDataset):
-    """The targets of a split's pairs as unit vectors, which is all that a student learns of them, with their labels.
+    """The targets of a split's pairs as unit vectors, with labels: students learn directions of targets only.
 
     Attributes:
-        standardisation: of the targets before they are made unit vectors; None takes them as they are.
+        standardisation: applied to the targets before they become unit vectors; None for none.
 
     Raises:
-        StoreError: no targets of the teacher's pairs in this split, or of scans that are not the dataset's.
+        StoreError: the store has no targets of the teacher's pairs in this split, or has other scans than the dataset.
     """
 
     standardisation: Standardisation | None = None
@@ -97,7 +97,7 @@ class LabelledTargets(TorchDataset):
 
     @property
     def statistics(self) -> TeacherStatistics:
-        """Of the teacher's vectors in the sources that these frames are of."""
+        """Statistics of the teacher's vectors in the sources of these frames."""
         rows = [row for stored in self.frames for row in stored.rows]
         blocks = set(self.store.column("block")[rows].tolist())
         return self.store.statistics(self.teacher, [s for s in self.store.sources if not blocks.isdisjoint(s.blocks)])
@@ -110,12 +110,12 @@ class LabelledTargets(TorchDataset):
         return f"{self.store.path} frame {self.frames[frame].frame.token}"
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some pairs of all views of `key` = (visit, frame): (R, D) float32 and (R,) int64."""
+        """Targets (R, D) float32 and labels (R,) int64 of some pairs of all views of `key` = (visit, frame)."""
         visit, number = key
         return self.read(number, np.random.default_rng([self.seed, visit, number]))
 
     def read(self, number: int, rng: np.random.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pairs of all views of a frame, or with `rng` at most PAIRS_OF_A_VIEW of each."""
+        """The pairs of all views of a frame; with `rng`, at most PAIRS_OF_A_VIEW pairs of each view."""
         stored = self.frames[number]
         points, labels = read_labelled_scan(self.dataset, stored.frame)
         targets, of_pairs = [], []
@@ -134,7 +134,7 @@ class LabelledTargets(TorchDataset):
 
 @dataclass(frozen=True)
 class TargetCollate:
-    """Put the pairs of several frames together (a class, so that workers can be sent it)."""
+    """Concatenate the pairs of several frames (a class, so that it can be pickled for workers)."""
 
     def __call__(self, samples: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> FeatureBatch:
         targets, labels = zip(*samples, strict=True)
@@ -147,7 +147,7 @@ def probe_teacher(config: TeacherProbeConfig) -> Scores:
     Writes `log.csv`, `result.md` and `result.json` into `config.out`.
 
     Raises:
-        ScalrError: what is wrong with a store, the dataset or the output folder.
+        ScalrError: a store, the dataset or the output folder cannot be used.
     """
     with locked(config.out):
         require_new(config.out)
@@ -183,6 +183,7 @@ def _probe_teacher(config: TeacherProbeConfig, device: torch.device) -> Scores:
         departures=departures,
         protocol={
             "dataset": config.dataset,
+            **data_of(config.root),
             "split": config.val_split,
             "scored_points": "every pair of a labelled point and a camera that sees it",
             "features": FEATURES[config.standardise],
@@ -204,7 +205,7 @@ def _probe_teacher(config: TeacherProbeConfig, device: torch.device) -> Scores:
 
 
 def fit_head(targets: LabelledTargets, training: TrainingConfig, device: torch.device, log_folder: Path) -> nn.Module:
-    """BatchNorm + a linear layer, trained on the targets and in eval mode."""
+    """BatchNorm + a linear layer, trained on the targets, in eval mode."""
     head = probe_head(targets.store.target_dim(targets.teacher), len(targets.dataset.class_names)).to(device)
     loader = EpochLoader(
         [targets],

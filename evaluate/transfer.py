@@ -18,7 +18,7 @@ from .scores import Scores
 from .scoring import score
 from .supervision import require_new
 
-# Of each target: its classes, and how far it is annotated.
+# For each unseen dataset: its set of classes, and the range up to which it is annotated [m].
 TARGETS: dict[str, tuple[str, float | None]] = {
     "semantic_kitti": ("semantic_kitti_10", 50.0),
     "semantic_poss": ("semantic_poss_6", None),
@@ -28,25 +28,25 @@ INTENSITY = "normalised by the target's own statistics (SALUDA, whose mappings t
 
 @dataclass(frozen=True, kw_only=True)
 class TransferConfig(Settings):
-    """One transfer; the fields are the options of `scalr evaluate transfer`."""
+    """One evaluation of domain generalisation; the fields are the options of `scalr evaluate transfer`."""
 
-    model: Path  # trained on nuScenes with the target's set of classes
-    root: Path  # of the target
+    model: Path  # trained on nuScenes with the unseen dataset's set of classes
+    root: Path  # folder of the unseen dataset
     out: Path
-    dataset: str = "semantic_kitti"  # the target
+    dataset: str = "semantic_kitti"  # the unseen dataset
     split: str = "val"
     workers: Workers = 0
     device: str = "auto"
 
 
 def transfer(config: TransferConfig) -> Scores:
-    """Score a model on a dataset that it was not trained on, by the conventions of SALUDA, and write a result card.
+    """Score a model on a dataset that it was not trained on, by the conventions of SALUDA, and write a result file.
 
-    SemanticKITTI: 10 classes, points 50 m away and farther removed before inference. SemanticPOSS: 6 classes. Where
-    torchrun has started several processes, all call this.
+    SemanticKITTI has 10 classes, and its points at 50 m and beyond are removed before inference; SemanticPOSS has 6
+    classes. If torchrun started several processes, all call this function.
 
     Raises:
-        ScalrError: what is wrong with the model, the dataset or the output folder.
+        ScalrError: the model, the dataset or the output folder cannot be used.
     """
     if config.dataset not in TARGETS:
         raise StudentError(
@@ -72,7 +72,6 @@ def _transfer(config: TransferConfig, device: torch.device) -> Scores:
     scores = score(model.student.to(device), dataset, device, max_range_m=max_range_m, workers=config.workers)
     scores = replace(scores, mean_over="present")
     if process_index() == 0:
-        trained = model.provenance.get("finetuning") or model.provenance.get("probing") or {}
         card = card_of_scores(
             scores,
             title=f"Transfer to {dataset.name}: {len(scores.class_names)} classes",
@@ -82,7 +81,7 @@ def _transfer(config: TransferConfig, device: torch.device) -> Scores:
                 **scoring_protocol(scores, dataset, inputs, max_range_m),
                 "classes_of": classes,
                 "intensity": INTENSITY,
-                "trained_on": trained.get("training_frames_sha256"),
+                "trained_on": model.training.get("training_frames_sha256"),
             },
             **model.on_card,
         )

@@ -1,30 +1,72 @@
-"""From images to a student in Python, cell by cell, on a simulated world: no data, no network, about a minute.
+# %% [markdown]
+# # First steps in Python
+#
+# From images to a student and its scores, on simulated streets. No dataset, no GPU and no network are needed, and it
+# takes about a minute. Everything is written into a new temporary folder.
+#
+# The script `examples/first_steps.py` and the notebook `examples/first_steps.ipynb` have the same cells: run one of
+# them from beginning to end, or cell by cell.
 
-Run it as it is (`python examples/first_steps.py`), or cell by cell in an editor that knows `# %%`.
-"""
-
-# %% A folder for everything
+# %%
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 import scalr
 
 folder = Path(tempfile.mkdtemp(prefix="scalr-first-steps-"))
 
-# %% A world: simulated streets in nuScenes' own layout. With the real dataset, `root` is its folder.
+# %% [markdown]
+# ## A dataset
+#
+# `write_world` writes simulated streets in nuScenes' own layout. With the real dataset, `root` is its folder. A *frame*
+# is one scan with its images.
+
+# %%
 from scalr.extract.datasets import open_dataset
 from scalr.extract.datasets.synthetic import write_world
 
 root = folder / "world"
 write_world(root, train_scenes=2, val_scenes=1, keyframes=2)
 dataset = open_dataset("nuscenes", root, "train")
-points = dataset.read_points(dataset.frames[0])  # (N, 4) float32: x, y, z [m] in the lidar frame, raw intensity
-print(f"{len(dataset.frames)} frames; the first has {len(points):,} points and {len(dataset.frames[0].views)} cameras")
+frame = dataset.frames[0]
+points = dataset.read_points(frame)  # (N, 4) float32: x, y, z [m] in the lidar frame, raw intensity
+print(f"{len(dataset.frames)} frames; the first has {len(points):,} points and {len(frame.views)} cameras")
 
-# %% Stage one: a teacher runs once. Random weights stand in for the hub's; leave `weights` out for the real ones.
+# %% [markdown]
+# A *pair* is a lidar point and the pixel that it projects to. Here are the pairs of the first camera, coloured by
+# depth.
+
+# %%
+from scalr.evaluate.pictures import as_png
+from scalr.evaluate.report import overlay_figure
+from scalr.extract.datasets.files import read_image
+from scalr.extract.projection import project
+
+
+def picture(source: Path | BytesIO) -> Image.Image:
+    """A PNG file, small enough for a page; a notebook shows it below the cell."""
+    image = Image.open(source)
+    image.thumbnail((800, 800))
+    return image
+
+
+camera = frame.views[0]
+pairs = project(points, camera.calibration, camera.image_shape, dataset.visibility)
+figure = overlay_figure(read_image(root, camera), pairs.pixel, pairs.depth_m)
+picture(BytesIO(as_png(figure)))
+
+# %% [markdown]
+# ## Extraction: the teacher runs once
+#
+# The *target* of a pair is the teacher's feature at its pixel. Here the teacher, DINOv2, has random weights, so that
+# nothing is downloaded: for the real weights, leave out `weights`.
+
+# %%
 from scalr.extract.run import ExtractConfig, extract
 
 teacher = "dinov2_vits14"
@@ -33,29 +75,69 @@ config = ExtractConfig(
 )
 print(extract(config).store.as_text())
 
-# %% What is in the store: a row for each camera of each frame, and for each row its points, pixels and targets.
+# %% [markdown]
+# A *view* is one camera image of a frame. The store has a row for each view: its scan, its pairs and their targets.
+
+# %%
 store = scalr.open_store(config.out)
 print(store.views.select(["scene", "token", "camera", "image"]).slice(0, 3).to_pylist())
 view = store.read_view(0, teacher)
-print(f"{len(view.point_index):,} of {len(view.points):,} points are seen; their targets are {view.targets.shape}")
+print(f"{len(view.point_index):,} of {len(view.points):,} points are seen; targets: {view.targets.shape}")
 assert np.array_equal(view.points, points)
 
-# %% Stage two: a student learns to say from points what the teacher says from images. Far too short here.
+# %% [markdown]
+# ## Distillation: a student learns the targets from points alone
+#
+# This training is far too short for good features, and the teacher's weights are random: it only shows the steps.
+
+# %%
 from scalr.distill.recipe import load_recipe
 from scalr.distill.run import DistillConfig, distill
 
 recipe = load_recipe("demo", ["training.epochs=15", "training.workers=0", "training.warmup_steps=5"])
 summary = distill(DistillConfig(caches=(config.out,), out=folder / "run", recipe=recipe))
-print(summary.as_text())
+print(f"loss {summary.losses[0]:.2f} in the first step, {summary.losses[-1]:.2f} in the last")
 
-# %% A student gives every raw point a feature, and takes it to the teacher's space.
+# %% [markdown]
+# A student gives a feature for every raw point. `project` maps features to the teacher's space, where they can be
+# compared with the targets.
+
+# %%
 student = scalr.load_student(summary.student)
 features = student.extract(points, dataset="nuscenes")  # (N, width)
-answers = student.project(features[torch.from_numpy(view.point_index.astype(np.int64))])  # (R, D)
-cosine = torch.nn.functional.cosine_similarity(answers, torch.from_numpy(view.targets))
-print(f"features {tuple(features.shape)}; cosine of answers and targets: {cosine.mean():.2f}")
+predicted = student.project(features[torch.from_numpy(view.point_index.astype(np.int64))])  # (R, D)
+cosine = torch.nn.functional.cosine_similarity(predicted, torch.from_numpy(view.targets))
+print(f"features {tuple(features.shape)}; mean cosine of predicted features and targets: {cosine.mean():.2f}")
 
-# %% Stage three: what a linear layer reads off the frozen student.
+# %% [markdown]
+# ## Pictures
+#
+# The first three principal components of the features as red, green and blue. Left, the teacher's features; right, the
+# student's. Above, in a camera's image; below, the scan from above.
+
+# %%
+from scalr.evaluate.similarity import SimilarityConfig, similarity_maps
+
+maps = similarity_maps(
+    SimilarityConfig(
+        student=summary.student, root=root, split="train", cache=config.out, out=folder / "similarity", area_frames=0
+    )
+)
+picture(maps.pca)
+
+# %% [markdown]
+# The cosine similarity of each point's feature to that of one point on a car. The page `similarity/cloud.html` shows
+# the same, and there a click chooses another point.
+
+# %%
+picture(maps.top_view)
+
+# %% [markdown]
+# ## Evaluation: linear probing
+#
+# A linear layer is trained with labels on the features of the frozen student.
+
+# %%
 from scalr.evaluate.probe import ProbeConfig, probe
 
 scores = probe(

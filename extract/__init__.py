@@ -1,1 +1,1 @@
-"""Stage one: teachers run once, their features go into a store."""
+"""Extraction: run teachers once and write their features to a store."""

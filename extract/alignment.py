@@ -1,10 +1,9 @@
-"""How well an image fits the points that fall on it, from the two alone.
+"""Measure how well an image fits the points that project into it, without any other reference.
 
-Where a calibration is right and an image is the one that belongs to the scan, what changes in the image (its colours)
-changes at the same places in the scan (its intensities and depths): within a small window, one explains a part of the
-other's variance, more than it does when the image is another one, mirrored, or moved. That share compares images and
-scans of whatever sensors, since no more than a linear relation in each window is asked for (as LC2 does for medical
-images: Wein et al., 2008).
+If the calibration is right and the image belongs to the scan, the image (its colours) and the scan (its intensities and
+depths) change at the same places: within a small window, the colours explain a fraction of the variance of the points.
+That fraction is smaller for another image, a mirrored one, or a shifted one. It compares images and scans of any
+sensors, since it only assumes a linear relation within each window (as LC2 does for medical images: Wein et al., 2008).
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from scipy.ndimage import uniform_filter
 from .projection import Pairs
 
 WINDOW = 9  # cells of a window's side
-FILLED = 0.5  # share of a window's cells that points must have
+FILLED = 0.5  # minimum fraction of a window's cells that hold points
 PAIRS_OF_A_CELL = 1.5
 MOST_COLUMNS, FEWEST_ROWS = 160, 6
-THUMBNAIL = 320  # columns of the image that is kept for comparisons [px]
+THUMBNAIL = 320  # width of the small image that is kept for comparisons [px]
 FEWEST_PAIRS = 200
 
 
 @dataclass(frozen=True, eq=False)
 class PointMap:
-    """What the points of one view say of each cell of its image.
+    """The points of one view, averaged over the cells of its image.
 
     Attributes:
-        values: (2, h, w) float32: logarithms of intensity and of depth, means over a cell's points.
-        occupied: (h, w) float32, 1 where a cell has points.
+        values: (2, h, w) float32: logarithms of intensity and depth, averaged over the points of each cell.
+        occupied: (h, w) float32, 1 for cells that hold points.
     """
 
     values: np.ndarray
@@ -45,7 +44,7 @@ def thumbnail(image: Image.Image) -> np.ndarray:
 
 
 def grid_of(num_pairs: int, image_shape: tuple[int, int]) -> tuple[int, int] | None:
-    """(h, w) of the cells for a view of so many pairs; None where they are too few."""
+    """The number of cells (h, w) for a view with `num_pairs` pairs; None if there are too few pairs."""
     height, width = image_shape
     if num_pairs < FEWEST_PAIRS:
         return None
@@ -54,7 +53,7 @@ def grid_of(num_pairs: int, image_shape: tuple[int, int]) -> tuple[int, int] | N
 
 
 def point_map(intensity: np.ndarray, pairs: Pairs, image_shape: tuple[int, int], grid: tuple[int, int]) -> PointMap:
-    """The cells of a view from its pairs; `intensity` is that of each of the scan's points."""
+    """Average a view's pairs over cells; `intensity` (N,) holds a value for each point of the scan."""
     rows, columns = (pairs.pixel.astype(np.int64) * grid // np.array(image_shape)).T
     cell, num_cells = rows * grid[1] + columns, grid[0] * grid[1]
     count = np.bincount(cell, minlength=num_cells)
@@ -65,7 +64,7 @@ def point_map(intensity: np.ndarray, pairs: Pairs, image_shape: tuple[int, int],
 
 
 def image_map(small: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """(3, h, w) float32: brightness and two differences of colours in each cell, of a `thumbnail`."""
+    """Average a `thumbnail` over cells: brightness and two colour differences, (3, h, w) float32."""
     cells = Image.fromarray(small).resize(grid[::-1], Image.Resampling.BOX)
     red, green, blue = np.moveaxis(np.asarray(cells, np.float32), 2, 0)
     grey = (red + green + blue) / 3
@@ -73,10 +72,10 @@ def image_map(small: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def fit(points: PointMap, image: np.ndarray) -> tuple[float, int]:
-    """The share of variance that scan and image explain of each other, and in how many windows it was looked at.
+    """Return the fraction of variance that the image explains of the scan, and the number of windows compared.
 
     Args:
-        points: of a view.
+        points: the points of a view.
         image: (3, h, w), see `image_map`, on the same grid.
     """
     around = _mean_around(points.occupied)
@@ -95,7 +94,7 @@ def fit(points: PointMap, image: np.ndarray) -> tuple[float, int]:
     for scan, scan_mean, scan_variance in map(moments, points.values):
         for colour, colour_mean, colour_variance in of_image:
             covariance = mean(scan * colour) - scan_mean * colour_mean
-            floor = 1e-4 * scan_variance.mean() * colour_variance.mean() + 1e-12  # plain windows say nothing
+            floor = 1e-4 * scan_variance.mean() * colour_variance.mean() + 1e-12  # windows of one colour tell nothing
             shares.append(float((covariance**2 / (scan_variance * colour_variance + floor)).mean()))
     return float(np.mean(shares)), int(windows.sum())
 

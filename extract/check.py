@@ -1,4 +1,4 @@
-"""`scalr check`: is a dataset's split usable, frame by frame, before teachers are run on it."""
+"""`scalr check`: find out whether all frames of a dataset's split can be used, before teachers run on them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from .preparation import Selection, prepare_frame
 
 @dataclass(frozen=True)
 class FrameReport:
-    """One frame: what is wrong with it, and its counts where nothing is."""
+    """One frame: its problems, or its counts if there are none."""
 
     problems: list[str]
     points: int = 0
     visible: int = 0  # points that some view sees
     pairs: int = 0
-    hidden: int = 0  # pairs found behind a nearer surface
+    hidden: int = 0  # pairs that were found occluded
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """A split of a dataset; shares and means are over the frames that can be used."""
+    """A split of a dataset; fractions and means are over the frames that can be used."""
 
     dataset: str
     split: str
@@ -45,7 +45,7 @@ class DatasetReport:
     pairs_per_frame: float
     hidden_share: float
     problems: list[str]
-    warnings: list[str] = field(default_factory=list)  # what is probably wrong, in a sample of frames
+    warnings: list[str] = field(default_factory=list)  # implausible values, found on a sample of frames
 
     def as_json(self) -> dict:
         """Plain JSON values."""
@@ -70,7 +70,7 @@ class DatasetReport:
 
 
 def check(name: str, root: Path, split: str) -> DatasetReport:
-    """Read every scan, label file and image of a split and project every point; a sample of frames is judged.
+    """Read every scan, label file and image of a split, project every point, and test a sample for plausibility.
 
     Raises:
         DatasetError: the dataset cannot be opened at all.
@@ -88,7 +88,7 @@ def check(name: str, root: Path, split: str) -> DatasetReport:
 
 
 def check_frame(dataset: Dataset, frame: Frame) -> FrameReport:
-    """Everything that is wrong with a frame."""
+    """Read all files of a frame and collect its problems."""
     problems: list[str] = []
     prepared = None
 
@@ -120,7 +120,7 @@ def check_frame(dataset: Dataset, frame: Frame) -> FrameReport:
 
 
 def summarise(dataset: Dataset, reports: list[FrameReport], found: Sequence[DatasetError] = ()) -> DatasetReport:
-    """Add up the frames of a split, and what a sample of them tells."""
+    """Add up the reports of a split's frames, and add the findings of the plausibility tests."""
     problems = [problem for report in reports for problem in report.problems]
     problems += [str(each) for each in found if not isinstance(each, DoubtfulError)]
     sound = [report for report in reports if not report.problems]

@@ -1,4 +1,4 @@
-"""What one extraction is asked for: the options of `scalr extract`, checked before torch is loaded."""
+"""The settings of an extraction: the options of `scalr extract`, checked before torch is loaded."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class ExtractConfig(Settings):
     teachers: Annotated[tuple[str, ...], at_least(1)]
     dataset: str = "nuscenes"
     split: str = "train"
-    image_size: tuple[Pixels, Pixels] | None = None  # None: 224x448, or what is next to it with the teacher's patches
+    image_size: tuple[Pixels, Pixels] | None = None  # None: 224x448, or the nearest size that the patch size divides
     encoding: Layout | None = None  # None: see `kept_as`
     dtype: StoredDtype = "int8"
     points: Points = "all"
     occlusion: Occlusion = "keep"
-    superpixels: Literal["slic"] | Path | None = None  # a path: the folder of maps
+    superpixels: Literal["slic"] | Path | None = None  # a path is the folder of maps
     on_error: OnError = "stop"
     weights: tuple[str, ...] = ("hub",)  # for all teachers, or TEACHER=FILE
-    feature: str | None = None  # None: the teacher's own
+    feature: str | None = None  # None: the teacher's default
     pos_embed: PosEmbed | None = None
     precision: Precision = "float32"
     device: str = "auto"
-    batch_size: Count | None = None  # None: as measured by the first job
-    frames_per_block: Count | None = None  # None: as the store has it, else what suits the encoding
+    batch_size: Count | None = None  # None: measured by the first job
+    frames_per_block: Count | None = None  # None: the store's, else the encoding's default
     part: Part = field(default_factory=Part)
-    workers: Workers = 0  # processes; 0 works in this one
+    workers: Workers = 0  # processes; 0 runs everything in this process
     scheduler: str | None = None  # address of a dask cluster
 
     def __post_init__(self) -> None:
@@ -62,13 +62,14 @@ class ExtractConfig(Settings):
 
     @property
     def selection(self) -> Selection:
-        """What is kept of a scan; superpixels come with the dataset."""
+        """Which points and pairs of a scan are kept; superpixels are opened together with the dataset."""
         return Selection(self.points, self.occlusion)
 
     @property
     def kept_as(self) -> Encoding:
-        """How targets are stored: as patches where nothing is asked for, or as segments where that is all that is kept
-        of these teachers. Vectors of segments are float16 whatever `dtype` says.
+        """How targets are stored: `patch` by default, or `segments` if all teachers are stored as segments only.
+
+        Vectors of segments are float16, whatever `dtype` says.
         """
         only_segments = self.superpixels is not None and all(map(keeps_only_segments, self.teachers))
         layout = self.encoding or ("segments" if only_segments else "patch")

@@ -1,10 +1,10 @@
-"""How targets are kept in a store, and how large that makes them.
+"""The encodings of targets in a store, and their sizes.
 
-`point` keeps one vector per pair, its target. `patch` keeps only the patch vectors that some pair reads, in row-major
-order of the patch map; a pair's target is then the weighted sum of four of them. Either is kept as float16, or as int8
-with a scale per vector, and an offset and a scale per channel. `segments` keeps nothing of pairs, but only what all
-encodings keep where images have superpixels: float16 vectors of each segment (`segments.py`). `targets.py` has the
-arithmetic of pairs; this module needs no torch.
+`point` stores one vector per pair, its target. `patch` stores only the patch tokens that some pair needs, in row-major
+order of the patch map; a pair's target is then the weighted sum of four of them. Both are stored as float16, or as int8
+with a scale per vector, and an offset and a scale per channel. `segments` stores no targets of pairs, only the float16
+vectors of each segment (`segments.py`), which all encodings have if images have superpixels. `targets.py` implements
+the arithmetic of pairs; this module needs no torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ StoredDtype = Literal["float16", "int8"]
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a teacher's targets are kept.
+    """How a teacher's targets are stored.
 
     >>> Encoding("patch", "int8").bytes_per_view(num_pairs=3700, num_patches=350, dim=1024)
     359800
@@ -41,17 +41,17 @@ class Encoding:
 
     @property
     def of_pairs(self) -> bool:
-        """Whether a pair's target can be read."""
+        """Whether the store has targets of pairs."""
         return self.layout != "segments"
 
     def bytes_per_view(self, num_pairs: int, num_patches: int, dim: int, num_segments: int = 0) -> int:
         """Size of the targets of a view before compression.
 
         Args:
-            num_pairs: of the view.
-            num_patches: that they read.
-            dim: D.
-            num_segments: that hold a pair; 0 without superpixels.
+            num_pairs: pairs of the view.
+            num_patches: patches that these pairs need.
+            dim: D, channels of a vector.
+            num_segments: segments that hold a pair; 0 without superpixels.
         """
         vector_bytes = 2 * dim if self.dtype == "float16" else dim + 4
         num_vectors = {"point": num_pairs, "patch": num_patches, "segments": 0}[self.layout]
@@ -59,4 +59,4 @@ class Encoding:
 
 
 ENCODINGS = tuple(Encoding(layout, dtype) for layout in ("point", "patch") for dtype in get_args(StoredDtype))
-OF_SEGMENTS = Encoding("segments", "float16")  # where images have superpixels
+OF_SEGMENTS = Encoding("segments", "float16")  # the vectors that every store with superpixels has

@@ -1,4 +1,4 @@
-"""What an extraction will take: measured on a few frames, extrapolated to all."""
+"""Estimate the size, time and memory of an extraction: measured on a few frames, extrapolated to all."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ logger = logging.getLogger(__name__)
 
 SAMPLED_FRAMES = 4
 MUCH_SMALLER = 3  # times
-# Of the memory of a process, as tests/benchmarks/extract_memory.py measures it:
+# Parts of the memory of a process, as tests/benchmarks/extract_memory.py measures it:
 LIBRARIES_BYTES = 600_000_000
-SHARDS_HELD = 6  # of an array: rows that wait, the shard as it is encoded, and as it is read back
+SHARDS_HELD = 6  # shards of an array in memory: rows that wait, the shard being encoded, and the shard read back
 FRAMES_AHEAD = 8
-SLIC_BYTES = 125  # of a pixel, as tests/benchmarks/superpixels.py measures it
+SLIC_BYTES = 125  # per pixel, as tests/benchmarks/superpixels.py measures it
 
 
 @dataclass(frozen=True)
 class EncodingEstimate:
-    """The targets of all teachers in one encoding; the cosines are those of stored and exact vectors, as they are and
-    once their mean is taken away.
+    """Size and error of the targets of all teachers in one encoding.
+
+    The cosines compare stored and exact vectors, as they are and after their mean has been subtracted (`centred`).
     """
 
     encoding: Encoding
@@ -61,18 +62,18 @@ class EncodingEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a whole split will take."""
+    """Size, time and memory of the extraction of a complete split."""
 
     frames: int
     views: int
     pairs: int
     scan_bytes: int
     scan_files: int
-    superpixel_bytes: int  # of these, the pairs' ids of segments; 0 without superpixels
+    superpixel_bytes: int  # the part of it that the pairs' segment ids take; 0 without superpixels
     encodings: list[EncodingEstimate]
     chosen: Encoding
     free_bytes: int
-    memory_bytes: int  # of one process at its peak, beside what a GPU holds
+    memory_bytes: int  # peak of one process, without GPU memory
     seconds: float  # on this machine, in one process
     sampled_frames: int
 
@@ -117,7 +118,7 @@ class Estimate:
 
     @property
     def bytes(self) -> int:
-        """Of scans, pairs and targets as asked for."""
+        """Size of scans, pairs and targets in the chosen encoding."""
         return self.scan_bytes + next(each.bytes for each in self.encodings if each.encoding == self.chosen)
 
 
@@ -145,17 +146,17 @@ def estimate(
 ) -> Estimate:
     """Extract a few frames into a temporary store, in every encoding, and extrapolate.
 
-    Sizes are those of real files, compression included. The time is that of the chosen encoding, one step after the
-    other; a run that overlaps them takes a little less.
+    Sizes are those of real files, compression included. The time is that of the chosen encoding, with all steps in
+    sequence; an extraction overlaps the steps and takes a little less.
 
     Args:
-        out: where the store would be, for the free space there.
-        frames_per_block: None takes what suits each encoding and the size of the frames.
+        out: path of the future store, whose free disk space is reported.
+        frames_per_block: None takes each encoding's default, or less if the frames are large.
 
     Raises:
         ScalrError: input that cannot be used.
     """
-    for teacher in teachers:  # the first forward pass of a process is slower than all others
+    for teacher in teachers:  # the first forward pass of a process is slower than later ones
         teacher.patch_maps(torch.zeros(1, 3, *teacher.image_size, device=teacher.device))
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -202,7 +203,7 @@ def estimate(
 def _sampled_frames(
     dataset: Dataset, teachers: Sequence[Teacher], selection: Selection, on_error: OnError
 ) -> list[PreparedFrame]:
-    """A few frames, spread evenly over the split, without those that are skipped."""
+    """Read a few frames, spread evenly over the split; skipped frames are left out."""
     numbers = np.unique(np.linspace(0, len(dataset.frames) - 1, SAMPLED_FRAMES).round().astype(int)).tolist()
     with reader_pool() as readers:  # as an extraction does: SLIC takes longer than most teachers
         options = (teachers, selection, on_error)
@@ -218,7 +219,7 @@ def _sampled_frames(
 
 
 def bytes_of_frame(frame: PreparedFrame, teachers: Sequence[Teacher], encoding: Encoding) -> int:
-    """Of its scan and pairs, and of the targets of that teacher which has the largest, before compression."""
+    """Bytes of a frame's scan and pairs, and of its largest teacher's targets, before compression."""
     arrays = [frame.points, *(array for view in frame.views for array in (view.point_index, view.pixel))]
     targets = [
         sum(encoding.bytes_per_view(*_counts(teacher, view), teacher.dim, _num_segments(view)) for view in frame.views)
@@ -228,7 +229,7 @@ def bytes_of_frame(frame: PreparedFrame, teachers: Sequence[Teacher], encoding: 
 
 
 def frames_of_a_block(frame: PreparedFrame, teachers: Sequence[Teacher], encoding: Encoding) -> int:
-    """What suits the encoding, or fewer where a block of frames like this one would exceed BLOCK_BYTES."""
+    """Return the encoding's default, or fewer if a block of frames like this one would exceed BLOCK_BYTES."""
     return max(
         1, min(FRAMES_PER_BLOCK[encoding.layout], BLOCK_BYTES // max(1, bytes_of_frame(frame, teachers, encoding)))
     )
@@ -241,9 +242,9 @@ def peak_memory(
     batch_sizes: Mapping[str, int],
     frames_per_block: int,
 ) -> int:
-    """Bytes that a process holds at most: libraries, frames read ahead, what is being written, teachers on the CPU.
+    """Peak memory of a process in bytes: libraries, frames read ahead, shards being written, teachers on the CPU.
 
-    A block is written as it comes, so that what is written takes a few shards, however long the block is.
+    A block is written while it is computed, so writing takes a few shards, however long the block is.
     """
     block = frames_per_block * bytes_of_frame(frame, teachers, encoding)
     written = len(teachers) * SHARDS_HELD * min(block, SHARD_BYTES)
@@ -256,7 +257,7 @@ def peak_memory(
 
 
 def _memory_of_slic(frame: PreparedFrame, superpixels: dict | None) -> int:
-    """Bytes that all readers hold at once."""
+    """Bytes that SLIC takes in all reading threads together."""
     if superpixels is None or superpixels["method"] != SLIC:
         return 0
     return (
@@ -265,17 +266,17 @@ def _memory_of_slic(frame: PreparedFrame, superpixels: dict | None) -> int:
 
 
 def _counts(teacher: Teacher, view: PreparedView) -> tuple[int, int]:
-    """Pairs of a view, and patches that they read."""
+    """The number of pairs of a view, and of the patches that they need."""
     return len(view.pixel), len(teacher_footprint(teacher, view.pixel, view.image_shape).touched)
 
 
 def _num_segments(view: PreparedView) -> int:
-    """Segments of a view that hold a pair, as far as they are known."""
+    """The number of segments of a view that hold a pair; 0 without superpixels, or if its image was not read."""
     return 0 if view.superpixel is None else len(np.unique(view.superpixel))
 
 
 def warn_of_size(frame: PreparedFrame, num_frames: int, teachers: Sequence[Teacher], chosen: Encoding) -> None:
-    """Warn where another encoding of the pairs of `num_frames` frames like this one is much smaller."""
+    """Warn if another encoding of the pairs of `num_frames` frames like this one is much smaller."""
     if not chosen.of_pairs:
         return
     views = [(*_counts(teacher, view), teacher.dim) for teacher in teachers for view in frame.views]
@@ -291,7 +292,7 @@ def warn_of_size(frame: PreparedFrame, num_frames: int, teachers: Sequence[Teach
 
 
 def too_large(teacher: Teacher, num_views: int) -> StoreError:
-    """Why targets of pairs are not kept of a teacher with such maps, in the sizes of `num_views` views."""
+    """The error for a teacher whose maps are too large to store targets of pairs, with sizes for `num_views` views."""
     height, width = (side // teacher.patch_size for side in teacher.image_size)
     whole_map = Encoding("patch", "int8").bytes_per_view(0, height * width, teacher.dim)
     pair = Encoding("point", "int8").bytes_per_view(1, 0, teacher.dim)
@@ -307,7 +308,7 @@ def too_large(teacher: Teacher, num_views: int) -> StoreError:
 
 
 def patch_maps_of(teacher: Teacher, position: int, frames: list[PreparedFrame], batch_size: int) -> list[torch.Tensor]:
-    """The maps of all the frames' images, `position` being that of the teacher among those they were prepared for."""
+    """Patch maps of all images of the frames, which were prepared for several teachers; this one is at `position`."""
     images = [view.images[position] for frame in frames for view in frame.views]
     maps: list[torch.Tensor] = []
     with progress(len(images), f"dry run of {teacher.name}", "image") as bar:
@@ -320,7 +321,7 @@ def patch_maps_of(teacher: Teacher, position: int, frames: list[PreparedFrame], 
 def statistics_of(
     teacher: Teacher, patch_maps: Sequence[torch.Tensor], frames: Sequence[PreparedFrame]
 ) -> TeacherStatistics:
-    """Of the frames that are measured, in place of the sample that an extraction takes."""
+    """Statistics from the measured frames, in place of the larger sample that an extraction takes."""
     sums = VectorSums(teacher.dim)
     add_views(sums, teacher, patch_maps, [view for frame in frames for view in frame.views])
     return sums.statistics()
@@ -338,11 +339,11 @@ def write_sample(
     *,
     superpixels: dict | None = None,
 ) -> StoreReport:
-    """Write a store of one block: for each teacher the targets of `patch_maps`, one for every view of the frames."""
+    """Write a store of one block: for each teacher the targets from `patch_maps`, which has a map for every view."""
     writer = create_store(path, "estimate")
     settings = {"dataset": dataset, "split": split, "frames_per_block": len(frames), "num_blocks": 1}
     settings["superpixels"] = superpixels
-    settings["intensity"] = asdict(IntensityStatistics(0.0, 1.0))  # a store has some; nobody trains on this one
+    settings["intensity"] = asdict(IntensityStatistics(0.0, 1.0))  # required by the format; nobody trains on this store
     recorded = {teacher.name: recorded_provenance(teacher, encoding) for teacher in teachers}
     writer.add_inputs(settings, record={}, teachers=recorded)
     channels = {
@@ -377,7 +378,7 @@ def _encoding_estimate(encoding: Encoding, report: StoreReport, scale: float, nu
 
 
 def _superpixel_bytes(store: Path) -> int:
-    """Of the pairs' ids in a store of one block."""
+    """Size of the pairs' segment ids in a store of one block."""
     return sum(file.stat().st_size for file in files_below(group_path(store, SCANS, 0) / SUPERPIXEL))
 
 

@@ -1,7 +1,7 @@
-"""Where blocks are computed: in this process, in processes of this machine, or on a dask cluster. One plan for all.
+"""Executors compute blocks in processes of this machine or on a dask cluster, by the same plan as in one process.
 
-Each executor takes a function that turns blocks into reports, and yields the reports as blocks are committed. Dask
-gives a block to another worker when one dies.
+Each executor takes a function that turns blocks into reports, and yields the reports as blocks are committed. If a
+worker dies, dask gives its block to another one.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ Extractor = Callable[[Sequence[Block]], Iterator[BlockDone]]
 def run_on_cluster(
     client: Client, extractor: Callable[[ExtractConfig], Extractor], config: ExtractConfig, blocks: list[Block]
 ) -> Iterator[BlockDone]:
-    """Each block a task; a worker builds the extractor once and keeps it.
+    """Run each block as a dask task; a worker builds the extractor once and keeps it.
 
     Raises:
-        ScalrError: what an extractor raises, a block that took several workers down with it, a scheduler that is lost,
-            or that cannot pass this release's work on.
+        ScalrError: an error of the extractor, a block during which several workers died, or a scheduler that is lost or
+            runs incompatible versions.
     """
     from distributed import CancelledError, as_completed
     from distributed.comm import CommClosedError
     from distributed.scheduler import KilledWorker
 
-    run = uuid.uuid4().hex  # a worker outlives runs, and weights or tables may change between two of them
+    run = uuid.uuid4().hex  # a worker may serve several runs, and weights or tables may change in between
     futures = {client.submit(_extract_one, extractor, config, run, block, pure=False): block for block in blocks}
     try:
         for future in as_completed(futures):
@@ -72,7 +72,7 @@ def run_on_cluster(
         ) from None
     finally:
         if client.status == "running":
-            with suppress(CommClosedError):  # which is noticed late
+            with suppress(CommClosedError):  # a closed connection is noticed late
                 client.cancel(list(futures))
 
 
@@ -82,7 +82,7 @@ def local_cluster(workers: int) -> Iterator[Client]:
     from distributed import Client, LocalCluster, Worker, WorkerPlugin
 
     class LeaveInterruptsToTheClient(WorkerPlugin):
-        """A terminal's Ctrl-C reaches all processes: without this, each worker ends in a traceback of its own."""
+        """Ctrl-C in a terminal reaches all processes: without this plugin, each worker would print a traceback."""
 
         def setup(self, worker: Worker) -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -92,9 +92,9 @@ def local_cluster(workers: int) -> Iterator[Client]:
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
-            memory_limit=0,  # the system's own limit is the one that counts
+            memory_limit=0,  # dask's own limit is off: the operating system has one
             dashboard_address=None,
-            silence_logs=50,  # a worker that dies is replaced; what is wrong in the end is raised
+            silence_logs=50,  # dask replaces workers that die; the final error is raised
             env={"OMP_NUM_THREADS": str(cores), "MKL_NUM_THREADS": str(cores), "OMP_WAIT_POLICY": "PASSIVE"},
         ) as cluster,
         Client(cluster) as client,
@@ -105,14 +105,14 @@ def local_cluster(workers: int) -> Iterator[Client]:
 
 @contextmanager
 def existing_cluster(address: str) -> Iterator[Client]:
-    """A dask.distributed cluster that somebody else started.
+    """Connect to a dask.distributed cluster that is already running.
 
     Raises:
-        ScalrError: no scheduler answers there.
+        ScalrError: no scheduler answers at the address.
     """
     from distributed import Client
 
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # tracebacks of what is raised here as well
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it prints tracebacks of errors raised here
     try:
         client = Client(address, timeout=CONNECT_TIMEOUT_S)
     except (OSError, ValueError, TimeoutError) as error:
@@ -138,7 +138,7 @@ def _extractor_of_run(extractor: Callable[[ExtractConfig], Extractor], config: E
 
 
 def device_of_worker(device: str) -> str:
-    """`auto` among the worker processes of one machine: each takes the next GPU."""
+    """Resolve `auto` in a worker: the worker processes of one machine take its GPUs in turn."""
     from distributed import get_worker
 
     try:

@@ -1,4 +1,4 @@
-"""What a dataset's tables say of its frames, as a store keeps it: whether a later job means the same ones.
+"""The table of a split's frames that a store keeps, to find out whether a later job means the same frames.
 
 The table has a row per view, and one row for a frame without views: scene, token, timestamp [us], paths relative to the
 dataset's root, camera, image size [px], and the calibration that follows from the tables' poses and intrinsics.
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 OF_A_FRAME = ("token", "scene", "timestamp", "scan", "unusable")
 OF_A_VIEW = ("camera", "image", "image_height", "image_width")
-MATRICES = {"cam_from_lidar": (4, 4), "intrinsics": (3, 3)}  # kept row by row
+MATRICES = {"cam_from_lidar": (4, 4), "intrinsics": (3, 3)}  # in row-major order
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("token", "scene")),
         ("timestamp", pa.int64()),
         ("scan", pa.string()),
-        ("unusable", pa.bool_()),  # by what the tables say of it
+        ("unusable", pa.bool_()),  # according to the dataset's tables
         *((name, pa.string()) for name in ("camera", "image")),
         *((name, pa.int32()) for name in ("image_height", "image_width")),
         *((name, pa.list_(pa.float64(), rows * columns)) for name, (rows, columns) in MATRICES.items()),
     ]
 )
-# Of calibrations: another machine's matrix products differ in their last bits. Far less than moves a pixel.
+# Of calibrations: matrix products differ in their last bits between machines, which is far too little to move a pixel.
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def frames_table(frames: Sequence[Frame]) -> pa.Table:
-    """The table of a split's frames, in their order."""
+    """Build the table of a split's frames, in their order."""
     rows = [(frame, view) for frame in frames for view in (frame.views or (None,))]
     columns = {name: [_of_frame(frame, name) for frame, _ in rows] for name in OF_A_FRAME}
     columns |= {name: [_of_view(view, name) for _, view in rows] for name in OF_A_VIEW}
@@ -57,10 +57,9 @@ def frames_sha256(table: pa.Table) -> str:
 
 
 def first_difference(theirs: pa.Table, ours: pa.Table) -> str | None:
-    """The first frame and field in which two tables differ, with both values; None where they mean the same frames.
+    """Describe the first frame and field in which two tables differ, with both values; None if the frames are the same.
 
-    Calibrations may differ in their last bits, and a frame that could not be used by what the tables said may have been
-    mended since.
+    Calibrations may differ in their last bits, and a frame that the tables made unusable may have been repaired since.
     """
     for number, (their_frame, our_frame) in enumerate(zip_longest(_by_frame(theirs), _by_frame(ours))):
         if their_frame is None or our_frame is None:
@@ -121,7 +120,7 @@ def _of_view(view: View | None, name: str) -> object:
 
 
 def _matrices(views: Sequence[View | None], name: str) -> pa.Array:
-    """NaN where there is no view."""
+    """The matrices as rows of numbers; NaN for frames without a view."""
     nothing = np.full(MATRICES[name], np.nan)
     matrices = [nothing if view is None else getattr(view.calibration, name) for view in views]
     values = np.array(matrices, dtype=np.float64).ravel()

@@ -1,4 +1,4 @@
-"""How raw intensities are normalised: each lidar has its own scale."""
+"""Statistics for the normalisation of raw intensities: each lidar has its own scale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class IntensityStatistics:
     """Mean and standard deviation of a dataset's raw intensity over its training points.
 
     Raises:
-        DatasetError: values that cannot normalise anything.
+        DatasetError: values that are not finite, or a deviation that is not positive.
     """
 
     mean: float
@@ -38,10 +38,10 @@ INTENSITY_STATISTICS = {
 
 
 def intensity_statistics(dataset: str) -> IntensityStatistics:
-    """The statistics that the official code uses for a dataset.
+    """Return the statistics that the official code uses for a dataset.
 
     Raises:
-        DatasetError: it has none.
+        DatasetError: the official code has none for this dataset.
     """
     if dataset not in INTENSITY_STATISTICS:
         raise DatasetError(

@@ -1,7 +1,7 @@
-"""Images that are not where the dataset says: mirrored, of another frame or camera, or scans with other axes.
+"""Find images that do not belong where the dataset says (mirrored, of another frame or camera), and scans' wrong axes.
 
-Whatever a change makes fit clearly better (`alignment.fit`) than what the dataset says is told. Where nothing fits, at
-night or with intensities that say nothing, nothing is told.
+A change is reported if image and scan then fit clearly better (`alignment.fit`) than as the dataset declares them. If
+nothing fits, at night or with intensities that carry no information, nothing is reported.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .datasets.frame import Dataset, Frame
 from .projection import project
 from .sampled_frames import SeenFrame, small_image
 
-# Images against scans: logarithms of `fit`, means over views, above that of images moved aside
+# Bounds on the logarithm of `fit`, averaged over views, relative to that of shifted images
 CLEAR_GAIN, FEWEST_VIEWS = 0.2, 2
-BEYOND_CHANCE = 4.0  # standard deviations of the mean of what images moved aside give by chance
-MOVED = (0.2, 0.4, 0.6, 0.8)  # of the image's width
+BEYOND_CHANCE = 4.0  # standard deviations of the mean that shifted images give by chance
+MOVED = (0.2, 0.4, 0.6, 0.8)  # shifts, as fractions of the image's width
 AXES = {
     "with x and y exchanged": ((0, 1), (1, 0)),
     "with the sign of x changed": ((-1, 0), (0, 1)),
@@ -35,14 +35,14 @@ AXES = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """How much better than images moved aside the images of one frame fit its scan: a value for each camera.
+    """How much better than shifted images the images of one frame fit its scan: a value for each camera.
 
     Attributes:
-        own: as the dataset has it.
-        chance: the variance of the same value among images moved aside, which have nothing to do with the scan.
+        own: with images and scan as the dataset has them.
+        chance: the variance of the value among shifted images, which have nothing to do with the scan.
         mirrored, axes, frames: with the images mirrored; with other axes of the scan; with the images of the frame
             before (-1) or after (1).
-        cameras: with the image of another camera, by the camera and the other one.
+        cameras: with the image of another camera; the keys are the camera and the other one.
     """
 
     own: dict[str, float]
@@ -102,7 +102,7 @@ def _with_axes(points: np.ndarray, axes: tuple[tuple[int, int], tuple[int, int]]
 def _images_of_neighbour(
     dataset: Dataset, frames: Sequence[Frame], each: SeenFrame, step: int
 ) -> dict[str, np.ndarray]:
-    """Thumbnails of the frame before or after, by camera; none where there is no such frame in the scene."""
+    """Thumbnails of the frame before or after, by camera; empty if the scene has no such frame."""
     number = each.number + step
     if not 0 <= number < len(frames) or frames[number].scene != each.frame.scene:
         return {}
@@ -116,7 +116,7 @@ def _images_of_neighbour(
 
 
 def judged(dataset: Dataset, evidence: Sequence[Evidence]) -> Iterator[DatasetError]:
-    """What fits clearly better than what the dataset says; of the scan as a whole, the best of all."""
+    """Report changes that fit clearly better than the dataset; of changes to all images or scans, only the best one."""
     better: dict[str, tuple[float, float]] = {}
     for name, of in _changes_of_all().items():
         changed = [
@@ -182,7 +182,7 @@ def _of_single_cameras(dataset: Dataset, evidence: Sequence[Evidence]) -> Iterat
 
 
 def _clear_gain(views: Sequence[tuple[float, float, float]]) -> tuple[float, float] | None:
-    """The means over views of gains (as it is, changed, variance by chance), where a change is better beyond doubt."""
+    """Average all views' values (unchanged, changed, variance by chance); None if the change is not clearly better."""
     if len(views) < FEWEST_VIEWS:
         return None
     own, changed, chance = np.array(views).T

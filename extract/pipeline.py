@@ -1,8 +1,8 @@
-"""Blocks from scan to store in one process: reading and projection, teacher, and writing overlap.
+"""Compute blocks from scan to store in one process; reading and projection, the teacher, and writing overlap.
 
-Threads read ahead while the teacher works, and one thread writes a block while the next is computed. What a block
-holds depends on the block alone: its teacher batches never reach into another block, so that every division of the
-work gives the same store, bit by bit.
+Threads read ahead while the teacher runs, and one thread writes a block while the next one is computed. The content of
+a block depends on the block alone: no teacher batch contains images of two blocks. So every division of the work gives
+the same store, bit by bit.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ T, R = TypeVar("T"), TypeVar("R")
 
 @dataclass(frozen=True)
 class BlockDone:
-    """A block that is committed now, unless a frame that it should have cannot be used."""
+    """A block that was committed, or that could not be since a frame that it needs cannot be used."""
 
     block: int
     num_frames: int
-    num_bytes: int  # on disk; 0 where it is not committed
+    num_bytes: int  # on disk; 0 if the block was not committed
     skipped: list[SkippedFrame]
 
 
 @dataclass(frozen=True, eq=False)
 class BlockTask:
-    """What is missing of a block."""
+    """The parts of a block that are missing."""
 
     block: Block
     teachers: list[Teacher]
-    scans: ScanBlock | None  # already committed; None where they are made, too
+    scans: ScanBlock | None  # already committed; None if this run writes them, too
 
 
 PreparedItem = tuple[BlockTask, PreparedFrame | SkippedFrame]
@@ -67,14 +67,14 @@ class Pipeline:
     """Computes blocks and commits them.
 
     Args:
-        dataset: whose frames the blocks count.
-        teachers: recorded in the store.
-        encoding: of their targets.
-        writer: of the store.
-        statistics: of each teacher's vectors, by its name.
+        dataset: the dataset whose frames are divided into blocks.
+        teachers: the teachers to run, as recorded in the store.
+        encoding: how their targets are stored.
+        writer: writes to the store.
+        statistics: statistics of each teacher's vectors, by the teacher's name.
         selection: which points and pairs are kept.
-        on_error: at a frame that cannot be used, stop or go on without it.
-        batch_sizes: images that each teacher sees at once, by its name; the last batch of a block may be smaller.
+        on_error: whether an unusable frame stops the run or is skipped.
+        batch_sizes: images per forward pass, by the teacher's name; the last batch of a block may be smaller.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Pipeline:
         self.selection, self.batch_sizes, self.on_error = selection, batch_sizes, on_error
 
     def run(self, blocks: Sequence[Block]) -> Iterator[BlockDone]:
-        """Extract blocks one after the other and yield each once it is committed.
+        """Extract blocks in sequence and yield each once it is committed.
 
-        A block of which another job has meanwhile committed other scans is made anew, with those.
+        If another job has meanwhile committed other scans of a block, the block is computed again with those scans.
 
         Raises:
-            ScalrError: input that cannot be used, or a file system that refuses; committed blocks stay.
+            ScalrError: input that cannot be used, or a file system that refuses; committed blocks remain.
         """
         for _ in range(ATTEMPTS):
             lost: list[Block] = []
@@ -129,7 +129,7 @@ class Pipeline:
                 yield from self._done(before, lost)
 
     def _write(self, block: Block, prepared: Iterator[PreparedItem], thread: ThreadPoolExecutor) -> BlockWriting:
-        """Compute a block, while a thread writes it; it is committed once that thread has come so far."""
+        """Compute a block while a thread writes it; the thread commits it at the end."""
         task, first = next(prepared)
         others = (frame for _, frame in itertools.islice(prepared, block.num_frames - 1))
         writing = BlockWriting(self.writer, task, self.channels, thread)
@@ -141,7 +141,7 @@ class Pipeline:
         return writing
 
     def _done(self, writing: BlockWriting, lost: list[Block]) -> Iterator[BlockDone]:
-        """What was committed; nothing where the block has to be made anew, which then is in `lost`."""
+        """Yield the committed block, or append it to `lost` if it must be computed again."""
         done = writing.result()
         if done is None:
             lost.append(writing.task.block)
@@ -150,7 +150,7 @@ class Pipeline:
         yield done
 
     def _put_back(self, block: Block) -> None:
-        """What was set aside of a block that cannot be made comes back as it was."""
+        """Restore the old copy of a block that cannot be computed again from the folder `aside`."""
         for kind in (SCANS, *(teacher.name for teacher in self.teachers)):
             if not self.writer.store.is_committed(kind, block.index) and self.writer.put_back(kind, block.index):
                 logger.warning(
@@ -159,7 +159,7 @@ class Pipeline:
                 )
 
     def _frames_of_a_batch(self, blocks: Sequence[Block]) -> int:
-        """So many are read while a teacher sees the batch before."""
+        """The number of frames that fill one batch, which are read while a teacher sees the previous batch."""
         views = len(self.dataset.frames[blocks[0].start].views) if blocks else 0
         return -(-max(self.batch_sizes.values(), default=1) // max(1, views))
 
@@ -210,13 +210,13 @@ class Pipeline:
 class BlockWriting:
     """A block that a thread writes while the next views are computed.
 
-    Where another run takes its scratch folder away, the rest is not written, and the block is to be made anew.
+    If another run removes the block's scratch folder, the rest is not written, and the block must be computed again.
 
     Args:
-        writer: of the store.
-        task: which block.
-        channels: of each teacher, see `TeacherStatistics.channels`.
-        thread: does all writing of a pipeline, in order.
+        writer: writes to the store.
+        task: the block and its missing parts.
+        channels: each teacher's offsets and scales, see `TeacherStatistics.channels`.
+        thread: the pool with one thread that does all writing of a pipeline, in order.
     """
 
     def __init__(
@@ -235,17 +235,17 @@ class BlockWriting:
         self._later(self._draft.add_targets, teacher, targets)
 
     def commit(self, skipped: list[SkippedFrame]) -> None:
-        """After all views; `result` tells how it went."""
+        """Commit the block after all views; `result` returns the outcome."""
         self._later(self._commit, skipped)
 
     def result(self) -> BlockDone | None:
-        """Once all is written; None where the block has to be made anew."""
+        """Wait until the block is written; None if the block must be computed again."""
         while self._waiting:
             done = self._waiting.popleft().result()
         return None if self._is_lost else done
 
     def give_up(self) -> None:
-        """Nothing of the block is committed."""
+        """Discard the block; nothing of it is committed."""
         self._thread.submit(self._draft.scratch.remove)
 
     def _later(self, function: Callable, *arguments: object) -> None:
@@ -265,7 +265,7 @@ class BlockWriting:
     def _commit(self, skipped: list[SkippedFrame]) -> BlockDone:
         block, draft = self.task.block, self._draft
         before = {} if self.task.scans is None else self.task.scans.skipped
-        # Targets of committed scans need all of their frames, and what replaces a block has to be whole.
+        # Targets of committed scans need all frames of these scans, and a replacement of a block must be complete.
         lacks_frames = bool(block.anew and skipped) if self.task.scans is None else len(skipped) > len(before)
         num_bytes = 0
         try:
@@ -279,12 +279,12 @@ class BlockWriting:
 
 
 class TargetEncoder:
-    """Encodes one teacher's targets as views come in; the teacher sees full batches, whatever frames they are of.
+    """Encodes one teacher's targets as views arrive; the teacher sees full batches, which may span frames.
 
     Args:
-        encoder: of the teacher.
-        batch_size: images at once.
-        put: takes the teacher's name and the targets of each view, in the order they came.
+        encoder: encodes the teacher's patch maps.
+        batch_size: images per forward pass.
+        put: called with the teacher's name and the targets of each view, in the order of the views.
     """
 
     def __init__(self, encoder: ViewEncoder, batch_size: int, put: Callable[[str, NewTargets], None]) -> None:
@@ -292,13 +292,13 @@ class TargetEncoder:
         self._waiting: list[tuple[torch.Tensor, PreparedView]] = []
 
     def add(self, image: torch.Tensor, view: PreparedView) -> None:
-        """Take a view, and its image (3, h, w) as it was prepared for the teacher."""
+        """Add a view and its image (3, h, w), prepared for the teacher."""
         self._waiting.append((image, replace(view, images=[])))
         if len(self._waiting) == self.batch_size:
             self.finish()
 
     def finish(self) -> None:
-        """Encode the views that wait."""
+        """Encode the views of the last, incomplete batch."""
         if not self._waiting:
             return
         teacher = self.encoder.teacher
@@ -309,11 +309,11 @@ class TargetEncoder:
 
 
 class ViewEncoder:
-    """Encodes one teacher's patch maps where they are, and brings the results to the CPU.
+    """Encodes one teacher's patch maps on their device, and copies the results to the CPU.
 
     Args:
-        teacher: whose.
-        encoding: of the targets.
+        teacher: the teacher that made the maps.
+        encoding: how the targets are stored.
         channels: (2, D) float32, see `TeacherStatistics.channels`.
     """
 
@@ -322,7 +322,7 @@ class ViewEncoder:
         self._channels = torch.from_numpy(channels).to(teacher.device)
 
     def encode(self, patch_map: torch.Tensor, view: PreparedView) -> NewTargets:
-        """What a view's pairs read of its map (h, w, D), and the vectors of its segments, if it has superpixels."""
+        """Encode the vectors of a map (h, w, D) that a view's pairs need, and those of its segments if it has any."""
         segments = None
         if view.superpixel is not None:
             segment_map = view.segment_maps[self.teacher.image_size]
@@ -335,20 +335,20 @@ class ViewEncoder:
 
 
 def teacher_footprint(teacher: Teacher, pixel: np.ndarray, image_shape: tuple[int, int]) -> Footprint:
-    """What the pairs at `pixel` (R, 2) of an (H, W) image read of the teacher's patch map, on its device."""
+    """The patches of the teacher's map that the pairs at `pixel` (R, 2) of an (H, W) image need, on its device."""
     map_shape = tuple(side // teacher.patch_size for side in teacher.image_size)
     on_device = torch.from_numpy(pixel.astype(np.int64)).to(teacher.device)
     return footprint(on_device, image_shape, map_shape, teacher.patch_size)
 
 
 def recorded_provenance(teacher: Teacher, encoding: Encoding) -> dict:
-    """What a store records of a teacher: all that its targets there depend on."""
+    """The attributes that a store records for a teacher: all that its targets depend on."""
     kept = {"encoding": encoding.layout, "dtype": encoding.dtype}
     return provenance_attributes(teacher.provenance) | kept
 
 
 def new_views(prepared: PreparedFrame, split: str) -> list[NewView]:
-    """A frame's views as the store takes them."""
+    """Convert a frame's views to the form in which the store takes them."""
     frame = prepared.frame
     of_frame = {name: getattr(frame, name) for name in ("dataset", "scene", "token", "timestamp")}
     return [
@@ -374,7 +374,7 @@ def new_views(prepared: PreparedFrame, split: str) -> list[NewView]:
 
 
 def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
-    """`map` that works on at most `depth` items ahead of the one asked for."""
+    """`map` in a thread pool that works at most `depth` items ahead of the consumer."""
     pending: deque = deque()
     for item in items:
         pending.append(pool.submit(function, item))
@@ -385,14 +385,14 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable
 
 
 def num_readers() -> int:
-    """Threads that read scans and images."""
+    """The number of threads that read scans and images."""
     return min(MAX_READERS, os.cpu_count() or 1)
 
 
 @contextmanager
 def reader_pool() -> Iterator[ThreadPoolExecutor]:
-    """Their pool; left by an error, it drops what it has not begun."""
-    # Readers that each start threads of torch's own would crowd out the teacher, whose thread keeps its number.
+    """A pool of reading threads; on an error, it drops the items that have not begun."""
+    # If each reader started torch threads of its own, they would slow the teacher down. The teacher's thread keeps its.
     pool = ThreadPoolExecutor(num_readers(), initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield pool

@@ -1,29 +1,29 @@
-"""Frames to blocks to parts: a pure plan, the same for every job of a run."""
+"""Divide frames into blocks and blocks into parts: a pure plan, the same for every job of a run."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import ScalrError
 from .encoding import Layout
 
-# Of six cameras with 1,024 dimensions, a block is then about 700 MB of raw float16 targets in memory and on disk, or
-# some 130 MB of int8 patches: few files on shared storage, and little to do again where a job is killed.
-BLOCK_BYTES = 1 << 30  # of raw scans and targets of one teacher, at most; larger frames make shorter blocks
+# With six cameras and 1,024 dimensions, a block then has about 700 MB of raw float16 targets in memory and on disk, or
+# about 130 MB of int8 patches: few files on shared storage, and little work to repeat if a job is killed.
+BLOCK_BYTES = 1 << 30  # maximum of raw scans and one teacher's targets; larger frames make shorter blocks
 FRAMES_PER_BLOCK: dict[Layout, int] = {"point": 16, "patch": 64, "segments": 64}
 
 
 @dataclass(frozen=True)
 class Block:
-    """Frames `start` to `stop` - 1 of a split: the unit that is computed, committed, verified and redone."""
+    """Frames `start` to `stop` - 1 of a split: the unit that is computed, committed, verified and repaired."""
 
-    index: int  # in the store
+    index: int  # the block's number in the store
     start: int
     stop: int
-    anew: bool = False  # in place of a committed one that lacks frames
+    anew: bool = False  # it replaces a committed block that lacks frames
 
     @property
     def num_frames(self) -> int:
@@ -32,7 +32,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Part:
-    """The blocks of one job of an array: block b belongs to part b mod `count`.
+    """The blocks of one job of a job array: block b belongs to part b mod `count`.
 
     >>> Part.parse("2/8")
     Part(index=2, count=8)
@@ -58,7 +58,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> Part:
-        """Read K/N."""
+        """Parse K/N."""
         match = re.fullmatch(r"(\d+)/([1-9]\d*)", text)
         if not match:
             raise ScalrError(f"'{text}' is not K/N", where="--part", fix="Pass for example 0/8, the first of eight.")
@@ -82,7 +82,7 @@ def plan_blocks(num_frames: int, frames_per_block: int, first_block: int = 0) ->
 
 
 def spread(num_frames: int) -> list[int]:
-    """All frames in an order of which every beginning is spread evenly over the split (van der Corput's).
+    """Return all frame numbers in van der Corput's order: the first k are spread evenly over the split, for every k.
 
     >>> spread(num_frames=6)
     [0, 4, 2, 1, 5, 3]
@@ -92,6 +92,13 @@ def spread(num_frames: int) -> list[int]:
     return [number for number in reversed_bits if number < num_frames]
 
 
-def frames_digest(tokens: Sequence[str]) -> str:
-    """SHA-256 over frames' tokens in their order: which frames were learnt from or scored."""
-    return hashlib.sha256("\n".join(tokens).encode()).hexdigest()
+def frames_digest(tokens: Iterable[str]) -> str:
+    """SHA-256 over frame IDs in their order, which identifies the frames of a training or an evaluation.
+
+    >>> frames_digest(["a", "b"]) == hashlib.sha256(b"a\\nb").hexdigest()
+    True
+    """
+    digest = hashlib.sha256()
+    for number, token in enumerate(tokens):
+        digest.update(f"\n{token}".encode() if number else token.encode())
+    return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""What cannot be of a dataset, or hardly: found on a few frames, for `scalr check` and before an extraction.
+"""Test a few frames of a dataset for plausibility, for `scalr check` and before an extraction.
 
-A finding is certain, a DatasetError, or doubtful, a `DoubtfulError`. Bounds leave a wide margin to what real lidars,
-cameras and cars have: nuScenes, SemanticKITTI, PandaSet and their simulated twins stay far inside.
+What is certainly wrong is reported as a DatasetError, what is doubtful as a `DoubtfulError`. Bounds leave a wide margin
+to real lidars, cameras and cars: nuScenes, SemanticKITTI, PandaSet and their simulated versions stay far inside.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from .projection import Calibration, Visibility
 from .sampled_frames import SeenFrame, SeenView, seen_frame
 
 SAMPLED_FRAMES = 8
-COMPARED_VIEWS = 24  # whose images are compared with the scan, about
+COMPARED_VIEWS = 24  # approximate number of views whose images are compared with the scans
 
 # Scans
-LONGEST_RANGE_M, SHORTEST_RANGE_M = 1_000.0, 1.0  # that all but 1 % of the points are within
-FEWEST_POINTS = 100  # whose spreads say something
-FLATNESS = 0.7  # largest spread of heights, as a share of that across
-AT_ORIGIN = 0.1  # share of points
-SPREADS, MEANS = 8.0, 4.0  # how often larger or smaller a deviation may be; deviations that a mean may be off
+LONGEST_RANGE_M, SHORTEST_RANGE_M = 1_000.0, 1.0  # bounds on the range within which 99 % of the points lie
+FEWEST_POINTS = 100  # fewer points have no meaningful spread
+FLATNESS = 0.7  # maximum spread of heights, as a fraction of the horizontal spread
+AT_ORIGIN = 0.1  # maximum fraction of points at the origin
+SPREADS, MEANS = 8.0, 4.0  # largest factor between deviations; largest distance of means, in deviations
 # Calibrations
-NARROWEST, WIDEST = 0.05, 20.0  # focal length as a share of the image's width: fields of view of 169 and 3 degrees
-OFF_CENTRE = 1.5  # of the principal point, as a share of the image's centre
+NARROWEST, WIDEST = 0.05, 20.0  # focal length as a fraction of the image's width: fields of view of 169 and 3 degrees
+OFF_CENTRE = 1.5  # maximum distance of the principal point, as a fraction of the image's centre
 TILTED_DEG = 60.0
-LEVEL = 0.87  # share of the optical axis that points up or down: 60 degrees; such a camera's lower edge says nothing
+LEVEL = 0.87  # vertical component of the optical axis, 60 degrees: the lower edge of a steeper camera says nothing
 FARTHEST_CAMERA_M = 20.0
-FEWEST_SEEN = 0.05  # share of the points in a camera's horizontal field of view
+FEWEST_SEEN = 0.05  # minimum fraction of the points in a camera's horizontal field of view that it sees
 # Labels
 NEIGHBOUR_M, SAME_LABEL, FEWEST_NEIGHBOURS = 0.5, 0.75, 200
 
 
 def findings(dataset: Dataset, frames: Sequence[Frame], compared_views: int = COMPARED_VIEWS) -> list[DatasetError]:
-    """What cannot be, and what is doubtful (`DoubtfulError`), in a sample that is spread over `frames`; each once.
+    """Test a sample that is spread over `frames`; return what is wrong or doubtful (`DoubtfulError`), each once.
 
-    Frames that cannot be read are left out: whoever reads all of them says why.
+    Frames that cannot be read are left out: the caller reads all frames and reports those.
 
     Args:
-        dataset: whose frames they are.
-        frames: in their order.
-        compared_views: whose images are compared with their scans, about.
+        dataset: the dataset of the frames.
+        frames: the frames to draw the sample from, in their order.
+        compared_views: approximate number of views whose images are compared with their scans.
     """
     if not len(frames):
         return []
@@ -80,7 +80,7 @@ def _of_times(dataset: Dataset, frames: Sequence[Frame]) -> Iterator[DatasetErro
                 where=dataset.root,
                 fix="Put the frames of each scene in the order of their timestamps.",
             )
-            return  # one tells of all
+            return  # one report stands for all
 
 
 # --- scans ----------------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def findings_of_points(points: np.ndarray, path: Path) -> Iterator[DatasetError]
             fix="Leave out rays without a return: with --dataset frames, 'no_returns: drop' in dataset.yaml does.",
         )
     spreads = np.subtract(*np.quantile(points[:, :3], [0.98, 0.02], axis=0))
-    is_tall = spreads[2] > max(FLATNESS * spreads[:2].max(), spreads[:2].min())  # a small room is nearly
+    is_tall = spreads[2] > max(FLATNESS * spreads[:2].max(), spreads[:2].min())  # a small room nearly is
     if len(points) >= FEWEST_POINTS and (is_tall or spreads.min() == 0):
         yield DoubtfulError(
             f"96 % of the points spread over {spreads[0]:.3g} m in x, {spreads[1]:.3g} m in y and {spreads[2]:.3g} m in"
@@ -225,7 +225,7 @@ def _of_calibration(
             where=where,
             fix="Use the images at the size that the calibration is for, or scale the calibration as the images.",
         )
-    tilt = float(np.degrees(np.arccos(np.clip(-rotation[1, 2], -1, 1))))  # between the camera's down and the lidar's
+    tilt = float(np.degrees(np.arccos(np.clip(-rotation[1, 2], -1, 1))))  # of the downward axes
     looks_up_or_down = abs(rotation[2, 2]) > LEVEL and not np.allclose(rotation, np.eye(3), atol=0.2)
     if tilt > TILTED_DEG and (is_published or not looks_up_or_down):
         yield (DatasetError if is_published else DoubtfulError)(
@@ -245,7 +245,7 @@ def _of_calibration(
 
 
 def _points_ahead(points: np.ndarray, view: SeenView, visibility: Visibility) -> int:
-    """Points in a view's horizontal field of view, whatever their height."""
+    """The number of points in a view's horizontal field of view, at any height."""
     calibration, width = view.record.calibration, view.shape[1]
     level = points[:, :3].astype(np.float64) @ calibration.cam_from_lidar[:3, :3].T + calibration.cam_from_lidar[:3, 3]
     ahead = level[:, 2] > visibility.min_depth_m
@@ -298,7 +298,7 @@ def _of_labels(dataset: Dataset, seen: Sequence[SeenFrame]) -> Iterator[DatasetE
 
 
 def _labels_of_neighbours(points: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
-    """The share of points with the label of the nearest point that is not beside them in the file, and of how many."""
+    """The fraction of points that share the label of their nearest point not adjacent in the file, and their number."""
     from scipy.spatial import cKDTree
 
     step = -(-len(points) // 5_000)

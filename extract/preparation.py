@@ -1,4 +1,4 @@
-"""A frame's scan and images, made ready for teachers: its points, the pairs of each view, the teachers' inputs."""
+"""Prepare a frame's scan and images for teachers: its points, the pairs of each view, the teachers' inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .occlusion import hidden_pairs
 from .projection import project
 from .superpixels import Superpixels, map_sha256, resized
 
-if TYPE_CHECKING:  # a scan is checked without torch and zarr
+if TYPE_CHECKING:  # `scalr check` loads neither torch nor zarr
     import torch
 
     from .store import ScanBlock
@@ -30,9 +30,7 @@ OnError = Literal["stop", "skip"]
 
 @dataclass(frozen=True)
 class Selection:
-    """What is kept of a scan: all points or those that some view sees; all pairs or those not found hidden; and of
-    images, their superpixels or not.
-    """
+    """What is kept: all points of a scan or those that some view sees; all pairs or those not occluded; superpixels."""
 
     points: Points = "all"
     occlusion: Occlusion = "keep"
@@ -47,13 +45,13 @@ class PreparedView:
     image_shape: tuple[int, int]  # (H, W) of the original image [px]
     point_index: np.ndarray  # (R,) uint32
     pixel: np.ndarray  # (R, 2) uint16
-    hidden: int  # pairs found behind a nearer surface, whether kept or dropped
+    hidden: int  # pairs that were found occluded, whether kept or dropped
     images: list[torch.Tensor] = field(default_factory=list)  # (3, h, w) float32 for each teacher
-    image_sha256: bytes = b""  # of the image's file; empty where none was read
-    # With superpixels, once the image was read:
+    image_sha256: bytes = b""  # of the image file; empty if none was read
+    # Set if the split has superpixels, once the image has been read:
     superpixel: np.ndarray | None = None  # (R,) uint16
     segment_maps: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)  # (h, w) uint16, by teachers' sizes
-    superpixels_sha256: bytes | None = None  # of the whole map
+    superpixels_sha256: bytes | None = None  # of the complete map
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +61,10 @@ class PreparedFrame:
     frame: Frame
     points: np.ndarray  # (N, 4) float32
     views: list[PreparedView]
-    scan_sha256: bytes  # of the bytes of all points as they were read, whether they are kept or not
+    scan_sha256: bytes  # of the bytes of all points that were read, whether kept or not
 
     def without_images(self) -> PreparedFrame:
-        """All that is needed of it once the teachers have seen it."""
+        """A copy without images, for use after the teachers have seen them."""
         return replace(self, views=[replace(view, images=[]) for view in self.views])
 
 
@@ -86,7 +84,7 @@ def prepare_or_skip(
     on_error: OnError,
     committed: ScanBlock | None = None,
 ) -> PreparedFrame | SkippedFrame:
-    """`prepare_frame`; with `skip`, a frame that cannot be used is no error."""
+    """Call `prepare_frame`; with `skip`, return a SkippedFrame for a frame that cannot be used."""
     try:
         return prepare_frame(dataset, frame, teachers, selection, committed)
     except DatasetError as error:
@@ -102,11 +100,11 @@ def prepare_frame(
     selection: Selection,
     committed: ScanBlock | None = None,
 ) -> PreparedFrame:
-    """Read a frame's scan and images; its pairs are computed, or taken from the block that has them already.
+    """Read a frame's scan and images; compute its pairs, or take them from a committed block.
 
     Raises:
         DatasetError: a frame without views, or with files or superpixel maps that cannot be used.
-        StoreError: what is committed is of other cameras, images or superpixels.
+        StoreError: the committed block has other cameras, images or superpixels.
     """
     if frame.error is not None:
         raise frame.error
@@ -143,7 +141,7 @@ def _with_images(
 
 
 def _refuse_other_inputs(committed: ScanBlock, prepared: PreparedFrame, dataset: Dataset) -> None:
-    """The images of a later teacher, and their superpixels, have to be those that the first one saw."""
+    """Refuse images or superpixels that differ from those that the first teacher saw."""
     rows = _rows_of(committed, prepared.frame)
     for row, view in zip(rows, prepared.views, strict=True):
         if view.image_sha256 not in (b"", row["image_sha256"]):
@@ -162,7 +160,7 @@ def _refuse_other_inputs(committed: ScanBlock, prepared: PreparedFrame, dataset:
 
 
 def _new_frame(dataset: Dataset, frame: Frame, selection: Selection) -> PreparedFrame:
-    """The points to keep of a scan, and the pairs of each view."""
+    """Read a scan, select its points, and compute the pairs of each view."""
     scan = read_points(dataset, frame)
     digest = hashlib.sha256(np.ascontiguousarray(scan)).digest()
     views = [_new_view(dataset, view, scan, selection.occlusion) for view in frame.views]
@@ -178,7 +176,7 @@ def _new_frame(dataset: Dataset, frame: Frame, selection: Selection) -> Prepared
 
 def _new_view(dataset: Dataset, view: View, scan: np.ndarray, occlusion: Occlusion) -> PreparedView:
     matrices = (view.calibration.cam_from_lidar, view.calibration.intrinsics)
-    if not all(np.isfinite(matrix).all() for matrix in matrices):  # no point would be seen, and nothing said
+    if not all(np.isfinite(matrix).all() for matrix in matrices):  # else no point would be visible, without an error
         raise DatasetError(
             f"the calibration of camera {view.camera} has values that are not finite",
             where=dataset.root / view.image,
@@ -192,7 +190,7 @@ def _new_view(dataset: Dataset, view: View, scan: np.ndarray, occlusion: Occlusi
 
 
 def _committed_frame(scans: ScanBlock, frame: Frame) -> PreparedFrame:
-    """A frame's points and the pairs of each view, as they were committed; cameras are told by their names."""
+    """Take a frame's points and the pairs of each view from a committed block; cameras are matched by name."""
     rows, records = _rows_of(scans, frame), {view.camera: view for view in frame.views}
     views = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Points to pixels to pairs: pure geometry, in float64.
+"""Project lidar points to pixels and select the pairs: pure geometry, in float64.
 
 Frames: `lidar` is the sensor frame of the scan, `cam` has x right, y down, z forward (depth). A pixel is
 (row, column) = (floor(v), floor(u)) at the image's own resolution.
@@ -15,18 +15,18 @@ import numpy as np
 from ..errors import DatasetError
 from ..settings import Amount, CountOrZero, checked
 
-LENGTH_TOLERANCE = 0.01  # of a rotation's quaternion: files have rounded ones
-WORST_CONDITION = 1e9  # of a projection: a camera's is about its focal length in pixels, a singular one's 1e16
+LENGTH_TOLERANCE = 0.01  # for the length of a quaternion: files contain rounded ones
+WORST_CONDITION = 1e9  # of a projection: about the focal length in pixels for a camera, 1e16 for a singular matrix
 
 
 @dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """When a point counts as seen: depth > `min_depth_m`, 0 < u < W - `border_px` and 0 < v < H - `border_px`.
+    """The rule for visible points: depth > `min_depth_m`, 0 < u < W - `border_px` and 0 < v < H - `border_px`.
 
     The defaults are those of the official nuScenes reader; the datasets differ (DESIGN: "The target, exactly").
 
     Attributes:
-        min_x_m: where given, x in the lidar frame must be larger too, as in the official SemanticKITTI reader.
+        min_x_m: if given, x in the lidar frame must also be larger than this, as in the official SemanticKITTI reader.
 
     Raises:
         DatasetError: a value that is no number, or a negative depth or border.
@@ -44,7 +44,7 @@ class Visibility:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
-    """A pinhole camera as the lidar sees it.
+    """A pinhole camera and its pose relative to the lidar.
 
     Attributes:
         cam_from_lidar: (4, 4) float64, from the lidar at the scan's time to the camera at the image's time [m].
@@ -58,13 +58,13 @@ class Calibration:
     def from_projection(cls, matrix: np.ndarray) -> Calibration:
         """Decompose a (3, 4) matrix that takes homogeneous lidar points [m] to homogeneous pixels.
 
-        Its scale does not matter, if it is positive. Depths are metres where the matrix is a camera's; the product is
-        kept exactly.
+        Any positive scale of the matrix is accepted. Depths are in metres if the matrix is that of a camera. The
+        product of intrinsics and pose equals the matrix, up to its scale.
 
         Raises:
             ValueError: the left (3, 3) part cannot be inverted, or mirrors.
         """
-        from scipy.linalg import rq  # a quarter of a second, and only here
+        from scipy.linalg import rq  # the import takes a quarter of a second
 
         left = matrix[:, :3]
         if not np.isfinite(left).all() or np.linalg.cond(left) > WORST_CONDITION:
@@ -84,7 +84,7 @@ class Calibration:
 
 
 class Pairs(NamedTuple):
-    """The points of one scan seen in one view, in the order of the scan."""
+    """The visible points of one scan in one view, in the order of the scan."""
 
     point_index: np.ndarray  # (R,) uint32, row in the scan
     pixel: np.ndarray  # (R, 2) uint16, row and column
@@ -100,14 +100,14 @@ def rigid_transform(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray
 
 
 def pose(quaternion: Sequence[float], position: Sequence[float]) -> np.ndarray:
-    """The (4, 4) float64 matrix from a sensor or vehicle to where it stands.
+    """The (4, 4) float64 matrix from the frame of a sensor or vehicle to the frame in which its pose is given.
 
     Args:
         quaternion: w, x, y, z of its rotation.
         position: x, y, z [m].
 
     Raises:
-        TypeError, ValueError: something else than such numbers, or a quaternion that is no rotation.
+        TypeError, ValueError: values that are not such numbers, or a quaternion that is no rotation.
     """
     from pyquaternion import Quaternion
 
@@ -132,12 +132,12 @@ def project(
 
     Args:
         points: (N, 3 or more), x y z first, lidar frame [m].
-        calibration: of the view.
+        calibration: the view's camera.
         image_shape: (H, W) of the image [px].
-        visibility: the dataset's rule; the nuScenes one by default.
+        visibility: the dataset's rule for visible points; that of nuScenes by default.
 
     Raises:
-        DatasetError: a border that leaves nothing of the image.
+        DatasetError: a border as large as the image.
 
     >>> matrix = np.array([[50.0, -100, 0, 0], [40, 0, -100, 0], [1, 0, 0, 0]])  # looks along x, 100 px x 80 px
     >>> pairs = project(np.array([[10.0, 0.95, -0.05], [-10, 0, 0]]), Calibration.from_projection(matrix), (80, 100))

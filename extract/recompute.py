@@ -1,4 +1,4 @@
-"""Stored targets against the teacher: recompute some views from their images and compare."""
+"""Compare stored targets with the teacher: recompute some views from their images."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from .teachers.teacher import Teacher, load_teacher
 
 logger = logging.getLogger(__name__)
 
-SEED = 0  # of the choice of views
-# By how much the mean cosine of two forward passes of one teacher may fall short of 1 on two machines.
+SEED = 0  # of the random choice of views
+# Tolerance: by how much the mean cosine of a teacher's forward passes on two machines may fall short of 1.
 APART = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
-KINDS = {SLIC: "SLIC", FOLDER: "a folder of maps"}  # of superpixels, for people
-# A pair's target is a mean of patch vectors, and may keep less of its direction than each of them.
+KINDS = {SLIC: "SLIC", FOLDER: "a folder of maps"}  # names of the kinds of superpixels in messages
+# A pair's target is a weighted mean of patch tokens, and rounding may turn it by more than each of the tokens.
 ALLOWANCE = 4
 
 
@@ -41,27 +41,27 @@ class Recomputed:
     """One view of the store against its recomputation in float32."""
 
     row: int  # of `store.views`
-    of: str  # frame and camera
+    of: str  # names frame and camera
     teacher: str
     pairs: int
-    same_image: bool  # the image's file is the one that the store was made from
-    same_pairs: bool  # points and pixels; without it there is nothing to compare
-    least_cosine: float  # that the mean has to reach: it follows from the encoding and the teacher's precision
+    same_image: bool  # the image file is the one from which the store was made
+    same_pairs: bool  # points and pixels are equal; otherwise nothing else is compared
+    least_cosine: float  # lower bound of the mean; it follows from the encoding and the teacher's precision
     mean_cosine: float
     worst_cosine: float
-    # Mean distance of the unit vectors. The similarity loss is a mean of such distances, so that for no student
-    # its values on stored and on exact targets are further apart.
+    # Mean distance of the unit vectors. The similarity loss is a mean of such distances, so that its values on stored
+    # and on exact targets differ by no more, for any student.
     loss_difference: float
-    has_targets: bool = True  # of pairs; False where segments alone are kept: cosines are 1 then
-    # With superpixels:
-    same_superpixels: bool = True  # the whole map; without it there is nothing to compare of segments
-    segments: int = 0  # that hold a pair
-    segments_cosine: float = 1.0  # mean over their vectors
+    has_targets: bool = True  # False if the store has segments only: cosines are 1 then
+    # If the source has superpixels:
+    same_superpixels: bool = True  # the complete map is equal; otherwise segments are not compared
+    segments: int = 0  # number of segments that hold a pair
+    segments_cosine: float = 1.0  # mean over the vectors of these segments
     least_segments_cosine: float = 0.0
 
     @property
     def as_stored(self) -> bool:
-        """Whether the store holds what the dataset and the teacher give now."""
+        """Whether the stored view agrees with the dataset and the teacher."""
         same_input = self.same_image and self.same_pairs and self.same_superpixels
         same_segments = self.segments_cosine >= self.least_segments_cosine
         return same_input and self.mean_cosine >= self.least_cosine and same_segments
@@ -100,12 +100,12 @@ def recompute_targets(
     """Recompute `num_views` views of each teacher, drawn at random among those that see a point.
 
     Args:
-        root: the dataset's folder; None takes the one recorded.
-        superpixels: the folder of maps, where the store's are of one, or "slic"; likewise.
-        weights: see `choose_weights`; where there are none, hub or random as recorded.
+        root: the dataset's folder; None takes the recorded one.
+        superpixels: the folder of maps, or "slic"; None takes what is recorded.
+        weights: see `choose_weights`; teachers without an entry take hub or random, as recorded.
 
     Raises:
-        ScalrError: dataset, superpixels or weights that are not there, or are not those of the store.
+        ScalrError: dataset, superpixels or weights that are missing or differ from those of the store.
     """
     _require_made_by(store, superpixels)
     folder = None if superpixels in (None, SLIC) else expanded(superpixels)
@@ -177,9 +177,10 @@ def _recompute(
 
 
 def _require_made_by(store: FeatureStore, superpixels: str | Path | None) -> None:
-    """
+    """Check that the given superpixels are of the kind that the store has.
+
     Raises:
-        StoreError: superpixels of another kind than those of the store.
+        StoreError: they are of another kind.
     """
     methods = {source.superpixels["method"] for source in store.sources if source.superpixels is not None}
     given = SLIC if superpixels == SLIC else FOLDER
@@ -193,7 +194,7 @@ def _require_made_by(store: FeatureStore, superpixels: str | Path | None) -> Non
 
 
 def _recorded_selection(source: Source, dataset: Dataset, folder: Path | None) -> Selection:
-    """As the source was made."""
+    """The selection with which the source was extracted."""
     kept, recorded = (source.attributes[name] for name in ("points", "occlusion")), source.superpixels
     if recorded is None:
         return Selection(*kept)
@@ -210,19 +211,19 @@ def _recorded_selection(source: Source, dataset: Dataset, folder: Path | None) -
 
 
 def _compare_segments(stored: Segments, patch_map: torch.Tensor, view: PreparedView, teacher: Teacher) -> dict:
-    """What `Recomputed` says of them."""
+    """The fields of `Recomputed` that describe segments."""
     exact = segments_of(patch_map, view.segment_maps[teacher.image_size], view.superpixel, teacher.patch_size)
     kept, made = (
         torch.from_numpy(np.concatenate([each.mean, each.direction]).astype(np.float64)) for each in (stored, exact)
     )
-    # The cosine of unit vectors, and 1 of two vectors of zeros; of means it sees the length, too.
+    # For unit vectors this is the cosine, and 1 for two vectors of zeros; for means it depends on their length, too.
     cosine = 1 - (kept - made).square().sum(dim=1) / 2
     least = 1 - APART[teacher.provenance.precision]
     return {"segments": len(stored), "segments_cosine": cosine.mean().item(), "least_segments_cosine": least}
 
 
 def _least_cosine(store: FeatureStore, row: int, teacher: Teacher) -> float:
-    """From what rounding to the encoding cost when the view was stored, and what the precision leaves open."""
+    """The lower bound of the mean cosine: the rounding error recorded with the view, and the teacher's tolerance."""
     kept = store.stored_cosine(row, teacher.name)
     return 1 - ALLOWANCE * (1 - kept) - APART[teacher.provenance.precision]
 

@@ -1,4 +1,4 @@
-"""Stage one: a dataset and its teachers to a store, in whatever processes."""
+"""Run an extraction: from a dataset and its teachers to a store, in one or several processes."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ from .teachers.teacher import Teacher, load_teacher
 
 logger = logging.getLogger(__name__)
 
-TRIED_FRAMES = 8  # for one whose size tells that of a block
-COMPARED_VIEWS = 12  # with their scans, before the first block
-COMPARED_MAPS = 16  # of views that are stored, with those of the folder that a later run names
+TRIED_FRAMES = 8  # frames to try until one is usable, whose size determines the frames per block
+COMPARED_VIEWS = 12  # views whose images are compared with scans before the first block
+COMPARED_MAPS = 16  # superpixel maps of stored views that are compared with the folder of a later run
 
 
 @dataclass(frozen=True)
 class ExtractSummary:
-    """What a run wrote, what of its part had to be left out, and what the store holds now."""
+    """What a run wrote, which frames of its part were skipped, and the content of the store after it."""
 
     blocks_written: int
     skipped: list[SkippedFrame]
@@ -60,18 +60,18 @@ class ExtractSummary:
         return {"blocks_written": self.blocks_written, "skipped": skipped, "store": self.store.as_json()}
 
     def as_text(self) -> str:
-        """A table for people; what was skipped is told apart."""
+        """A table for people, without the skipped frames, which are reported separately."""
         return f"{self.store.as_text()}\n{self.blocks_written} blocks written now"
 
 
 def extract(config: ExtractConfig) -> ExtractSummary:
     """Run the teachers on every image of a split and store the targets of every visible point.
 
-    Blocks that are committed stay; the same call after a crash goes on where it stopped. Frames that were skipped are
-    tried again, and the blocks of those that can be used now are made anew.
+    Committed blocks are kept, so that the same call continues an interrupted extraction. Frames that were skipped are
+    tried again; a block whose frames can all be used now is computed again.
 
     Raises:
-        ScalrError: what is wrong with the input, the weights or the store; committed blocks stay whole.
+        ScalrError: unusable input, weights or store; committed blocks remain complete.
     """
     config = _with_whole_paths(config)
     in_this_process = not config.workers and not config.scheduler
@@ -105,7 +105,7 @@ def extract(config: ExtractConfig) -> ExtractSummary:
         with existing_cluster(config.scheduler) if config.scheduler else local_cluster(config.workers) as client:
             written, skipped = _follow(run_on_cluster(client, extractor, config, todo), todo)
     elif writer.lacks_statistics(config.teachers, source):
-        _pipeline(config, dataset, teachers, writer, source, selection)  # whose first step makes them
+        _pipeline(config, dataset, teachers, writer, source, selection)  # the pipeline begins with the statistics
     writer.gather_indexes()
     writer.clear_leftovers()
     for block in blocks:
@@ -115,10 +115,10 @@ def extract(config: ExtractConfig) -> ExtractSummary:
 
 
 def estimate_extraction(config: ExtractConfig) -> Estimate:
-    """What `extract` with this configuration will take, measured on a few frames; nothing is written to `out`.
+    """Estimate size, time and memory of `extract` with this configuration on a few frames; nothing is written to `out`.
 
     Raises:
-        ScalrError: what is wrong with the input or the weights.
+        ScalrError: unusable input or weights.
     """
     dataset, teachers = _open_inputs(config, config.device)
     batch_sizes = {each.name: config.batch_size or fitting_batch_size(each) for each in teachers}
@@ -128,10 +128,10 @@ def estimate_extraction(config: ExtractConfig) -> Estimate:
 
 
 def extractor(config: ExtractConfig) -> Extractor:
-    """What a worker process needs to extract blocks of a run that `extract` has set up.
+    """Build the function that extracts blocks in a worker process, for a run that `extract` has set up.
 
     Raises:
-        StoreError: this machine does not see the store, or other frames or weights than those it was made for.
+        StoreError: this machine does not see the store, or sees other frames or weights than the store records.
     """
     if not (config.out / "zarr.json").exists():
         raise StoreError(
@@ -142,12 +142,12 @@ def extractor(config: ExtractConfig) -> Extractor:
     dataset, teachers = _open_inputs(config, device_of_worker(config.device))
     writer = create_store(config.out, config.part.folder_name)
     selection = _selection(config, dataset)
-    source = _add_to_store(config, writer, dataset, teachers, selection)  # all is recorded: this compares
+    source = _add_to_store(config, writer, dataset, teachers, selection)  # compares, as everything is recorded
     return _pipeline(config, dataset, teachers, writer, source, selection).run
 
 
 def _with_whole_paths(config: ExtractConfig) -> ExtractConfig:
-    """The same inputs and outputs for workers, each of which runs in a folder of its own."""
+    """Make paths absolute, since each worker runs in a folder of its own."""
     whole = {"root": config.root.resolve(), "out": config.out.resolve(), "weights": _whole_paths_of_weights(config)}
     if config.superpixels not in (None, SLIC):
         whole["superpixels"] = config.superpixels.resolve()
@@ -155,7 +155,7 @@ def _with_whole_paths(config: ExtractConfig) -> ExtractConfig:
 
 
 def _whole_paths_of_weights(config: ExtractConfig) -> tuple[str, ...]:
-    """A file's name is kept where it is a link, such as one of the hub's cache: its ending says how it is read."""
+    """Make paths absolute without following links: a link, as in Hugging Face's cache, has the file type's suffix."""
     chosen = choose_weights(config.teachers, config.weights)
     whole = {name: given if given in NO_FILE else os.path.abspath(given) for name, given in chosen.items()}
     return tuple(f"{name}={given}" for name, given in whole.items())
@@ -197,10 +197,10 @@ def _pipeline(
 
 
 def _judge_first_block(config: ExtractConfig, dataset: Dataset) -> list[str]:
-    """What is doubtful of the frames that this run begins with, told and to be recorded.
+    """Test the run's first block for plausibility; log doubts, and return them for the store's record.
 
     Raises:
-        DatasetError: what cannot be, before a teacher has seen anything.
+        DatasetError: something is certainly wrong; no teacher has run yet.
     """
     num_frames = len(dataset.frames)
     blocks = plan_blocks(num_frames, config.frames_per_block or FRAMES_PER_BLOCK[config.kept_as.layout])
@@ -240,7 +240,7 @@ def _is_missing(writer: StoreWriter, teachers: Iterable[str], block: Block) -> b
 def _first_frame(
     config: ExtractConfig, dataset: Dataset, store: FeatureStore, block: Block
 ) -> PreparedFrame | SkippedFrame:
-    """A block's first frame, without images."""
+    """Prepare a block's first frame, without images."""
     frame = dataset.frames[block.start]
     if reason := _skipped_before(store, block).get(frame.token):
         return SkippedFrame(frame.token, reason)
@@ -255,10 +255,10 @@ def _skipped_before(store: FeatureStore, block: Block) -> dict[str, str]:
 def _mended(
     config: ExtractConfig, dataset: Dataset, writer: StoreWriter, blocks: list[Block], selection: Selection
 ) -> set[Block]:
-    """The committed blocks that lack frames which can be used now, all of them, so that a whole block can replace them.
+    """Find the committed blocks that lack frames, if all of these can be used now: a complete block can replace them.
 
-    A block stays as it is where another of its frames still cannot be used, or where it has targets of a teacher that
-    this run does not make.
+    A block remains as it is if one of its frames still cannot be used, or if it has targets of a teacher that
+    this run does not extract.
     """
     mended = set()
     for block in blocks:
@@ -303,10 +303,10 @@ def _can_be_used(dataset: Dataset, frame: Frame, selection: Selection) -> bool:
 
 
 def _follow(reports: Iterator[BlockDone], todo: list[Block]) -> tuple[int, dict[str, str]]:
-    """Run to the end, showing frames and bytes per second and the time left.
+    """Consume the reports of all blocks, with a progress bar that shows frames and bytes per second.
 
     Returns:
-        How many blocks were committed, and the frames left out: token -> why.
+        The number of committed blocks, and the skipped frames: frame ID -> reason.
     """
     num_bytes, written, skipped = 0, 0, {}
     with progress(sum(block.num_frames for block in todo), "extract", "frame") as bar:
@@ -328,18 +328,18 @@ def _settings(
     frames: pa.Table,
     selection: Selection,
 ) -> dict:
-    """What the scans and pairs depend on, for every teacher alike."""
+    """The settings of the source: everything that scans and pairs depend on, for all teachers alike."""
     digest = frames_sha256(frames)
     recorded = _source_with_blocks(dataset, store)
     if recorded is not None and recorded.attributes["frames_sha256"] != digest:
         _refuse_other_frames(store, recorded, frames)
-        digest = recorded.attributes["frames_sha256"]  # the same but for rounding, or a row that was mended
+        digest = recorded.attributes["frames_sha256"]  # the same except for rounding, or a repaired row
     frames_per_block = config.frames_per_block
     if frames_per_block is None:
         frames_per_block = (
             recorded.frames_per_block if recorded else _frames_per_block(config, dataset, teachers, selection)
         )
-    # What was measured stays: another scan may be readable now.
+    # Measured statistics are kept: a new measurement would differ if another scan is readable now.
     measured_before = recorded is not None and getattr(dataset, "intensity", None) is None
     intensity = recorded.intensity if measured_before else intensity_of(dataset)
     return {
@@ -358,7 +358,7 @@ def _settings(
 
 
 def _source_with_blocks(dataset: Dataset, store: FeatureStore) -> Source | None:
-    """What is recorded of the split; a false start, of which no block is committed, does not bind."""
+    """The split's record; None if no block of it is committed, since such a record is not binding."""
     keys, committed = (dataset.name, dataset.split), store.committed_blocks()
     sources = (source for source in store.sources if (source.dataset, source.split) == keys)
     return next((source for source in sources if not committed.isdisjoint(source.blocks)), None)
@@ -381,10 +381,10 @@ def _refuse_other_frames(store: FeatureStore, source: Source, frames: pa.Table) 
 def _superpixels_settings(
     superpixels: Superpixels | None, dataset: Dataset, store: FeatureStore, recorded: Source | None
 ) -> dict | None:
-    """What a store records of superpixels.
+    """The settings that a store records for superpixels.
 
-    Where maps of a folder were mended, or added for frames that were skipped, what was recorded of it stays as long as
-    the maps of the views that are stored are the same.
+    If maps of a folder were repaired, or added for skipped frames, the recorded settings remain as long as the maps of
+    the stored views are the same.
     """
     if superpixels is None:
         return None
@@ -396,7 +396,7 @@ def _superpixels_settings(
 
 
 def _refuse_other_maps(superpixels: SuperpixelFolder, dataset: Dataset, store: FeatureStore, source: Source) -> None:
-    """Compare the maps of some views that are stored."""
+    """Refuse a folder whose maps of some stored views differ from the stored digests."""
     frames = {frame.token: frame for frame in dataset.frames}
     rows = np.flatnonzero(np.isin(store.column("block"), list(source.blocks)))
     for number in spread(len(rows))[:COMPARED_MAPS]:
@@ -412,8 +412,8 @@ def _refuse_other_maps(superpixels: SuperpixelFolder, dataset: Dataset, store: F
 
 
 def _frames_per_block(config: ExtractConfig, dataset: Dataset, teachers: list[Teacher], selection: Selection) -> int:
-    """What suits the encoding, or fewer where a block of the first frame that can be used would become too large."""
-    looking = [] if selection.superpixels is None else teachers  # to count segments, images have to be read
+    """The encoding's default, or fewer if blocks of frames as large as the first usable one would be too large."""
+    looking = [] if selection.superpixels is None else teachers  # segments can only be counted in images
     for frame in dataset.frames[:TRIED_FRAMES]:
         with suppress(DatasetError):
             prepared = prepare_frame(dataset, frame, looking, selection)

@@ -1,4 +1,4 @@
-"""A few frames of a dataset with all that is looked at to judge it: points, pairs, and a small copy of each image."""
+"""A few frames of a dataset, with all that the plausibility tests need: points, pairs, a small copy of each image."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .datasets.frame import Dataset, Frame, View
 from .datasets.scans import read_points
 from .projection import Pairs, project
 
-AS_STORED = (0, 1)  # orientations; some cameras write 0 where they do not know it
-SHALLOW = 8  # how often smaller than their range 16-bit values may be
+AS_STORED = (0, 1)  # orientations; some cameras write 0 if they do not know it
+SHALLOW = 8  # factor by which 16-bit values may be smaller than their range
 
 
 @dataclass(frozen=True, eq=False)
 class SeenView:
-    """One view of a sampled frame, with what its image says of itself."""
+    """One view of a sampled frame, with properties of its image."""
 
     record: View
     shape: tuple[int, int]  # (H, W) [px]
     pairs: Pairs
-    small: np.ndarray | None = None  # see `thumbnail`; None where the image cannot be used
+    small: np.ndarray | None = None  # see `thumbnail`; None if the image cannot be used
     sha256: str = ""
     doubts: list[DoubtfulError] = field(default_factory=list)
 
@@ -35,7 +35,7 @@ class SeenView:
 class SeenFrame:
     """One sampled frame."""
 
-    number: int  # among the frames that were sampled
+    number: int  # the frame's position among those from which the sample was drawn
     frame: Frame
     points: np.ndarray  # (N, 4) float32
     views: list[SeenView]
@@ -74,7 +74,7 @@ def small_image(dataset: Dataset, view: View, doubts: list[DoubtfulError]) -> tu
                     fix="Check that the calibration is for the image as it is stored, and remove the orientation.",
                 )
             )
-        image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # a JPEG is decoded at a part of its size
+        image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # decodes a JPEG at reduced size
         if "A" in image.getbands() and (clear := float((np.asarray(image.getchannel("A")) < 255).mean())):
             doubts.append(
                 DoubtfulError(
@@ -105,9 +105,9 @@ def small_image(dataset: Dataset, view: View, doubts: list[DoubtfulError]) -> tu
 
 
 def _largest_of_16_bits(image: Image.Image, is_colour: bool) -> int | None:
-    """About the largest value of a 16-bit image; None for all others."""
+    """The approximate largest value of a 16-bit image; None for other images."""
     if not (is_colour or image.mode.startswith("I")):
         return None
     values = np.asarray(image)[..., :3] if is_colour else np.asarray(image)
     largest = int(values.max(initial=0))
-    return largest << 8 | 0xFF if is_colour else largest  # Pillow reads the upper half of a colour's bits
+    return largest << 8 | 0xFF if is_colour else largest  # Pillow reads only the upper 8 bits of a colour

@@ -1,8 +1,8 @@
-"""A teacher's vectors of superpixels: what SLidR and ST-SLidR compare with the points of a segment.
+"""Compute a teacher's vectors of superpixels, which SLidR and ST-SLidR compare with the points of a segment.
 
-SLidR averages the upsampled features, each made a unit vector, over all pixels of a superpixel. Such a feature
-is a weighted sum of four patch vectors, so its length follows from the products of neighbouring vectors, and the mean
-over any number of pixels is a weighted sum of patch vectors: nothing with D channels has the size of the image.
+SLidR averages the upsampled, normalised features over all pixels of a superpixel. Each upsampled feature is a weighted
+sum of four patch tokens, so its length follows from the products of neighbouring tokens, and the mean over any number
+of pixels is a weighted sum of patch tokens. So no array with D channels needs the size of the image.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from .store import Segments
 from .targets import largest, taps
 
-NO_LENGTH = 1e-6  # of the vectors that are blended: what is left of such as cancel each other has no direction
+NO_LENGTH = 1e-6  # relative to the blended vectors: vectors that cancel each other leave a remainder without direction
 
 
 def segments_of(patch_map: torch.Tensor, segment_map: np.ndarray, superpixel: np.ndarray, patch_size: int) -> Segments:
-    """The vectors of those segments of a view that hold a pair, as the store keeps them: float16.
+    """Compute the vectors of those segments of a view that hold a pair, in float16 as the store keeps them.
 
     Args:
-        patch_map: (h, w, D), of any device.
+        patch_map: (h, w, D), on any device.
         segment_map: (h * patch_size, w * patch_size) uint16, the view's map at the teacher's image size.
         superpixel: (R,) uint16, the segment of each pair.
         patch_size: side of a patch [px].
@@ -31,7 +31,7 @@ def segments_of(patch_map: torch.Tensor, segment_map: np.ndarray, superpixel: np
     """
     largest(patch_map)
     ids, device = np.unique(superpixel), patch_map.device
-    row_of_id = np.full(np.iinfo(np.uint16).max + 1, len(ids))  # those that hold no pair go to a row that is left out
+    row_of_id = np.full(np.iinfo(np.uint16).max + 1, len(ids))  # segments without a pair go to a row that is dropped
     row_of_id[ids] = np.arange(len(ids))
     rows = torch.from_numpy(row_of_id[segment_map]).to(device)
     vectors = patch_map.reshape(-1, patch_map.shape[-1]).double()
@@ -48,11 +48,11 @@ def segments_of(patch_map: torch.Tensor, segment_map: np.ndarray, superpixel: np
 
 
 def _sums_of_unit_vectors(patch_map: torch.Tensor, rows: torch.Tensor, num_rows: int, patch_size: int) -> torch.Tensor:
-    """(num_rows, D) float64: the upsampled features of all pixels of each row, as unit vectors, added up.
+    """Sum the upsampled, normalised features over the pixels of each row: (num_rows, D) float64.
 
     Args:
         patch_map: (h, w, D).
-        rows: (h * patch_size, w * patch_size) int64, of each pixel; num_rows where it is left out.
+        rows: (h * patch_size, w * patch_size) int64, the row of each pixel; num_rows drops the pixel.
     """
     height, width, dim = patch_map.shape
     (up, down, v), (left, right, u) = (
@@ -66,20 +66,20 @@ def _sums_of_unit_vectors(patch_map: torch.Tensor, rows: torch.Tensor, num_rows:
     for row, row_weight in ((up, 1 - v), (down, v)):
         for column, column_weight in ((left, 1 - u), (right, u)):
             of_patches.index_add_(0, first + row[y] * width + column[x], row_weight[y] * column_weight[x] * share)
-    # Sparse: a segment reads few of the patches.
+    # Sparse: a segment covers few of the patches.
     return of_patches.view(num_rows, height * width).to_sparse() @ patch_map.reshape(height * width, dim).double()
 
 
 def _inverse_lengths(patch_map: torch.Tensor, vertical: tuple, horizontal: tuple) -> torch.Tensor:
-    """(hp, wp) float64: 1 / the length of the upsampled feature of each pixel; 0 where it has none.
+    """The inverse length of the upsampled feature at each pixel, (hp, wp) float64; 0 for features without direction.
 
     Args:
         patch_map: (h, w, D).
-        vertical, horizontal: what `taps` gives for the rows and columns of pixels.
+        vertical, horizontal: the result of `taps` for the rows and columns of pixels.
     """
     (up, down, v), (left, right, u) = vertical, horizontal
     squared, beside, below, across = _products(patch_map)
-    # Of the blends of the patches above and below: their squared lengths, and their products with those to the right.
+    # For blends of the patches above and below: squared lengths, and products with the blend to the right.
     lengths = (1 - v) ** 2 * squared[up] + 2 * v * (1 - v) * below[up] + v**2 * squared[down]
     products = (1 - v) ** 2 * beside[up] + v * (1 - v) * across[up] + v**2 * beside[down]
     whole = (1 - u) ** 2 * lengths[:, left] + 2 * u * (1 - u) * products[:, left] + u**2 * lengths[:, right]
@@ -88,7 +88,7 @@ def _inverse_lengths(patch_map: torch.Tensor, vertical: tuple, horizontal: tuple
 
 
 def _products(patch_map: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """(h, w) float64 each: products of a patch vector with itself, with those to the right and below, and across.
+    """Products of each patch token with itself, with those to the right and below, and across: (h, w) float64 each.
 
     `across` is the sum of the two diagonals of the four patches. At the edges a patch is its own neighbour.
     """

@@ -1,8 +1,8 @@
-"""What a teacher's vectors have in common: their mean, and how they spread around it.
+"""Statistics of a teacher's vectors: their mean, and their spread around it.
 
 Features of real teachers are far from isotropic: a few channels are ten times as large as the others, and most of every
-vector is one constant. Whoever stores them or compares their directions has to know both. `teacher_sample.py` makes
-them; this module needs no torch.
+vector is one constant. Both matter when vectors are stored and when their directions are compared. `teacher_sample.py`
+computes the statistics; this module needs no torch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class TeacherStatistics:
-    """Of the patch vectors, each once, that the pairs of some views read.
+    """Statistics of the patch tokens, each counted once, that the pairs of some views need.
 
     Attributes:
-        count: vectors, N.
+        count: number of vectors, N.
         mean: (D,) float64.
         covariance: (D, D) float64, divided by N.
-        mean_unit: (D,) float64, the mean of the vectors as unit vectors.
-        frames_left_out: of the sample, since they could not be used.
+        mean_unit: (D,) float64, the mean of the normalised vectors.
+        frames_left_out: frames of the sample that could not be used.
     """
 
     count: int
@@ -33,25 +33,25 @@ class TeacherStatistics:
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Number of channels, D."""
         return len(self.mean)
 
     @property
     def deviation(self) -> np.ndarray:
-        """(D,) float64: the standard deviation of each channel."""
+        """The standard deviation of each channel, (D,) float64."""
         return np.sqrt(np.diag(self.covariance).clip(min=0))
 
     def channels(self, layers: int = 1) -> np.ndarray:
-        """Offset and scale of each channel, (2, D) float32, between which int8 has its steps.
+        """Offset and scale of each channel for int8, (2, D) float32.
 
         The offset is the mean, since most of a real teacher's vector is one constant. The scale is the standard
-        deviation, since a few channels spread ten times as far as the others: one scale for all would leave these no
-        steps. Channels that spread less than the root mean square of all have that: what they lose is lost in the
-        error of the others, and one that is constant in the sample would have no scale at all. That root mean square is
-        each layer's own: an early layer's values may be a thousandth of a late one's.
+        deviation, since a few channels spread ten times as far as the others: one scale for all would leave the others
+        no steps. It is at least the root mean square of all deviations: the larger error of such a channel is small
+        beside the error of the others, and a channel that is constant in the sample would otherwise have the scale 0.
+        The root mean square is computed per layer: an early layer's values may be a thousandth of a late one's.
 
         Args:
-            layers: of equal size, one after the other, that the vectors are made of.
+            layers: number of layers of equal size that the vectors concatenate.
         """
         deviation = self.deviation.reshape(layers, -1)
         usual = np.sqrt(np.mean(deviation**2, axis=1, keepdims=True))
@@ -60,12 +60,12 @@ class TeacherStatistics:
 
     @property
     def mean_unit_length(self) -> float:
-        """0 where directions are spread evenly, 1 where all are the same."""
+        """Length of the mean unit vector: 0 if directions are spread evenly, 1 if all are the same."""
         return float(np.linalg.norm(self.mean_unit))
 
     @property
     def effective_rank(self) -> float:
-        """exp(entropy) of the shares of variance along the principal axes (Roy and Vetterli, 2007); 0 without any."""
+        """exp(entropy) of the fractions of variance on the principal axes (Roy and Vetterli, 2007); 0 without any."""
         variance = np.linalg.eigvalsh(self.covariance).clip(min=0)
         if not variance.any():
             return 0.0
@@ -74,7 +74,7 @@ class TeacherStatistics:
 
     @staticmethod
     def pooled(parts: Sequence[TeacherStatistics]) -> TeacherStatistics:
-        """Those of all vectors of several samples together."""
+        """Combine the statistics of several samples, weighted by their counts."""
         count = sum(part.count for part in parts)
         shares = [part.count / count if count else 1 / len(parts) for part in parts]
         mean = sum(share * part.mean for share, part in zip(shares, parts, strict=True))

@@ -1,6 +1,6 @@
-"""Superpixels: which segment each pixel of a view's image belongs to, made by SLIC or read from a folder of PNG files.
+"""Superpixels: the segment of each pixel of a view's image, computed by SLIC or read from a folder of PNG files.
 
-A map is (H, W) uint16 at the image's own resolution. Ids are of one image: those of two images have nothing in common.
+A map is (H, W) uint16 at the image's own resolution. The ids of two images are unrelated.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ..paths import below, expanded
 from .datasets.frame import Dataset, View
 from .plan import spread
 
-SLIC, FOLDER = "slic", "folder"  # the ways
-# SLidR's superpixel_segmenter.py; what is not named is scikit-image's default.
+SLIC, FOLDER = "slic", "folder"  # kinds of superpixels
+# From SLidR's superpixel_segmenter.py; other parameters are scikit-image's defaults.
 SLIC_PARAMETERS = {"n_segments": 150, "compactness": 6, "sigma": 3, "start_label": 0}
-LARGEST_ID = 65_534  # one less than uint16 holds: the store has that for values that are lost
-SAMPLED_FRAMES = 64  # whose maps tell one folder from another
-ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # Pillow's names of images with one whole number a pixel
-# How a map may be named after a view, below its folder; the first way that fits is taken for all.
+LARGEST_ID = 65_534  # one less than uint16 holds: the largest is the store's fill value for lost files
+SAMPLED_FRAMES = 64  # their maps' names and sizes identify a folder
+ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # Pillow's names of images with one integer per pixel
+# Possible file names of a view's map, relative to its folder; the first that exists is used for all maps.
 NAMES: dict[str, Callable[[View], Path | None]] = {
     "path": lambda view: _below_a_folder(Path(view.image)),
     "stem": lambda view: Path(f"{Path(view.image).stem}.png"),
@@ -38,30 +38,30 @@ NAMES: dict[str, Callable[[View], Path | None]] = {
 
 
 def _below_a_folder(image: Path) -> Path | None:
-    """An image that is outside of the dataset's folder, in one that the user allows, has no such name."""
+    """The path of an image inside the dataset's folder; None for images in other folders that the user allows."""
     return None if ".." in image.parts else image.relative_to(image.anchor).with_suffix(".png")
 
 
 class Superpixels(Protocol):
-    """Where maps come from.
+    """A source of superpixel maps.
 
     Attributes:
-        settings: what they depend on, plain JSON values, as a store records it.
+        settings: everything that the maps depend on, in plain JSON values, as a store records it.
     """
 
     settings: dict
 
     def map_of(self, view: View, image: np.ndarray) -> np.ndarray:
-        """The map (H, W) uint16 of a view's image (H, W, 3) uint8 RGB; called from several threads.
+        """Return the map (H, W) uint16 of a view's image (H, W, 3) uint8 RGB; called from several threads.
 
         Raises:
-            DatasetError: there is none, or it cannot be used.
+            DatasetError: the map is missing or cannot be used.
         """
         ...
 
 
 class SlicSuperpixels:
-    """Made of the image, as SLidR made its own.
+    """Superpixels computed from the image by SLIC, as in SLidR.
 
     Raises:
         ScalrError: scikit-image is not installed.
@@ -81,23 +81,23 @@ class SlicSuperpixels:
         self.settings = {"method": SLIC, **SLIC_PARAMETERS, "scikit-image": version}
 
     def map_of(self, view: View, image: np.ndarray) -> np.ndarray:
-        return self._slic(image, **SLIC_PARAMETERS).astype(np.uint16)  # far fewer than pixels of a segment's least size
+        return self._slic(image, **SLIC_PARAMETERS).astype(np.uint16)  # far fewer segments than uint16 holds
 
 
 class SuperpixelFolder:
-    """Maps that were made elsewhere: a PNG file per image, 8 or 16 bits, grey or with a palette, whose indices count.
+    """Maps from a folder: a PNG file per image, 8 or 16 bits, grey or with a palette, whose indices are used.
 
     Args:
-        folder: of the maps.
-        dataset: whose images they are of.
+        folder: the folder of the maps.
+        dataset: the dataset of the images.
 
     Raises:
-        ScalrError: no such folder.
-        DatasetError: it has no map of any sampled image.
+        ScalrError: the folder does not exist.
+        DatasetError: the folder has no map of any sampled image.
     """
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
-        if not os.path.isdir(folder):  # not of pathlib, which raises where it may not look
+        if not os.path.isdir(folder):  # pathlib's raises without permission
             raise ScalrError("no such folder", where=folder, fix="Pass --superpixels slic, or a folder of PNG files.")
         self.folder = folder
         names, sizes = self._chosen_names(dataset)
@@ -109,12 +109,12 @@ class SuperpixelFolder:
         return read_map(self.path_of(view), image.shape[:2])
 
     def path_of(self, view: View) -> Path:
-        """Where a view's map is."""
+        """The path of a view's map."""
         name = self._name(view)
         return self.folder if name is None else below(self.folder, str(name), DatasetError)
 
     def _chosen_names(self, dataset: Dataset) -> tuple[str, dict[str, int | None]]:
-        """How maps are named, and the size of each map of the sampled views: names and sizes tell two folders apart."""
+        """Find out how maps are named; return it with the size of each sampled view's map, which identify a folder."""
         views = list(_sampled_views(dataset))
         for names, name_of in NAMES.items():
             named = [str(name) for name in map(name_of, views) if name is not None]
@@ -132,7 +132,7 @@ class SuperpixelFolder:
 
 
 def open_superpixels(choice: str | Path | None, dataset: Dataset) -> Superpixels | None:
-    """What `--superpixels` names: "slic", a folder, or nothing.
+    """Open the superpixels that `--superpixels` names: "slic", a folder, or None.
 
     Raises:
         ScalrError: see `SlicSuperpixels` and `SuperpixelFolder`.
@@ -143,14 +143,14 @@ def open_superpixels(choice: str | Path | None, dataset: Dataset) -> Superpixels
 
 
 def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """The map (H, W) uint16 in a PNG file.
+    """Read a map (H, W) uint16 from a PNG file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         shape: (H, W) of its image.
 
     Raises:
-        DatasetError: it is missing, no PNG, of another size, or its pixels are no ids.
+        DatasetError: the file is missing, no PNG or of another size, or its pixels are no ids.
     """
     try:
         content = path.read_bytes()
@@ -174,7 +174,7 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
                 )
             ids = np.array(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).split(" <_io.")[0]  # not where in memory it was
+        reason = str(error).split(" <_io.")[0]  # without the memory address
         raise DatasetError(
             f"the superpixel map is not a PNG that can be decoded ({reason})", where=path, fix="Make the map again."
         ) from None
@@ -194,7 +194,7 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 def resized(segment_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A map (H, W) at another size (h, w): row i is row floor(i H / h), a column likewise, computed in integers."""
+    """Resize a map (H, W) to (h, w): row i is row floor(i H / h), and columns likewise, computed in integers."""
     rows, columns = (np.arange(new) * old // new for new, old in zip(size, segment_map.shape, strict=True))
     return segment_map[rows[:, None], columns]
 
@@ -212,7 +212,7 @@ def _sampled_views(dataset: Dataset) -> Iterator[View]:
 def _size_of(path: Path) -> int | None:
     try:
         return path.stat().st_size
-    except OSError:  # whoever needs this map says what is wrong with it
+    except OSError:  # the extraction reports it when it reads this map
         return None
 
 

@@ -1,6 +1,6 @@
-"""Patch maps to stored vectors and back to targets: which patches a pair reads, and how vectors are kept.
+"""Encode patch maps as stored vectors, and decode them to targets: the patches that a pair needs, and the rounding.
 
-Everything works on torch tensors of any device; `encoding.py` says which encodings there are.
+Everything works on torch tensors on any device; `encoding.py` lists the encodings.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from .encoding import Encoding
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 INT8_MAX = 127
-LARGEST = 1e18  # of a feature: squares of such, and sums of them, are finite in float32
+LARGEST = 1e18  # bound on feature values, so that sums of their squares are finite in float32
 
 
 class Footprint(NamedTuple):
-    """What each of R pairs reads of a patch map."""
+    """The patches of a map that each of R pairs needs, and their weights."""
 
     patches: torch.Tensor  # (R, 4) int64, row-major index into the patch map
     weights: torch.Tensor  # (R, 4) float32, bilinear, summing to one
-    map_patches: int  # patches of the map
+    map_patches: int  # number of patches of the map
 
     @property
     def touched(self) -> torch.Tensor:
-        """The patches (T,) int64 that some pair reads, in ascending order."""
+        """The patches (T,) int64 that some pair needs, each once, in ascending order."""
         touched = torch.zeros(self.map_patches, dtype=torch.bool, device=self.patches.device)
         touched[self.patches.reshape(-1)] = True
         return touched.nonzero().squeeze(1)
@@ -40,21 +40,21 @@ class StoredVectors(NamedTuple):
 
     vectors: torch.Tensor  # (T, D) float16 or int8
     scale: torch.Tensor | None  # (T,) float32 with int8, else None
-    cosine: torch.Tensor  # (T,) float32, of the stored and the exact vectors
-    cosine_centred: torch.Tensor  # (T,) float32, the same once the teacher's mean is taken away from both
+    cosine: torch.Tensor  # (T,) float32, between stored and exact vectors
+    cosine_centred: torch.Tensor  # (T,) float32, the same after subtracting the teacher's mean from both
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedTargets:
-    """Targets of R pairs, not yet decoded: small to move, decoded where they are used.
+    """Targets of R pairs, not yet decoded, so that little data is copied to the device.
 
     Attributes:
         vectors: (T, D) float16 or int8.
-        scale: (T,) float32 with int8, else None; 0 of a vector of zeros.
+        scale: (T,) float32 with int8, else None; 0 for a vector of zeros.
         channels: (C, 2, D) float32 with int8, else None: offset and scale of each channel.
-        channels_of: (T,) int64, which of the C a vector was encoded with; None where C is 1.
-        rows: (R, 4) int64, the vectors that each pair reads; None where pair r reads vector r alone.
-        weights: (R, 4) float32, None with `rows`.
+        channels_of: (T,) int64, the index in `channels` for each vector; None if C is 1.
+        rows: (R, 4) int64, the vectors that each pair needs; None if pair r has vector r alone.
+        weights: (R, 4) float32, None if `rows` is None.
     """
 
     vectors: torch.Tensor
@@ -69,13 +69,13 @@ class EncodedTargets:
 
     @property
     def all_zero(self) -> bool:
-        """Whether there are vectors, and none has a direction."""
+        """Whether there are vectors, and all of them are zero."""
         lengths = self.vectors if self.scale is None else self.scale
-        # The first one answers as a rule, without a look at the others.
+        # The first vector usually decides, without a look at the others.
         return len(lengths) > 0 and not lengths[0].any() and not lengths.any()
 
     def decode(self) -> torch.Tensor:
-        """(R, D) float32, on the device of `vectors`."""
+        """Decode to (R, D) float32, on the device of `vectors`."""
         vectors = self.vectors.float()
         if self.scale is not None:
             offset, channel_scale = (
@@ -87,7 +87,7 @@ class EncodedTargets:
         return F.embedding_bag(self.rows, vectors, per_sample_weights=self.weights, mode="sum")
 
     def select(self, pairs: torch.Tensor) -> EncodedTargets:
-        """The targets of some pairs, by index, in that order."""
+        """Select the targets of some pairs by index, in the order of the indices."""
         if self.rows is not None:
             return replace(self, rows=self.rows[pairs], weights=self.weights[pairs])
         of_vectors = {name: getattr(self, name) for name in ("vectors", "scale", "channels_of")}
@@ -97,7 +97,7 @@ class EncodedTargets:
         return self._map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> EncodedTargets:
-        """In page-locked memory, from which a GPU copies while it computes."""
+        """Copy to page-locked memory, from which a GPU can copy while it computes."""
         return self._map(torch.Tensor.pin_memory)
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> EncodedTargets:
@@ -105,7 +105,7 @@ class EncodedTargets:
 
     @staticmethod
     def concatenate(parts: Sequence[EncodedTargets]) -> EncodedTargets:
-        """The pairs of several views, all of one encoding, one after the other."""
+        """Concatenate the pairs of several views of one encoding."""
         vectors = torch.cat([part.vectors for part in parts])
         scale = None if parts[0].scale is None else torch.cat([part.scale for part in parts])
         channels = (None, None) if parts[0].channels is None else _shared_channels(parts)
@@ -117,9 +117,9 @@ class EncodedTargets:
 
 
 def _shared_channels(parts: Sequence[EncodedTargets]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The different channels of some parts, each once, and which of them each vector was encoded with.
+    """Collect the distinct `channels` of some parts, and the index of each vector's channels among them.
 
-    Blocks of one split have equal ones as a rule: then there is nothing to look up in the batch.
+    Blocks of one split usually have equal channels: then no index is needed, and None is returned for it.
     """
     different: list[torch.Tensor] = []
     of_vectors = []
@@ -139,11 +139,11 @@ def _number_among(different: list[torch.Tensor], channels: torch.Tensor) -> int:
 
 
 def encode(patch_map: torch.Tensor, footprint: Footprint, encoding: Encoding, channels: torch.Tensor) -> StoredVectors:
-    """Keep what the pairs read of one view's patch map (h, w, D), on its device.
+    """Encode what the pairs need of one view's patch map (h, w, D), on its device.
 
     Args:
-        patch_map, footprint: of the view.
-        encoding: how it is kept.
+        patch_map, footprint: the view's map, and the patches that its pairs need.
+        encoding: how the targets are stored.
         channels: (2, D) float32, see `TeacherStatistics.channels`.
 
     Raises:
@@ -168,12 +168,12 @@ def encoded_targets(
     footprint: Footprint,
     encoding: Encoding,
 ) -> EncodedTargets:
-    """The targets of a view's pairs; `.decode()` gives them as (R, D) float32.
+    """Combine the stored arrays of a view to its encoded targets; `.decode()` returns them as (R, D) float32.
 
     Args:
-        vectors, scale: what `encode` gave.
-        channels: (2, D), what `encode` took, with int8.
-        footprint: of the same pairs, in the same order.
+        vectors, scale: the result of `encode`.
+        channels: (2, D), as passed to `encode`; None without int8.
+        footprint: the footprint of the same pairs, in the same order.
     """
     stored = EncodedTargets(vectors, scale, None if channels is None else channels[None])
     if encoding.layout == "point":
@@ -185,18 +185,18 @@ def encoded_targets(
 
 
 def num_vectors(footprint: Footprint, encoding: Encoding) -> int:
-    """Vectors that a view with this footprint is kept as."""
+    """The number of vectors that are stored for a view with this footprint."""
     return len(footprint.patches if encoding.layout == "point" else footprint.touched)
 
 
 def footprint(
     pixel: torch.Tensor, image_shape: tuple[int, int], map_shape: tuple[int, int], patch_size: int
 ) -> Footprint:
-    """The four patches that each pair reads, and their bilinear weights.
+    """Compute the four patches that each pair needs, and their bilinear weights.
 
-    The official code upsamples the patch map bilinearly by the patch size, with align_corners=True, and reads it at
-    row floor(floor(v) h / H), column floor(floor(u) w / W), where (h, w) is the teacher's image size. That read
-    touches four patches at most, so it is computed here without the upsampled map.
+    The official code upsamples the patch map bilinearly by the patch size, with align_corners=True, and indexes it at
+    row floor(floor(v) h / H), column floor(floor(u) w / W), where (h, w) is the teacher's image size. The value there
+    depends on four patches at most, so it is computed here without the upsampled map.
 
     Args:
         pixel: (R, 2) integers, row and column in the original image.
@@ -222,12 +222,12 @@ def footprint(
 
 
 def patch_vectors(patch_map: torch.Tensor, footprint: Footprint) -> torch.Tensor:
-    """What the pairs read of a patch map (h, w, D): (T, D) float32, each patch once, in row-major order."""
+    """The patch tokens of a map (h, w, D) that the pairs need: (T, D) float32, each once, in row-major order."""
     return patch_map.reshape(-1, patch_map.shape[-1]).float()[footprint.touched]
 
 
 def sample_targets(patch_map: torch.Tensor, footprint: Footprint) -> torch.Tensor:
-    """Read a patch map (h, w, D) at the pairs' footprint: the exact (R, D) float32 targets."""
+    """Interpolate a patch map (h, w, D) at the pairs: the exact targets, (R, D) float32."""
     flat = patch_map.reshape(-1, patch_map.shape[-1]).float()
     return EncodedTargets(flat, rows=footprint.patches, weights=footprint.weights).decode()
 
@@ -235,7 +235,7 @@ def sample_targets(patch_map: torch.Tensor, footprint: Footprint) -> torch.Tenso
 def taps(
     index: torch.Tensor, size: int, patches: int, patch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """First and second patch that pixels `index` of `size` read along one axis, and the weight (float64) of the second.
+    """The first and second patch that pixels `index` of `size` need along one axis, and the second's weight (float64).
 
     See `footprint`.
     """
@@ -260,12 +260,12 @@ def _to_float16(vectors: torch.Tensor) -> torch.Tensor:
 def _to_int8(
     vectors: torch.Tensor, offset: torch.Tensor, channel_scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vectors (T, D) as int8 and their scales (T,), 0 of a vector of zeros, which then stays one exactly."""
+    """Round vectors (T, D) to int8 with scales (T,); a scale of 0 marks a vector of zeros, which stays exact."""
     largest(vectors)
     even = (vectors - offset) / channel_scale
     largest(even)
     scale = even.abs().amax(dim=1) / INT8_MAX if even.numel() else even.new_zeros(len(even))
-    scale = torch.where(scale > 0, scale, 1)  # of the offset itself
+    scale = torch.where(scale > 0, scale, 1)  # a vector that equals the offset
     is_zero = ~vectors.any(dim=1)
     stored = (even / scale[:, None]).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
     return stored.masked_fill(is_zero[:, None], 0), scale.masked_fill(is_zero, 0)
@@ -279,15 +279,15 @@ def _from_int8(
 
 
 def can_be_stored(vectors: torch.Tensor) -> bool:
-    """Whether all values are finite, and none is larger than LARGEST."""
+    """Whether all values are finite, and none exceeds LARGEST in magnitude."""
     return _magnitude(vectors) <= LARGEST
 
 
 def largest(vectors: torch.Tensor) -> float:
-    """The largest magnitude among values that can be stored.
+    """The largest magnitude of the values.
 
     Raises:
-        StoreError: one of them is not finite, or larger than LARGEST.
+        StoreError: a value is not finite, or exceeds LARGEST.
     """
     most = _magnitude(vectors)
     if not most < float("inf"):  # also true for NaN

@@ -1,4 +1,4 @@
-"""The sample of a split from which a teacher's statistics are made: which views, and what the pairs read of them."""
+"""Compute a teacher's statistics from a sample of a split: the choice of views, and the patch tokens of their pairs."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .teachers.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
-SAMPLED_VIEWS = 64  # of which each pair's patches are many thousand vectors
-TRIED_FRAMES = 128  # for these views: a split of which little is there is not read through
+SAMPLED_VIEWS = 64  # the pairs of so many views need many thousand patch tokens
+TRIED_FRAMES = 128  # at most, to find these views: a split with few usable frames is not read completely
 
 
 class VectorSums:
-    """Statistics of vectors that come in batches, summed in float64 on the CPU.
+    """Statistics of vectors that arrive in batches, summed in float64 on the CPU.
 
     Args:
-        dim: D.
+        dim: number of channels, D.
     """
 
     def __init__(self, dim: int) -> None:
@@ -40,7 +40,7 @@ class VectorSums:
         self._products = torch.zeros(dim, dim, dtype=torch.float64)
 
     def add(self, vectors: torch.Tensor) -> None:
-        """Count vectors (T, D) of any device."""
+        """Add vectors (T, D), on any device."""
         vectors = vectors.cpu().double()
         self._count += len(vectors)
         with _one_thread():
@@ -49,7 +49,7 @@ class VectorSums:
             self._products += vectors.T @ vectors
 
     def statistics(self, frames_left_out: int = 0) -> TeacherStatistics:
-        """Of all vectors so far; zeros where there are none."""
+        """The statistics of all vectors added so far; zeros if there are none."""
         count = max(1, self._count)
         mean = self._sum / count
         covariance = self._products / count - torch.outer(mean, mean)
@@ -65,17 +65,17 @@ def sample_statistics(
     store: FeatureStore,
     source: Source,
 ) -> dict[str, TeacherStatistics]:
-    """Each teacher's statistics of the patch vectors, each once, that pairs of sampled views read.
+    """Compute each teacher's statistics of the patch tokens, each counted once, that pairs of sampled views need.
 
-    Views with vectors that cannot be stored do not count: whoever extracts them says what is wrong.
+    Views with vectors that cannot be stored are left out: the extraction of these views reports the error.
 
     Args:
-        dataset: whose split is sampled.
-        teachers: that look at each view.
+        dataset: the dataset whose split is sampled.
+        teachers: the teachers to run on each view.
         selection: which pairs are kept.
-        batch_sizes: images that each teacher sees at once, by its name.
-        store: scans that are committed there are not read again.
-        source: of the split in the store.
+        batch_sizes: images per forward pass, by the teacher's name.
+        store: the store, whose committed scans are not read again.
+        source: the split's record in the store.
 
     Raises:
         TeacherError: a batch does not fit in the memory of the GPU.
@@ -94,7 +94,7 @@ def sample_statistics(
                 if len(waiting[teacher.name]) == batch_sizes[teacher.name]:
                     _add(sums[teacher.name], teacher, position, waiting[teacher.name])
             bar.update()
-        bar.update(most - found)  # of views that see no point or cannot be used
+        bar.update(most - found)  # for views without points, or that cannot be used
         for position, teacher in enumerate(teachers):
             _add(sums[teacher.name], teacher, position, waiting[teacher.name])
     if left_out:
@@ -113,7 +113,7 @@ def _sampled_views(
     source: Source,
     left_out: list[str],
 ) -> Iterator[PreparedView]:
-    """All views that see points, of frames spread over the split; `left_out` gets the tokens of unusable frames."""
+    """Yield all views that see points, of frames spread over the split; append IDs of unusable frames to `left_out`."""
     for number in spread(len(dataset.frames))[:TRIED_FRAMES]:
         frame = _prepared(dataset, number, teachers, selection, store, source)
         if frame is None:
@@ -130,7 +130,7 @@ def _prepared(
     store: FeatureStore,
     source: Source,
 ) -> PreparedFrame | None:
-    """None where the frame cannot be used: that stops those who extract it, and nobody else."""
+    """Prepare a frame; None if it cannot be used, which only stops the job that extracts this frame."""
     block, frame = source.blocks[number // source.frames_per_block], dataset.frames[number]
     try:
         committed = store.read_scans(block) if store.is_committed(SCANS, block) else None
@@ -142,7 +142,7 @@ def _prepared(
 
 
 def _add(sums: VectorSums, teacher: Teacher, position: int, views: list[PreparedView]) -> None:
-    """Let the teacher see the views, `position` being its place among those that they were prepared for."""
+    """Run a teacher on views that were prepared for several teachers, among which it is at `position`."""
     if views:
         add_views(sums, teacher, teacher.patch_maps(torch.stack([view.images[position] for view in views])), views)
         views.clear()
@@ -151,7 +151,7 @@ def _add(sums: VectorSums, teacher: Teacher, position: int, views: list[Prepared
 def add_views(
     sums: VectorSums, teacher: Teacher, patch_maps: Iterable[torch.Tensor], views: Iterable[PreparedView]
 ) -> None:
-    """Count what the pairs of some views read of their patch maps, unless a value cannot be stored."""
+    """Add the patch tokens that the pairs of some views need, unless a value cannot be stored."""
     for patch_map, view in zip(patch_maps, views, strict=True):
         vectors = patch_vectors(patch_map, teacher_footprint(teacher, view.pixel, view.image_shape))
         if can_be_stored(vectors):
@@ -160,7 +160,7 @@ def add_views(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The order in which products are added up, and with it the last bits, depend on the number of threads."""
+    """Use one torch thread: the order of sums, and so their last bits, depends on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""`scalr verify`: look for damage, take it out if asked to, and compare a sample with the teacher."""
+"""`scalr verify`: find damage, remove it on request, and compare a sample with the teacher."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .store.inspect import ranges
 from .store.repair import repair_store
 from .store.verify import Damage, Findings, open_to_verify, verify_store
 
-MOST_STRAYS = 8  # that are listed
-LISTED = ("blocks", "unreadable", "stray", "missing", "without_statistics")  # of the findings, as they are
+MOST_STRAYS = 8  # number of stray files that are listed
+LISTED = ("blocks", "unreadable", "stray", "missing", "without_statistics")  # findings that JSON output copies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,12 @@ class VerifyConfig(Settings):
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found, and what was taken out because of it."""
+    """What was found, and what was removed because of it."""
 
     store: Path
     found: Findings
     repaired: bool
-    kept: list[Path] = field(default_factory=list)  # folders that hold what was taken out
+    kept: list[Path] = field(default_factory=list)  # folders that hold what was removed
     sample: list[Recomputed] = field(default_factory=list)
 
     @property
@@ -47,7 +47,7 @@ class Verification:
 
     @property
     def whole(self) -> bool:
-        """Whether the store is complete, nothing is wrong with it, and all of it could be looked at."""
+        """Whether the store is complete and undamaged, all of it could be read, and the sample agrees with it."""
         return self.found.whole and all(view.as_stored for view in self.sample)
 
     def as_json(self) -> dict:
@@ -95,7 +95,7 @@ def verify(config: VerifyConfig) -> Verification:
     """Check a store; see `verify_store`, `repair_store` and `recompute_targets`.
 
     Raises:
-        ScalrError: the store cannot be opened, or the sample's dataset or weights are not there.
+        ScalrError: the store cannot be opened, or the sample's dataset or weights are missing.
     """
     store = open_to_verify(config.store)
     found = verify_store(store)

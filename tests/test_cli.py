@@ -189,8 +189,8 @@ def test_values_of_options_that_cannot_be_are_said_before_anything_starts(tmp_pa
 
 def test_extracting_again_does_nothing_and_says_so(synthetic_world, tmp_path):
     command = ("extract", *TINY_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr")
-    assert "1 blocks written now" in scalr(*command).output
-    assert "0 blocks written now" in scalr(*command).output
+    assert "1 block written in this run" in scalr(*command).output
+    assert "0 blocks written in this run" in scalr(*command).output
 
 
 def test_a_world_in_another_layout_is_whole(tmp_path):
@@ -291,7 +291,7 @@ def test_inspect_and_verify(synthetic_world, tmp_path):
     assert repaired.exit_code == 1
     assert "2 blocks read, 1 damaged" in repaired.output
     assert "missing dinov2_vits14: 1 blocks, 1" in scalr("inspect", out).output
-    assert "1 blocks written now" in scalr(*command, "--dtype", "int8").output
+    assert "1 block written in this run" in scalr(*command, "--dtype", "int8").output
     assert scalr("verify", out).exit_code == 0
 
 
@@ -489,13 +489,13 @@ def test_wrong_inputs_of_later_stages(tmp_path, synthetic_world):
 )
 def test_what_the_system_refuses_anywhere_is_one_line(monkeypatch, tmp_path, number, advice):
     calls_of(monkeypatch, check_module, "check", OSError(number, os.strerror(number), str(tmp_path / "a")))
-    assert_one_line_error(scalr("check", "--root", tmp_path), f"{tmp_path}/a: the system refuses (", advice)
+    assert_one_line_error(scalr("check", "--root", tmp_path), f"{tmp_path}/a: the operating system reports an error (", advice)
 
 
 def test_a_package_that_is_not_installed_is_one_line(monkeypatch, tmp_path):
     calls_of(monkeypatch, check_module, "check", ModuleNotFoundError("No module named 'timm'", name="timm.layers"))
     result = scalr("check", "--root", tmp_path)
-    assert_one_line_error(result, "timm.layers: this Python module is not installed. Run 'pip install .'")
+    assert_one_line_error(result, "timm.layers: the Python module is not installed. Run 'pip install .'")
 
 
 def test_a_module_of_our_own_that_is_missing_is_no_package(monkeypatch, tmp_path):
@@ -524,14 +524,15 @@ def verbs(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tup
 
 @pytest.mark.parametrize(("words", "command"), [pytest.param(*verb, id=" ".join(verb[0])) for verb in verbs()])
 def test_help_of_every_verb(words, command):
-    """Short, each option explained under a heading, and an example last that the command line takes."""
+    """Short, each argument and option explained under a heading, and an example last that the command line takes."""
     shown = scalr(*words, "--help")
     assert shown.exit_code == 0
     lines = shown.output.rstrip().splitlines()
-    assert len(lines) <= 80
+    assert len(lines) <= 95
     assert all(len(line) <= 110 for line in lines)
     options = [option for option in command.params if isinstance(option, click.Option)]
-    assert all(option.help for option in options)
+    assert all(parameter.help for parameter in command.params)
+    assert ("Positional arguments:" in lines) == (len(options) < len(command.params))
     headings = {option.heading for option in options if hasattr(option, "heading")}
     assert headings <= {line.rstrip(":") for line in lines}
     assert lines[-2] == "Example:"
@@ -541,6 +542,37 @@ def test_help_of_every_verb(words, command):
     if program == "scalr":
         assert tuple(typed[: len(words)]) == words
         command.make_context(words[-1], typed[len(words) :])
+
+
+@pytest.mark.parametrize(
+    ("words", "answers"),
+    [
+        pytest.param(
+            ("extract",),
+            ("To continue an interrupted or killed extraction, run the same command again. Finished blocks are kept.",),
+            id="how do I continue a killed extraction",
+        ),
+        pytest.param(
+            ("extract",),
+            ("--weights hub|random|FILE Teacher weights.", "FILE: your own weights, from a checkpoint file."),
+            id="how do I use my own weights",
+        ),
+        pytest.param(
+            ("distill",),
+            (
+                "--cache STORE Feature store to train on. Repeat the option to train on several datasets: for four, pass"
+                " --cache four times, one store for each.",
+            ),
+            id="how do I train on four datasets",
+        ),
+    ],
+)
+def test_help_alone_answers_a_newcomer(words, answers):
+    """The question is the test's name; these lines answer it, however wide the terminal is."""
+    for width in (80, 110):
+        shown = CliRunner().invoke(main, [*words, "--help"], terminal_width=width)
+        text = " ".join(shown.output.split())
+        assert all(answer in text for answer in answers)
 
 
 def test_every_verb_is_listed_once():
@@ -606,7 +638,7 @@ def test_ctrl_c_and_sigterm_leave_a_store_that_resumes(synthetic_world, tmp_path
     assert running.end() == code
     assert Path(f"{log}.out").read_text() == ""
     stderr = Path(f"{log}.err").read_text()
-    assert stderr.endswith(f"Error: {what}; committed blocks stay. Run the same command again to go on.\n")
+    assert stderr.endswith(f"Error: {what}; committed blocks are kept. Run the same command again to continue.\n")
     assert "Traceback" not in stderr
     verified = json.loads(scalr("verify", out, "--json").stdout)  # how many blocks are there depends on the moment
     assert (verified["damage"], verified["unreadable"], verified["stray"]) == ([], [], [])
@@ -621,17 +653,17 @@ def test_ctrl_c_and_sigterm_leave_a_store_that_resumes(synthetic_world, tmp_path
         (
             "scalr.extract.run.extract",
             "extract --teacher dinov2_vits14 --root .",
-            "committed blocks stay. Run the same command again to go on",
+            "committed blocks are kept. Run the same command again to continue",
         ),
         (
             "scalr.distill.run.distill",
             "distill",
-            "the last checkpoint stays, if there is one. Run the same command with --resume to go on",
+            "the last checkpoint is kept, if there is one. Run the same command with --resume to continue",
         ),
         (
             "scalr.evaluate.score.score_model",
             "evaluate score --model m --root .",
-            "there is no result. Run the same command again",
+            "no result was written. Run the same command again",
         ),
         (
             "scalr.evaluate.predict.predict",

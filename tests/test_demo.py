@@ -20,7 +20,7 @@ from scalr.demo_report import DemoRun
 from scalr.errors import TeacherError
 
 SECTIONS = (
-    *("What ran", "Points and pixels", "Teacher and student", "What is like what", "Distillation"),
+    *("What ran", "Points and pixels", "Teacher and student", "Similarity map", "Distillation"),
     *("Linear probe by class", "The store"),
 )
 
@@ -85,7 +85,7 @@ def test_the_page_says_whose_weights_the_teacher_has(run, page):
     targets = replace(run.store.teachers[run.teacher], provenance=provenance)
     real = demo_report.teacher_sentences(run.teacher, targets)
     assert "RANDOM" in page
-    assert "colours: this" in page
+    assert "colours: this page shows" in page
     assert real.startswith("Teacher dinov2_vits14, weights from file, SHA-256 0123456789ab.")
     assert "colours" not in real
 

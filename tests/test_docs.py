@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib
+import math
 import os
 import re
 import shlex
@@ -11,14 +13,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import scalr
 from doc_examples import DOCS, example, indented
 from scalr.cli import main
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+from scalr.distill.checkpoint import save_student
+from scalr.distill.recipe import load_recipe, recipe_values
+from scalr.distill.recipes import parsed, recipe_names
 from scalr.distill.student import Student
 from scalr.extract.run import ExtractConfig, extract
 from scalr.extract.store import open_store
@@ -119,15 +126,38 @@ def test_dask_jobqueue(tmp_path, options, expected):
     assert_same_store(open_store(tmp_path / "s.zarr"), expected)
 
 
-def test_training_through_a_student():
-    """The page's code needs a student with a head for classes, scans and their labels."""
+def test_training_through_a_student(tmp_path, monkeypatch):
+    """The page's code in a folder with a student; scans and their labels are the reader's."""
+    monkeypatch.chdir(tmp_path)
+    save_student(Student(WaffleIronConfig(width=8, depth=3, out_channels=4)), "student.safetensors", {})
     rng = np.random.default_rng(0)
-    student = Student(WaffleIronConfig(width=8, depth=3, out_channels=4)).eval()
     scans = [rng.uniform(-20, 20, (count, 4)).astype(np.float32) for count in (300, 200)]
-    given = {"student": student, "scans": scans, "labels_of_scans": [rng.integers(0, 4, len(scan)) for scan in scans]}
+    given = {"scans": scans, "labels_of_scans": [rng.integers(0, 17, len(scan)) for scan in scans]}
     exec(example("students.md", "python"), given)
-    assert given["outputs"].shape == (len(given["labels"]), 4)
-    assert all(weight.grad.abs().sum() > 0 for weight in (student.backbone.embed.conv1.weight, student.classif.weight))
+    assert given["features"].shape == (len(given["labels"]), 8)
+    before = scalr.load_student("student.safetensors").state_dict()
+    moved = {name for name, value in given["student"].state_dict().items() if not torch.equal(value, before[name])}
+    assert {"embed.conv1.weight", "waffleiron.channel_mix.2.mlp.2.weight"} < moved
+    assert not {name for name in moved if name.startswith("classif.")}
+
+
+def test_the_python_interface(extract_tiny, tmp_path, monkeypatch):
+    """The page's code in a folder with a store and a student, and what its tables name."""
+    monkeypatch.chdir(tmp_path)
+    store = extract_tiny(out="store.zarr")
+    dim = store.target_dim("coordinates")
+    save_student(Student(WaffleIronConfig(width=8, depth=3, out_channels=dim)), "student.safetensors", {})
+    page, given = (DOCS / "python.md").read_text(), {}
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(code, given)
+    assert (given["features"].shape[1], given["in_teacher_space"].shape[1]) == (8, dim)
+    for title, value in (("FeatureStore", store), ("StoredView", given["view"]), ("method or", given["student"])):
+        (rows,) = re.findall(rf"\| [^\n]*{title}[^\n]*\n\|---[^\n]*\n((?:\|[^\n]*\n)+)", page)
+        names = [re.findall(r"`(\w+)[(`]", row.split("|")[1]) for row in rows.splitlines()]
+        assert len(names) > 7
+        assert [name for row in names for name in row if name != "student" and not hasattr(value, name)] == []
+    fields = {field.name for field in dataclasses.fields(given["view"])}
+    assert fields <= set(re.findall(r"(?m)^\| `(\w+)` \|", page))
 
 
 SMALLER = {
@@ -144,7 +174,7 @@ def test_a_backbone_of_one_s_own(synthetic_world, extract_synthetic, tmp_path, m
     Path("my_backbone.py").write_text(code)
     Path("world").symlink_to(synthetic_world)
     extract_synthetic(Path("store.zarr"))
-    commands, python = indented("backbones.md", "and run, in the same folder:"), indented("backbones.md", "From Python")
+    commands, python = indented("backbones.md", "Run, in the same folder:"), indented("backbones.md", "From Python")
     for command in commands:
         more = next(options for verb, options in SMALLER.items() if command.startswith(verb))
         done = CliRunner().invoke(main, shlex.split(f"{command} {more}")[1:])
@@ -177,6 +207,45 @@ def test_every_option_that_a_page_names_exists():
     }
     assert used
     assert used <= known | {"--scheduler"}
+
+
+def test_the_command_line_accepts_every_command_of_a_page(monkeypatch):
+    """Options, their values and what is required; nothing runs. Lines with variables of the shell are left out."""
+    monkeypatch.setenv("NUSCENES", "world")
+    pages = [path.read_text().replace("\\\n", " ") for path in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]]
+    lines = re.findall(r"(?m)^ {4,}(?:torchrun .* )?scalr ((?!--).*)$", "\n".join(pages))
+    lines = [line for line in lines if not re.search(r"[$…]", line)]
+    assert len(lines) > 50
+    for line in lines:
+        words = shlex.split(re.split(r" (?:&&|[;>|]) ?", line)[0], comments=True)
+        command = main
+        while isinstance(command, click.Group):
+            command = command.commands[words.pop(0)]
+        command.make_context(line, words, parent=click.Context(main))
+
+
+def test_the_page_of_distillation_has_a_row_for_each_recipe_and_each_key_with_its_default():
+    page = (DOCS / "distill.md").read_text()
+    of_recipes, of_keys = (page.split(f"## {title}\n")[1].split("\n## ")[0] for title in ("Recipes", "Keys"))
+    assert sorted(re.findall(r"(?m)^\| `(\w+)` \|", of_recipes)) == recipe_names()
+    keys = re.findall(r"(?m)^\| `([\w.]+)` \| (.+?) \|", of_keys)
+    values = recipe_values(load_recipe("scalr_wi256"))
+    expected = {f"{section}.{key}": value for section, of in values.items() for key, value in of.items()}
+    del expected["student.out_channels"]  # the run sets it
+    assert sorted(name for name, _ in keys) == sorted(expected)
+    in_words = {
+        "augmentation.max_rotation_rad": ("π", math.pi),
+        "augmentation.flip_probability": ("2/3", 2 / 3),
+        "inputs.fov_min_m": ("−64, −64, −8", [-64, -64, -8]),
+        "inputs.fov_max_m": ("64, 64, 8", [64, 64, 8]),
+        "inputs.planes": ("256 × 256, 256 × 32, 256 × 32", expected["inputs.planes"]),
+        "objective.teachers": ("the store's only one", {}),
+        "sampling.store_weights": ("none", None),
+        "training.warmup_epochs": ("none", None),
+    }
+    for name, default in keys:
+        stated = in_words[name][1] if in_words.get(name, ("",))[0] == default else parsed(default.strip("`"))
+        assert stated == expected[name], name
 
 
 def test_every_test_that_a_page_names_exists():

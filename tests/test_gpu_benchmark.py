@@ -265,3 +265,11 @@ def test_it_runs_from_a_checkout_without_zarr_dask_the_devkit_and_an_installatio
     results = json.loads((tmp_path / "gpu.json").read_text())
     assert list(results["figures"]) == [figure.key for figure in gpu.QUICK.figures]
     assert "| `dinov2_vits14` | float32 |" in done.stdout
+
+
+@pytest.mark.parametrize("option", ["--peer", "--out"])
+def test_what_would_fail_after_minutes_is_said_at_once(tmp_path, monkeypatch, capsys, option):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--quick", option, str(tmp_path / "none" / "x")])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert f"error: {option} {tmp_path}" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""README.md does what it says: its commands, its Python, its tree and the links of all pages."""
+"""README.md does what it says: commands, what they print, Python. So do CONTRIBUTING.md's tree and all links."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from scalr.cli import main
 
 ROOT = DOCS.parent
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
 
 SHORT = "--set training.epochs=1 --set training.warmup_steps=0"
@@ -32,11 +33,12 @@ SMALLER = {
 STAND_IN = {
     "scalr extract": "--weights random --image-size 28x56 --encoding patch --batch-size 6",
     "scalr distill": f"{SHORT} --set student.depth=3 --set student.width=8",
+    "scalr evaluate probe": "--fast --epochs 2 --warmup-epochs 0",
 }
 
 
-def section(title: str) -> str:
-    return re.split(r"(?m)^## ", README.split(f"## {title}\n")[1])[0]
+def section(title: str, page: str = README) -> str:
+    return re.split(r"(?m)^## ", page.split(f"\n## {title}\n")[1])[0]
 
 
 def commands(text: str) -> list[str]:
@@ -57,11 +59,11 @@ def run(lines: list[str], folder: Path, **environment: str) -> str:
         ["bash", "-c", script], cwd=folder, env=os.environ | changed, capture_output=True, text=True
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def run_here(lines: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
-    """The same in this process, which has imported everything: what each command prints."""
+    """The same in this process, which has imported everything: what each command prints, its log included."""
     monkeypatch.chdir(folder)
     printed = ""
     for program, *words in map(shlex.split, lines):
@@ -71,7 +73,7 @@ def run_here(lines: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path) ->
             assert program == "scalr"
             done = CliRunner().invoke(main, words)
             assert done.exit_code == 0, done.output
-            printed += done.stdout
+            printed += done.output
     return printed
 
 
@@ -82,12 +84,21 @@ def first_hour(folder: Path) -> tuple[list[str], str]:
     return commands(section("The first hour")), f"import scalr\n{code}\nprint(student.project(features).shape)\n"
 
 
+def promised(text: str) -> list[str]:
+    """What the reader should see, in quotes of code."""
+    sentences = re.findall(r"You should see ([^\n]*)", text)
+    return [quoted for sentence in sentences for quoted in re.findall(r"`([^`]+)`", sentence)]
+
+
 def test_the_first_hour(tmp_path, monkeypatch, capsys):
-    """Its commands one after the other in an empty folder, smaller, then the Python below them."""
+    """Its commands one after the other in an empty folder, smaller; what they print; then the Python below them."""
     lines, code = first_hour(tmp_path)
     lines = [with_more(line, SMALLER) for line in lines if "python" not in line]
     assert len(lines) >= 9
-    assert "probe nuscenes" in run_here(lines, monkeypatch, tmp_path)
+    printed = run_here(lines, monkeypatch, tmp_path)
+    expected = promised(section("The first hour"))
+    assert len(expected) > 4
+    assert [quoted for quoted in expected if quoted not in printed] == []
     exec(code, {})
     assert "384]" in capsys.readouterr().out
 
@@ -95,20 +106,21 @@ def test_the_first_hour(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_first_hour_as_it_stands(tmp_path):
     lines, code = first_hour(tmp_path)
-    assert "probe nuscenes" in run(lines, tmp_path)
+    printed = run(lines, tmp_path)
+    assert [quoted for quoted in promised(section("The first hour")) if quoted not in printed] == []
     (tmp_path / "code.py").write_text(code)
     assert "384]" in run([f"{sys.executable} code.py"], tmp_path)
 
 
-def test_the_two_commands(synthetic_world, tmp_path, monkeypatch):
+def test_the_three_commands(synthetic_world, tmp_path, monkeypatch):
     """As they are, but for stand-ins of what a test cannot have."""
-    text = README.split("**Use it**")[1].split("##")[0]
-    smaller = text.replace("dinov2_vitl14", "dinov2_vits14")
+    smaller = section("Three commands").replace("dinov2_vitl14", "dinov2_vits14")
     lines = [with_more(line, STAND_IN) for line in commands(smaller) if not line.startswith("export")]
-    assert [line.split()[1] for line in lines] == ["extract", "distill"]
+    assert [line.split()[1] for line in lines] == ["extract", "distill", "evaluate"]
     monkeypatch.setenv("NUSCENES", str(synthetic_world))
-    run_here(lines, monkeypatch, tmp_path)
+    assert "mIoU" in run_here(lines, monkeypatch, tmp_path)
     assert (tmp_path / "runs/distill/student.safetensors").exists()
+    assert (tmp_path / "runs/probe/result.md").exists()
 
 
 @pytest.mark.slow
@@ -119,7 +131,7 @@ def test_the_example_script(tmp_path):
 def test_the_tree_is_that_of_the_repository():
     """Each file that it names is there, and each module is named, or lies in a folder that is told of as a whole."""
     folders, found = [(-1, ROOT)], set()
-    for line in section("Layout").splitlines():
+    for line in section("Layout", CONTRIBUTING).splitlines():
         if not line.startswith("    "):
             continue
         indent, names = len(line) - len(line.lstrip()), re.split(r"\s{2,}", line.strip())[0].split(", ")

@@ -1,4 +1,4 @@
-"""Lidar backbones by name, one folder each; `backbone.py` says what a backbone is."""
+"""Lidar backbones by name, each in a folder of its own. `backbone.py` defines their interface."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...settings import Settings, checked
 if TYPE_CHECKING:
     from .backbone import Backbone, BackboneConfig, ScanInputs
 
-DEFAULT = "waffleiron"  # of recipes, and of files from before there were others
+DEFAULT = "waffleiron"  # for recipes, and for files that do not name a backbone
 BACKBONES = {  # name: module, class
     "waffleiron": (".waffleiron.network", "WaffleIron"),
     "minkunet": (".minkunet.network", "MinkUNet"),
@@ -22,14 +22,14 @@ BACKBONES = {  # name: module, class
 
 
 def backbone_class(name: Any, where: object = "student.backbone") -> type[Backbone]:
-    """The class of a backbone; its module is imported now.
+    """The class of a backbone, whose module is imported by this call.
 
     Args:
-        name: a key of `BACKBONES`, or `package.module:Class` for a backbone of one's own.
-        where: the setting or file that names it.
+        name: a key of `BACKBONES`, or `package.module:Class` for a user-defined backbone.
+        where: the setting or file that names it, for errors.
 
     Raises:
-        StudentError: no such name, module or class, or a class that lacks something of a backbone.
+        StudentError: no such name, module or class, or a class that lacks a member of a backbone.
     """
     name = checked(name, str, str(where), StudentError)
     if ":" not in name and name not in BACKBONES:
@@ -51,13 +51,13 @@ def backbone_class(name: Any, where: object = "student.backbone") -> type[Backbo
 
 
 def settings_of(student: Any, inputs: Any) -> tuple[BackboneConfig, ScanInputs]:
-    """The sections `student` and `inputs` of a recipe, as the backbone has them that the first one names.
+    """The sections `student` and `inputs` of a recipe, in the classes of the backbone that `student` names.
 
     Args:
-        student, inputs: mappings, or settings already; an empty mapping has all defaults.
+        student, inputs: mappings or settings; an empty mapping means all defaults.
 
     Raises:
-        StudentError: an unknown backbone, values that it does not take, or settings of another one.
+        StudentError: an unknown backbone, values that it does not take, or settings of another backbone.
     """
     from .backbone import BackboneConfig
 
@@ -78,7 +78,7 @@ def settings_of(student: Any, inputs: Any) -> tuple[BackboneConfig, ScanInputs]:
 
 
 def _lacking(found: Any) -> Iterator[str]:
-    """What a class is no backbone without."""
+    """Required members that a class lacks."""
     from .backbone import Backbone, BackboneConfig, ScanInputs
 
     if not (isinstance(found, type) and issubclass(found, Backbone)):
@@ -87,14 +87,14 @@ def _lacking(found: Any) -> Iterator[str]:
     for name, base in (("Config", BackboneConfig), ("Inputs", ScanInputs)):
         settings = getattr(found, name, None)
         is_derived = isinstance(settings, type) and issubclass(settings, base)
-        if not (is_derived and "__dataclass_fields__" in vars(settings)):  # of its own: a base's do not count
+        if not (is_derived and "__dataclass_fields__" in vars(settings)):  # a base's @dataclass does not count
             yield f"{name}, a frozen dataclass derived from {base.__name__}"
             return
     yield from (f"method {name}" for name in sorted(found.__abstractmethods__))
     yield from (f"method {name} in its Inputs" for name in sorted(found.Inputs.__abstractmethods__))
     try:
         inspect.signature(found).bind("config", "inputs")
-        takes_them = found.__init__ is not Backbone.__init__  # torch's, which takes nothing though its signature does
+        takes_them = found.__init__ is not Backbone.__init__  # torch's takes no arguments, whatever its signature says
     except TypeError:
         takes_them = False
     if not takes_them:

@@ -1,10 +1,10 @@
-"""What a lidar backbone is to the rest of scalr: a network, its settings, and how scans become its input.
+"""The interface of a lidar backbone: the network, its settings, and how scans become its input.
 
-A backbone is a class derived from `Backbone`, with two classes of settings. `Config` says what the network is, `Inputs`
-how a raw scan becomes its input: the sections `student` and `inputs` of a recipe. All else (heads, files, training,
-evaluation) is the same for every backbone. docs/backbones.md writes one in 60 lines.
+A backbone is a class derived from `Backbone`, with two classes of settings: `Config` defines the network, `Inputs`
+defines how a raw scan becomes its input. They are the sections `student` and `inputs` of a recipe. Heads, files,
+training and evaluation are the same for every backbone. docs/backbones.md has an example of 60 lines.
 
-Letters in shapes: N given points of a scan, M rows that the network has features of (of one scan, or of a whole batch),
+Letters in shapes: N given points of a scan, M rows for which the network has features (of a scan or of a batch),
 C channels of a feature, B scans.
 """
 
@@ -30,127 +30,127 @@ VoxelPoint = Literal["random", "first"]
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig(Settings, section="student"):
-    """What a network is, and the head on it: the section `student` of a recipe.
+    """The network and the head on it: the section `student` of a recipe.
 
     Raises:
         StudentError: a value that cannot be used.
     """
 
-    backbone: str  # a name, or package.module:Class; a backbone's own Config has its own as the default
+    backbone: str  # a name, or package.module:Class; each Config has its own backbone as the default
     head: Head = "linear"
     out_channels: Annotated[int, at_least(1), up_to(65536)] = 1024
 
     @property
     def tells_classes(self) -> bool:
-        """Whether the head is for classes, and not for features."""
+        """Whether the head is for classes instead of features."""
         return self.head in CLASS_HEADS
 
     @property
     def title(self) -> str:
-        """What a student of it is called, for people: WI-48-256."""
+        """The name of such students in results and messages, for example WI-48-256."""
         return self.backbone.rpartition(":")[2]
 
     @property
     def description(self) -> str:
-        """The title, and what else tells it from others, in a few words."""
+        """The title with the settings that distinguish it from others, in a few words."""
         return self.title
 
     def with_own(self, **values: float | None) -> Self:
-        """The same network with other values of settings, as far as it has such; None leaves one as it is.
+        """A copy with other values for those settings that exist here; None keeps a value.
 
-        Trainings on labels set `stochastic_depth` and `bn_momentum`.
+        Probing and finetuning set `stochastic_depth` and `bn_momentum`.
         """
         own = {field.name for field in fields(self)}
         return replace(self, **{name: value for name, value in values.items() if name in own and value is not None})
 
 
 class PreparedScan(NamedTuple):
-    """A scan as a backbone reads it, and which of its rows speak for which point."""
+    """A backbone's input for a scan, and the rows that represent its points."""
 
-    input: Any  # what `ScanInputs.pack` takes: of NumPy arrays, for it travels between processes
-    kept: np.ndarray  # (M,) int64 rows of the given points that the network has features of
-    row: np.ndarray  # (N,) int64 for each given point the row among the M that stands for it
+    input: Any  # for `ScanInputs.pack`; made of NumPy arrays, since it is sent between processes
+    kept: np.ndarray  # (M,) int64: the given point of each row of the network
+    row: np.ndarray  # (N,) int64: the row, of the M, that represents each given point
 
 
 @dataclass(frozen=True)
 class ScanInputs(Settings, ABC, section="inputs"):
-    """How scans become a backbone's input: the section `inputs` of a recipe. Used in worker processes.
+    """How scans become a backbone's input: the section `inputs` of a recipe. Runs in worker processes.
 
     Raises:
         StudentError: a value that cannot be used.
     """
 
     def for_dataset(self, dataset: str, *, finetuning: bool = False) -> Self:
-        """The inputs with which a student is probed and scored on a dataset, or finetuned; by default the same."""
+        """The inputs for probing, scoring or finetuning a student on a dataset; by default these."""
         return self
 
     def for_distillation(self, dataset: str) -> Self:
-        """The inputs with which a student learns from a dataset's scans in a store; by default the same for all."""
+        """The inputs for distillation from a dataset's scans in a store; by default these."""
         return self
 
     def drawn(
         self, xyz: np.ndarray, seen: np.ndarray | None, rng: np.random.Generator, voxel_point: VoxelPoint = "random"
     ) -> np.ndarray:
-        """The points of a raw scan that a training sample is made of, before it is augmented; by default all of `seen`.
+        """The points of a raw scan for a training sample, before augmentation; by default all of `seen`.
 
         Args:
             xyz: (N, 3) [m].
-            seen: (N,) bool, the only points to draw from; None: all.
-            rng: of the sample.
-            voxel_point: whether a random or the first point of a voxel stands for it, where voxels are drawn from.
+            seen: (N,) bool, the points to draw from; None: all points.
+            rng: the sample's generator.
+            voxel_point: which point represents a voxel, for backbones that draw one point per voxel.
 
         Returns:
-            Rows, int64.
+            Rows of the drawn points, int64.
         """
         return np.arange(len(xyz)) if seen is None else np.flatnonzero(seen)
 
     def inside(self, xyz: np.ndarray) -> np.ndarray:
-        """(N,) bool: which points (N, 3) [m] are in the field of view; by default all."""
+        """(N,) bool: whether points (N, 3) [m] are in the field of view; by default all are."""
         return np.ones(len(xyz), dtype=bool)
 
     @abstractmethod
     def prepare(
         self, points: np.ndarray, intensity: IntensityStatistics, feature_xyz: np.ndarray | None = None
     ) -> PreparedScan:
-        """The network's input for points that are drawn, augmented and inside.
+        """The network's input for points that are drawn, augmented and inside the field of view.
 
         Args:
-            points: (N, 4) float32, x y z [m] and raw intensity, one at least.
-            intensity: of the dataset.
-            feature_xyz: (N, 3) [m], the coordinates among the features, where they were augmented apart from those of
-                `points`, which say where a point is; None takes the same for both.
+            points: (N, 4) float32, x y z [m] and raw intensity, N > 0.
+            intensity: statistics of the dataset.
+            feature_xyz: (N, 3) [m], the coordinates in the features, if they were augmented separately from those of
+                `points`, which give the positions; None uses `points` for both.
         """
 
     def prepare_whole(self, points: np.ndarray, intensity: IntensityStatistics) -> PreparedScan:
-        """The network's input for a raw scan, as it is evaluated; by default `prepare`.
+        """The network's input for a raw scan in evaluation; by default `prepare`.
 
         Args:
             points: (N, 4) float32, x y z [m] and raw intensity, all finite.
-            intensity: of the dataset.
+            intensity: statistics of the dataset.
 
         Raises:
-            StudentError: no point that can be used.
+            StudentError: no usable point.
         """
         return self.prepare(points, intensity)
 
     @abstractmethod
     def pack(self, inputs: Sequence[Any]) -> PackedBatch:
-        """One batch of the inputs of several scans, the rows of one after those of the other."""
+        """One batch of the inputs of several scans, whose rows are concatenated."""
 
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """The base of a backbone's batches: dataclasses of tensors, also in tuples, lists, dicts and dataclasses.
+    """The base of a backbone's batches: dataclasses of tensors, which may be nested in containers and dataclasses.
 
     Attributes:
-        scan_offsets: (B + 1,) int64; scan b is rows scan_offsets[b] to scan_offsets[b + 1].
+        scan_offsets: (B + 1,) int64; scan b has the rows scan_offsets[b] to scan_offsets[b + 1] - 1.
     """
 
     scan_offsets: torch.Tensor
 
     @property
     def num_points(self) -> int:
-        """M, rows of all scans."""
+        """M, the number of rows of all scans."""
         return int(self.scan_offsets[-1])
 
     @property
@@ -166,7 +166,7 @@ class PackedBatch:
 
 
 def _mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The value with another tensor for each of its tensors."""
+    """A copy of the value with `function` applied to each tensor in it."""
     if isinstance(value, torch.Tensor):
         return function(value)
     if is_dataclass(value):
@@ -179,12 +179,12 @@ def _mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any
 
 
 class OfficialFiles(ABC):
-    """How a backbone's official code names and shapes the tensors of a model, for `scalr convert`.
+    """Names and shapes of a model's tensors in a backbone's official code, for `scalr convert`.
 
     Attributes:
-        source: whose code it is, for people: "ScaLR or WaffleIron".
-        parts: what the names of a model's tensors begin with, head included.
-        inputs_read: settings of the inputs that the official code, too, reads from a file; by default none.
+        source: name of the official code in messages: "ScaLR or WaffleIron".
+        parts: first parts of the names of a model's tensors, including the head.
+        inputs_read: input settings that the official code also reads from a file; by default none.
     """
 
     source: ClassVar[str]
@@ -193,47 +193,47 @@ class OfficialFiles(ABC):
 
     @abstractmethod
     def student_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Official tensors by the names and in the shapes of a student's state dict; others stay as they are."""
+        """Official tensors with the names and shapes of a student's state dict; other tensors are not changed."""
 
     @abstractmethod
     def official_tensors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A student's tensors, backbone and head, by their official names and in their official shapes.
+        """A student's tensors, backbone and head, with their official names and shapes.
 
-        Tensors that a student does not have, or has in another shape, stay as they are: errors name what is in a file.
+        Tensors that no student has, or that have another shape, are not changed, so that errors name those in the file.
         """
 
     @abstractmethod
     def config(self, tensors: Mapping[str, torch.Tensor], path: Path, activation: str | None) -> BackboneConfig:
-        """The network that a student's tensors are of.
+        """The network that a student's tensors belong to.
 
         Args:
-            tensors: as `student_tensors` gives them.
+            tensors: result of `student_tensors`.
             path: of the file, for errors.
-            activation: what the user says of it, where files do not.
+            activation: given by the user, if files do not hold it.
 
         Raises:
-            StudentError: they are of no such network, or of which one is not clear.
+            StudentError: the tensors belong to no such network, or it is ambiguous to which.
         """
 
     def inputs(self, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-        """The settings of the inputs that a file says, not yet checked; by default none.
+        """The input settings that a file holds, not yet checked; by default none.
 
         Args:
-            tensors: as `student_tensors` gives them, of a network that `config` knows.
-            content: of the file, tensors and what stands beside them.
+            tensors: result of `student_tensors`, for which `config` found a network.
+            content: of the file: tensors and other entries.
             path: of the file, for errors.
 
         Raises:
-            StudentError: inputs that cannot be made here.
+            StudentError: inputs that scalr does not support.
         """
         return {}
 
     @abstractmethod
     def content(self, tensors: Mapping[str, torch.Tensor], inputs: ScanInputs) -> dict[str, Any]:
-        """What the official code loads from a file, with official tensors in it."""
+        """The content of a file for the official code, with official tensors."""
 
     def refused(self, path: Path, reason: str) -> StudentError:
-        """The error of a file that is none of these."""
+        """The error for a file that is not an official one."""
         return StudentError(
             f"not an official checkpoint of {self.source} ({reason})",
             where=path,
@@ -242,49 +242,49 @@ class OfficialFiles(ABC):
 
 
 class Exported(NamedTuple):
-    """What `torch.export` is given of a student."""
+    """The arguments of `torch.export` for a student."""
 
-    program: nn.Module  # tensors of one scan -> its features (M, C), and what the head makes of them (M, D)
+    program: nn.Module  # tensors of one scan -> its features (M, C) and their projection (M, D)
     example: tuple[torch.Tensor, ...]
     dynamic_shapes: tuple[dict[int, Any], ...]
 
 
 class Backbone(nn.Module, ABC):
-    """A network from packed scans to a feature for each of their rows.
+    """A network that maps packed scans to a feature per row.
 
-    Called with a `Config` and an `Inputs`.
+    Constructed with a `Config` and an `Inputs`.
     """
 
     Config: ClassVar[type[BackboneConfig]]
     Inputs: ClassVar[type[ScanInputs]]
-    official: ClassVar[OfficialFiles | None] = None  # None: there is no official code, or its files are not read
+    official: ClassVar[OfficialFiles | None] = None  # None: no official files are supported
 
-    # While training, a layer's activations are computed again, not kept. None: the backbone cannot do that.
+    # Whether training recomputes a layer's activations in the backward pass. None: not supported.
     activation_checkpointing: bool | None = None
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """C, channels of a feature."""
+        """C, the number of channels of a feature."""
 
     @abstractmethod
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """(M, C): a feature of each row of the batch."""
+        """Features (M, C) of the rows of a batch."""
 
     @property
     def num_layers(self) -> int:
-        """Of layer-wise decay of the learning rate."""
+        """The number of layers for the layer-wise decay of the learning rate."""
         return 1
 
     def layer_of(self, parameter: str) -> int:
-        """The layer of a parameter by its name: 0 is the first, `num_layers` - 1 the one before the head."""
+        """The layer of a parameter, by its name: 0 is the first, `num_layers` - 1 the last before the head."""
         return 0
 
     def compile_layers(self) -> None:
-        """Let torch.compile make the kernels of layers, from their next use on.
+        """Compile layers with torch.compile at their next use.
 
         Raises:
-            StudentError: the backbone has no such layers.
+            StudentError: the backbone has no layers that can be compiled.
         """
         raise StudentError(
             f"{type(self).__name__} has no layers for torch.compile",
@@ -293,7 +293,7 @@ class Backbone(nn.Module, ABC):
         )
 
     def exported(self, student: nn.Module) -> Exported:
-        """What `torch.export` makes a file of, for `student`, whose backbone this is.
+        """The program of `student`, whose backbone this is, for `torch.export`.
 
         Raises:
             StudentError: the backbone has no such program.

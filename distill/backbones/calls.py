@@ -1,6 +1,7 @@
-"""Calls of a backbone's methods: what one of one's own gives is checked here, and refused in a line that names it.
+"""Calls of a backbone's methods, with checks of the results of user-defined backbones.
 
-What its code raises stays as it is: the traceback says where.
+An invalid result is refused in one line that names class and method. Exceptions that a backbone's code raises are not
+caught: their traceback shows the place.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ def network_of(config: BackboneConfig, inputs: ScanInputs) -> Backbone:
     """A backbone with initial weights.
 
     Raises:
-        StudentError: an unknown one, or one of one's own that is no module or has no width.
+        StudentError: an unknown backbone, or a user-defined one that is not a module or has no width.
     """
     kind = backbone_class(config.backbone)
     network = kind.__new__(kind)
     try:
         network.__init__(config, inputs)
-    except AttributeError:  # torch's, of a layer in what is no module yet
+    except AttributeError:  # raised by torch if layers are assigned before Module.__init__
         if "_modules" in vars(network):
             raise
     if "_modules" not in vars(network):
@@ -42,13 +43,13 @@ def network_of(config: BackboneConfig, inputs: ScanInputs) -> Backbone:
 
 
 def features_of(network: Backbone, batch: PackedBatch, dtype: torch.dtype) -> torch.Tensor:
-    """(M, C): the features of a batch's rows, for a head of a type. Under autocast they may be of its type instead.
+    """Features (M, C) of a batch's rows, in the head's dtype; under autocast they may have its dtype instead.
 
     Raises:
-        StudentError: no floating-point numbers, or of another shape.
+        StudentError: the features are not floating-point numbers, or have another shape.
     """
     features = network(batch)
-    if torch.compiler.is_compiling():  # with sizes that are not known
+    if torch.compiler.is_compiling():  # sizes are unknown then
         return features
     shape = (batch.num_points, network.width)
     is_sound = isinstance(features, torch.Tensor) and features.is_floating_point() and features.shape == shape
@@ -64,7 +65,7 @@ def layer_of(network: Backbone, parameter: str) -> int:
     """See `Backbone.layer_of`.
 
     Raises:
-        StudentError: no layer from 0 to below `num_layers`.
+        StudentError: the result is not a layer from 0 to `num_layers` - 1.
     """
     layer = network.layer_of(parameter)
     if not (_is_whole(layer) and 0 <= layer < network.num_layers):
@@ -76,13 +77,13 @@ def inputs_for(inputs: ScanInputs, dataset: str, *, finetuning: bool = False) ->
     """See `ScanInputs.for_dataset`.
 
     Raises:
-        StudentError: something else.
+        StudentError: the result is not such inputs.
     """
     return _of_same_class(inputs, "for_dataset", inputs.for_dataset(dataset, finetuning=finetuning))
 
 
 def inputs_for_distillation(inputs: ScanInputs, dataset: str) -> ScanInputs:
-    """See `ScanInputs.for_distillation`; raises as `inputs_for` does."""
+    """See `ScanInputs.for_distillation`; raises the same errors as `inputs_for`."""
     return _of_same_class(inputs, "for_distillation", inputs.for_distillation(dataset))
 
 
@@ -96,7 +97,7 @@ def drawn_rows(
     """Rows, int64: see `ScanInputs.drawn`.
 
     Raises:
-        StudentError: no rows of the points.
+        StudentError: the result is not rows of the points.
     """
     return _rows(inputs, "drawn", "rows", inputs.drawn(xyz, seen, rng, voxel_point), len(xyz))
 
@@ -105,7 +106,7 @@ def inside_mask(inputs: ScanInputs, xyz: np.ndarray) -> np.ndarray:
     """(N,) bool: see `ScanInputs.inside`.
 
     Raises:
-        StudentError: something else.
+        StudentError: the result is not (N,) bool.
     """
     mask = inputs.inside(xyz)
     if not (isinstance(mask, np.ndarray) and mask.dtype == bool and mask.shape == (len(xyz),)):
@@ -119,13 +120,13 @@ def prepared(
     """See `ScanInputs.prepare`.
 
     Raises:
-        StudentError: no PreparedScan, or one whose `kept` and `row` are not rows of the points and of each other.
+        StudentError: not a PreparedScan, or `kept` and `row` are not rows of the points and of each other.
     """
     return _sound(inputs, "prepare", inputs.prepare(points, intensity, feature_xyz), len(points))
 
 
 def prepared_whole(inputs: ScanInputs, points: np.ndarray, intensity: IntensityStatistics) -> PreparedScan:
-    """See `ScanInputs.prepare_whole`; raises as `prepared` does."""
+    """See `ScanInputs.prepare_whole`; raises the same errors as `prepared`."""
     is_own = type(inputs).prepare_whole is not ScanInputs.prepare_whole
     method = "prepare_whole" if is_own else "prepare"
     return _sound(inputs, method, inputs.prepare_whole(points, intensity), len(points))
@@ -135,10 +136,10 @@ def packed(inputs: ScanInputs, scans: Sequence[PreparedScan]) -> PackedBatch:
     """One batch of several scans.
 
     Raises:
-        StudentError: no PackedBatch, or one whose rows are not those of the scans.
+        StudentError: not a PackedBatch, or its rows are not those of the scans.
     """
     batch = inputs.pack([scan.input for scan in scans])
-    # The fields of a class without @dataclass of its own would be lost on the way to a device.
+    # Fields of a subclass that is not itself a @dataclass would be lost when the batch is moved to a device.
     if not (isinstance(batch, PackedBatch) and "__dataclass_fields__" in vars(type(batch))):
         raise _wrong(inputs, "pack", _described(batch), "a frozen dataclass derived from PackedBatch")
     offsets, wanted = batch.scan_offsets, np.cumsum([0, *(len(scan.kept) for scan in scans)]).tolist()
@@ -157,7 +158,7 @@ def _of_same_class(inputs: ScanInputs, method: str, found: Any) -> ScanInputs:
 
 
 def _sound(inputs: ScanInputs, method: str, scan: Any, num_points: int) -> PreparedScan:
-    """The scan, where each point has a row that stands for it, and each row is of a point."""
+    """The scan, after a check that each point has a row and each row has a point."""
     if not isinstance(scan, PreparedScan):
         raise _wrong(inputs, method, _described(scan), "a PreparedScan")
     kept = _rows(inputs, method, "'kept'", scan.kept, num_points)
@@ -170,7 +171,7 @@ def _sound(inputs: ScanInputs, method: str, scan: Any, num_points: int) -> Prepa
 
 
 def _rows(inputs: ScanInputs, method: str, what: str, rows: Any, end: int) -> np.ndarray:
-    """Rows as int64, where they are whole numbers from 0 to below `end`."""
+    """Rows as int64, after a check that they are whole numbers from 0 to `end` - 1."""
     if not (isinstance(rows, np.ndarray) and rows.dtype.kind in "iu" and rows.ndim == 1):
         raise _wrong(inputs, method, f"{what} as {_described(rows)}", "int64 of one axis")
     if len(rows) and (rows.min() < 0 or rows.max() >= end):
@@ -191,7 +192,7 @@ def _wrong(owner: Any, method: str, found: str, wanted: str) -> StudentError:
 
 
 def _name_of(owner: Any) -> str:
-    """The class, as recipes name backbones."""
+    """The class as recipes name it: package.module:Class."""
     return f"{type(owner).__module__}:{type(owner).__name__}"
 
 

@@ -1,6 +1,6 @@
-"""The recipes that come with the package: YAML files, one per published setting; `distill/recipe.py` fills dataclasses.
+"""The bundled recipes: YAML files, one per published setting. `distill/recipe.py` turns them into dataclasses.
 
-A file says what differs from the defaults, or from the recipe that its first key, `base`, names.
+A file holds what differs from the defaults, or from the recipe that its first key, `base`, names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OF_BACKBONE = ("student", "inputs")  # sections
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as a number, as people and YAML 1.2 do; YAML 1.1 wants 1.0e-3. No key is there twice."""
+    """Reads 1e-3 as a number, as YAML 1.2 does (YAML 1.1 needs 1.0e-3), and refuses duplicate keys."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         mapping = super().compose_mapping_node(anchor)
@@ -37,7 +37,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[e
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
+    """Names of the bundled recipes, sorted."""
     return sorted(
         path.name.removesuffix(".yaml")
         for path in resources.files(__package__).iterdir()
@@ -46,10 +46,10 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str) -> dict[str, dict]:
-    """The values of a recipe by section, those of its base included.
+    """The values of a recipe by section, including those of its base.
 
     Raises:
-        StudentError: unknown recipe, or a file that is no recipe.
+        StudentError: unknown recipe, or a file that is not a recipe.
     """
     try:
         values = parsed(_text_of(name))
@@ -78,9 +78,9 @@ def read_recipe(name: str) -> dict[str, dict]:
 
 
 def on_base(base: dict[str, dict], values: dict[str, dict]) -> dict[str, dict]:
-    """A recipe's values where others change some of them.
+    """The values of a base recipe, changed by other values.
 
-    Network and inputs are of one backbone: values of another begin from that backbone's defaults.
+    If these name another backbone, the sections `student` and `inputs` start from that backbone's defaults.
     """
     if values.get("student", {}).get("backbone", _backbone(base)) != _backbone(base):
         base = {section: options for section, options in base.items() if section not in OF_BACKBONE}
@@ -95,13 +95,13 @@ def parsed(text: str | bytes) -> Any:
     """The value of a YAML text.
 
     Raises:
-        yaml.YAMLError: it has none.
+        yaml.YAMLError: the text has no value.
     """
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise
-    except Exception as error:  # of a date that does not exist, a number of thousands of digits, brackets without end
+    except Exception as error:  # from impossible dates, numbers of thousands of digits, endless brackets
         raise yaml.YAMLError(shortened(error)) from None
 
 

@@ -1,4 +1,4 @@
-"""Dataset readers by name, one module per dataset; `frame.py` says what a reader gives."""
+"""Dataset readers by name, one module per dataset; `frame.py` defines the interface of a reader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Reader = Callable[[Path, str], Dataset]  # called with the dataset's top folder 
 
 
 def _in_module(name: str, attribute: str) -> Reader:
-    """A reader of this package, whose module is imported when it is called: a name alone is to cost nothing."""
+    """A reader of this package; its module is imported only when the reader is called."""
 
     def reader(root: Path, split: str) -> Dataset:
         return getattr(importlib.import_module(f".{name}", __name__), attribute)(root, split)
@@ -43,13 +43,13 @@ def open_dataset(
     """Open a split of a dataset.
 
     Args:
-        name: a key of `READERS`, or `package.module:Class` for a reader of one's own.
+        name: a key of `READERS`, or `package.module:Class` for the user's own reader.
         root: the dataset's top folder, in its native layout.
         split: one of the reader's splits.
-        need: what the caller cannot do without.
+        need: what the caller needs at least.
 
     Raises:
-        DatasetError: unknown name or split, missing folder, broken tables, nothing of what is needed.
+        DatasetError: an unknown name or split, a missing folder, broken tables, or no frame with what is needed.
     """
     is_own = ":" in name
     reader = own_class(name, "reader", DatasetError, f"--dataset {name}") if is_own else READERS.get(name)
@@ -68,12 +68,14 @@ def open_dataset(
     missing = [attribute for attribute in NEEDED if not hasattr(dataset, attribute)]
     if missing:
         raise DatasetError(
-            f"{name} has no '{missing[0]}'", where="--dataset", fix="Add it; docs/datasets.md says what a reader gives."
+            f"{name} has no '{missing[0]}'",
+            where="--dataset",
+            fix="Add it; docs/own_dataset.md says what a reader gives.",
         )
     if need == "images" and not any(frame.views or frame.error for frame in dataset.frames):
         raise DatasetError(
             "no frame has an image", where=root, fix=f"Choose a dataset with cameras: {dataset.name} is for evaluation."
         )
     if need == "labels" and not getattr(dataset, "class_names", ()):
-        raise DatasetError("it has no classes", where=root, fix="Name them; docs/datasets.md says how.")
+        raise DatasetError("it has no classes", where=root, fix="Name them; docs/own_dataset.md says how.")
     return dataset

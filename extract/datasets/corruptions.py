@@ -1,4 +1,4 @@
-"""The corruptions of Robo3D and how its datasets lay them out: root/<corruption>/<severity>."""
+"""The corruptions of Robo3D and their folders in its datasets: root/<corruption>/<severity>."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ CORRUPTIONS = (
     *("beam_missing", "crosstalk", "incomplete_echo", "cross_sensor"),
 )
 SEVERITIES = ("light", "moderate", "heavy")
-MANIFEST = "corruptions.json"  # in the folder, where 'scalr corrupt' made it
+MANIFEST = "corruptions.json"  # in folders that 'scalr corrupt' made
 
 
 def corruption_folder(root: Path, split: str) -> str:
-    """The folder of a split such as `fog/light`, relative to `root`.
+    """Return the folder of a split such as `fog/light`, relative to `root`.
 
     Raises:
-        DatasetError: no such corruption or severity, or no such folder.
+        DatasetError: an unknown corruption or severity, or a missing folder.
     """
     if "," in split:
         raise DatasetError(f"several splits, '{split}'", where="--split", fix="Name one corruption and severity.")

@@ -1,4 +1,4 @@
-"""The scenes of nuScenes' splits, as the devkit has them."""
+"""The scenes of nuScenes' splits, from the devkit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ...errors import DatasetError
 
 @functools.cache
 def devkit_splits() -> dict[str, list[str]]:
-    """Lists of scenes by name, as in the devkit's `utils/splits.py`: train, val, test, mini_train, mini_val and others.
+    """Lists of scenes by split, from the devkit's `utils/splits.py`: train, val, test, mini_train, mini_val and more.
 
-    Read from its source: importing it takes two seconds, for the devkit's drawing libraries come with it, and needs
-    numpy 1.
+    They are parsed from the source: an import takes two seconds, since it loads the devkit's drawing libraries, and
+    needs numpy 1.
 
     Raises:
         DatasetError: the devkit is not installed.
@@ -28,7 +28,7 @@ def devkit_splits() -> dict[str, list[str]]:
 
 def _source() -> str:
     installed = importlib.util.find_spec("nuscenes")
-    # Any folder with this name that Python comes upon is found, too.
+    # Python also finds any other folder with this name on its path.
     for folder in (installed and installed.submodule_search_locations) or ():
         file = Path(folder, "utils", "splits.py")
         if file.is_file():

@@ -1,4 +1,4 @@
-"""The files of datasets, checked while they are read: scans, labels, images, JSON."""
+"""Read the files of datasets and check them: scans, labels, images, JSON."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from ...paths import URL, expanded
 from .frame import View
 from .scan_layout import refuse_other_layout
 
-OTHER_FOLDERS = "SCALR_FOLDERS"  # the environment variable with folders that tables may name files of
+OTHER_FOLDERS = "SCALR_FOLDERS"  # environment variable: other folders in which tables may name files
 COPY_AGAIN = "Copy the file again from the dataset's archive."
-TURNED = {5, 6, 7, 8}  # values of EXIF's orientation that exchange rows and columns
+TURNED = {5, 6, 7, 8}  # values of EXIF's orientation that swap rows and columns
 ORIENTATION = 0x0112
 
 
 def file_of(root: Path, name: str) -> Path:
-    """The file that a dataset's table names.
+    """Return the path of a file that a dataset's table names.
 
     Args:
         root: the dataset's top folder.
-        name: relative to it, or to a folder that it begins with: `~/` or an environment variable, `$IMAGES/`.
+        name: path relative to `root`, or one that begins with `~/` or an environment variable, as `$IMAGES/`.
 
     Raises:
-        DatasetError: a name that leads out of its folder, and not into one of those in $SCALR_FOLDERS; an unknown
+        DatasetError: a path that leads out of its folder, and not into one of those in $SCALR_FOLDERS; an unknown
             variable, a URL.
     """
     start, _, rest = name.partition("/")
     if URL.match(name):
-        folder = expanded(name, DatasetError)  # which it refuses
+        folder = expanded(name, DatasetError)  # raises for a URL
     elif start.startswith(("~", "$")):
         folder = expanded(start, DatasetError)
     else:
         folder, rest = root, name
     path = expanded(folder / rest, DatasetError)
-    # Links may lead anywhere, since whoever keeps the folder made them: what counts is what is written.
+    # Links may lead anywhere, since the owner of the folder made them: only the written path is checked.
     written = os.path.abspath(path)
     allowed = [folder, *filter(None, os.environ.get(OTHER_FOLDERS, "").split(os.pathsep))]
     if not any(Path(written).is_relative_to(os.path.abspath(expanded(each, DatasetError))) for each in allowed):
@@ -72,10 +72,10 @@ def read_scan(path: Path, columns: int) -> np.ndarray:
 
 
 def read_raw_points(path: Path, columns: int) -> np.ndarray:
-    """What `read_scan` reads, (N, columns) float32, whether the values are finite or not.
+    """Read a headerless float32 scan file, (N, columns), without checking that values are finite.
 
     Raises:
-        DatasetError: missing, empty or truncated file, or one of another layout.
+        DatasetError: a missing, empty or truncated file, or one of another layout.
     """
     points = _read_values(path, np.dtype(np.float32), columns, "points").reshape(-1, columns)
     refuse_other_layout(points, path)
@@ -83,7 +83,7 @@ def read_raw_points(path: Path, columns: int) -> np.ndarray:
 
 
 def checked_points(points: np.ndarray, path: Path) -> np.ndarray:
-    """The first four columns of a scan as float32, if it has points and all are finite; `path` is named otherwise."""
+    """Return a scan's first four columns as float32; refuse empty scans and non-finite values, naming `path`."""
     if points.ndim != 2 or points.shape[1] < 4 or len(points) == 0:
         raise DatasetError(
             f"a scan of shape {points.shape}: points need x, y, z and intensity, and there must be some",
@@ -109,18 +109,19 @@ def read_raw_labels(path: Path, dtype: type) -> np.ndarray:
 
 
 def read_image(root: Path, view: View) -> np.ndarray:
-    """Decode a view's image, (H, W, 3) uint8 RGB: pixels as they are stored, whatever EXIF says of the orientation;
-    16 bits are scaled to 8; what is transparent keeps its colour.
+    """Decode a view's image, (H, W, 3) uint8 RGB.
+
+    Pixels keep their stored order, whatever EXIF's orientation; 16 bits are scaled to 8; transparent pixels keep their
+    colour.
 
     Raises:
-        DatasetError: a missing or unreadable file, pixels whose scale is not known, or another size than the
-            calibration was made for.
+        DatasetError: a missing or unreadable file, pixels of unknown scale, or another size than the calibration's.
     """
     return read_image_file(root, view)[0]
 
 
 def read_image_file(root: Path, view: View) -> tuple[np.ndarray, bytes]:
-    """A view's image as `read_image` decodes it, and the SHA-256 of its file.
+    """Decode a view's image as `read_image` does, and return it with the SHA-256 of its file.
 
     Raises:
         DatasetError: as in `read_image`.
@@ -131,31 +132,31 @@ def read_image_file(root: Path, view: View) -> tuple[np.ndarray, bytes]:
 
 @contextmanager
 def opened_view(root: Path, view: View) -> Iterator[tuple[Image.Image, bytes]]:
-    """A view's image, of the size that its calibration is for and not decoded yet, and the content of its file.
+    """Open a view's image without decoding it, check its size, and yield it with the content of its file.
 
     Raises:
-        DatasetError: as in `read_image`; what goes wrong while it is decoded becomes one, too.
+        DatasetError: as in `read_image`, also for errors inside the `with` block while the image is decoded.
     """
     path = file_of(root, view.image)
     content = read_bytes(path)
     with _opened_image(path, io.BytesIO(content)) as image:
         if image.format == "PNG":
-            image.verify()  # checksums, which decoding alone passes over; JPEG has none
+            image.verify()  # compares checksums, which decoding ignores; JPEG has none
     with _opened_image(path, io.BytesIO(content)) as image:
         _check_size(image, root, view)
         yield image, content
 
 
 def has_16_bits_a_colour(image: Image.Image) -> bool:
-    """Whether a file, which is not decoded yet, has colours of 16 bits; Pillow gives their upper 8."""
+    """Whether a file that is not decoded yet has 16-bit colours, of which Pillow returns the upper 8 bits."""
     return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
 
 
 def as_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """In 8 bits a channel; `path` is named where that cannot be.
+    """Convert an image to RGB with 8 bits per channel; errors name `path`.
 
     Raises:
-        DatasetError: numbers whose scale is not known.
+        DatasetError: pixels of unknown scale.
     """
     if not image.mode.startswith(("I", "F")):
         return image.convert("RGB")
@@ -194,7 +195,11 @@ def read_json(path: Path) -> object:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a dataset file; a DatasetError where it is missing, a folder or unreadable."""
+    """Return the content of a dataset file.
+
+    Raises:
+        DatasetError: the file is missing, a folder or unreadable.
+    """
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -214,9 +219,9 @@ def missing_file(path: Path) -> DatasetError:
 
 
 def numbered_files(folder: Path, *endings: str) -> dict[str, str]:
-    """The endings of a folder's numbered files by their numbers: {"000017": ".png"} for 000017.png, capitals aside.
+    """Map the numbers of a folder's numbered files to their suffixes: {"000017": ".png"} for 000017.png or 000017.PNG.
 
-    Empty where there is no folder. Of files with one number, that with the ending that is named first is taken.
+    The result is empty if the folder does not exist. If several files have one number, the first of `endings` wins.
     """
     if not folder.is_dir():
         return {}
@@ -249,7 +254,7 @@ def _opened_image(path: Path, content: io.BytesIO | None = None) -> Iterator[Ima
     except FileNotFoundError:
         raise missing_file(path) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).split(" <_io.")[0]  # not where in memory it was
+        reason = str(error).split(" <_io.")[0]  # without the memory address
         raise DatasetError(
             f"the image cannot be decoded ({reason})", where=path, fix=remedy(error, COPY_AGAIN)
         ) from None

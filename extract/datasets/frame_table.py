@@ -1,4 +1,4 @@
-"""Frames as a parquet table of one row per view: how what is needed of nuScenes' tables is kept for the next start."""
+"""Frames as a parquet table with one row per view, in which nuScenes' frames are cached for the next start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ..projection import Calibration
 from .frame import Frame, View
 
-MATRICES = {"cam_from_lidar": (3, 4), "intrinsics": (3, 3)}  # kept row by row
+MATRICES = {"cam_from_lidar": (3, 4), "intrinsics": (3, 3)}  # in row-major order
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("scene", "token")),
@@ -26,11 +26,11 @@ SCHEMA = pa.schema(
 
 
 class FrameTable(Sequence[Frame]):
-    """Frames over a table with SCHEMA, made when they are asked for: a large split opens at once.
+    """The frames of a table with SCHEMA, created on access, so that a large split opens quickly.
 
     Args:
         dataset: name of the dataset.
-        table: rows of a frame follow each other.
+        table: the table, in which the rows of a frame follow each other.
     """
 
     def __init__(self, dataset: str, table: pa.Table) -> None:
@@ -69,21 +69,21 @@ class FrameTable(Sequence[Frame]):
 
 
 def frames_as_table(frames: Sequence[Frame]) -> pa.Table:
-    """The table of frames that all have views, whose images have a size."""
+    """Convert frames to a table; all frames must have views, and all views an image size."""
     rows = [_row(frame, view) for frame in frames for view in frame.views]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a table whole or not at all.
+    """Write a table atomically: completely or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("wb") as file:  # arrow takes no path that is not UTF-8
+        with partial.open("wb") as file:  # arrow accepts only paths in UTF-8
             pq.write_table(table, file)
         os.replace(partial, path)
     finally:
@@ -105,5 +105,5 @@ def _row(frame: Frame, view: View) -> dict:
 
 
 def _matrices(table: pa.Table, name: str) -> np.ndarray:
-    """(rows, *shape) float64."""
+    """Return a column of matrices as one array (rows, *shape) float64."""
     return table[name].combine_chunks().flatten().to_numpy().reshape(-1, *MATRICES[name])

@@ -1,6 +1,6 @@
-"""Any rig: `frames.parquet`, a table of one row per view, and `dataset.yaml` with what holds for all of them.
+"""The dataset reader for any rig: `frames.parquet`, a table with one row per view, and `dataset.yaml` for the rest.
 
-docs/datasets.md describes both files.
+docs/own_dataset.md describes both files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OPTIONAL = {
     "cam_from_lidar": list,
     "intrinsics": list,
 }
-LARGEST_OFF = 1e-4  # of a rotation times its transpose from the identity
+LARGEST_OFF = 1e-4  # maximum distance of a rotation times its transpose from the identity
 OF_AN_IMAGE = ("camera", "image_height", "image_width", "projection", "cam_from_lidar", "intrinsics")
 OF_A_FRAME = ("scene", "timestamp", "scan", "labels")
 KINDS = {str: "a text", int: "a whole number", list: "a list of numbers"}
@@ -49,32 +49,32 @@ PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 NoReturns = Literal["keep", "drop"]
 DESCRIPTION_KEYS = ("name", "intensity", "classes", "ignored", "visibility", "no_returns")
 COLUMNS = f"Give it {', '.join(REQUIRED)}, and if you like {', '.join(OPTIONAL)}."
-CORRECT = "Correct the table as 'A rig of your own' in docs/datasets.md describes its columns."
+CORRECT = "Correct the table as 'A rig of your own' in docs/own_dataset.md describes its columns."
 WRITE_AGAIN = "Write the table again as parquet, with pandas, polars or pyarrow."
 
 
 @dataclass(frozen=True)
 class Description:
-    """What `dataset.yaml` says: its keys are DESCRIPTION_KEYS, and every one may be left out."""
+    """The content of `dataset.yaml`: its keys are DESCRIPTION_KEYS, all of them optional."""
 
     name: str
-    intensity: IntensityStatistics | None  # measured where there is none
+    intensity: IntensityStatistics | None  # None: measured on scans
     label_map: LabelMap
     visibility: Visibility
-    no_returns: NoReturns  # points at nan or at (0, 0, 0)
+    no_returns: NoReturns  # whether points at nan or (0, 0, 0) are kept
 
 
 class Frames:
     """The frames of a table, in its order.
 
-    A bad row makes a frame that cannot be used and that says why: `Frame.error`.
+    A bad row yields a frame that cannot be used, with the reason in `Frame.error`.
 
     Args:
-        root: the folder of frames.parquet; its paths are relative to it.
-        split: a value of column `split`, or several with commas between; without that column, all rows are `train`.
+        root: the folder of frames.parquet, to which its paths are relative.
+        split: a value of column `split`, or several separated by commas; without that column, all rows are `train`.
 
     Raises:
-        DatasetError: a missing or broken file, a missing column, no row of the split.
+        DatasetError: a missing or broken file, a missing column, or no row of the split.
     """
 
     def __init__(self, root: Path, split: str) -> None:
@@ -87,7 +87,7 @@ class Frames:
         self.frames: Sequence[Frame] = _FramesOfRows(self.name, path, _rows_of_split(_read_rows(path), split, path))
 
     def read_points(self, frame: Frame) -> np.ndarray:
-        """(N, 4) float32, x y z in the lidar frame [m] and the raw intensity; `scan_files` says of which files."""
+        """Read a scan, (N, 4) float32: x y z in the lidar frame [m] and raw intensity; file formats: `scan_files`."""
         if not frame.scan:
             raise frame.error
         path = file_of(self.root, frame.scan)
@@ -109,7 +109,7 @@ class Frames:
         return checked_points(scan, path)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
-        """(N,) uint8 train ids from .npy, .label (uint32, class in the low 16 bits) or .bin (uint8)."""
+        """Read labels, (N,) uint8 train ids, from .npy, .label (uint32, class in the low 16 bits) or .bin (uint8)."""
         train_ids = self._read_all_labels(frame)
         if self._no_returns == "keep":
             return train_ids
@@ -148,7 +148,7 @@ LABEL_READERS: dict[str, Callable[[Path], np.ndarray]] = {
 
 
 class _FramesOfRows(Sequence[Frame]):
-    """The frames of a table's rows, made when they are asked for: a long table opens at once."""
+    """The frames of a table's rows, created on access, so that a long table opens quickly."""
 
     def __init__(self, dataset: str, path: Path, rows: list[dict]) -> None:
         self._dataset, self._path, self._rows = dataset, path, rows
@@ -171,7 +171,7 @@ class _FramesOfRows(Sequence[Frame]):
 
 
 def _read_rows(path: Path) -> list[dict]:
-    """The rows, each with its number as `row`; values as Python has them, whole numbers as int, nothing as None."""
+    """Read the rows as dictionaries, with their number as `row`; integers become int, missing values None."""
     content = read_bytes(path)
     try:
         table = pq.ParquetFile(pa.BufferReader(content)).read()
@@ -183,7 +183,7 @@ def _read_rows(path: Path) -> list[dict]:
 
 
 def _known_columns(table: pa.Table, path: Path) -> dict[str, type]:
-    """The kind of each column, without what pandas kept of an index that has no name."""
+    """The Python type of each known column; the column in which pandas keeps an unnamed index is ignored."""
     known, names = {**REQUIRED, **OPTIONAL}, [name for name in table.column_names if not PANDAS_INDEX.fullmatch(name)]
     missing = [name for name in REQUIRED if name not in names]
     unknown = [name for name in names if name not in known]
@@ -209,12 +209,12 @@ def _values(column: pa.ChunkedArray, kind: type) -> list:
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
     is_float = pa.types.is_floating(column.type)
-    most = 2 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1) if is_float else 2**63  # all up to it are exact
+    most = 2 ** (np.finfo(column.type.to_pandas_dtype()).nmant + 1) if is_float else 2**63  # exact up to this
     return [_as_whole_number(value, most) for value in column.to_pylist()]
 
 
 def _as_whole_number(value: Any, most: int) -> Any:
-    """An int for what is one; pandas and polars keep whole numbers of a column with gaps as floats, and gaps as nan."""
+    """Convert to int if exact: pandas and polars keep integers of a column with gaps as floats, and gaps as nan."""
     if not isinstance(value, float | Decimal):
         return value
     if value != value:
@@ -237,7 +237,7 @@ def _rows_of_split(rows: list[dict], split: str, path: Path) -> list[dict]:
 
 
 def _is_return(scan: np.ndarray) -> np.ndarray:
-    """(N,) bool: a ray that hits nothing is kept as nan by some drivers, and as (0, 0, 0) by others."""
+    """Which points are returns, (N,) bool: drivers write rays that hit nothing as nan or as (0, 0, 0)."""
     return np.isfinite(scan[:, :3]).all(axis=1) & scan[:, :3].any(axis=1)
 
 
@@ -316,7 +316,7 @@ def _calibration(row: dict) -> Calibration:
     return _from_factors(_matrix(row, "cam_from_lidar", (3, 4)).tobytes(), _matrix(row, "intrinsics", (3, 3)).tobytes())
 
 
-@lru_cache(4096)  # most rigs have one calibration for each camera, and to check one takes a tenth of a millisecond
+@lru_cache(4096)  # most rigs have one calibration per camera, and checking one takes 0.1 ms
 def _from_factors(outer: bytes, inner: bytes) -> Calibration:
     matrix, intrinsics = np.frombuffer(outer).reshape(3, 4), np.frombuffer(inner).reshape(3, 3)
     rotation = matrix[:, :3]
@@ -332,7 +332,7 @@ def _from_factors(outer: bytes, inner: bytes) -> Calibration:
     return Calibration(cam_from_lidar=rigid_transform(rotation, matrix[:, 3]), intrinsics=intrinsics / intrinsics[2, 2])
 
 
-@lru_cache(4096)  # likewise
+@lru_cache(4096)  # for the same reason
 def _from_projection(matrix: bytes) -> Calibration:
     return Calibration.from_projection(np.frombuffer(matrix).reshape(3, 4))
 
@@ -369,7 +369,7 @@ def _read_description(path: Path) -> Description:
         raise error.inside(str(path)) from None
     except (yaml.YAMLError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DatasetError(
-            f"it cannot be used ({error})", where=path, fix="See docs/datasets.md for its keys."
+            f"it cannot be used ({error})", where=path, fix="See docs/own_dataset.md for its keys."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Raw label ids of a dataset to the train ids of its benchmark."""
+"""Map raw label ids of a dataset to the train ids of its benchmark."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from ...errors import DatasetError
 
-IGNORE_LABEL = 255  # train id of points that no metric and no loss counts
+IGNORE_LABEL = 255  # train id of points that metrics and losses ignore
 _UNKNOWN = 254
 
 
 def check_length(num_labels: int, num_points: int, scan: str, path: Path) -> None:
-    """Refuse labels, read from `path`, that are not one per point of a scan.
+    """Check that a scan has one label, read from `path`, per point.
 
     Raises:
-        DatasetError: they are more or fewer.
+        DatasetError: the numbers of labels and points differ.
     """
     if num_labels != num_points:
         raise DatasetError(
@@ -28,11 +28,11 @@ def check_length(num_labels: int, num_points: int, scan: str, path: Path) -> Non
 
 
 class LabelMap:
-    """Which raw ids make up which class.
+    """The assignment of raw ids to classes.
 
     Args:
-        classes: raw ids by class; the classes' order gives the train ids.
-        ignored: raw ids that are valid, but in no class.
+        classes: raw ids of each class; the order of the classes defines the train ids.
+        ignored: raw ids that are valid, but belong to no class.
     """
 
     def __init__(self, classes: Mapping[str, Iterable[int]], ignored: Iterable[int]) -> None:
@@ -45,14 +45,14 @@ class LabelMap:
             self._train_id[list(ids)] = train_id
 
     def with_ignored(self, more: Iterable[int]) -> LabelMap:
-        """The same classes, with more ids that are valid."""
+        """The same classes, with further ignored ids."""
         return LabelMap(self.raw_ids, (*self.ignored, *more))
 
     def train_ids(self, raw: np.ndarray, path: Path) -> np.ndarray:
-        """Train ids (N,) uint8, or IGNORE_LABEL, of raw ids (N,), integers of any width.
+        """Convert raw ids (N,), integers of any width, to train ids (N,) uint8, or IGNORE_LABEL.
 
         Raises:
-            DatasetError: an id that the dataset does not have; `path` is the file it was read from.
+            DatasetError: an unknown id; `path` is the file from which the ids were read.
         """
         within = (raw >= 0) & (raw < len(self._train_id))
         train_ids = np.where(within, self._train_id[np.where(within, raw, 0)], np.uint8(_UNKNOWN))

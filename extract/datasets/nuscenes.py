@@ -1,6 +1,6 @@
 """nuScenes in its native layout.
 
-Lidar and cameras fire at different moments, each with its own ego pose, so the way from a point to a pixel is
+Lidar and cameras fire at different moments, each with its own ego pose. The transforms from a point to a pixel are
 lidar -> ego (lidar time) -> global -> ego (camera time) -> camera, composed in float64 (`nuscenes_tables`).
 """
 
@@ -22,7 +22,7 @@ from .labels import LabelMap
 from .nuscenes_tables import keyframe_table
 from .splits import Split, chosen_scenes, several
 
-# The version folder of each split that has a name; scenes by name are looked for in v1.0-trainval, where it is there.
+# The version folder of each named split; scenes by name are looked for in v1.0-trainval if it exists.
 VERSIONS = {
     "train": "v1.0-trainval",
     "val": "v1.0-trainval",
@@ -33,7 +33,7 @@ VERSIONS = {
     "slidr_val": "v1.0-trainval",
 }
 
-# Raw lidarseg ids of each of the 16 classes of the lidar segmentation challenge.
+# Raw lidarseg ids of the 16 classes of the lidar segmentation challenge.
 LABELS = LabelMap(
     {
         "barrier": (9,),
@@ -63,11 +63,11 @@ class NuScenes:
     Args:
         root: the folder that holds `samples/` and the version folder.
         split: train, val, test, mini_train or mini_val of the devkit, slidr_train or slidr_val (600 and 100 scenes of
-            train), or scenes; several with commas between. A share of the labels may follow, as in `train-1%`: the
-            100th, 200th, … of its scenes in the order of the scene table, as SLidR, BEVContrast and ScaLR count them.
+            train), or scenes; several separated by commas. A fraction of the labels may follow, as in `train-1%`:
+            scenes 100, 200, … of the split in the order of the scene table, as in SLidR, BEVContrast and ScaLR.
 
     Raises:
-        DatasetError: unknown split, missing version folder, broken or inconsistent tables, no frame in the split.
+        DatasetError: an unknown split, a missing version folder, broken or inconsistent tables, or an empty split.
     """
 
     name = "nuscenes"
@@ -98,19 +98,19 @@ class NuScenes:
             )
 
     def read_points(self, frame: Frame) -> np.ndarray:
-        """(N, 4) float32, x y z in the lidar frame [m] and intensity 0..255 (the file's fifth value is the ring)."""
+        """Read a scan, (N, 4) float32: x y z in the lidar frame [m], intensity 0..255 (the file also has the ring)."""
         return read_scan(file_of(self.root, frame.scan), columns=5)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
-        """(N,) uint8 train ids 0..15, or IGNORE_LABEL."""
+        """Read labels, (N,) uint8 train ids 0..15, or IGNORE_LABEL."""
         return read_lidarseg(self.root, frame, self.label_map)
 
 
 def read_lidarseg(root: Path, frame: Frame, label_map: LabelMap) -> np.ndarray:
-    """(N,) uint8 train ids from a lidarseg file, which has a byte per point.
+    """Read a lidarseg file, which has a byte per point, as (N,) uint8 train ids.
 
     Raises:
-        DatasetError: the frame has no labels, or a file that is missing, broken or of other ids.
+        DatasetError: the frame has no labels, or their file is missing, broken or has unknown ids.
     """
     if frame.labels is None:
         raise DatasetError(

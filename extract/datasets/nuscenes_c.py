@@ -3,7 +3,8 @@
     root/<corruption>/<severity>/samples/LIDAR_TOP/…pcd.bin
     root/<corruption>/<severity>/lidarseg/v1.0-trainval/…_lidarseg.bin
 
-Scans and labels are those of the corrupted tree, since points come and go; frames are those of the clean tables.
+Scans and labels are read from the corrupted copy, since corruptions add and remove points. Frames come from the clean
+tables.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from .frame import Frame
 from .nuscenes import LABELS as CLEAN_LABELS
 from .nuscenes import NuScenes, read_lidarseg
 
-ADDED = (41, 42, 43)  # points that fog, snow and crosstalk have made or moved
+ADDED = (41, 42, 43)  # labels of points that fog, snow and crosstalk added or moved
 LABELS = CLEAN_LABELS.with_ignored(ADDED)
 
 
 class NuScenesC:
-    """The validation keyframes under one corruption; without views.
+    """The validation keyframes under one corruption; frames have no views.
 
     Args:
         root: the folder of the corruptions.
         split: corruption and severity, such as `fog/light`.
-        clean_root: nuScenes' folder, whose tables these frames go by; `root` or $NUSCENES where left out.
+        clean_root: nuScenes' folder with the tables; by default `root` or $NUSCENES.
 
     Raises:
-        DatasetError: unknown split, missing folder or tables.
+        DatasetError: an unknown split, or a missing folder or tables.
     """
 
     name = "nuscenes_c"
@@ -52,11 +53,11 @@ class NuScenesC:
         self.frames = [_corrupted(frame, corrupted) for frame in clean.frames]
 
     def read_points(self, frame: Frame) -> np.ndarray:
-        """(N, 4) float32, x y z in the lidar frame [m] and intensity 0..255."""
+        """Read a scan, (N, 4) float32: x y z in the lidar frame [m] and intensity 0..255."""
         return read_scan(file_of(self.root, frame.scan), columns=5)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
-        """(N,) uint8 train ids 0..15, or IGNORE_LABEL, also where the corruption made the point."""
+        """Read labels, (N,) uint8 train ids 0..15, or IGNORE_LABEL, also for points that the corruption added."""
         return read_lidarseg(self.root, frame, self.label_map)
 
 

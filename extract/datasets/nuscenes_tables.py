@@ -1,7 +1,7 @@
-"""The tables of nuScenes to frames: what stage one needs of them, kept in a small table for the next start.
+"""Convert the tables of nuScenes to frames, and cache these in a small table for the next start.
 
-The devkit loads everything there is (2.6 million records of sensor data, as many poses, a million boxes) and keeps it;
-here each file is parsed once and records of keyframes alone stay.
+The devkit loads all tables (2.6 million records of sensor data, as many poses, a million boxes) and keeps them in
+memory. Here each file is parsed once, and only records of keyframes are kept.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ SLIDR_VAL = """
     0587 0589 0642 0652 0658 0669 0678 0687 0701 0703 0706 0710 0715 0726 0735 0740 0758 0786 0790 0804
     0806 0847 0856 0868 0882 0897 0899 0976 0996 1012 1015 1016 1018 1020 1024 1044 1058 1094 1098 1107
 """
-CACHE_VERSION = 2  # another one makes kept tables anew
+CACHE_VERSION = 2  # a cached table of another version is replaced
 UNPACK = "Unpack the metadata archive again."
 
-FIELDS = {  # what is read of each table
+FIELDS = {  # the fields that are read of each table
     "calibrated_sensor": ("token", "sensor_token", "translation", "rotation", "camera_intrinsic"),
     "ego_pose": ("token", "translation", "rotation"),
     "sample": ("token", "next"),
@@ -57,10 +57,10 @@ OPTIONAL = ("lidarseg",)
 
 
 def keyframe_table(tables: Path) -> tuple[pa.Table, dict[str, list[str]]]:
-    """All keyframes of a version folder, scenes in the order of the scene table, and the scenes of each split.
+    """Return all keyframes of a version folder, scenes in the order of the scene table, and the scenes of each split.
 
-    The table has frame_table.SCHEMA. Both are kept in the user's cache folder ($XDG_CACHE_HOME), and made anew when a
-    table's size or time has changed.
+    The table has frame_table.SCHEMA. Both are cached in the user's cache folder ($XDG_CACHE_HOME), and built again if
+    the size or time of a table has changed.
 
     Raises:
         DatasetError: a missing, broken or inconsistent table.
@@ -77,7 +77,7 @@ def keyframe_table(tables: Path) -> tuple[pa.Table, dict[str, list[str]]]:
         if about["tables"] == fingerprint:
             return kept_table.read().cast(SCHEMA), about["splits"]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-        pass  # not there, or not whole
+        pass  # the cached table is missing or incomplete
     logger.info("reading the tables in %s", tables)
     table, splits = _table_of_keyframes(tables), named_splits()
     try:
@@ -89,7 +89,7 @@ def keyframe_table(tables: Path) -> tuple[pa.Table, dict[str, list[str]]]:
 
 
 def named_splits() -> dict[str, list[str]]:
-    """The scenes of the devkit's splits, and of SLidR's."""
+    """The scenes of the devkit's splits, and of SLidR's splits."""
     verifying = {f"scene-{number}" for number in SLIDR_VAL.split()}
     named = {name: devkit_splits()[name] for name in ("train", "val", "test", "mini_train", "mini_val")}
     parametrizing = [scene for scene in named["train"] if scene not in verifying]
@@ -100,12 +100,12 @@ def _table_of_keyframes(tables: Path) -> pa.Table:
     frames = read_keyframes(tables)
     try:
         return frames_as_table(frames)
-    except (TypeError, ValueError, OverflowError) as error:  # as pyarrow's are, of a value that is no number or no text
+    except (TypeError, ValueError, OverflowError) as error:  # from pyarrow, for a value of another type
         raise _diagnose(tables, error) from error
 
 
 def read_keyframes(tables: Path) -> list[Frame]:
-    """Every keyframe of a version folder, from its JSON tables.
+    """Read every keyframe of a version folder from its JSON tables.
 
     Raises:
         DatasetError: a missing, broken or inconsistent table.
@@ -117,7 +117,7 @@ def read_keyframes(tables: Path) -> list[Frame]:
 
 
 def lidar_tokens(tables: Path) -> dict[str, str]:
-    """For each keyframe's scan file, the token of its sample_data record, which names its labels and predictions.
+    """Map each keyframe's scan file to the token of its sample_data record, which names its labels and predictions.
 
     Raises:
         DatasetError: missing or broken tables.
@@ -203,14 +203,14 @@ def _pose(record: dict) -> np.ndarray:
 
 
 def _records(folder: Path, table: str, keep: Callable[[dict], bool] = lambda record: True) -> list[dict]:
-    """The records of a table that are to be kept, with the fields that are needed."""
+    """Read the records of a table that `keep` selects, with the needed fields only."""
     path = folder / f"{table}.json"
     if not path.is_file():
         if table in OPTIONAL:
             return []
         raise missing_file(path)
 
-    def needed(record: dict) -> dict | None:  # while it is parsed: the whole table would be gigabytes of objects
+    def needed(record: dict) -> dict | None:  # called while parsing: all records together would be gigabytes of objects
         return {field: record[field] for field in FIELDS[table]} if keep(record) else None
 
     with path.open(encoding="utf-8") as file:
@@ -218,7 +218,7 @@ def _records(folder: Path, table: str, keep: Callable[[dict], bool] = lambda rec
 
 
 def _kept_table(tables: Path) -> Path | None:
-    """None where the user has no home folder, as in a container that runs as a number without an account."""
+    """The path of the cached table; None if the user has no home folder, as in a container without an account."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
@@ -228,14 +228,14 @@ def _kept_table(tables: Path) -> Path | None:
 
 
 def _fingerprint(tables: Path) -> dict:
-    """What says that the tables are those that were read."""
+    """Sizes and times of the tables, which show whether they have changed since they were cached."""
     stats = {name: (tables / f"{name}.json") for name in FIELDS}
     found = {name: path.stat() for name, path in stats.items() if path.is_file()}
     return {"version": CACHE_VERSION} | {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
 
 
 def _diagnose(tables: Path, error: Exception) -> DatasetError:
-    """Find out which table is wrong; only called once one is."""
+    """Find out which table is wrong; called only after an error."""
     for table, fields in FIELDS.items():
         path = tables / f"{table}.json"
         if table in OPTIONAL and not path.is_file():

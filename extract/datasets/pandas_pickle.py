@@ -1,7 +1,7 @@
-"""PandaSet's `.pkl.gz` and `.pkl` files: pickled pandas tables, read without running what else a pickle may hold.
+"""Read PandaSet's `.pkl.gz` and `.pkl` files, pickled pandas tables, without running other code that a pickle may hold.
 
-A pickle names the functions that rebuild its objects, and loading calls them. Only those that rebuild a table are let
-through: a file from elsewhere cannot run code of its own.
+A pickle names the functions that rebuild its objects, and loading calls them. Only functions that rebuild a table are
+allowed, so that a file from an unknown source cannot run code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...errors import DatasetError
 from .files import COPY_AGAIN, read_bytes
 
 OLD_INDEX = "pandas.core.indexes.numeric"  # of pandas 1
-# What pickled tables of numbers name, with the modules' names of pandas 0.25 to 2 and of numpy 1 and 2.
+# The names in pickled tables of numbers, with the modules of pandas 0.25 to 2 and of numpy 1 and 2.
 ALLOWED = {
     "_codecs": {"encode"},
     "__builtin__": {"slice"},  # its name in protocol 2
@@ -37,15 +37,15 @@ ALLOWED = {
     OLD_INDEX: {"Int64Index", "UInt64Index", "Float64Index"},
     "pandas.core.indexes.range": {"RangeIndex"},
 }
-GZIP = b"\x1f\x8b"  # how its files begin
+GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
 
 
 def read_columns(path: Path, names: Sequence[str]) -> np.ndarray:
-    """Columns of a pickled table, (rows, len(names)) float64.
+    """Read columns of a pickled table, (rows, len(names)) float64.
 
     Raises:
-        DatasetError: a file that is missing, truncated or no such table, that names anything else than tables are made
-            of, or lacks a column; or pandas is not installed.
+        DatasetError: a file that is missing, truncated or no such table, that names a forbidden function, or that lacks
+            a column; or pandas is not installed.
     """
     table = _load(path)
     try:
@@ -66,7 +66,7 @@ class _TableUnpickler(pickle.Unpickler):
 
 
 class _ForbiddenError(Exception):
-    """A name that no table needs."""
+    """The pickle names a function or class that no table needs."""
 
 
 def _load(path: Path) -> object:
@@ -89,7 +89,7 @@ def _load(path: Path) -> object:
             where=path,
             fix=f"{COPY_AGAIN[:-1]}, or write it with pandas 1 or 2.",
         ) from None
-    except Exception as error:  # a damaged file makes gzip, pickle, numpy or pandas raise what they like
+    except Exception as error:  # a damaged file can raise any error in gzip, pickle, numpy or pandas
         raise DatasetError(
             f"not a pickle that can be read ({type(error).__name__}: {error})", where=path, fix=COPY_AGAIN
         ) from None

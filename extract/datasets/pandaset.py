@@ -1,7 +1,7 @@
 """PandaSet in its native layout: two lidars in one file, the spinning Pandar64 and the forward PandarGT.
 
-Points are kept in world coordinates. As in the official reader they go through the inverse of the lidar's pose, and
-1.6 m down, from the pose's origin near the ground to about where the lidar is.
+Files hold points in world coordinates. As in the official reader, points are transformed by the inverse of the lidar's
+pose, and 1.6 m is subtracted from z, since the pose's origin is near the ground and the lidar about 1.6 m higher.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ LABELS = LabelMap(
     },
     ignored=(0, 1, 2, 3, 4, 22, 24, 25, 32, 33, 40),
 )
-TRAIN_LATITUDE = 37.6  # north of it (San Francisco) is train, the rest (El Camino Real) val, as in the official reader
+TRAIN_LATITUDE = 37.6  # north of it (San Francisco): train; the rest (El Camino Real): val, as in the official reader
 SCAN_FROM_POSE = rigid_transform(np.eye(3), np.array([0.0, 0.0, -1.6]))
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """One of the two lidars: its number in column `d`, and the cameras that are used with it."""
+    """One of the two lidars: its number in column `d`, and the cameras used with it."""
 
     dataset: str
     number: int
@@ -70,12 +70,12 @@ class PandaSet:
     """One lidar's scans in the scenes that have semantic labels.
 
     Args:
-        root: the folder of the scenes' folders `001`, `002`, …
-        split: train, val (by the latitude of each scene's own GPS), or scenes; several with commas between.
-        sensor: whose points.
+        root: the folder that holds the scenes' folders `001`, `002`, …
+        split: train, val (by the latitude in each scene's GPS data), or scenes; several separated by commas.
+        sensor: the lidar whose points are read.
 
     Raises:
-        DatasetError: no scenes, an unknown split, broken GPS data, no scan in the split.
+        DatasetError: no scenes, an unknown split, broken GPS data, or an empty split.
     """
 
     label_map = LABELS
@@ -99,12 +99,12 @@ class PandaSet:
             raise DatasetError(f"no scan of split '{split}'", where=root, fix=f"Choose among scenes {labelled}.")
 
     def read_points(self, frame: Frame) -> np.ndarray:
-        """(N, 4) float32, x y z [m] in the frame of the lidar's pose with 1.6 m taken off z, and intensity 0..255."""
+        """Read a scan, (N, 4) float32: x y z [m] in the lidar pose's frame, z reduced by 1.6 m, intensity 0..255."""
         pose_of_lidar = self._json.pose(f"{frame.scene}/lidar", frame.token.split("/")[1])
         return _points_of(self.sensor, self.root / frame.scan, pose_of_lidar)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
-        """(N,) uint8 train ids 0..16, or IGNORE_LABEL."""
+        """Read labels, (N,) uint8 train ids 0..16, or IGNORE_LABEL."""
         path = self.root / str(frame.labels)
         raw = read_columns(path, ("class",))[:, 0]
         sensor = read_columns(self.root / frame.scan, ("d",))[:, 0]
@@ -124,7 +124,7 @@ class PandaSet:
         found = {folder: numbered_files(self.root / folder, *each) for folder, each in endings.items()}
 
         def file(folder: str, number: str) -> str:
-            """A file, by the ending that it has; where it is missing, by that of the others."""
+            """The path of a numbered file with its suffix; a missing file gets the suffix of the others."""
             usual = next(iter(found[folder].values()), endings[folder][0])
             return f"{folder}/{number}{found[folder].get(number, usual)}"
 
@@ -167,14 +167,14 @@ class PandaSet:
 
 
 class _JsonFiles:
-    """JSON files below a folder; each is read once, for it serves all frames of its scene."""
+    """The JSON files of a folder; each is parsed once, since all frames of its scene use it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._contents: dict[Path, object] = {}
 
     def pose(self, folder: str, number: str) -> np.ndarray:
-        """(4, 4) float64, from the sensor of a folder to the world, at the frame of a number."""
+        """The transform (4, 4) float64 from a folder's sensor to the world, at the frame of a number."""
 
         def matrix(poses: list) -> np.ndarray:
             record = poses[int(number)]
@@ -183,7 +183,7 @@ class _JsonFiles:
         return self.value(f"{folder}/poses.json", matrix)
 
     def value(self, name: str, of: Callable[[Any], T]) -> T:
-        """What a JSON file says, or a DatasetError that names the file."""
+        """Apply `of` to the content of a JSON file; errors become a DatasetError that names the file."""
         path = self.root / name
         if path not in self._contents:
             self._contents[path] = read_json(path)

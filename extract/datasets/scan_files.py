@@ -1,4 +1,4 @@
-"""Scans of any rig, read by the ending of their file: .bin, .pcd.bin, .npy, .npz, .pcd and .ply."""
+"""Read scan files of the user's own rig by their suffix: .bin, .pcd.bin, .npy, .npz, .pcd and .ply."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from ...errors import DatasetError
 from .files import COPY_AGAIN, read_bytes, read_raw_points
 
-# Names of the fourth field, capitals aside; CloudCompare writes scalar_ before a name.
-MOST_COLUMNS = 64  # an array with more is one of (4, N)
+MOST_COLUMNS = 64  # an array with more columns is a transposed one, (4, N)
 VALUES_PER_POINT = {".pcd.bin": 5, ".bin": 4}  # in files without a header: nuScenes' own, and KITTI's
+# Names of the fourth field, in lower case; CloudCompare adds the prefix scalar_.
 INTENSITY = ("intensity", "i", "reflectivity", "reflectance", "remission")
 
 
 def read_scan_file(path: Path, values_per_point: int | None = None) -> np.ndarray:
-    """(N, 4 or more) numbers, x y z [m], intensity and what else there is, not checked any further.
+    """Read a scan, (N, 4 or more) numbers: x y z [m], intensity and further columns, without further checks.
 
     Args:
         path: of the file.
         values_per_point: float32 values of a point in a .bin file, which has no header; None: VALUES_PER_POINT.
 
     Raises:
-        DatasetError: a missing or broken file, an unknown ending, a missing field, or no package that reads it.
+        DatasetError: a missing or broken file, an unknown suffix, a missing field, or a missing package.
     """
     ending = next((ending for ending in READERS if path.name.lower().endswith(ending)), None)
     if ending in VALUES_PER_POINT:
@@ -40,15 +40,15 @@ def read_scan_file(path: Path, values_per_point: int | None = None) -> np.ndarra
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array of a .npy file, which may not hold objects.
+    """Read the array of a .npy file; pickled objects are refused.
 
     Raises:
-        DatasetError: a missing file, or one that is no such array.
+        DatasetError: a missing file, or one without such an array.
     """
     content = read_bytes(path)
     try:
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # a damaged header makes numpy raise what it likes
+    except Exception as error:  # a damaged header can raise any error in numpy
         raise DatasetError(f"not an array that can be read ({error})", where=path, fix=COPY_AGAIN) from None
 
 
@@ -96,7 +96,7 @@ def _pcd(path: Path) -> np.ndarray:
         fields = {name: points[name] for name in points.dtype.names}
     except ImportError:
         raise _not_installed("pypcd4", path) from None
-    except Exception as error:  # a damaged file makes pypcd4, pydantic or numpy raise what they like
+    except Exception as error:  # a damaged file can raise any error in pypcd4, pydantic or numpy
         raise _damaged("PCD", error, path) from None
     return _columns(fields, cloud.metadata.points, path)
 
@@ -110,13 +110,13 @@ def _ply(path: Path) -> np.ndarray:
         fields = {name: vertex["data"][name] for name in vertex["properties"]}
     except ImportError:
         raise _not_installed("trimesh", path) from None
-    except Exception as error:  # likewise
+    except Exception as error:  # a damaged file can raise any error in trimesh
         raise _damaged("PLY", error, path) from None
     return _columns(fields, vertex["length"], path)
 
 
 def _columns(fields: Mapping[str, np.ndarray], num_points: int, path: Path) -> np.ndarray:
-    """(N, 4) float64 of the fields x, y, z and intensity."""
+    """Stack the fields x, y, z and intensity to (N, 4) float64."""
     names = {name.lower().removeprefix("scalar_"): name for name in fields}
     intensity = next((name for name in INTENSITY if name in names), INTENSITY[0])
     missing = [name for name in ("x", "y", "z", intensity) if name not in names]
@@ -124,7 +124,7 @@ def _columns(fields: Mapping[str, np.ndarray], num_points: int, path: Path) -> n
         raise DatasetError(
             f"no field '{missing[0]}' among {', '.join(fields) or 'none'}",
             where=path,
-            fix="Write points with x, y, z and intensity; docs/datasets.md has the names that are known.",
+            fix="Write points with x, y, z and intensity; docs/own_dataset.md has the names that are known.",
         )
     try:
         columns = [np.asarray(fields[names[each]]).reshape(num_points) for each in ("x", "y", "z", intensity)]
@@ -146,7 +146,7 @@ def _not_installed(package: str, path: Path) -> DatasetError:
 
 
 def _damaged(kind: str, error: Exception, path: Path) -> DatasetError:
-    reason = str(error)[:200]  # some tell a story
+    reason = str(error)[:200]  # some messages are very long
     return DatasetError(
         f"not a {kind} file that can be read ({type(error).__name__}: {reason})", where=path, fix=COPY_AGAIN
     )

@@ -1,7 +1,7 @@
-"""Whether a file of bare numbers is read with the right number of values a point, and of the right type.
+"""Find out whether a file of bare numbers is read with the right number of values per point, and the right type.
 
-Each value of a point has a distribution of its own: heights are narrow, intensities have one sign. Read with a wrong
-number of columns, each column holds values of all kinds, and the columns are alike.
+Each value of a point has its own distribution: heights are narrow, intensities have one sign. If a file is read with
+the wrong number of columns, each column mixes values of all kinds, and all columns have similar distributions.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ import numpy as np
 
 from ...errors import DatasetError
 
-LOOKED_AT = 2_000  # points of a scan
+LOOKED_AT = 2_000  # points sampled from a scan
 FEWEST = 100
-ALIKE, APART = 0.1, 0.2  # distances between the distributions of columns that are mixtures, and of a lidar's
-ALTERNATING = 0.4  # distance between the rows with odd numbers and the others, of x or y
-A_COLUMN = 0.02  # of distance, that one more has to be worth: two points a row look like one
-FARTHEST_M = 1e4  # values beyond are no coordinates
+ALIKE, APART = 0.1, 0.2  # distances between distributions of mixed columns (below), and of a lidar's columns (above)
+ALTERNATING = 0.4  # distance between the distributions of odd and even rows, in x or y
+A_COLUMN = 0.02  # minimum gain in distance per additional column: two points per row look like one
+FARTHEST_M = 1e4  # larger values are no coordinates
 LAYOUTS = [(dtype, columns) for dtype in (np.float32, np.float64) for columns in range(3, 9)]
 
 
 def refuse_other_layout(points: np.ndarray, path: Path) -> None:
-    """
+    """Refuse a scan whose values are implausible in its columns and plausible in another layout.
+
     Args:
-        points: (N, columns) float32, the values of a whole file, row by row.
-        path: of the file.
+        points: (N, columns) float32, all values of a file in row-major order.
+        path: path of the file.
 
     Raises:
-        DatasetError: its values make no sense in these columns, and do in others.
+        DatasetError: another number of columns, float64, or values column by column fit clearly better.
     """
     is_sound = _are_coordinates(points) and max(_distances(points)) > ALIKE and not _alternate(points)
     if len(points) < FEWEST or is_sound:
@@ -61,24 +62,24 @@ def refuse_other_layout(points: np.ndarray, path: Path) -> None:
 
 def _are_coordinates(points: np.ndarray) -> bool:
     distances = np.abs(_some(points)[:, :3])
-    return not (np.isfinite(distances) & (distances >= FARTHEST_M)).any()  # nan and infinity: a ray without a return
+    return not (np.isfinite(distances) & (distances >= FARTHEST_M)).any()  # nan and infinity are rays without a return
 
 
 def _alternate(points: np.ndarray) -> bool:
-    """Whether every other row holds something else, as where rows of twice as many values are read."""
+    """Whether odd and even rows differ, as they do if rows are read with half of their values."""
     even, odd = (_some(points[start::2]) for start in (0, 1))
     even, odd = (rows[rows[:, :3].any(axis=1)] for rows in (even, odd))  # second returns may be (0, 0, 0)
     return max(_distance(np.sort(even[:, each]), np.sort(odd[:, each])) for each in (0, 1)) > ALTERNATING
 
 
 def _distances(points: np.ndarray) -> list[float]:
-    """Between the distributions of x and z, and of y and intensity (0 to 1, Kolmogorov and Smirnov's)."""
+    """Kolmogorov–Smirnov distances, 0 to 1, between the distributions of x and z, and of y and intensity."""
     columns = [np.sort(column[np.isfinite(column)]) for column in _some(points).T]
     return [_distance(columns[one], columns[other]) for one, other in ((0, 2), (1, 3)) if other < len(columns)]
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two sorted samples; 0 where there are no values."""
+    """Kolmogorov–Smirnov distance of two sorted samples; 0 for empty samples."""
     if not (len(one) and len(other)):
         return 0.0
     both = np.concatenate([one, other])
@@ -87,5 +88,5 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _some(points: np.ndarray) -> np.ndarray:
-    """Drawn, since rows at equal distances may all begin with the same value of a point."""
+    """Draw rows at random: rows at equal distances might all begin with the same value of a point."""
     return points[np.random.default_rng(0).integers(len(points), size=LOOKED_AT)]

@@ -1,4 +1,4 @@
-"""Scans of a dataset as all who use them read them: checked, whoever wrote the reader."""
+"""Read scans and labels of a dataset with checks, for all callers and all dataset readers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEASURED_SCANS = 64
 
 
 def read_points(dataset: Dataset, frame: Frame) -> np.ndarray:
-    """(N, 4) float32: x y z in the lidar frame [m] and the raw return intensity, all finite, N > 0.
+    """Read a scan, (N, 4) float32: x y z in the lidar frame [m] and the raw return intensity, all finite, N > 0.
 
     Raises:
         DatasetError: missing or broken files.
@@ -28,7 +28,7 @@ def read_points(dataset: Dataset, frame: Frame) -> np.ndarray:
 
 
 def read_labelled_scan(dataset: Dataset, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N, 4) and labels (N,).
+    """Read a scan (N, 4) float32 with its labels (N,) uint8.
 
     Raises:
         DatasetError: missing or broken files, or a label file of another length.
@@ -38,7 +38,7 @@ def read_labelled_scan(dataset: Dataset, frame: Frame) -> tuple[np.ndarray, np.n
 
 
 def read_labels(dataset: Dataset, frame: Frame, num_points: int) -> np.ndarray:
-    """(N,) uint8 train ids of a scan of `num_points` points.
+    """Read the labels of a scan of `num_points` points, (N,) uint8 train ids.
 
     Raises:
         DatasetError: a missing or broken file, or one of another length.
@@ -49,16 +49,16 @@ def read_labels(dataset: Dataset, frame: Frame, num_points: int) -> np.ndarray:
 
 
 def intensity_of(dataset: Dataset) -> IntensityStatistics:
-    """A dataset's own statistics; where it has none, those of some of its scans.
+    """Return a dataset's intensity statistics; if it declares none, measure them on some of its scans.
 
     Raises:
-        DatasetError: no scan can be read, or all have one intensity.
+        DatasetError: no scan can be read, or all points have one intensity.
     """
     return getattr(dataset, "intensity", None) or _measured(dataset)
 
 
 def _measured(dataset: Dataset) -> IntensityStatistics:
-    """Over scans spread evenly over the frames, the same for everyone who asks; broken scans are left out."""
+    """Measure on scans spread evenly over the frames, always the same ones; broken scans are left out."""
     numbers = np.unique(np.linspace(0, len(dataset.frames) - 1, MEASURED_SCANS).round().astype(int)).tolist()
     values, problem = [], None
     with progress(len(numbers), "intensities", "scan") as bar:

@@ -1,7 +1,7 @@
 """SemanticKITTI in its native layout: Velodyne scans with labels, and KITTI odometry's left colour camera.
 
-A point x of the lidar falls on the pixel P2 Tr x (odometry's calib.txt). The official reader takes points more than a
-metre ahead of the lidar.
+A lidar point x projects to the pixel P2 Tr x (odometry's calib.txt). As in the official reader, only points more than a
+metre ahead of the lidar are visible.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPLITS = {
     "test": frozenset(f"{sequence:02d}" for sequence in range(11, 22)),
 }
 
-# Raw ids of the 19 classes of the single-scan benchmark; the first of each is the one that its server takes.
+# Raw ids of the 19 classes of the single-scan benchmark; its server takes the first id of each class.
 LABELS = LabelMap(
     {
         "car": (10, 252),
@@ -52,27 +52,29 @@ LABELS = LabelMap(
     ignored=(0, 1, 52, 99),
 )
 
-# Where the archives of SemanticKITTI and KITTI odometry are unpacked to: together, or each in a folder of its own.
+# Folders into which archives of SemanticKITTI and KITTI odometry are unpacked: together, or each in its own folder.
 SCAN_FOLDERS = ("", "dataset", "data_odometry_velodyne/dataset", "velodyne/dataset")
 LABEL_FOLDERS = ("", "dataset", "data_odometry_labels/dataset", "labels/dataset")
 IMAGE_FOLDERS = ("", "dataset", "data_odometry_color/dataset", "color/dataset", "image_2/dataset", "image_2")
 CALIB_FOLDERS = ("", "dataset", "data_odometry_calib/dataset", "calib/dataset", "calib")
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")  # KITTI's own, and those of smaller copies
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")  # KITTI's, and those of smaller copies
 FRAME_US = 100_000  # ten scans a second
 
 
 class SemanticKitti:
     """The scans of a split, sequence by sequence.
 
-    A frame is a number that a scan, an image or labels have. What is missing of the three is noticed when it is read.
+    There is a frame for each number that a scan, an image or a label file has; a missing file is reported when it is
+    read.
 
     Args:
-        root: holds `sequences/`, `dataset/sequences/`, or a folder with such for each of KITTI odometry's archives.
-        split: train, val, test, or sequences; several with commas between. `train-1%` keeps every 100th scan from the
-            first on, as in SLidR and ScaLR (192 scans).
+        root: folder of `sequences/` or `dataset/sequences/`, or of a folder with these for each of KITTI odometry's
+            archives.
+        split: train, val, test, or sequences; several separated by commas. `train-1%` keeps scans 1, 101, …, as in
+            SLidR and ScaLR (192 scans).
 
     Raises:
-        DatasetError: no sequences, an unknown split, no scan in the split.
+        DatasetError: no sequences, an unknown split, or an empty split.
     """
 
     name = "semantic_kitti"
@@ -99,11 +101,11 @@ class SemanticKitti:
             raise DatasetError(f"no scan of split '{split}'", where=root, fix=f"Choose among sequences {available}.")
 
     def read_points(self, frame: Frame) -> np.ndarray:
-        """(N, 4) float32, x forward, y left, z up [m] and intensity 0..1."""
+        """Read a scan, (N, 4) float32: x forward, y left, z up [m] and intensity 0..1."""
         return read_scan(self.root / frame.scan, columns=4)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
-        """(N,) uint8 train ids 0..18, or IGNORE_LABEL."""
+        """Read labels, (N,) uint8 train ids 0..18, or IGNORE_LABEL."""
         return read_kitti_labels(self.root, frame, self.label_map)
 
     def _frames(self, sequence: str) -> list[Frame]:
@@ -113,7 +115,7 @@ class SemanticKitti:
         labelled = numbered_files(self.root / labels, ".label")
         pictured = numbered_files(self.root / images, *IMAGE_ENDINGS)
         numbers = {*numbered_files(self.root / scans, ".bin"), *pictured, *labelled}
-        usual = next(iter(pictured.values()), IMAGE_ENDINGS[0])  # of an image that is missing
+        usual = next(iter(pictured.values()), IMAGE_ENDINGS[0])  # the suffix of a missing image
         calibration = error = None
         try:
             calibration = read_calibration(self.root / self._folder(CALIB_FOLDERS, sequence, "calib.txt"))
@@ -134,7 +136,7 @@ class SemanticKitti:
         ]
 
     def _folder(self, folders: tuple[str, ...], sequence: str, name: str) -> str:
-        """The first of the places of a sequence's folder or file that exists, else the usual one."""
+        """Return the first existing path of a sequence's folder or file, else the usual path."""
         paths = [Path(folder, "sequences", sequence, name) for folder in folders]
         there = [path for path in paths if (self.root / path).exists()]
         usual = Path(SCAN_FOLDERS[0] if (self.root / "sequences").is_dir() else "dataset", "sequences", sequence, name)
@@ -142,7 +144,7 @@ class SemanticKitti:
 
 
 def numbered_frame(dataset: str, sequence: str, number: str, scans: str, labels: str | None) -> Frame:
-    """A frame without views, its files numbered in the folders `scans` and `labels`."""
+    """Make a frame without views from the numbered files in the folders `scans` and `labels`."""
     return Frame(
         dataset=dataset,
         scene=sequence,
@@ -155,10 +157,10 @@ def numbered_frame(dataset: str, sequence: str, number: str, scans: str, labels:
 
 
 def read_calibration(path: Path) -> Calibration:
-    """The left colour camera (P2) as the Velodyne sees it, from a calib.txt of KITTI odometry.
+    """Read the calibration of the left colour camera (P2) relative to the Velodyne from a calib.txt of KITTI odometry.
 
     Raises:
-        DatasetError: missing file, or no P2 or Tr of 12 numbers.
+        DatasetError: a missing file, or no P2 or Tr of 12 numbers.
     """
     rows = dict(line.split(":", 1) for line in _text(read_bytes(path)).splitlines() if ":" in line)
     try:
@@ -174,16 +176,16 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def _text(content: bytes) -> str:
-    """As editors save it, those that put a byte-order mark before it included."""
+    """Decode a text file, also with a byte-order mark as some editors write it."""
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
 
 
 def read_kitti_labels(root: Path, frame: Frame, label_map: LabelMap) -> np.ndarray:
-    """(N,) uint8 train ids from a .label file: uint32, the class in the low 16 bits, the instance in the others.
+    """Read train ids (N,) uint8 from a .label file: uint32, class in the low 16 bits, instance in the others.
 
     Raises:
-        DatasetError: the frame has no labels, or a file that is missing, broken or of other ids.
+        DatasetError: the frame has no labels, or their file is missing, broken or has unknown ids.
     """
     if frame.labels is None:
         raise DatasetError(

@@ -18,19 +18,19 @@ from .frame import Frame
 from .semantic_kitti import LABELS as CLEAN_LABELS
 from .semantic_kitti import SemanticKitti, numbered_frame, read_kitti_labels
 
-ADDED = (21, 22, 23)  # points that fog, snow and crosstalk have made or moved
+ADDED = (21, 22, 23)  # labels of points that fog, snow and crosstalk added or moved
 LABELS = CLEAN_LABELS.with_ignored(ADDED)
 
 
 class SemanticKittiC:
-    """The scans of sequence 08 under one corruption; without views.
+    """The scans of sequence 08 under one corruption; frames have no views.
 
     Args:
         root: the folder of the corruptions.
         split: corruption and severity, such as `fog/light`.
 
     Raises:
-        DatasetError: unknown split, missing folder, no scans.
+        DatasetError: an unknown split, a missing folder, or no scans.
     """
 
     name = "semantic_kitti_c"
@@ -54,9 +54,9 @@ class SemanticKittiC:
         ]
 
     def read_points(self, frame: Frame) -> np.ndarray:
-        """(N, 4) float32, x forward, y left, z up [m] and intensity 0..1."""
+        """Read a scan, (N, 4) float32: x forward, y left, z up [m] and intensity 0..1."""
         return read_scan(self.root / frame.scan, columns=4)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
-        """(N,) uint8 train ids 0..18, or IGNORE_LABEL, also where the corruption made the point."""
+        """Read labels, (N,) uint8 train ids 0..18, or IGNORE_LABEL, also for points that the corruption added."""
         return read_kitti_labels(self.root, frame, self.label_map)

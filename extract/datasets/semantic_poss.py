@@ -16,7 +16,7 @@ from .splits import chosen_scenes
 
 SPLITS = {"train": frozenset({"00", "01", "02", "04", "05"}), "val": frozenset({"03"})}
 
-# Raw ids of the classes as they are named, one person and several, and the three kinds of signs, taken together.
+# Raw ids of the classes; one person and several persons are one class, and so are the three kinds of signs.
 LABELS = LabelMap(
     {
         "person": (4, 5),
@@ -41,18 +41,18 @@ class SemanticPoss:
     """The scans of a split, sequence by sequence.
 
     Args:
-        root: holds `sequences/` or `dataset/sequences/`.
-        split: train, val, or sequences; several with commas between.
+        root: the folder of `sequences/` or `dataset/sequences/`.
+        split: train, val, or sequences; several separated by commas.
 
     Raises:
-        DatasetError: no sequences, an unknown split, no scan in the split.
+        DatasetError: no sequences, an unknown split, or an empty split.
     """
 
     name = "semantic_poss"
     label_map = LABELS
     class_names = LABELS.class_names
     visibility = Visibility()
-    intensity = None  # nothing is published
+    intensity = None  # no statistics are published
 
     def __init__(self, root: Path, split: str) -> None:
         self.root, self.split = root, split
@@ -68,11 +68,11 @@ class SemanticPoss:
             )
 
     def read_points(self, frame: Frame) -> np.ndarray:
-        """(N, 4) float32, x forward, y left, z up [m] and intensity."""
+        """Read a scan, (N, 4) float32: x forward, y left, z up [m] and intensity."""
         return read_scan(self.root / frame.scan, columns=4)
 
     def read_labels(self, frame: Frame) -> np.ndarray:
-        """(N,) uint8 train ids 0..12, or IGNORE_LABEL."""
+        """Read labels, (N,) uint8 train ids 0..12, or IGNORE_LABEL."""
         return read_kitti_labels(self.root, frame, self.label_map)
 
     def _frames(self, folder: str, sequence: str) -> list[Frame]:

@@ -1,4 +1,4 @@
-"""Which scenes a split has: names as data, several with commas between, or a share of the labels."""
+"""Find the scenes of a split: a named split, several names separated by commas, or a fraction of the labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EVERY_NTH = {"1": 100, "5": 20, "10": 10, "25": 4, "50": 2}  # percent of the la
 
 
 def several(text: str) -> list[str]:
-    """The names in `train,val`.
+    """Split `train,val` into its names.
 
     Raises:
         DatasetError: a name that is empty, or given twice.
@@ -26,10 +26,10 @@ def several(text: str) -> list[str]:
 
 
 def refuse_share(name: str) -> None:
-    """Refuse `train-1%` where a dataset does not know it.
+    """Refuse a fraction of the labels such as `train-1%`, for datasets without such subsets.
 
     Raises:
-        DatasetError: the name is a split's with a share.
+        DatasetError: the name has a fraction.
     """
     base, every_nth = Split.parse(name)
     if every_nth > 1:
@@ -41,17 +41,17 @@ def refuse_share(name: str) -> None:
 
 
 class Split(NamedTuple):
-    """A split as it was asked for: `train`, `train-10%`, or scenes by name, `0061,0103`."""
+    """A requested split: `train`, `train-10%`, or scenes by name, `0061,0103`."""
 
     base: str
     every_nth: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Split:
-        """Take the share of labels off the split's name.
+        """Separate the fraction of labels from the split's name.
 
         Raises:
-            DatasetError: a share for which there is no rule.
+            DatasetError: a fraction other than those of EVERY_NTH.
         """
         match = re.fullmatch(r"(.+)-([\d.]+)%", text)
         if not match:
@@ -69,16 +69,16 @@ class Split(NamedTuple):
 def chosen_scenes(
     base: str, named: Mapping[str, Collection[str]], available: Sequence[str], every_nth: int = 1
 ) -> list[str]:
-    """The scenes of a split, in the order of `available`.
+    """Return the scenes of a split, in the order of `available`.
 
     Args:
-        base: keys of `named` and names of scenes, with commas between.
-        named: scenes of each split that has a name.
-        available: what the dataset's folder holds.
-        every_nth: the share of the labels that is asked for with it.
+        base: keys of `named` and names of scenes, separated by commas.
+        named: the scenes of each named split.
+        available: scenes in the dataset's folder.
+        every_nth: the requested fraction of the labels: every n-th is kept.
 
     Raises:
-        DatasetError: neither a split nor scenes that are there, or a share of several splits.
+        DatasetError: neither a split nor existing scenes, or a fraction of several splits.
     """
     names = several(base)
     if len(names) > 1 and any(Split.parse(name).every_nth > 1 or (every_nth > 1 and name in named) for name in names):

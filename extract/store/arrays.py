@@ -15,7 +15,7 @@ from .files import readable, size_of
 if TYPE_CHECKING:
     import zarr
 
-# Chosen with tests/benchmarks/store_layout.py; docs/store.md has the figures.
+# Chosen with tests/benchmarks/store_layout.py; docs/store_format.md has the figures.
 CHUNK_BYTES = 1 << 20  # of raw values: a view of nuScenes is a few chunks
 SHARD_BYTES = 1 << 27  # of raw values: above 64 MB when compressed, and what a writer holds of an array at most
 COMPRESSION_LEVEL = 3

@@ -55,7 +55,7 @@ class Scratch:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             move(path, trash)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter: what should be the folder above is a file
             return
         remove(trash)
 

@@ -1,4 +1,4 @@
-"""The format on disk: names, schemas, records and indexes. docs/store.md is its description for people.
+"""The format on disk: names, schemas, records and indexes. docs/store_format.md is its description for people.
 
     store.zarr/
       zarr.json                     format and version

@@ -38,6 +38,30 @@ def gather(path: Path, kind: str, target: Path) -> None:
     write_gathered(_parts(store, kind, sorted(store.committed_blocks(kind))), kind, target)
 
 
+def agrees_with_indexes(store: FeatureStore, kind: str) -> bool:
+    """Whether a gathered file is sound, and says the same of its blocks as the indexes that stand for them.
+
+    Where a file system keeps no times of files, an index can pass for the one that it has replaced.
+
+    Raises:
+        UnreadableError: the indexes cannot be listed now.
+    """
+    gathered = store.gathered_indexes(kind)
+    if gathered is None:
+        return False
+    blocks = sorted(block for block in store.committed_blocks(kind) if block in gathered)
+    for first in range(0, len(blocks), PART_BLOCKS):
+        part = blocks[first : first + PART_BLOCKS]
+        rows = store.rows_of_each(kind, store.read_gathered(kind, part))
+        if [*rows] != part:
+            return False
+        for block in part:
+            own = _read_block(store, kind, block)
+            if own is not None and (own[0] != gathered.entry(block) or not own[1].equals(rows[block])):
+                return False
+    return True
+
+
 def _parts(store: FeatureStore, kind: str, blocks: list[int]) -> Iterator[tuple[list[GatheredBlock], pa.Table]]:
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(blocks), PART_BLOCKS):

@@ -70,7 +70,8 @@ class FeatureStore:
 
     def __reduce__(self) -> tuple:
         # Open handles and tables stay behind: a DataLoader worker opens its own. It shares what is in memory.
-        return _open_again, (self.path, {kind: rows.share() for kind, rows in self._in_memory.items()})
+        shared = {kind: rows.share() for kind, rows in self._in_memory.items()}
+        return _open_again, (self.path, self.__dict__.get("_blocks"), shared)
 
     @property
     def sources(self) -> list[Source]:
@@ -285,14 +286,18 @@ class FeatureStore:
         everything = slice(None)
         names = self._scan_arrays(self._source_of(block))
         points, point_index, pixel, *superpixel = (self._read(SCANS, block, name, everything) for name in names)
-        views = self._read_index(fmt.index_path(self.path, SCANS, block), SCANS)
-        scans = ScanBlock(points, point_index, pixel, views, self.skipped_frames(block), *superpixel)
+        index = fmt.index_path(self.path, SCANS, block)
+        views, skipped = self._read_index(index, SCANS), fmt.read_metadata(index).skipped
+        scans = ScanBlock(points, point_index, pixel, views, skipped, *superpixel)
         if any(fmt.crc32c(0, *arrays) != row["crc32c"] for arrays, row in scans.by_view()):
             raise self._damaged(SCANS, block, OTHER_VALUES)
         return scans
 
     def skipped_frames(self, block: int) -> dict[str, str]:
-        """The frames that a block was committed without, since they could not be used: token -> why."""
+        """The frames that a block was committed without, since they could not be used: token -> why.
+
+        For those who ask for many blocks: the first answer looks at the indexes of all.
+        """
         gathered = self.gathered_indexes(SCANS)
         if gathered is not None and block in gathered and gathered.still_stands(block):
             return gathered.skipped(block)
@@ -698,9 +703,14 @@ def open_store(path: str | Path) -> FeatureStore:
     return FeatureStore(path)
 
 
-def _open_again(path: Path, shared: dict[str, SharedArrays | None]) -> FeatureStore:
-    """The store of the process that started this one, with what that had in memory, as far as it can be shared."""
+def _open_again(path: Path, blocks: list[int] | None, shared: dict[str, SharedArrays | None]) -> FeatureStore:
+    """The store of the process that started this one, with what that had in memory, as far as it can be shared.
+
+    It shows the same blocks in any case: others that have come since would give its rows other numbers.
+    """
     store = open_store(path)
+    if blocks is not None:
+        store._blocks = blocks
     store._in_memory = {kind: IndexRows.of_another_process(each) for kind, each in shared.items() if each is not None}
     return store
 

@@ -12,8 +12,9 @@ from .commit import Scratch
 from .contents import Source
 from .files import files_below, is_there, names_in, size_of
 from .format import SCANS
-from .reader import FeatureStore
+from .reader import FeatureStore, open_store
 from .statistics_group import statistics_name
+from .writer import StoreWriter
 
 OWNER = "remove"  # of the scratch folder
 
@@ -22,15 +23,15 @@ OWNER = "remove"  # of the scratch folder
 class Removal:
     """What is to be deleted.
 
-    First go the files of the index, so that nothing counts whose data are on their way; last goes the record. A reader
+    First go the files of the index, so that nothing counts whose data are on their way; last go the records. A reader
     therefore finds a block whole or not at all, and after a kill in between the same removal goes on.
     """
 
     store: Path
     what: str
     indexes: list[Path]  # a folder of them, or files: in this order
-    groups: list[Path]
-    record: Path
+    groups: list[Path]  # of blocks
+    records: list[Path]
 
     @property
     def num_bytes(self) -> int:
@@ -39,7 +40,7 @@ class Removal:
         Raises:
             UnreadableError: a folder cannot be listed now.
         """
-        return sum(size_of(file) or 0 for group in self.groups for file in files_below(group))
+        return sum(size_of(file) or 0 for group in (*self.groups, *self.records) for file in files_below(group))
 
     def run(self) -> None:
         """Delete it.
@@ -49,7 +50,7 @@ class Removal:
         """
         scratch = Scratch(self.store / fmt.TMP, OWNER)
         scratch.clear()
-        paths = [*self.indexes, *self.groups, self.record]
+        paths = [*self.indexes, *self.groups, *self.records]
         with progress(len(paths), f"remove {self.what}", "folder") as bar:
             for path in paths:
                 try:
@@ -61,6 +62,7 @@ class Removal:
                         fix=f"{remedy(error, 'Check the storage there')}, then run the same command again.",
                     ) from None
                 bar.update()
+        StoreWriter(open_store(self.store), OWNER).gather_indexes()  # what stays
 
 
 def removal_of_teacher(store: FeatureStore, teacher: str) -> Removal:
@@ -79,9 +81,9 @@ def removal_of_teacher(store: FeatureStore, teacher: str) -> Removal:
     return Removal(
         store=store.path,
         what=f"teacher {teacher}",
-        indexes=[store.path / "index" / teacher],
-        groups=[group for group in (fmt.gathered_path(store.path, teacher), *groups) if is_there(group)],
-        record=store.path / "teachers" / teacher,
+        indexes=[store.path / "index" / teacher, fmt.gathered_path(store.path, teacher)],
+        groups=[group for group in groups if is_there(group)],
+        records=[store.path / "teachers" / teacher],
     )
 
 
@@ -102,9 +104,12 @@ def removal_of_split(store: FeatureStore, name: str) -> Removal:
     return Removal(
         store=store.path,
         what=f"split {name}",
-        indexes=[fmt.index_path(store.path, kind, block) for kind in kinds for block in source.blocks],
-        groups=[*(fmt.group_path(store.path, SCANS, block) for block in blocks), *statistics],
-        record=store.folder_of(source),
+        indexes=[
+            *(fmt.index_path(store.path, kind, block) for kind in kinds for block in source.blocks),
+            *(fmt.gathered_path(store.path, kind) for kind in kinds),
+        ],
+        groups=[fmt.group_path(store.path, SCANS, block) for block in blocks],
+        records=[*statistics, store.folder_of(source)],
     )
 
 

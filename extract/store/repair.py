@@ -7,6 +7,7 @@ from pathlib import Path
 from ...errors import DamagedError
 from . import format as fmt
 from .files import read_bytes
+from .format import SCANS
 from .reader import FeatureStore
 from .verify import Damage, Findings
 from .writer import StoreWriter
@@ -32,7 +33,8 @@ def repair_store(store: FeatureStore, found: Findings) -> list[Path]:
             kept.append(_mend_record(writer, damage, found))
         elif damage.block not in found.closed:
             kept.append(_mend_block(writer, damage))
-    writer.gather_indexes()  # of a copy that did not keep the times of files, too
+    wrong = [kind for kind in (SCANS, *store.teachers) if f"{fmt.GATHERED}/{kind}.parquet" in found.stray]
+    writer.gather_indexes(anew=wrong)  # and all of a copy that did not keep the times of files
     return [path for path in kept if path is not None]
 
 

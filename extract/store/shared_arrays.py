@@ -22,21 +22,23 @@ Layout = dict[str, tuple[str, int, int]]  # name -> dtype, first byte, length
 class SharedArrays:
     """One-dimensional arrays by name, read-only.
 
-    What a worker is sent of it is None where the memory cannot be shared: on other systems than Linux, or in a process
-    that does not see this one. The worker then has to read for itself what the arrays say.
+    What a worker is sent of it is None where the memory cannot be shared: on other systems than Linux, where the system
+    gives none, or in a process that does not see this one. The worker then has to read for itself what the arrays say.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._descriptor, self._token, self.arrays = None, os.urandom(TOKEN_BYTES), dict(arrays)
-        if not hasattr(os, "memfd_create"):
-            return
         self._layout, size = {}, TOKEN_BYTES
         for name, array in arrays.items():
             self._layout[name] = (array.dtype.str, size, len(array))
             size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-        self._hold(os.memfd_create("scalr"))
-        os.ftruncate(self._descriptor, size)
-        memory = mmap.mmap(self._descriptor, 0)
+        try:
+            self._hold(os.memfd_create("scalr"))
+            os.ftruncate(self._descriptor, size)
+            memory = mmap.mmap(self._descriptor, 0)
+        except (AttributeError, OSError):  # another system; one that allows no such memory, or no more of it
+            self._descriptor = None
+            return
         memory[:TOKEN_BYTES] = self._token
         for name, written in self._arrays_in(memory).items():
             written[:] = arrays[name]

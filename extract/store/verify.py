@@ -18,7 +18,7 @@ from . import format as fmt
 from .contents import ScanBlock, TargetBlock, source_of
 from .files import NUMBERED_INDEX, is_folder, is_litter, is_there, names_in, read_bytes
 from .format import SCANS
-from .gathered import open_gathered
+from .gathering import agrees_with_indexes
 from .reader import NEEDED_OF_SOURCE, NEEDED_OF_TEACHER, FeatureStore, open_store, require_folders
 from .statistics_group import STATISTICS, read_statistics, statistics_name
 
@@ -173,7 +173,10 @@ def _records_in_blocks(store: FeatureStore) -> dict[str, list[dict]]:
 
 def _unique(records: list[dict]) -> list[dict]:
     """Each once, in their order."""
-    return [record for number, record in enumerate(records) if record not in records[:number]]
+    found: dict[str, dict] = {}
+    for record in records:  # as many as blocks
+        found.setdefault(fmt.digest(record), record)
+    return list(found.values())
 
 
 def _record_in_block(store: FeatureStore, kind: str, block: int) -> dict | None:
@@ -397,7 +400,7 @@ def _strays_beside_blocks(store: FeatureStore) -> Iterator[str]:
         "sources": {"zarr.json", *sources},
         "teachers": {"zarr.json", *store.teachers},
         "index": {SCANS, *store.teachers},
-        fmt.GATHERED: {f"{kind}.parquet" for kind in (SCANS, *store.teachers) if open_gathered(store.path, kind)},
+        fmt.GATHERED: {f"{kind}.parquet" for kind in (SCANS, *store.teachers) if agrees_with_indexes(store, kind)},
         **{f"sources/{name}": {"zarr.json", fmt.FRAMES_TABLE} for name in sources},
         **{f"teachers/{name}": {"zarr.json", "batch", STATISTICS} for name in store.teachers},
         **{f"teachers/{name}/{STATISTICS}": set(store.named_sources) for name in store.teachers},

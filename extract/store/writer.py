@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -44,13 +44,18 @@ class StoreWriter:
         """Remove what killed runs of the same owner left; gives the number of leftovers."""
         return self._scratch.clear()
 
-    def gather_indexes(self) -> None:
+    def gather_indexes(self, anew: Collection[str] = ()) -> None:
         """Gather the indexes that stand by themselves, where there are many, for readers to open one file.
 
         Nothing depends on it, so whatever prevents it is a warning.
+
+        Args:
+            anew: kinds of which the gathered file is wrong.
         """
         try:
             for kind in (SCANS, *self.store.teachers):
+                if kind in anew:
+                    self._drop_gathered(kind)
                 before: list[int] = []
                 # Again where another job committed blocks meanwhile: its own file may be the one that was replaced.
                 while (left := not_gathered(self.path, kind)) and left != before:
@@ -64,6 +69,9 @@ class StoreWriter:
         gather(self.path, kind, scratch / target.name)
         target.parent.mkdir(exist_ok=True)
         move_file(scratch / target.name, target)
+
+    def _drop_gathered(self, kind: str) -> None:
+        self._scratch.attempt(lambda _: self._scratch.discard(fmt.gathered_path(self.path, kind)))
 
     # --- records -----------------------------------------------------------------------------------------------
 
@@ -225,6 +233,8 @@ class StoreWriter:
         # Scans last: without them, targets are of nothing.
         kinds = sorted(self.store.indexed_kinds(), key=lambda each: each == SCANS) if kind == SCANS else [kind]
         indexes = [fmt.index_path(self.path, each, block) for each in kinds]
+        for each in kinds:  # on a file system without times of files, the next index could pass for this one
+            self._drop_gathered(each)
         return self.aside.take(kind, block, indexes)
 
     def put_back(self, kind: str, block: int) -> bool:

@@ -1,1 +1,1 @@
-"""Frozen image networks: images in, patch maps out."""
+"""Frozen image networks, which turn images into patch maps."""

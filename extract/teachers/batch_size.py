@@ -1,4 +1,4 @@
-"""How many images a teacher sees at once: a short probe of this machine."""
+"""Measure how many images a teacher should process per forward pass on this machine."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .teacher import Teacher
 logger = logging.getLogger(__name__)
 
 LARGEST = 64
-WORTHWHILE = 1.1  # twice the batch must be that much faster by the image
-LONG_S = 0.25  # a batch that takes this long has nothing to gain from more images
-REPEATS = 3  # of which the best counts: other work on the machine only ever slows
-MEMORY_SHARE = 0.25  # of what is free; the rest is for images read ahead, blocks not yet written, and others
+WORTHWHILE = 1.1  # minimum gain in images per second from a batch of twice the size
+LONG_S = 0.25  # a batch that takes this long gains nothing from more images
+REPEATS = 3  # the fastest is used: other work on the machine only slows a repeat down
+MEMORY_SHARE = 0.25  # fraction of the free memory; the rest is for images read ahead, blocks being written, and others
 
 
 def fitting_batch_size(teacher: Teacher) -> int:
-    """The smallest batch, a power of two, from which on doubling it gains less than a tenth in images per second.
+    """Find the smallest power of two beyond which doubling the batch gains less than a tenth in images per second.
 
-    No batch is tried whose activations would take more than a quarter of the memory that is free.
+    No batch is tried whose activations would take more than a quarter of the free memory.
     """
     limit = max(1, min(LARGEST, int(MEMORY_SHARE * free_memory(teacher.device) / bytes_per_image(teacher))))
-    _seconds(teacher, 1)  # the first forward pass of a process is slower than all others
+    _seconds(teacher, 1)  # the first forward pass of a process is slower than later ones
     chosen, best_rate, size = 1, 0.0, 1
     while size <= limit:
         seconds = _seconds(teacher, size)
@@ -43,22 +43,22 @@ def fitting_batch_size(teacher: Teacher) -> int:
 
 
 def kind_of_device(device: torch.device) -> str:
-    """Devices of one kind take one batch size: "cpu", or a GPU's model such as "nvidia-h100-80gb-hbm3"."""
+    """Name the kind of a device, "cpu" or a GPU's model such as "nvidia-h100-80gb-hbm3"; a kind has one batch size."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of the device that nobody uses; of the CPU, no more than a batch system grants this process."""
+    """Free memory of the device in bytes; on a CPU, at most what a batch system grants this process."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    from distributed.system import MEMORY_LIMIT  # knows cgroups and resource limits
+    from distributed.system import MEMORY_LIMIT  # respects cgroups and resource limits
 
     return min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss)
 
 
 def bytes_per_image(teacher: Teacher) -> int:
-    """Of the activations of one image in a batch, about."""
+    """Approximate size of the activations of one image in a batch."""
     height, width = (side // teacher.patch_size for side in teacher.image_size)
     return teacher.live_tensors * height * width * teacher.dim * torch.float32.itemsize
 

@@ -1,4 +1,4 @@
-"""Which tensors of a file are the teacher's: wrappers and prefixes that trainings put around them are taken off."""
+"""Find the teacher's tensors in a checkpoint, and remove the wrappers and prefixes that trainings put around them."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from .weights_file import read_weights_file
 
 logger = logging.getLogger(__name__)
 
-# The patch embedding of a ViT: what is before it in its name is before all names of that ViT, whatever a training or a
-# larger model calls it. Layouts that timm converts by such a part keep it.
+# The patch embedding of a ViT: the part before it in its name is the prefix of all names of that ViT, whatever a
+# training or a larger model calls it. Layouts that timm recognises by their prefix keep it.
 OF_A_LAYOUT = r"visual\.(?:trunk\.)?|image_encoder\.|vision_encoder\.|vision_model\."
 VIT = re.compile(
     rf"(?P<prefix>(?:.+?\.)??)(?:{OF_A_LAYOUT})?(?:patch_embed\.proj\.weight|visual\.conv1\.weight|{PATCHES})"
 )
-# What trainings and their tools write before the names of other networks, as keys of dictionaries or in the name.
+# Prefixes that trainings and their tools give to other networks, as keys of dictionaries or in the name.
 WRAPPERS = re.compile(
     r"(?:(?:(?:model|encoder)(?!\.layers?\.)|state_dict|teacher|student|module|backbone|encoder_q|encoder_k)\.)*"
 )
-# What tools write anywhere in a name: torch.compile, FSDP, activation checkpoints, DeepSpeed.
+# Parts that tools insert anywhere in a name: torch.compile, FSDP, activation checkpoints, DeepSpeed.
 INSIDE = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 IN_A_BLOCK = re.compile(r"(?:^|\.)(?:blocks|resblocks|layers?|layer[1-4]|transformer)\.\d+\..+\.(?:weight|bias)$")
-# Of several networks in one file, the first is taken, as DINO, DINOv2, DINOv3 and MoCo evaluate theirs.
-OF_KEYS = "encoder_k"  # MoCo's moving average of the encoder that is trained
+# The key is preferred to its values if a file has both, as DINO, DINOv2, DINOv3 and MoCo evaluate these networks.
+OF_KEYS = "encoder_k"  # MoCo's moving average of the trained encoder
 RATHER_THAN = {
     "teacher": {"student", "gram_teacher", "model_ema"},  # DINOv3 keeps the teacher as model_ema, too
     "encoder_q": {OF_KEYS},
     "base_encoder": {"momentum_encoder"},
 }
 IN_A_CHUNK = re.compile(r"^blocks\.\d+\.(?=\d+\.)")  # DINOv2 trains blocks in chunks, each block under its own number
-DEPTH = 4  # of dictionaries in dictionaries
+DEPTH = 4  # maximum nesting of dictionaries
 Tensors = dict[str, torch.Tensor]
 
 
@@ -46,9 +46,9 @@ class Checkpoint:
     """The tensors of one model.
 
     Attributes:
-        origin: file or model of the hub, for messages.
-        tensors: by the names that their maker or timm gave them.
-        left_out: names of the other tensors that are there.
+        origin: file, or model on the Hugging Face Hub, for messages.
+        tensors: tensors under the names that their maker or timm gave them.
+        left_out: names of the file's other tensors.
     """
 
     origin: str
@@ -57,23 +57,23 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The model in a file, or in the files of an index or a folder; nothing that they hold is run.
+    """Read the model in a file, or in the files of an index or a folder; no code in them is run.
 
     Raises:
-        TeacherError: files that are missing or damaged, hold anything else than tensors, or several models.
+        TeacherError: files that are missing or damaged, or that hold other objects than tensors, or several models.
     """
     return model_in(read_weights_file(path), str(path))
 
 
 def model_in(content: object, origin: str) -> Checkpoint:
-    """The model in what was read: `{"teacher": {"module.backbone.norm.weight": …}}` holds one with `norm.weight`.
+    """Find the model in a file: `{"teacher": {"module.backbone.norm.weight": …}}` holds one with `norm.weight`.
 
-    Of a teacher and a student in one file, the teacher is taken, and of MoCo's two encoders that of the queries.
-    A file with one of two is taken as it is. Tensors of half precision become float32, as the model's are; names of
-    Hugging Face those of the model's makers.
+    If a file has a teacher and a student, the teacher is used, and of MoCo's two encoders the query encoder; if it has
+    only one of the two, that one is used. Tensors of half precision become float32, as in the model. Names of Hugging
+    Face's transformers become those of the model's makers.
 
     Raises:
-        TeacherError: no tensors with names, or several models.
+        TeacherError: there are no named tensors, or several models.
     """
     tensors = _once_each(_flat(content), origin)
     vits = {found["prefix"] for found in map(VIT.fullmatch, tensors) if found}
@@ -109,7 +109,7 @@ def _once_each(named: Iterable[tuple[str, torch.Tensor]], origin: str) -> Tensor
 
 
 def _by_prefix(tensors: Tensors, vits: set[str]) -> dict[str, Tensors]:
-    """The models among tensors, by what their names begin with; of ViTs this is known."""
+    """Group tensors into models by the prefix of their names; the prefixes of ViTs are given."""
     known = sorted(vits - {""}, key=len, reverse=True)
     models: dict[str, Tensors] = {}
     for name, tensor in tensors.items():
@@ -119,7 +119,7 @@ def _by_prefix(tensors: Tensors, vits: set[str]) -> dict[str, Tensors]:
 
 
 def _chosen(models: dict[str, Tensors], vits: set[str], origin: str) -> str:
-    """What the names of the teacher begin with."""
+    """Return the prefix of the teacher's names."""
     largest = max(models, key=lambda prefix: len(models[prefix]))
     with_blocks = [prefix for prefix in models if any(map(IN_A_BLOCK.search, models[prefix]))]
     candidates = [prefix for prefix in models if prefix in vits] or with_blocks or [largest]
@@ -137,7 +137,7 @@ def _chosen(models: dict[str, Tensors], vits: set[str], origin: str) -> str:
 
 
 def _without_patches(models: dict[str, Tensors], found: list[str], wanted: str, others: set[str]) -> list[str]:
-    """A teacher that lacks its patch embedding, and whose blocks a student has, too, that would be taken for it."""
+    """Find a teacher without patch embedding whose student has the same blocks and would be mistaken for it."""
     keys = {prefix: {*prefix.split(".")} for prefix in models}
     if any(wanted in keys[prefix] for prefix in found):
         return []
@@ -146,12 +146,12 @@ def _without_patches(models: dict[str, Tensors], found: list[str], wanted: str, 
 
 
 def _flat(content: object, prefix: str = "", depth: int = DEPTH) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors by their dotted names; those of floating point in float32, in which positions are resized."""
+    """Yield all tensors with their dotted names; floating-point ones in float32, in which positions are resized."""
     if not isinstance(content, dict) or not depth:
         return
     for name, value in content.items():
         if isinstance(name, str) and isinstance(value, torch.Tensor):
-            # One on the device "meta" has no values; networks have no sparse ones.
+            # A tensor on the device "meta" has no values; networks have no sparse tensors.
             if not value.is_meta and value.layout is torch.strided and not value.is_nested:
                 tensor = value.detach()
                 yield INSIDE.sub("", prefix + name), tensor.float() if tensor.is_floating_point() else tensor

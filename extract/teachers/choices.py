@@ -1,4 +1,4 @@
-"""What users choose of a teacher; all of it can be said before torch is loaded."""
+"""The options of a teacher that users choose, checked before torch is loaded."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from ...errors import TeacherError
 from ...paths import expanded
 
 PosEmbed = Literal["timm", "official"]
-# scale_factor: bicubic by a scale that is meant for a tenth of a patch more; size: bicubic to the size; neither is
-# antialiased. timm: as timm does, or there are none to resize.
+# scale_factor: bicubic, by a factor computed for a tenth of a patch more; size: bicubic, to the size; neither is
+# antialiased. timm: as timm resizes them, or there are no position embeddings to resize.
 OfficialPosEmbed = Literal["scale_factor", "size", "timm"]
 NO_FILE = ("hub", "random")
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def choose_weights(teachers: tuple[str, ...], given: tuple[str, ...]) -> dict[str, str]:
-    """Which weights each teacher gets: those given for it as TEACHER=FILE, else those given for all.
+    """Assign weights to each teacher: those given for it as TEACHER=FILE, else those given for all.
 
     >>> choose_weights(("dinov2_vitl14", "mae_vitb16"), ("hub", "mae_vitb16=mae.pth"))
     {'dinov2_vitl14': 'hub', 'mae_vitb16': 'mae.pth'}
 
     Raises:
-        TeacherError: one file, or several values, for all; several values for one teacher.
+        TeacherError: one file, or several values, for all teachers; several values for one teacher.
     """
     own = {}
     for name, equals, value in (each.partition("=") for each in given):

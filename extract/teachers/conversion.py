@@ -1,4 +1,4 @@
-"""How timm would load a file into a model: what becomes of each tensor, before any memory is spent on the model."""
+"""Find out how timm would load a file into a model: what becomes of each tensor, before the model takes memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .pos_embed import Grid, grid_of_offsets, grid_of_positions
 from .timm_import import import_timm
 
 IN_A_BLOCK = re.compile(r"blocks\.\d+\.")
-COMPUTED_ANEW = re.compile(r"rope|\.bias_mask$|\.relative_position_index$")  # by timm, of the model's options
-COUNTER = ".num_batches_tracked"  # of batch norm: older files have none, and only training counts
+COMPUTED_ANEW = re.compile(r"rope|\.bias_mask$|\.relative_position_index$")  # by timm, from the model's options
+COUNTER = ".num_batches_tracked"  # of batch norm: older files lack it, and it matters in training only
 
 
 class _Traced(torch.Tensor):
-    """A tensor that knows from which tensors of the file it was made, whatever timm's conversion does to it."""
+    """A tensor that tracks the tensors of the file from which it was computed, through timm's conversion."""
 
     made_of: frozenset[str] = frozenset()
 
@@ -54,13 +54,13 @@ class Fit:
     """What becomes of a file's tensors in a model.
 
     Attributes:
-        taken: what the model takes, by its own names.
-        made_of: for each tensor that timm makes, the names of those of the file that it was made of.
-        missing: what the model has and the file lacks.
-        misshapen: of another shape or kind of values than the model's: what was found, and what is expected.
-        unexpected: what timm makes of the file and the model has no place for.
-        ignored: tensors of the file of which the model takes nothing.
-        lost: tensors of the file, in its blocks, of which the model does not take all values other than zero.
+        taken: tensors that the model takes, under the model's names.
+        made_of: for each converted tensor, the names of the file's tensors from which timm computed it.
+        missing: tensors of the model that the file lacks.
+        misshapen: tensors of another shape or kind of values than the model's: what was found, and what is expected.
+        unexpected: converted tensors for which the model has no place.
+        ignored: tensors of the file from which the model takes nothing.
+        lost: tensors in the file's blocks with values other than zero that the model does not take.
     """
 
     taken: dict[str, torch.Tensor]
@@ -74,11 +74,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A model of timm that takes no memory, and how timm would load weights into it.
+    """A model of timm that takes no memory, with timm's way to load weights into it.
 
     Args:
-        model: on the device "meta".
-        request: what timm's builder asks of its `load_pretrained`.
+        model: the model, on the device "meta".
+        request: the arguments with which timm's builder calls its `load_pretrained`.
     """
 
     model: torch.nn.Module
@@ -86,7 +86,7 @@ class Skeleton:
 
     @classmethod
     def of(cls, timm_name: str, options: Mapping[str, Any]) -> Skeleton:
-        """Not to be called in two threads at once: timm's builder is another one meanwhile.
+        """Build the skeleton of a model. Not thread-safe: timm's builder is replaced during the call.
 
         Raises:
             Exception: timm has no model of that name, or not with these options.
@@ -95,9 +95,9 @@ class Skeleton:
         request: dict[str, Any] = {}
 
         def instead(model: torch.nn.Module, **arguments: Any) -> None:
-            request.update(arguments)  # where one model is a part of another, the whole comes last
+            request.update(arguments)  # if a model is a part of another one, the outer one comes last
 
-        # Each model function of timm chooses its conversion and hands it to the builder, to nobody else.
+        # Each model function of timm selects its conversion and passes it to the builder only.
         original, _builder.load_pretrained = _builder.load_pretrained, instead
         try:
             with torch.device("meta"):
@@ -108,26 +108,26 @@ class Skeleton:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The model's own, of shapes and dtypes only."""
+        """The model's tensors, which have shapes and dtypes but no values."""
         return self.model.state_dict()
 
     def is_classifier(self, name: str) -> bool:
-        """Whether a tensor belongs to the layers that give classes, or CLIP's projection."""
+        """Whether a tensor belongs to the classifier, or to CLIP's projection."""
         layers = self.model.pretrained_cfg.get("classifier") or ()
         return name.rpartition(".")[0] in ((layers,) if isinstance(layers, str) else layers)
 
     def fetch(self) -> object:
-        """The content of the model's file in the hub, or in its cache.
+        """Load the model's file from the Hugging Face Hub, or from its cache.
 
         Raises:
-            Exception: each library's own.
+            Exception: an error of any of the libraries involved.
         """
         _builder = import_timm().models._builder
         fetched: list[object] = []
 
         def keep(content: object, model: torch.nn.Module) -> dict[str, torch.Tensor]:
             fetched.append(content)
-            return model.state_dict()  # to be loaded into that very model
+            return model.state_dict()  # timm loads it into that same model
 
         _builder.load_pretrained(self.model, **{**self.request, "filter_fn": keep})
         if not fetched:
@@ -138,7 +138,7 @@ class Skeleton:
         """Convert a file's tensors as timm does, which resizes positions to the model's image size.
 
         Raises:
-            Exception: each conversion's own, where it presumes what is not so.
+            Exception: any error of timm's conversion, if the file is not as the conversion assumes.
         """
         traced = {name: _Traced.made(tensor, name) for name, tensor in tensors.items()}
         convert = self.request["filter_fn"]
@@ -167,13 +167,13 @@ class Skeleton:
     def own_grid(
         self, fit: Fit, tensors: Mapping[str, torch.Tensor], grid: Grid, usual: Grid, *, square: bool = False
     ) -> Grid | None:
-        """The grid of patches whose positions a file knows; None where it knows none, or does not let it be seen.
+        """Find the grid of a file's position embeddings; None if it has none, or if the grid cannot be determined.
 
         Args:
-            fit: of these tensors in this model.
-            grid: of this model.
-            usual: of this kind of model.
-            square: whether a square is likelier than this model's grid, as official codes have it.
+            fit: the fit of these tensors in this model.
+            grid: the model's grid.
+            usual: the usual grid of this kind of model.
+            square: whether a square is likelier than the model's grid, as official code assumes.
         """
         likely = {"guesses": [usual], "last_guess": grid} if square else {"guesses": [usual, grid]}
         for name, sources in fit.made_of.items():
@@ -181,7 +181,7 @@ class Skeleton:
                 count, here = (_rows(each) for each in (tensors[min(sources)], self.tensors[name]))
                 if name == "pos_embed":
                     others = here - math.prod(grid)
-                    # Official files may have positions of class tokens where timm's model has none.
+                    # Official files may have positions of class tokens that timm's model lacks.
                     return grid_of_positions(count, range(others, others + 3), **likely)
                 if name.endswith("relative_position_bias_table"):
                     others = here - math.prod(2 * side - 1 for side in grid)
@@ -190,7 +190,7 @@ class Skeleton:
 
 
 def _form(tensor: torch.Tensor) -> str:
-    """What must be equal; precisions of floating point may differ."""
+    """Describe shape and kind, which must be equal; the precision of floating-point values may differ."""
     sizes = f"({', '.join(map(str, tensor.shape))})"
     return sizes if tensor.is_floating_point() else f"{sizes} {tensor.dtype}"
 
@@ -200,7 +200,7 @@ def _rows(tensor: torch.Tensor) -> int:
 
 
 def _is_lost(tensor: torch.Tensor, parts: Sequence[torch.Tensor]) -> bool:
-    """Whether any value but zero is in none of the parts that are taken: of a bias for q, k and v, that for k."""
+    """Whether a value other than zero is in no part that is taken, such as the bias of k in a bias for q, k and v."""
     if sum(part.numel() for part in parts) >= tensor.numel():
         return False
     return bool(tensor.count_nonzero() > sum(part.count_nonzero() for part in parts))

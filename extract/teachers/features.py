@@ -1,4 +1,4 @@
-"""Which of a vision transformer's patch tokens become the targets."""
+"""Select the patch tokens of a vision transformer that become the targets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from ...errors import TeacherError
 
 Kind = Literal["x_prenorm", "x_norm", "maskclip"]
-LIVE_TENSORS = 16  # of the size of all tokens in float32, that a block holds at once: its MLP's hidden layer, q, k, v …
+LIVE_TENSORS = 16  # size of a block's activations, in units of all its tokens in float32: MLP hidden layer, q, k, v …
 GRAMMAR = "x_prenorm, x_norm, either with layers as in x_prenorm:5,11, or maskclip"
 
 
@@ -20,8 +20,8 @@ GRAMMAR = "x_prenorm, x_norm, either with layers as in x_prenorm:5,11, or maskcl
 class Feature:
     """Patch tokens of some blocks of a ViT.
 
-    `x_prenorm` is a block's output, `x_norm` the same after the final norm; `maskclip` the last block's values through
-    CLIP's projection. Layers count from 0, or from -1 backwards; several are concatenated, the first blocks first.
+    `x_prenorm` is a block's output, `x_norm` the same after the final norm, `maskclip` the last block's values after
+    CLIP's projection. Layers count from 0, or from -1 backwards; several layers are concatenated in ascending order.
 
     >>> str(Feature.parse("x_norm:-1,5").resolved(depth=12))
     'x_norm:5,11'
@@ -34,9 +34,10 @@ class Feature:
 
     @classmethod
     def parse(cls, text: str) -> Feature:
-        """
+        """Parse the form above.
+
         Raises:
-            TeacherError: not of the form above.
+            TeacherError: the text has another form.
         """
         kind, colon, layers = text.partition(":")
         try:
@@ -48,10 +49,10 @@ class Feature:
         return cls(kind, numbers)
 
     def resolved(self, depth: int) -> Feature:
-        """The same in a model of `depth` blocks: layers from 0, ascending; the last block alone is -1.
+        """Normalise the layers for a model of `depth` blocks: from 0, ascending; the last block alone is -1.
 
         Raises:
-            TeacherError: a layer that the model has not, or one that is given twice.
+            TeacherError: a layer that the model lacks, or one that is given twice.
         """
         beyond = [layer for layer in self.layers if not -depth <= layer < depth]
         if beyond:
@@ -72,7 +73,7 @@ class Feature:
 
 
 def num_layers(feature: str) -> int:
-    """How many layers a feature, as a store records it, takes; a network that is no ViT has one.
+    """The number of layers of a feature, as a store records it; 1 for networks other than ViTs.
 
     >>> num_layers("x_norm:5,11"), num_layers("x_norm")
     (2, 1)
@@ -81,19 +82,19 @@ def num_layers(feature: str) -> int:
 
 
 class FeatureReader:
-    """Reads a feature of each patch; class and register tokens are left out.
+    """Computes a feature for each patch; class and register tokens are left out.
 
     Args:
-        feature: as resolved for the model.
+        feature: the feature, resolved for the model.
         model: a ViT of timm.
 
     Attributes:
-        dim: of the feature.
-        activation, norm_eps: of the model's blocks, as recorded with the targets.
-        live_tensors: of the size of the feature in float32, that the model holds at once, about.
+        dim: channels of the feature.
+        activation, norm_eps: settings of the model's blocks, as recorded with the targets.
+        live_tensors: approximate size of the activations, in units of the feature in float32.
 
     Raises:
-        TeacherError: the model lacks what the feature is made of.
+        TeacherError: the model lacks a layer that the feature needs.
     """
 
     def __init__(self, feature: Feature, model: torch.nn.Module) -> None:
@@ -113,7 +114,7 @@ class FeatureReader:
         self.activation, self.norm_eps = type(getattr(last.mlp, "act", None)).__name__, getattr(last.norm1, "eps", 0.0)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) to (B, dim, h, w)."""
+        """Map images (B, 3, H, W) to features (B, dim, h, w)."""
         if self.feature.kind == "maskclip":
             return _maskclip(self.model, images)
         layers = [layer % len(self.model.blocks) for layer in self.feature.layers]
@@ -121,15 +122,15 @@ class FeatureReader:
 
 
 def _outputs(model: torch.nn.Module, images: torch.Tensor, layers: list[int], *, norm: bool) -> list[torch.Tensor]:
-    """Patch tokens (B, D, h, w) of each layer; blocks after the last of them are not run."""
+    """Patch tokens (B, D, h, w) of each layer; blocks after the last of these layers are not run."""
     return model.forward_intermediates(images, indices=layers, norm=norm, stop_early=True, intermediates_only=True)
 
 
 def _maskclip(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     """MaskCLIP (ECCV 2022; chongzhou96/MaskCLIP: `vit.py`, `maskclip_head.py`): the last block with its attention
-    matrix replaced by the identity, final norm, visual projection, unit length.
+    matrix replaced by the identity, final norm, visual projection, normalised.
 
-    Popular rewritings leave out the residual and the MLP of that block; their features are others.
+    Popular reimplementations omit the residual and the MLP of that block, and so compute other features.
     """
     last = model.blocks[-1]
     (tokens,) = _outputs(model, images, [len(model.blocks) - 2], norm=False)

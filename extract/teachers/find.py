@@ -1,4 +1,4 @@
-"""A teacher by its name: one of the registry, or any ViT of timm as `timm:NAME`."""
+"""Find a teacher by its name: an entry of the registry, or any ViT of timm as `timm:NAME`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TIMM = "timm:"
 
 
 def find_teacher(name: str) -> TeacherSpec:
-    """The teacher of a name in `TEACHERS`, or `timm:NAME`.
+    """Return the description of a teacher in `TEACHERS`, or of `timm:NAME`.
 
     Raises:
-        TeacherError: unknown name, or a model of timm that has no square patches.
+        TeacherError: an unknown name, or a model of timm without square patches.
     """
     if name in TEACHERS:
         return TEACHERS[name]
@@ -34,7 +34,7 @@ def _of_timm(name: str) -> TeacherSpec:
     timm_name = name.removeprefix(TIMM)
     try:
         config = timm.get_pretrained_cfg(timm_name, allow_unregistered=False)
-    except RuntimeError:  # no such model, or no such weights of it
+    except RuntimeError:  # timm knows no such model, or no such weights
         close = did_you_mean(timm_name, [*timm.list_models(), *timm.list_pretrained()])
         raise TeacherError(
             f"timm {timm.__version__} has no model '{timm_name}'{close}",
@@ -53,13 +53,13 @@ def _of_timm(name: str) -> TeacherSpec:
                 config.license or "unknown",
             )
             _check_patch_map(spec)
-    except Exception as error:  # whatever a model lacks that a plain ViT has
+    except Exception as error:  # any error, if the model differs from a plain ViT
         raise _not_a_vit(name, f"{type(error).__name__}: {error}") from None
     return spec
 
 
 def _check_patch_map(spec: TeacherSpec) -> None:
-    """One token of the last block for each patch, at another image size than the model's own."""
+    """Check that the last block has one token per patch, at another image size than the model's own."""
     model = import_timm().create_model(spec.timm_name, img_size=spec.image_size).eval()
     feature = Feature().resolved(len(model.blocks))
     found = tuple(FeatureReader(feature, model)(torch.empty(1, 3, *spec.image_size)).shape[1:])

@@ -1,7 +1,7 @@
-"""Vision transformers under the names of Hugging Face's transformers: DINOv2, DINOv3, ViT, MAE, CLIP and SigLIP.
+"""Rename vision transformers of Hugging Face's transformers: DINOv2, DINOv3, ViT, MAE, CLIP and SigLIP.
 
-DINOv2 and DINOv3 get the names of their makers' files, which timm converts; the others get timm's own. Queries, keys
-and values, which are three layers there, become the one that they are elsewhere.
+DINOv2 and DINOv3 get the names of their makers' files, which timm converts; the others get timm's names. Queries, keys
+and values, which are three layers in transformers, become one layer, as elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 State = Mapping[str, torch.Tensor]
 PATCHES = r"embeddings\.patch_embeddings?(?:\.projection)?\.weight"
 IN_A_BLOCK = re.compile(r"(?:model\.)?(?:encoder\.)?layers?\.(?P<block>\d+)\.(?P<layer>.+)\.(?P<kind>\w+)")
-# Behind the tokens, or of the text.
+# Layers behind the patch tokens, or of the text encoder.
 BESIDE = re.compile(
     r"(?:vision_model\.head|pooler|classifier|head|text_model|text_projection|logit_scale|logit_bias)(?:\.|$)"
 )
@@ -31,7 +31,7 @@ LAYERS = {
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "embeddings.patch_embeddings": "patch_embed.proj",
     "embeddings.patch_embedding": "patch_embed.proj",
-    "pre_layrnorm": "norm_pre",  # as it is spelt there
+    "pre_layrnorm": "norm_pre",  # so spelt in transformers
     "layernorm": "norm",
     "post_layernorm": "norm",
     "norm": "norm",
@@ -45,7 +45,7 @@ LAYERS_OF_A_BLOCK = {
     "mlp.fc2": "mlp.fc2", "output.dense": "mlp.fc2", "mlp.down_proj": "mlp.fc2",
     "mlp.weights_in": "mlp.w12", "mlp.weights_out": "mlp.w3",
 }  # fmt: skip
-GATE = "mlp.gate_proj"  # of DINOv3's MLPs with three layers
+GATE = "mlp.gate_proj"  # only in DINOv3's MLPs with three layers
 GATED = {GATE: "mlp.w1", "mlp.up_proj": "mlp.w2", "mlp.down_proj": "mlp.w3"}
 QUERY_KEY_VALUE = (
     ("attention.attention.query", "attention.attention.key", "attention.attention.value"),  # DINOv2, ViT
@@ -53,18 +53,18 @@ QUERY_KEY_VALUE = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),  # CLIP, SigLIP
 )
 WITHOUT_KEY_BIAS = "attention.k_proj"
-KINDS = {"lambda1": "gamma"}  # of layer scales
+KINDS = {"lambda1": "gamma"}  # names of layer scales
 
 
 def is_hugging_face(tensors: State) -> bool:
-    """Whether a model has names of transformers."""
+    """Whether a model has the names of Hugging Face's transformers."""
     return any(re.match(rf"(?:vision_model\.)?{PATCHES}$", name) for name in tensors)
 
 
 def renamed(tensors: State) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """A model under its makers' or timm's names, and the names of what is beside the feature.
+    """Rename a model to its makers' or timm's names; also return the names of tensors that the feature does not need.
 
-    What is missing stays missing, and what is not known here keeps its name, so that whoever loads the result says so.
+    Missing tensors remain missing and unknown ones keep their names, so that loading the result reports them.
     """
     beside = [name for name in tensors if BESIDE.match(name)]
     own = {name.removeprefix("vision_model."): tensor for name, tensor in tensors.items() if name not in beside}
@@ -88,7 +88,7 @@ def renamed(tensors: State) -> tuple[dict[str, torch.Tensor], list[str]]:
 
 
 def _names(tensors: State) -> dict[str, str]:
-    """Tensors and layers by their names there."""
+    """Map the names of tensors and layers in transformers to the new names."""
     is_dinov3 = "embeddings.patch_embeddings.weight" in tensors
     gated = any(f".{GATE}." in name for name in tensors)
     registers = {REGISTERS: DINOV3_REGISTERS if is_dinov3 else DINOV2_REGISTERS}
@@ -96,7 +96,7 @@ def _names(tensors: State) -> dict[str, str]:
 
 
 def _joined(whole: str, layers: dict[str, tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Queries, keys and values one below the other; as they are where not all of them are there, or they do not fit."""
+    """Concatenate queries, keys and values; leave them as they are if one is missing or their shapes do not fit."""
     for wanted in QUERY_KEY_VALUE:
         found = [layers[layer][1] for layer in wanted if layer in layers]
         if WITHOUT_KEY_BIAS in wanted and whole.endswith("bias") and {*layers} == {*wanted} - {WITHOUT_KEY_BIAS}:
@@ -107,12 +107,12 @@ def _joined(whole: str, layers: dict[str, tuple[str, torch.Tensor]]) -> dict[str
 
 
 def _completed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """With what the other layouts have beside: a dimension of CLIP's tokens, a bias of its projection, a mask token."""
+    """Add what other layouts have: leading dimensions of CLIP's embeddings, a bias of its projection, a mask token."""
     for name, dimensions in {"cls_token": 1, "pos_embed": 2}.items():
         if name in tensors and tensors[name].ndim == dimensions:
             tensors[name] = tensors[name].reshape(1, -1, tensors[name].shape[-1])
     if "head.weight" in tensors:
         tensors["head.bias"] = tensors["head.weight"].new_zeros(tensors["head.weight"].shape[:1])
     if {DINOV2_REGISTERS, "blocks.0.mlp.w12.weight"} & {*tensors}:
-        tensors.setdefault("mask_token", torch.zeros(1))  # by which timm knows DINOv2's names
+        tensors.setdefault("mask_token", torch.zeros(1))  # timm recognises DINOv2's names by it
     return tensors

@@ -1,4 +1,4 @@
-"""What is wrong with weights that do not fit their teacher, said in one line."""
+"""Errors of one line for weights that do not fit their teacher."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .conversion import Fit, Skeleton
 from .registry import TeacherSpec
 from .timm_import import import_timm
 
-# Behind the blocks, or of the pretraining alone: a file may have these where the model has not. `fc.0` and `fc.2` are
-# MoCo v2's. A ResNet's `fc` alone classifies, and tells a supervised training whose other names are the same.
+# Layers behind the blocks, or for pretraining alone: a file may have them although the model does not. `fc.0` and
+# `fc.2` are MoCo v2's. A ResNet's plain `fc` is a classifier: it reveals a supervised training with equal other names.
 BESIDE_THE_FEATURE = re.compile(
     r"(head|head_dist|fc_norm|norm|attn_pool|pre_logits|mask_token|lm_head|fc\.[02])(\.|$)|decoder_"
 )
 CLASSIFIER_OF_RESNET = {"fc.weight", "fc.bias"}
 PATCHES = ("patch_embed.proj.weight", "visual.conv1.weight")
-BIASES = (".attn.qkv.bias", ".attn.q_bias", ".attn.v_bias")  # which most DINOv3 have in two variants in timm
+BIASES = (".attn.qkv.bias", ".attn.q_bias", ".attn.v_bias")  # timm has most DINOv3 models with and without these
 
 
 def check_patches(spec: TeacherSpec, origin: str, skeleton: Skeleton, tensors: Mapping[str, torch.Tensor]) -> None:
-    """timm resamples the patch embedding of another model without a word.
+    """Refuse a patch embedding of another size, which timm would resample silently.
 
     Raises:
-        TeacherError: patches of another size.
+        TeacherError: the file has patches of another size.
     """
     expected = skeleton.tensors.get(PATCHES[0])
     for name, tensor in tensors.items():
@@ -38,13 +38,14 @@ def check_patches(spec: TeacherSpec, origin: str, skeleton: Skeleton, tensors: M
 
 
 def check_fit(spec: TeacherSpec, origin: str, fit: Fit, optional: Collection[str]) -> None:
-    """
+    """Check that a file's tensors fill the model.
+
     Args:
-        optional: the model's tensors that the feature is not made with.
+        optional: tensors of the model that the feature does not need.
 
     Raises:
-        TeacherError: the model would keep tensors as they were initialised, or leave out what changes its features; or
-            a value is NaN or infinite.
+        TeacherError: the model would keep initial values, or the file has tensors that would change its features and
+            that the model does not take; or a value is NaN or infinite.
     """
     kinds = {
         "missing": [name for name in fit.missing if name not in optional],
@@ -74,13 +75,14 @@ def check_fit(spec: TeacherSpec, origin: str, fit: Fit, optional: Collection[str
 def check_size(
     spec: TeacherSpec, origin: str, resized: Fit, own_size: tuple[int, int], optional: Collection[str]
 ) -> None:
-    """
+    """Check that timm can resize the weights to another image size.
+
     Args:
-        resized: what timm makes of weights that fit images of their own size.
-        own_size: (h, w) of those [px].
+        resized: the fit of weights that are complete at their own image size.
+        own_size: (h, w) of that image size [px].
 
     Raises:
-        TeacherError: timm does not resize what is of that size.
+        TeacherError: timm does not resize a tensor that depends on the image size.
     """
     if resized.misshapen.keys() - optional:
         height, width = own_size
@@ -92,9 +94,10 @@ def check_size(
 
 
 def does_not_fit(spec: TeacherSpec, origin: str, reason: str, unplaced: Sequence[str] = ()) -> TeacherError:
-    """
+    """The error for weights of another model.
+
     Args:
-        unplaced: tensors that the model has no place for; another model may have.
+        unplaced: tensors for which the model has no place, while another model may have one.
     """
     other = f"{spec.timm_name.partition('.')[0]}_qkvb"
     only_biases = unplaced and all(name.endswith(BIASES) for name in unplaced)

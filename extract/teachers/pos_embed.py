@@ -1,6 +1,6 @@
-"""Position embeddings of other image sizes than the pretraining's: timm's way, and those of the official codes.
+"""Resize position embeddings to image sizes other than the pretraining's, as official code does.
 
-timm resizes all of them alike: bicubic to the size, antialiased. Sources of the official ways: DINO and DINOv2,
+timm resizes the embeddings of all models alike: bicubic to the size, antialiased. Official code: DINO and DINOv2,
 `interpolate_pos_encoding`; MAE, `util/pos_embed.py`; MaskCLIP, `resize_pos_embed` of its ViT.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 Grid = tuple[int, int]  # (h, w) in patches
-OFFSET = 0.1  # patches; DINO's guard against a size that rounds down, which shifts where the embeddings are read
+OFFSET = 0.1  # patches; DINO adds it so that sizes do not round down; it shifts the sampling positions slightly
 
 
 def resize_officially(
@@ -23,9 +23,9 @@ def resize_officially(
     """Resize position embeddings as the official code does.
 
     Args:
-        pos_embed: (1, prefix + old_h * old_w, D); the prefix's are kept.
-        old_grid: (h, w) in patches, of the pretraining.
-        grid: (h, w) in patches, wanted.
+        pos_embed: (1, prefix + old_h * old_w, D); embeddings of prefix tokens are kept.
+        old_grid: (h, w) of the pretraining, in patches.
+        grid: (h, w) to resize to, in patches.
         way: see `OfficialPosEmbed`.
 
     Returns:
@@ -47,11 +47,11 @@ def resize_officially(
 def grid_of_positions(
     count: int, others: Iterable[int], guesses: Sequence[Grid], *, last_guess: Grid | None = None
 ) -> Grid | None:
-    """Which grid of patches position embeddings are of; like timm, take what they are likely to be, then a square.
+    """Infer the grid of patches from the number of position embeddings; like timm, try likely grids, then a square.
 
     Args:
-        count: of the embeddings.
-        others: how many of them may be of tokens that are no patches, the likeliest first.
+        count: number of embeddings.
+        others: possible numbers of embeddings that belong to no patch, the likeliest first.
         guesses: grids, the likeliest first.
         last_guess: a grid that is less likely than a square.
 
@@ -69,7 +69,7 @@ def grid_of_positions(
 
 
 def grid_of_offsets(count: int, others: int, guesses: Sequence[Grid]) -> Grid | None:
-    """The same of a table with an entry for each offset between two patches, (2h - 1)(2w - 1) of them."""
+    """Infer the grid from the size of a table with an entry for each offset between two patches: (2h - 1)(2w - 1)."""
     spans = [(2 * height - 1, 2 * width - 1) for height, width in guesses]
     found = grid_of_positions(count, [others], spans)
     return found and ((found[0] + 1) // 2, (found[1] + 1) // 2)

@@ -1,4 +1,4 @@
-"""The teachers under their usual names, and what is known of each before torch is loaded."""
+"""The named teachers, and what is known of each before torch is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .choices import OfficialPosEmbed, PosEmbed
 
-USUAL_IMAGE_SIZE = (224, 448)  # (h, w) [px], of ScaLR
+USUAL_IMAGE_SIZE = (224, 448)  # (h, w) [px], as in ScaLR
 if TYPE_CHECKING:
     import torch
 
@@ -19,22 +19,22 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """What is known of a teacher before it is loaded.
+    """Properties of a teacher that are known before it is loaded.
 
     Attributes:
-        timm_name: of its model in timm.
+        timm_name: name of its model in timm.
         patch_size: side of a patch, or the stride of a ResNet's feature map [px].
-        dim: of a token, or the channels of that map.
-        million_parameters: rounded.
-        licence: of the weights.
-        feature: what is taken where nothing is asked for, see `Feature`.
-        pos_embed: how position embeddings are resized where nothing is asked for; None of a network without any.
-        official_pos_embed: how its official code resizes them; None where that is unknown.
-        mean, std: of RGB in [0, 1]; None takes timm's.
-        options: of timm's model, where it differs from timm's own.
-        network: what kind of network it is.
-        weights_url: of the file of its weights, where timm's model of that name has others.
-        only_segments: whether its maps are so large that nothing but vectors of superpixels is kept of them.
+        dim: channels of a patch token, or of a ResNet's feature map.
+        million_parameters: number of parameters in millions, rounded.
+        licence: licence of the weights.
+        feature: the default feature, see `Feature`.
+        pos_embed: how position embeddings are resized by default; None if the network has none.
+        official_pos_embed: how its official code resizes them; None if that is unknown.
+        mean, std: mean and standard deviation of RGB in [0, 1]; None takes timm's.
+        options: options of timm's model that differ from timm's defaults.
+        network: kind of network.
+        weights_url: address of its weights file, if timm's model of that name has other weights.
+        only_segments: whether its maps are so large that only vectors of superpixels are stored.
     """
 
     timm_name: str
@@ -54,7 +54,7 @@ class TeacherSpec:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(h, w) [px] where nothing is asked for: ScaLR's, or what comes next to it with this patch size."""
+        """The default image size (h, w) [px]: ScaLR's, or the nearest that the patch size divides."""
         height, width = (max(1, round(side / self.patch_size)) * self.patch_size for side in USUAL_IMAGE_SIZE)
         return height, width
 
@@ -93,7 +93,7 @@ def _dinov3(name: str, size: str, dim: int, million_parameters: int) -> dict[str
 
 
 def _layer_norm_1e6(*args: Any, **kwargs: Any) -> torch.nn.LayerNorm:
-    import torch  # a list of the teachers needs none
+    import torch  # listing the teachers does not need torch
 
     return torch.nn.LayerNorm(*args, eps=1e-6, **kwargs)
 
@@ -120,8 +120,8 @@ TEACHERS = {
     **_mae("base", 16, 768, 86),
     **_mae("large", 16, 1024, 304),
     **_mae("huge", 14, 1280, 631),
-    # The MaskCLIP repository runs CLIP's weights with another activation, epsilon and normalisation of the image than
-    # CLIP was trained with. The first does as it does, the second as CLIP does.
+    # The MaskCLIP repository runs CLIP's weights with another activation, epsilon and image normalisation than CLIP's
+    # training. The first entry follows the repository, the second CLIP's training.
     "maskclip_vitb16": _clip(
         "vit_base_patch16_clip_224.openai", mean=IMAGENET_MEAN, std=IMAGENET_STD,
         options=MappingProxyType({"norm_layer": _layer_norm_1e6}),
@@ -139,12 +139,12 @@ TEACHERS = {
 
 
 def keeps_only_segments(name: str) -> bool:
-    """See `TeacherSpec.only_segments`."""
+    """Whether only vectors of superpixels are stored for a teacher, see `TeacherSpec.only_segments`."""
     return name in TEACHERS and TEACHERS[name].only_segments
 
 
 def list_teachers() -> str:
-    """A table of all names for people."""
+    """A table of all named teachers for people."""
     lines = [f"{'name':<24}{'patch':>6}{'dim':>6}{'parameters':>12}  {'licence':<16}image size"]
     for name, spec in TEACHERS.items():
         dim = 512 if spec.feature == "maskclip" else spec.dim

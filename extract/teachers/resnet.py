@@ -1,23 +1,23 @@
-"""A ResNet of timm as a teacher: its last feature map, at the network's stride of 32 or, by dilation, at 4."""
+"""Use a ResNet of timm as a teacher: its last feature map, at the network's stride of 32 or, by dilation, at 4."""
 
 from __future__ import annotations
 
 import torch
 
-FEATURE = "layer4"  # the output of the last stage, after its ReLU: all that is read of a ResNet
+FEATURE = "layer4"  # the output of the last stage, after its ReLU; the only feature of a ResNet
 FULL_STRIDE = 32
-# By stride, of the size of the last map in float32, that are held at once: at 32, maps of the first stage are larger.
+# Size of the activations by stride, in units of the last map in float32: at 32, maps of the first stage are larger.
 LIVE_TENSORS = {32: 40, 4: 5}
 
 
 def with_stride(model: torch.nn.Module, stride: int) -> torch.nn.Module:
-    """Give a ResNet of timm another output stride; its weights stay as they are.
+    """Give a ResNet of timm another output stride; its weights do not change.
 
-    timm goes down to a stride of 8. This is torchvision's rule (`replace_stride_with_dilation`), by which SLidR reads
+    timm supports strides down to 8. This is torchvision's rule (`replace_stride_with_dilation`), with which SLidR gets
     a stride of 4: a stage that no longer halves its map doubles the dilation instead, from its second block on.
 
     Args:
-        model: of stride 32; it is changed.
+        model: a model of stride 32; it is changed in place.
         stride: 32, or 4, at which no stage after the first halves its map.
     """
     if stride == FULL_STRIDE:
@@ -39,14 +39,14 @@ def _dilate(convolution: torch.nn.Conv2d, dilation: int) -> None:
 
 
 class LastMap:
-    """Reads a ResNet's last feature map.
+    """Computes a ResNet's last feature map.
 
     Args:
         model: a ResNet of timm.
-        stride: of its last map [px].
+        stride: stride of its last map [px].
 
     Attributes:
-        feature, dim, activation, norm_eps, live_tensors: as of `FeatureReader`.
+        feature, dim, activation, norm_eps, live_tensors: as in `FeatureReader`.
     """
 
     def __init__(self, model: torch.nn.Module, stride: int) -> None:
@@ -55,5 +55,5 @@ class LastMap:
         self.activation, self.norm_eps = type(model.act1).__name__, model.bn1.eps
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) to (B, dim, h, w)."""
+        """Map images (B, 3, H, W) to features (B, dim, h, w)."""
         return self.model.forward_features(images)

@@ -1,4 +1,4 @@
-"""One frozen teacher: images in, patch maps out."""
+"""A frozen teacher, which turns images into patch maps."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a teacher wants its images; teachers with equal ones share them.
+    """How images are prepared for a teacher; teachers with equal preprocessing share the prepared images.
 
     Attributes:
-        image_size: (h, w) [px] that images are resized to, bilinear, antialiased, their aspect not kept.
-        mean, std: of RGB in [0, 1], to normalise with.
-        device: where it is done.
+        image_size: (h, w) [px] to which images are resized, bilinear, antialiased, aspect not kept.
+        mean, std: mean and standard deviation of RGB in [0, 1], for the normalisation.
+        device: device that does the work.
     """
 
     image_size: tuple[int, int]
@@ -39,7 +39,7 @@ class Preprocessing:
     device: torch.device
 
     def apply(self, image: np.ndarray) -> torch.Tensor:
-        """(H, W, 3) uint8 RGB to (3, h, w) float32."""
+        """Prepare an image: (H, W, 3) uint8 RGB to (3, h, w) float32."""
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None].float()
         resized = F.interpolate(pixels, self.image_size, mode="bilinear", antialias=True, align_corners=False)
         mean, std = (torch.tensor(each, device=self.device).view(3, 1, 1) for each in (self.mean, self.std))
@@ -48,12 +48,12 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class TeacherProvenance:
-    """All that a teacher's targets depend on; two stores with equal provenance may be mixed."""
+    """Everything that a teacher's targets depend on; two stores with equal provenance may be mixed."""
 
     teacher: str
     model: str
     weights: str  # "hub", "random" or "file"
-    weights_sha256: str  # over the tensors before they are resized: the same for all image sizes, hub and file
+    weights_sha256: str  # of the tensors before they are resized: equal for all image sizes, and for hub and file
     feature: str
     image_size: tuple[int, int]
     patch_size: int
@@ -62,18 +62,18 @@ class TeacherProvenance:
     std: tuple[float, ...]
     activation: str
     norm_eps: float
-    pos_embed: str | None  # None of a network without any
+    pos_embed: str | None  # None if the network has no position embeddings
     precision: str
 
 
 class Teacher:
-    """A frozen network that gives a feature of each patch.
+    """A frozen network that computes a feature for each patch.
 
     Attributes:
-        provenance: what its targets depend on.
-        preprocessing: how it wants its images.
-        image_size: (h, w) of those images [px].
-        live_tensors: of the size of a patch map in float32, that the model holds at once for each image, about.
+        provenance: everything that its targets depend on.
+        preprocessing: how images are prepared.
+        image_size: (h, w) of the prepared images [px].
+        live_tensors: approximate size of the activations of an image, in units of its patch map in float32.
     """
 
     def __init__(self, reader: FeatureReader | LastMap, provenance: TeacherProvenance, device: torch.device) -> None:
@@ -87,10 +87,10 @@ class Teacher:
 
     @torch.inference_mode()
     def patch_maps(self, images: torch.Tensor) -> torch.Tensor:
-        """Patch maps (B, h / patch, w / patch, D) float32 of prepared images (B, 3, h, w).
+        """Compute the patch maps (B, h / patch, w / patch, D) float32 of prepared images (B, 3, h, w).
 
         Raises:
-            TeacherError: the batch does not fit in the memory of the GPU.
+            TeacherError: the batch does not fit in the GPU's memory.
         """
         try:
             with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
@@ -118,14 +118,14 @@ def load_teacher(
     Args:
         name: a key of `TEACHERS`, or `timm:NAME`.
         image_size: (h, w), multiples of the patch size or stride [px]; None is 224x448, as in ScaLR, or near it.
-        weights: "hub", "random" (seeded: for tests and demos) or the path of a checkpoint, official or timm.
-        feature: see `Feature`; None is the teacher's own: `x_prenorm`, `maskclip` of MaskCLIP, `layer4` of a ResNet.
-        pos_embed: "timm", "official", or None for the teacher's own: timm, official of MaskCLIP, none of a ResNet.
-        precision: of the forward pass (autocast).
-        device: where it runs.
+        weights: "hub", "random" (seeded, for tests only) or the path of a checkpoint, official or timm's.
+        feature: see `Feature`; None is the default: `x_prenorm`, `maskclip` for MaskCLIP, `layer4` for ResNets.
+        pos_embed: "timm", "official", or None for the default: timm, official for MaskCLIP, none for ResNets.
+        precision: precision of the forward pass (autocast).
+        device: device that runs the teacher.
 
     Raises:
-        TeacherError: unknown name or feature, an image size that does not fit, weights missing or not fitting.
+        TeacherError: an unknown name or feature, an image size that does not fit, weights missing or not fitting.
     """
     with quietly():
         spec = find_teacher(name)
@@ -160,7 +160,7 @@ def load_teacher(
 
 
 def provenance_attributes(provenance: TeacherProvenance) -> dict:
-    """The provenance as plain JSON values."""
+    """Convert the provenance to plain JSON values."""
     return json.loads(json.dumps(asdict(provenance)))
 
 
@@ -195,7 +195,7 @@ def _check_feature(name: str, spec: TeacherSpec, feature: str) -> None:
 
 
 def _check_hub(name: str, spec: TeacherSpec, weights: str) -> None:
-    """The model of that name in the hub is another one: supervised, with the same names of tensors."""
+    """Refuse `--weights hub` for MoCo: the model of that name is supervised, with the same names of tensors."""
     if weights == "hub" and spec.weights_url is not None:
         raise TeacherError(
             "its weights are not in timm's hub",

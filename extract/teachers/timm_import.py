@@ -1,4 +1,4 @@
-"""timm, on machines where torch is a CPU build too."""
+"""Import timm, also beside a CPU build of torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _alone = threading.RLock()
 def import_timm() -> ModuleType:
     """Import timm, which imports torchvision.
 
-    PyPI's torchvision is built for CUDA. Beside a CPU build of torch its compiled operators do not load, and its
-    Python part then fails to register fake kernels for two of them. We call neither, so declaring them is enough.
+    PyPI's torchvision is built for CUDA. Beside a CPU build of torch, its compiled operators do not load, and its
+    Python part then fails to register fake kernels for two operators. scalr calls neither, so declaring them suffices.
     """
     try:
         import torchvision  # noqa: F401
@@ -36,9 +36,9 @@ def import_timm() -> ModuleType:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Work with timm, in one thread at a time: what it prints goes to the log, each line once.
+    """A context for calls to timm, for one thread at a time: what timm prints goes to the log, each line once.
 
-    Standard output is for results alone, which may be JSON that a program reads.
+    Standard output is for results only, which may be JSON for another program.
     """
     with _alone, redirect_stdout(io.StringIO()) as printed:
         try:

@@ -1,7 +1,7 @@
-"""Tensors out of a TorchScript archive, the form of OpenAI's CLIP files, without loading the program in it.
+"""Read tensors from a TorchScript archive, the form of OpenAI's CLIP files, without loading the program in it.
 
-The archive is a zip: `NAME/data.pkl` is a pickle of the modules' attributes, in which a tensor names its storage, a
-file of raw values in `NAME/data/`. Here modules become plain holders of attributes, and nothing but tensors is made.
+The archive is a zip file: `NAME/data.pkl` is a pickle of the modules' attributes, in which a tensor names its storage,
+a file of raw values in `NAME/data/`. Modules become plain holders of attributes here, and only tensors are built.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ DTYPES = {
 
 
 class _Module:
-    """A module of the archive: its tensors and submodules are its attributes."""
+    """A module of the archive; its tensors and submodules are attributes."""
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is such an archive; a missing file is not."""
+    """Whether a file is a TorchScript archive; False for a missing file."""
     if not path.is_file() or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -41,10 +41,10 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors by their dotted names.
+    """Read all tensors by their dotted names.
 
     Raises:
-        pickle.UnpicklingError: the pickle names anything that tensors do not need.
+        pickle.UnpicklingError: the pickle names a class that tensors do not need.
         zipfile.BadZipFile, KeyError, ValueError: a damaged archive.
     """
     with zipfile.ZipFile(path) as archive:
@@ -86,7 +86,7 @@ def _view_of_storage(
 
 
 def _without_type(value: object, *_: object) -> object:
-    """TorchScript states the type of a list beside its values."""
+    """Return the value alone: TorchScript stores the type of a list with its values."""
     return value
 
 

@@ -1,4 +1,4 @@
-"""Models of timm with their weights: from the hub, from a file, or random."""
+"""Build models of timm with weights from the Hugging Face Hub, from a file, or random."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .timm_import import import_timm
 
 logger = logging.getLogger(__name__)
 
-RANDOM_SEED = 0  # of `--weights random`
+RANDOM_SEED = 0  # for `--weights random`
 HUB_TIMEOUT_S = 5
 ImageSize = tuple[int, int]  # (h, w) [px]
 State = Mapping[str, torch.Tensor]
@@ -31,18 +31,18 @@ State = Mapping[str, torch.Tensor]
 def build_model(
     spec: TeacherSpec, image_size: ImageSize, weights: str, pos_embed: PosEmbed, *, needs_head: bool
 ) -> tuple[torch.nn.Module, str]:
-    """The teacher's model with its weights, its position embeddings resized to the image size; and their SHA-256.
+    """Build the teacher's model with position embeddings resized to the image size; also return the weights' SHA-256.
 
-    The SHA-256 is over the tensors before any is resized: the same for all image sizes, for the hub and its file, and
+    The SHA-256 covers the tensors before any is resized: it is equal for all image sizes, for the hub and its file, and
     for one model in the layouts of its makers and of timm.
 
     Args:
-        spec: of the teacher.
-        image_size: multiples of the patch size.
+        spec: the teacher's description.
+        image_size: (h, w) [px], multiples of the patch size.
         weights: "hub", "random" (seeded) or the path of a checkpoint: a timm file, an official one of DINO, DINOv2,
             DINOv3, MAE or CLIP, which timm's own conversion reads, one of MoCo v2, or Hugging Face's file or folder.
-        pos_embed: how they are resized.
-        needs_head: whether the feature is made with the head, as MaskCLIP's is with CLIP's projection.
+        pos_embed: how position embeddings are resized.
+        needs_head: whether the feature needs the head, as MaskCLIP's needs CLIP's projection.
 
     Raises:
         TeacherError: weights that are missing, unreadable, or of another model.
@@ -55,13 +55,13 @@ def build_model(
 
 
 def hub_answers() -> bool:
-    """Whether the hub can be reached now, asked once: a download that fails tries again for a minute."""
+    """Whether the Hugging Face Hub can be reached now; one request, since a failing download retries for a minute."""
     from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.utils import get_session
 
     try:
         return get_session().head(ENDPOINT, timeout=HUB_TIMEOUT_S).status_code < 400
-    except Exception as error:  # of whatever library the hub's client speaks through, or offline as its user chose
+    except Exception as error:  # an error of any HTTP library, or offline mode
         logger.info("the hub does not answer: %s", first_line(error))
         return False
 
@@ -85,7 +85,7 @@ def _loaded(
 
 
 def _digest(tensors: State, dtypes_of: State | None = None) -> str:
-    """Without batch norm's counters: not all files of the same weights have them."""
+    """SHA-256 of the tensors without batch norm's counters, which some files of the same weights lack."""
     return tensors_digest({name: each for name, each in tensors.items() if not name.endswith(COUNTER)}, dtypes_of)
 
 
@@ -94,14 +94,14 @@ def _fit(spec: TeacherSpec, checkpoint: Checkpoint, image_size: ImageSize) -> tu
     check_patches(spec, checkpoint.origin, skeleton, checkpoint.tensors)
     try:
         return skeleton, skeleton.fit(checkpoint.tensors)
-    except Exception as error:  # timm's conversions presume much
+    except Exception as error:  # timm's conversions assume much
         raise does_not_fit(spec, checkpoint.origin, first_line(error)) from None
 
 
 def _own_image_size(
     spec: TeacherSpec, checkpoint: Checkpoint, skeleton: Skeleton, fit: Fit, image_size: ImageSize, officially: bool
 ) -> ImageSize:
-    """That of the position embeddings in a checkpoint; where it has none, any size is."""
+    """The image size of a checkpoint's position embeddings; `image_size` if it has none, since any size then fits."""
     patch = spec.patch_size
     usual = skeleton.model.pretrained_cfg["input_size"][-2:]
     grids = [(height // patch, width // patch) for height, width in (image_size, usual)]
@@ -127,7 +127,7 @@ def _log_what_is_left(spec: TeacherSpec, checkpoint: Checkpoint, fit: Fit) -> No
 
 
 def _one_of_each_kind(names: Iterable[str]) -> Iterator[str]:
-    """Names that differ in numbers only, as those of the blocks do, are one kind."""
+    """Yield one name of each kind; names that differ in numbers only, as those of blocks do, are one kind."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(re.sub(r"\d+", "0", name), []).append(name)
@@ -138,11 +138,11 @@ def _from_hub(spec: TeacherSpec) -> Checkpoint:
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.utils import logging as hub_logging
 
-    hub_logging.set_verbosity_error()  # twelve lines of retries; the failure itself is reported
+    hub_logging.set_verbosity_error()  # suppresses twelve lines about retries; the failure is reported
     logger.info("weights of %s: from %s, else from the hub", spec.timm_name, HF_HUB_CACHE)
     try:
         content = Skeleton.of(spec.timm_name, spec.options).fetch()
-    except Exception as error:  # timm, torch, safetensors and the hub each raise their own
+    except Exception as error:  # timm, torch, safetensors and the hub's client have errors of their own
         raise TeacherError(
             f"its weights cannot be had from the hub ({first_line(error)})",
             where=spec.timm_name,
@@ -153,7 +153,7 @@ def _from_hub(spec: TeacherSpec) -> Checkpoint:
 
 
 def _random(spec: TeacherSpec, image_size: ImageSize, officially: bool) -> tuple[torch.nn.Module, str]:
-    """Position embeddings are drawn for one size, whatever the image size is, and resized as those of a file are."""
+    """Draw random weights; position embeddings are drawn for the default size, and resized as those of a file."""
     own_size = None if officially else spec.image_size
     model = _random_model(spec, own_size)
     sha256 = _digest(model.state_dict())
@@ -171,7 +171,7 @@ def _random_model(spec: TeacherSpec, image_size: ImageSize | None) -> torch.nn.M
 
 
 def _resized(model: torch.nn.Module, image_size: ImageSize, spec: TeacherSpec) -> torch.nn.Module:
-    """For another image size; where timm cannot resize a model, what depends on the size is drawn anew."""
+    """Resize a model to another image size; if timm cannot, the parts that depend on the size are drawn again."""
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=image_size)
         return model
@@ -194,5 +194,5 @@ def _new_model(spec: TeacherSpec, image_size: ImageSize | None) -> torch.nn.Modu
 
 
 def _options(spec: TeacherSpec, image_size: ImageSize | None) -> dict:
-    """A ResNet takes images of any size."""
+    """Options of timm's model; the image size is left out for a ResNet, which takes images of any size."""
     return {**spec.options, **({"img_size": image_size} if image_size and spec.network == "vit" else {})}

@@ -1,4 +1,4 @@
-"""What a file of weights holds, in each of the forms that are in use; nothing that a file holds is run."""
+"""Read weights files in all common formats; no code in a file is run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ...errors import TeacherError
 from .torchscript import is_torchscript, read_torchscript
 
 MISSING = "Pass --weights with a checkpoint file or 'random'."
-INDEX = ".index.json"  # of weights in several files, by Hugging Face
+INDEX = ".index.json"  # suffix of Hugging Face's index of weights in several files
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suffix>safetensors|bin)$")
 IN_A_FOLDER = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
-LONGEST_HEADER = 100_000_000  # bytes, by the format of safetensors
+LONGEST_HEADER = 100_000_000  # bytes, the limit in the format of safetensors
 POINTER = b"version https://git-lfs"
-# Classes of a trainer's settings, which stand beside its tensors.
+# Classes of settings that trainers save with their tensors.
 OF_SETTINGS = (
     "argparse.Namespace",
     *(
@@ -49,27 +49,27 @@ DICTIONARIES_OF_SETTINGS = (
 
 
 class _Setting:
-    """Stands in for an object of such a class, whose own code is neither imported nor run."""
+    """A placeholder for an object of such a class; the class is neither imported nor run."""
 
     def __init__(self, *_: object) -> None:
-        """Whatever it was made of is left."""
+        """Ignore the arguments."""
 
     def __setstate__(self, state: object) -> None:
-        """As of any object."""
+        """Ignore the state."""
 
 
 def read_weights_file(path: Path) -> object:
-    """The content of a `.safetensors`, `.pth`, `.bin` or TorchScript file, of several, or of their folder.
+    """Read a `.safetensors`, `.pth`, `.bin` or TorchScript file, several files, or their folder.
 
     Args:
-        path: of the file, of an index of several (`model.safetensors.index.json`), or of a folder that Hugging Face's
-            transformers wrote.
+        path: path of the file, of an index of several files (`model.safetensors.index.json`), or of a folder that
+            Hugging Face's transformers wrote.
 
     Returns:
-        Tensors by name, or what else was saved.
+        Tensors by name, or whatever object was saved.
 
     Raises:
-        TeacherError: a file that is missing or damaged, or holds anything else than tensors and settings.
+        TeacherError: a file that is missing or damaged, or holds other objects than tensors and settings.
     """
     with explained(path, TeacherError, missing=MISSING):
         names = os.listdir(path) if path.is_dir() else None
@@ -109,7 +109,7 @@ def _check_alone(path: Path) -> None:
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
-    """The tensors of all files that an index names."""
+    """Read the tensors of all files that an index names."""
     with explained(index, TeacherError, missing=MISSING):
         text = index.read_bytes()
     try:
@@ -158,7 +158,7 @@ def _content(path: Path, start: bytes) -> object:
     if path.suffix == ".safetensors" or _begins_as_safetensors(start):
         from safetensors.torch import load, load_file
 
-        # It opens no file whose name is not UTF-8, which takes the memory of the file once more here.
+        # safetensors opens no file with a name that is not UTF-8; reading its bytes here takes the memory twice.
         return load_file(path) if _is_utf8(path) else load(path.read_bytes())
     if is_torchscript(path):
         return read_torchscript(path)
@@ -170,11 +170,11 @@ def _content(path: Path, start: bytes) -> object:
 def _is_utf8(path: Path) -> bool:
     try:
         str(path).encode()
-    except UnicodeEncodeError:  # bytes that are no UTF-8 are lone surrogates in Python
+    except UnicodeEncodeError:  # Python represents bytes that are no UTF-8 as lone surrogates
         return False
     return True
 
 
 def _begins_as_safetensors(start: bytes) -> bool:
-    """Whatever the file is called: Hugging Face's cache names files by their digests."""
+    """Whether a file begins like safetensors, whatever its name: Hugging Face's cache names files by their digests."""
     return len(start) > 8 and start[8:9] == b"{" and struct.unpack("<Q", start[:8])[0] <= LONGEST_HEADER

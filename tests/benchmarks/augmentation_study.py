@@ -1,5 +1,5 @@
 """What the official downstream augmentation is worth beside the joint one, on the simulated world: the table of
-docs/evaluate.md.
+docs/studies.md.
 
     python tests/benchmarks/augmentation_study.py FOLDER [--seeds 0 1 2]
 

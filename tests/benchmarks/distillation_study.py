@@ -1,4 +1,4 @@
-"""Which losses, teachers, lidars and widths make better students, on the simulated world: tables for docs/distill.md.
+"""Which losses, teachers, lidars and widths make better students, on the simulated world: tables for docs/studies.md.
 
     python tests/benchmarks/distillation_study.py FOLDER [--seeds 0 1 2] [--jobs 2]
 

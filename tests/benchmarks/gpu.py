@@ -486,6 +486,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.5, help="when no more figures are begun")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     options = parser.parse_args()
+    if options.peer is not None and not options.peer.is_dir():
+        parser.error(f"--peer {options.peer}: no such folder")
+    if options.out.is_dir() or not options.out.parent.is_dir():
+        parser.error(f"--out {options.out}: no file can be written there")
     try:
         device = resolve_device(options.device)
     except ScalrError as error:

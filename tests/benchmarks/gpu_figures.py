@@ -2,7 +2,7 @@
 
     python tests/benchmarks/gpu_figures.py gpu.json      # writes docs/gpu.json, and its tables into docs/performance.md
 
-A figure is a kind of measurement with its settings, and has a key, such as "teacher dinov2_vitl14 bfloat16 64 eager".
+A figure is one measurement: a kind and its settings. An example of its key: "teacher dinov2_vitl14 bfloat16 64 eager".
 `gpu.json` has, for each key, what was measured, or why it was not.
 """
 
@@ -72,7 +72,7 @@ def figures() -> list[Figure]:
     ]  # fmt: skip
 
 
-# Operations, as docs/reproduce.md counts them
+# Operations, as docs/costs.md counts them
 
 
 def operations_of_image(teacher: str, tokens: int = 513) -> float:
@@ -91,17 +91,20 @@ def operations_of_step(student: str, points: int) -> float:
 
 
 def tables(results: Mapping[str, Any] | None) -> str:
-    """The part of docs/performance.md, in Markdown; None where `gpu.py` has not been run."""
+    """The tables of docs/performance.md, in Markdown. `results` is None if `gpu.py` has not been run yet."""
     found = {} if results is None else results["figures"]
     parts = [_machine(results)]
     for title, rows in (
         ("**A teacher's forward passes**, images/s, 224 × 448", _teachers(found)),
         (f"**A training step**, batch of the recipe, targets of {DIM} dimensions", _steps(found)),
         ("**Evaluation of a whole scan**", _scans(found)),
-        ("**Beside the official WaffleIron**: forward and backward pass of 2 cameras; a whole scan", _beside(found)),
+        (
+            "**Compared with the official WaffleIron**: forward and backward pass of 2 cameras; a whole scan",
+            _beside(found),
+        ),
         ("**A step of `scalr_wi256` in bfloat16, by where its targets come from**", _targets(found)),
         (
-            "**Where a step's time goes**, bfloat16: the largest shares of the GPU's time, by operation",
+            "**Where a step's time goes**, bfloat16: the operations that take most of the GPU's time",
             _profiles(found),
         ),
         ("**Waiting for data**: `scalr_wi256` in bfloat16, from a simulated store", _waits(found)),
@@ -126,8 +129,8 @@ def _teachers(found: Figures) -> Iterator[Sequence[str]]:
     yield [
         "teacher",
         "precision",
-        *(f"{images} at once" for images in IMAGES),
-        f"{IMAGES[-1]}, compiled",
+        *(f"batch of {images}" for images in IMAGES),
+        f"batch of {IMAGES[-1]}, compiled",
         "TFLOP/s",
         "nuScenes",
     ]
@@ -182,7 +185,7 @@ def _targets(found: Figures) -> Iterator[Sequence[str]]:
 
 
 def _profiles(found: Figures) -> Iterator[Sequence[str]]:
-    yield ["recipe", "shares"]
+    yield ["recipe", "fractions of the time"]
     for student in WAFFLEIRONS:
         key = Figure("profile", (student,)).key
         yield [
@@ -192,7 +195,7 @@ def _profiles(found: Figures) -> Iterator[Sequence[str]]:
 
 
 def _waits(found: Figures) -> Iterator[Sequence[str]]:
-    yield ["`training.workers`", "steps/s", "share of the time without a batch"]
+    yield ["`training.workers`", "steps/s", "fraction of the time without a batch"]
     for workers in WORKERS:
         key = Figure("wait", (workers,)).key
         speed = _cell(found, key, lambda figure: f"{figure['steps_per_second']:.2f}")

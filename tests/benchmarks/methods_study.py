@@ -1,4 +1,4 @@
-"""ScaLR beside the methods that it is compared with, on two backbones: the table of docs/distill.md.
+"""ScaLR beside the methods that it is compared with, on two backbones: the table of docs/studies.md.
 
     python tests/benchmarks/methods_study.py FOLDER WEIGHTS [--seeds 0 1 2] [--jobs 2] [--only BACKBONE, METHOD …]
 

@@ -1,4 +1,4 @@
-"""Which losses make better students of a real teacher: tables for docs/distill.md.
+"""Which losses make better students of a real teacher: tables for docs/studies.md.
 
     python tests/benchmarks/real_study.py FOLDER WEIGHTS [--data DIR] [--seeds 0 1 2] [--jobs 2]
 

@@ -84,6 +84,6 @@ def test_cached_loss_equals_online_loss(synthetic_world, teacher, tmp_path: Path
     difference = abs(cached_loss - online_loss)
     if dtype == "float16":
         assert difference < 1e-3 * online_loss
-    else:  # docs/store.md: rounding turns a vector by about its peak over its rms / 440
+    else:  # docs/store_format.md: rounding turns a vector by about its peak over its rms / 440
         peak_over_rms = exact.abs().amax(dim=1) / exact.square().mean(dim=1).sqrt()
         assert difference < (peak_over_rms / 440).mean().item()

@@ -72,7 +72,9 @@ def test_a_probed_backbone_is_scored_at_every_raw_point_and_stays(student, synth
     assert result.scores.confusion.sum() == num_points
     scored = score_model(ScoreConfig(model=result.model, root=synthetic_world, out=tmp_path / "score", device="cpu"))
     assert scored.miou == result.scores.miou
-    card = json.loads((tmp_path / "probe/result.json").read_text())
+    card, of_score = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("probe", "score"))
+    assert of_score["setting"] == card["setting"] == "probe nuscenes"
+    assert of_score["departures_of_protocol"] == card["departures_of_protocol"]
     assert card["model"]["backbone"] == before.config.backbone
     assert card["model"]["student"] == before.config.title
     assert card["protocol"]["inputs"]["voxel_size_m"] == before.input_config.voxel_size_m

@@ -9,9 +9,11 @@ import pytest
 from scalr.errors import StudentError
 from scalr.evaluate import result as result_module
 from scalr.evaluate.comparison import compare
-from scalr.evaluate.published import Published, published_for
-from scalr.evaluate.result import ResultCard, card_of_scores, read_result, scores_of, write_result
+from scalr.evaluate.published import published_for
+from scalr.evaluate.published_result import Published
+from scalr.evaluate.result import ResultCard, card_of_scores, data_of, read_result, scores_of, write_result
 from scalr.evaluate.scores import Scores
+from scalr.extract.datasets.simulated import SIMULATED, mark_as_simulated
 
 PROTOCOL = {"frames": 40, "frames_sha256": "0" * 64, "mean_over": "present or predicted"}
 
@@ -50,7 +52,7 @@ def test_a_card_says_what_the_scores_are(tmp_path):
     assert f"| car | {100 * scores.iou[0]:.2f} % |" in text
     low, high = (100 * value for value in scores.interval)
     assert f"| 95 % interval of the mIoU, over scenes | {low:.2f} % to {high:.2f} % |" in text
-    assert "\nNot as published: epochs 3, not 20; a seed of 1.\n" in text
+    assert "\nDeviations from the published protocol: epochs 3, not 20; a seed of 1.\n" in text
 
 
 def test_scores_are_read_with_the_classes_that_their_mean_is_over(tmp_path):
@@ -110,7 +112,7 @@ def published(setting: str, name: str) -> Published:
     return row
 
 
-ON_ALL = "ScaLR (Table 4: WI-48-768, dinov2_vitl14, all four datasets)"
+ON_ALL = "ScaLR (Table 4 and Table 8: WI-48-768, dinov2_vitl14, all four datasets)"
 PLUS_ON_ALL = "ScaLR+ (README of scalr_plus: WI-48-768, dinov2_vitl14, all four datasets)"
 
 
@@ -134,17 +136,30 @@ def notes_of(report: str) -> dict[int, str]:
     return {int(number): text for number, text in re.findall(r"(?m)^\((\d+)\) (.*)$", report)}
 
 
-def test_a_run_of_the_published_setting_stands_unmarked_beside_its_figure(tmp_path):
+def test_a_run_of_a_published_setting_stands_unmarked_beside_its_result(tmp_path):
     write_run(tmp_path / "one", published("probe nuscenes", ON_ALL), interval=(0.1, 0.2))
     report = compare([tmp_path / "one"])
     rows = rows_of(report)
-    assert rows[str(tmp_path / "one")] == [str(tmp_path / "one") + " (1)", "12.30", "50.00", "10.0 to 20.0"]
-    assert rows[f"{ON_ALL}, published"][1:] == ["67.80", "–", "–"]
+    assert rows[str(tmp_path / "one")] == [str(tmp_path / "one"), "12.30", "50.00", "10.0 to 20.0"]
+    assert rows[f"{ON_ALL}, published for the same setting"][1:] == ["67.80", "–", "–"]
     assert rows[f"{PLUS_ON_ALL}, published for another setting"][1] == "70.40"
-    (note,) = notes_of(report).values()
-    assert note.startswith(f"differs from {PLUS_ON_ALL} in model and pretraining: image size 224x448, not 448x896; ")
+    assert notes_of(report) == {}
     assert json.loads((tmp_path / "one/result.json").read_text())["departures"] == []
-    assert "Not as published" not in (tmp_path / "one/result.md").read_text()
+    assert "Deviations" not in (tmp_path / "one/result.md").read_text()
+
+
+def test_each_run_stands_above_the_row_of_its_own_setting(tmp_path):
+    wide = "ScaLR (Table 3: WI-48-768, dino_vits8, nuscenes)"
+    mini = "ScaLR (Table 1: WI-48-256, dino_vits8, nuscenes slidr_train)"
+    for name, row in (("wide", wide), ("mini", mini), ("again", mini)):
+        write_run(tmp_path / name, published("probe nuscenes", row), model={"training.epochs": 25})
+    report = compare([tmp_path / "again", tmp_path / "wide", tmp_path / "mini"])
+    assert list(rows_of(report)) == [
+        *(str(tmp_path / "again"), str(tmp_path / "mini"), f"{mini}, published for the same setting"),
+        *(str(tmp_path / "wide"), f"{wide}, published for the same setting"),
+        f"{PLUS_ON_ALL}, published for another setting",
+    ]
+    assert rows_of(report)[f"{mini}, published for the same setting"][1] == "56.70 ± 0.9"
 
 
 OTHERWISE = {
@@ -175,15 +190,20 @@ OTHERWISE = {
 }
 
 
+def nearest_row(report: str) -> str:
+    (name,) = (name for name in rows_of(report) if name.endswith("the nearest setting"))
+    return name
+
+
 @pytest.mark.parametrize("text", OTHERWISE)
 def test_each_setting_that_is_another_is_named(tmp_path, text):
-    """On the card, and below the table, where the published figure is said to be of another setting."""
+    """In the result file, and below the table, where the row is said to have only the nearest setting."""
     write_run(tmp_path, published("probe nuscenes", ON_ALL), **OTHERWISE[text])
     report = compare([tmp_path])
-    assert f"{ON_ALL}, published" not in rows_of(report)
-    (note,) = (note for note in notes_of(report).values() if note.startswith(f"differs from {ON_ALL}"))
+    assert nearest_row(report) == f"{ON_ALL}, published for the nearest setting"
     part = "model and pretraining" if "model" in OTHERWISE[text] else "this run"
-    assert note.startswith(f"differs from {ON_ALL} in {part}: {text}")
+    (note,) = (note for note in notes_of(report).values() if ON_ALL in note)
+    assert f"No published result has this setting. The run differs from {ON_ALL} in {part}: {text}" in note
     assert "; " not in note  # nothing else
     assert any(text in departure for departure in read_result(tmp_path)["departures"])
     assert text in (tmp_path / "result.md").read_text()
@@ -192,65 +212,77 @@ def test_each_setting_that_is_another_is_named(tmp_path, text):
 def test_what_differs_in_the_pretraining_and_in_the_run_itself_is_told_apart(tmp_path):
     changes = {"model": {"training.epochs": 2, "width": 8}, "protocol": {"training_frames": 2}}
     write_run(tmp_path, published("probe nuscenes", ON_ALL), **changes, departures=["epochs 3, not 20"])
-    (note,) = (note for note in notes_of(compare([tmp_path])).values() if note.startswith(f"differs from {ON_ALL}"))
-    assert note == (
-        f"differs from {ON_ALL} in model and pretraining: width 8, not 768; training.epochs 2, not 25;"
-        " and in this run: epochs 3, not 20; training frames 2, not 28130"
+    assert notes_of(compare([tmp_path]))[1] == (
+        "No published result has this setting."
+        f" The run differs from {ON_ALL} in model and pretraining: width 8, not 768; training.epochs 2, not 25;"
+        " and in this run: epochs 3, not 20; training frames 2, not 28130."
     )
 
 
 def test_a_small_student_of_a_random_teacher_is_never_unmarked_beside_the_paper_s(tmp_path):
     changes = {"width": 16, "norm": "batch", "teachers": ["dinov2_vits14"], "teacher's weights": "random"}
-    write_run(tmp_path / "small", published("probe nuscenes", ON_ALL), model=changes)
-    write_run(tmp_path / "equal", published("probe nuscenes", ON_ALL))
+    row = published("probe nuscenes", ON_ALL)
+    write_run(tmp_path / "small", row, model=changes, protocol={"data": SIMULATED})
+    write_run(tmp_path / "equal", row)
     report = compare([tmp_path / "small", tmp_path / "equal"])
-    assert rows_of(report)[f"{ON_ALL}, published"][1] == "67.80"  # of the other run
+    assert rows_of(report)[f"{ON_ALL}, published for the same setting"][1] == "67.80"  # of the other run
     marked = next(line for line in report.splitlines() if line.startswith(f"| {tmp_path / 'small'}"))
-    numbers = [int(number) for number in re.findall(r"\((\d+)\)", marked)]
-    notes = [notes_of(report)[number] for number in numbers]
-    (note,) = (note for note in notes if note.startswith(f"differs from {ON_ALL}"))
-    for part in ("width 16, not 768", "teacher's weights random", "teachers dinov2_vits14, not dinov2_vitl14"):
-        assert part in note
+    note = notes_of(report)[int(re.search(r"\((\d+)\)", marked)[1])]
+    reasons = "Not comparable with published results: simulated data, random teacher weights."
+    assert note.startswith(f"{reasons} No published result has this setting. The run differs from ")
+    assert all(part in note for part in ("width 16, not 768", "teacher's weights random"))
+    assert f"\n{reasons}\n" in (tmp_path / "small/result.md").read_text()
+    assert "Not comparable" not in (tmp_path / "equal/result.md").read_text()
     alone = compare([tmp_path / "small"])
-    assert all(name.endswith("another setting") for name in rows_of(alone) if "published" in name)
+    assert not [name for name in rows_of(alone) if name.endswith("the same setting")]
 
 
-def test_both_figures_stand_where_paper_and_readme_differ(tmp_path):
-    name = "ScaLR (Table 5: WI-48-768, dinov2_vitl14, all four datasets)"
-    write_run(tmp_path, published("finetune semantic_kitti 1%", name))
+def test_a_simulated_dataset_is_known_by_the_file_in_its_folder(tmp_path):
+    assert data_of(tmp_path) == {}
+    mark_as_simulated(tmp_path)
+    assert data_of(tmp_path) == {"data": SIMULATED}
+
+
+def test_both_values_stand_where_paper_and_readme_differ(tmp_path):
+    name = "ScaLR ({}: WI-48-768, dinov2_vitl14, all four datasets)"
+    write_run(tmp_path, published("finetune semantic_kitti 1%", name.format("README")))
     rows = rows_of(compare([tmp_path]))
-    assert rows[f"{name}, published"][1] == "56.80"
-    assert rows[f"{name.replace('Table 5', 'README')}, published"][1] == "55.80"
+    assert rows[f"{name.format('Table 5 and Table 8')}, published for the same setting"][1] == "56.80"
+    assert rows[f"{name.format('README')}, published for the same setting"][1] == "55.80"
 
 
 def test_what_a_source_does_not_say_is_told(tmp_path):
-    name = "ScaLR (Table 3: WI-48-384, dinov2_vitl14, nuscenes)"
+    name = "ScaLR (Table 3: WI-48-384, dino_vits8, nuscenes)"
     write_run(tmp_path, published("probe nuscenes", name), model={"training.epochs": 25})
     report = compare([tmp_path])
-    assert "not said there: training.epochs, training.batch_size" in notes_of(report).values()
-    assert rows_of(report)[f"{name}, published"][1] == "63.90"
+    unsaid = "The source does not say: training.epochs, training.batch_size, feature, pos_embed."
+    assert notes_of(report) == {1: unsaid}
+    assert rows_of(report)[f"{name}, published for the same setting"][1] == "57.80"
 
 
-def test_runs_of_nothing_published_have_their_departures_alone(tmp_path):
+def test_a_run_of_an_evaluation_without_published_results_says_so(tmp_path):
     for name in ("two", "one"):
         card = ResultCard(
             title="A run", figures={"mIoU": 0.5}, departures=["seed 1"] * (name == "two"), protocol={}, provenance={}
         )
         write_result(card, tmp_path / name)
     report = compare([tmp_path / "two", tmp_path / "one"])
-    assert notes_of(report) == {1: "not as published: seed 1"}
+    nothing = "No result is published for this evaluation."
+    assert notes_of(report) == {1: f"{nothing} Deviations from the published protocol: seed 1.", 2: nothing}
     assert report.splitlines()[0] == "## A run"
     assert len(rows_of(report)) == 2
 
 
-def test_figures_that_are_not_shares_of_one_table_share_columns(tmp_path):
+def test_runs_of_one_table_share_columns(tmp_path):
     for name, figures in (("two", {"mCE": 1.1}), ("one", {"mCE": 0.9, "mRR": 0.8})):
         card = ResultCard(title="r", setting="robustness nuscenes_c", figures=figures, protocol={}, provenance={})
         write_result(card, tmp_path / name)
     rows = rows_of(compare([tmp_path / "two", tmp_path / "one"]))
     assert rows[str(tmp_path / "two")][1:] == ["110.00", "–", "–"]
-    name = "ScaLR (Table 6: WI-48-768, dinov2_vitl14, all four datasets), published for another setting"
+    name = "ScaLR (Table 6: WI-48-768, dinov2_vitl14, all four datasets), published for the nearest setting"
     assert rows[name][1:] == ["87.40", "83.80", "–"]
+    others = {name.split(" (")[0] for name in rows if name.endswith("another setting")}
+    assert others == {"WaffleIron", "PPKT", "SLidR", "Seal", "Cylinder3D", "2DPASS", "SPVCNN", "GFNet"}
 
 
 def test_a_folder_without_a_result_is_said(tmp_path):

@@ -82,7 +82,7 @@ def test_from_scratch_does_not_see_the_student(config, tmp_path):
     assert written["protocol"]["schedule"]["layer_decay"] == 1
     assert (written["model"]["teachers"], written["model"]["pretrained on"]) == ([], [])
     assert written["provenance"]["teachers"] == {}  # whatever the student was distilled from
-    assert any("other than WaffleIron" in departure for departure in written["departures"])
+    assert any("differs from WaffleIron" in departure for departure in written["departures"])
 
 
 def test_a_model_that_has_seen_labels_is_said_to_be_one_where_it_is_probed(config, tmp_path):
@@ -90,7 +90,7 @@ def test_a_model_that_has_seen_labels_is_said_to_be_one_where_it_is_probed(confi
     again = ProbeConfig(student=finetuned, root=config.root, out=tmp_path / "again", epochs=1, fast=True)
     probe(again)
     written = json.loads((again.out / "result.json").read_text())
-    seen = "finetuned on nuscenes train (2 frames) by the schedule of scalr, other than published: epochs 2, not 25"
+    seen = "finetuned on nuscenes train (2 frames) by the schedule of scalr with deviations: epochs 2, not 25"
     assert any(departure.startswith(f"the student has seen labels: {seen}") for departure in written["departures"])
     assert f"WI-{DEPTH}-8, of unknown pretraining; {seen}" in (again.out / "result.md").read_text()
     write_official(load_student(finetuned), tmp_path / "official.pth")

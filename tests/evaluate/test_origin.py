@@ -56,7 +56,7 @@ def test_a_student_is_told_by_its_network_its_recipe_and_its_teacher():
         (WITH_CLASSES, FINETUNED, f"{OF_DISTILLED}; {LABELS}"),
         (
             *(WITH_CLASSES, PROBED),
-            f"{OF_DISTILLED}; {LABELS}; {LABELS.replace('finetuned', 'probed')}, other than published: seed 1 and fast",
+            f"{OF_DISTILLED}; {LABELS}; {LABELS.replace('finetuned', 'probed')} with deviations: seed 1 and fast",
         ),
         (WITH_CLASSES, FINETUNED | {"distillation": NEW_WEIGHTS}, f"from new weights; {LABELS}"),
         (NETWORK, CONVERTED, "converted from a.pth (SHA-256 0123456789ab)"),

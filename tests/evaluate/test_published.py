@@ -1,146 +1,27 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, replace
-from itertools import groupby
 from typing import Any
 
 import pytest
+from published_tables import BEGIN, END, PAGE, tables
 
-from doc_examples import DOCS
-from scalr.distill.recipe import load_recipe, recipe_values
+from scalr.distill.recipe import Recipe, load_recipe, recipe_values
 from scalr.evaluate.class_sets import RAW_IDS
 from scalr.evaluate.finetune import FinetuneConfig
 from scalr.evaluate.origin import origin_of
 from scalr.evaluate.probe import ProbeConfig
-from scalr.evaluate.published import NAMES, PUBLISHED, Published, nearest, published_for
+from scalr.evaluate.published import PUBLISHED, published_for
+from scalr.evaluate.published_result import NAMES, Published, nearest, rows_of_setting
+from scalr.extract.datasets.simulated import SIMULATED
 
-DATASETS = ("nuscenes", "semantic_kitti", "pandaset_64", "pandaset_gt")
-FINETUNED = (
-    *("nuscenes 1%", "nuscenes 10%", "nuscenes 100%", "semantic_kitti 1%", "semantic_kitti 100%"),
-    *("pandaset_64 100%", "pandaset_gt 100%"),
-)
 L_ON_ALL = "WI-48-768, dinov2_vitl14, all four datasets"
-L_ON_NUSCENES = "WI-48-768, dinov2_vitl14, nuscenes"
-# The tables of the paper: table and model -> mIoU by setting, in the order of DATASETS and FINETUNED.
-PROBED = {
-    f"ScaLR (Table 4: {L_ON_ALL})": (67.8, 55.8, 37.9, 34.5),
-    f"ScaLR (Table 4: {L_ON_NUSCENES})": (67.8, 43.1, 33.9, 29.9),
-    "ScaLR (Table 4: WI-48-256, dino_vits8, nuscenes)": (54.4, 28.8, 26.9, 25.2),
-    "ScaLR (Table 4: WI-48-256, dino_vits8, semantic_kitti)": (39.5, 46.6, 25.3, 25.7),
-    "ScaLR (Table 4: WI-48-256, dino_vits8, pandaset_64)": (39.6, 25.6, 30.0, 24.7),
-    "ScaLR (Table 4: WI-48-256, dino_vits8, pandaset_gt)": (29.9, 26.9, 23.5, 28.5),
-    "ScaLR (Table 4: WI-48-256, dino_vits8, nuscenes + semantic_kitti)": (54.4, 50.1, 29.3, 28.9),
-    "ScaLR (Table 4: WI-48-256, dino_vits8, all four datasets)": (54.6, 50.6, 33.1, 32.3),
-    f"ScaLR+ (README of scalr_plus: {L_ON_ALL})": (70.4, 61.0, 43.5, 40.7),
-}
-PROBED_ON_NUSCENES = {
-    "Table 1: WI-48-256, dino_vits8, nuscenes slidr_train, contrastive, a head on the targets": 50.0,
-    "Table 1: WI-48-256, dino_vits8, nuscenes slidr_train, contrastive, no head on the targets": 54.1,
-    "Table 1: WI-48-256, dino_vits8, nuscenes slidr_train": 56.7,
-    "Table 2: WI-48-96, dino_vits8, nuscenes slidr_train": 46.8,
-    "Table 2: WI-48-256, dino_vits8, nuscenes slidr_train": 54.2,
-    "Table 3: WI-48-256, mae_vitb16, nuscenes": 47.8,
-    "Table 3: WI-48-256, dino_vits8, nuscenes": 54.4,
-    "Table 3: WI-48-384, dino_vits8, nuscenes": 57.8,
-    "Table 3: WI-48-768, dino_vits8, nuscenes": 61.1,
-    "Table 3: WI-48-256, dinov2_vits14, nuscenes": 57.7,
-    "Table 3: WI-48-256, dinov2_vitb14, nuscenes": 60.2,
-    "Table 3: WI-48-256, dinov2_vitl14, nuscenes": 61.6,
-    "Table 3: WI-48-384, dinov2_vitl14, nuscenes": 63.9,
-    "Table 3: WI-48-768, dinov2_vitl14, nuscenes": 66.8,
-    "Table 7: WI-48-256, maskclip_vitb16, nuscenes": 59.4,
-    "Table 7: WI-48-256, dinov2_vitl14 + maskclip_vitb16, nuscenes": 62.5,
-    "Table 7: WI-48-384, maskclip_vitb16, nuscenes": 60.9,
-    "Table 7: WI-48-384, dinov2_vitl14 + maskclip_vitb16, nuscenes": 65.1,
-}
-PROBED_ON_KITTI = {
-    "Table 3: WI-48-256, dinov2_vitl14, semantic_kitti": 48.3,
-    "Table 3: WI-48-384, dinov2_vitl14, semantic_kitti": 50.6,
-    "Table 3: WI-48-768, dinov2_vitl14, semantic_kitti": 51.1,
-}
-TRAINED = {
-    ("finetune", f"ScaLR (Table 5: {L_ON_ALL})"): (50.7, 69.2, 78.4, 56.8, 65.8, 48.3, 41.1),
-    ("finetune", f"ScaLR (Table 5: {L_ON_NUSCENES})"): (51.0, 70.5, 77.9, 49.7, 63.9, 49.4, 42.1),
-    ("finetune", f"ScaLR+ (README of scalr_plus: {L_ON_ALL})"): (54.1, 70.7, 78.4, 57.4, 65.2, 50.7, 44.0),
-    ("scratch", "WaffleIron (ScaLR's Table 5: WI-48-768, new weights)"): (35.2, 62.2, 78.7, 49.6, 63.4, 47.8, 40.0),
-}
-# Of a setting each: a row's name, and its figures.
-OTHERS = {
-    ("finetune semantic_kitti 1%", f"ScaLR (README: {L_ON_ALL})"): {"mIoU": 55.8},
-    ("finetune nuscenes 1%", "ScaLR (Table 2: WI-48-96, dino_vits8, nuscenes slidr_train)"): {"mIoU": 38.8},
-    ("finetune nuscenes 1%", "ScaLR (Table 2: WI-48-256, dino_vits8, nuscenes slidr_train)"): {"mIoU": 41.4},
-    ("transfer semantic_kitti", f"ScaLR (Table 7: {L_ON_ALL})"): {"mIoU": 36.6},
-    ("transfer semantic_poss", f"ScaLR (Table 7: {L_ON_ALL})"): {"mIoU": 59.1},
-    ("transfer semantic_kitti", f"ScaLR (Table 7: {L_ON_NUSCENES})"): {"mIoU": 29.6},
-    ("transfer semantic_poss", f"ScaLR (Table 7: {L_ON_NUSCENES})"): {"mIoU": 57.1},
-    ("transfer semantic_kitti", "WaffleIron (ScaLR's Table 7: WI-48-768, new weights)"): {"mIoU": 28.6},
-    ("transfer semantic_poss", "WaffleIron (ScaLR's Table 7: WI-48-768, new weights)"): {"mIoU": 54.0},
-    ("robustness nuscenes_c", f"ScaLR (Table 6: {L_ON_ALL})"): {"mCE": 87.4, "mRR": 83.8, "mIoU corrupted": 65.7},
-    ("robustness nuscenes_c", f"ScaLR (Table 6: {L_ON_NUSCENES})"): {"mCE": 89.1, "mRR": 83.7, "mIoU corrupted": 65.2},
-    ("robustness nuscenes_c", "WaffleIron (ScaLR's Table 6: WI-48-768, new weights)"): {
-        "mCE": 90.9,
-        "mRR": 80.6,
-        "mIoU corrupted": 63.5,
-    },
-    ("robustness nuscenes_c", "WaffleIron (Robo3D's README: new weights)"): {
-        "mCE": 106.73,
-        "mRR": 72.78,
-        "mIoU clean": 76.07,
-    },
-    ("robustness semantic_kitti_c", "WaffleIron (Robo3D's README: new weights)"): {
-        "mCE": 109.54,
-        "mRR": 72.18,
-        "mIoU clean": 66.04,
-    },
-}
-
-
-# Of MinkUNets: probed, finetuned with 1, 10 and 100 % of nuScenes' labels and 1 % of SemanticKITTI's.
-RESNET, RESNET_4 = "resnet50_moco_v2", "resnet50_moco_v2_stride4"
 MINK, ON_600, WITH_HEAD = "MinkUNet", "nuscenes slidr_train", "contrastive, a head on the targets"
-BY_SLIDR = {
-    f"PPKT (ScaLR's Table 8: {MINK}, {RESNET}, {ON_600}, {WITH_HEAD})": (35.9, 37.8, 60.3, 74.5, 44.0),
-    f"SLidR (ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})": (38.8, 38.3, 59.8, 74.8, 44.6),
-    f"ST-SLidR (ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})": (40.5, 40.8, 60.8, 75.1, 44.7),
-    f"Seal (ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})": (45.0, 45.8, 63.0, 75.6, 46.6),
-    f"PPKT (ScaLR's Table 2: {MINK}, {RESNET}, {ON_600}, {WITH_HEAD})": (36.4, 37.5),
-    f"SLidR (ScaLR's Table 2: {MINK}, {RESNET_4}, {ON_600})": (38.8, 39.0),
-    f"ST-SLidR (ScaLR's Table 2: {MINK}, {RESNET_4}, {ON_600})": (40.5, 40.8),
-    f"Seal (ScaLR's Table 2: {MINK}, {RESNET_4}, {ON_600})": (45.0, 45.8),
-    f"PPKT (ScaLR's Table 2: {MINK}, dino_vits8, {ON_600}, {WITH_HEAD})": (38.6, 40.6),
-    f"SLidR (ScaLR's Table 2: {MINK}, dino_vits8, {ON_600})": (39.3, 39.0),
-    f"ScaLR (Table 2: {MINK}, dino_vits8, {ON_600})": (42.4, 40.5),
-    f"ScaLR (Table 1: {MINK}, dino_vits8, {ON_600}, {WITH_HEAD})": (39.3,),
-    f"ScaLR (Table 1: {MINK}, dino_vits8, {ON_600}, contrastive, no head on the targets)": (43.4,),
-    f"ScaLR (Table 1: {MINK}, dino_vits8, {ON_600})": (43.6,),
-    f"ScaLR (Table 1: {MINK}, dino_vits8, {ON_600}, one camera)": (42.1,),
-    f"ScaLR (README of LiMA: {MINK}, dinov2_vits14, nuscenes)": (49.66, 45.89, 61.07, 73.39, 46.06),
-    f"ScaLR (README of LiMA: {MINK}, dinov2_vitb14, nuscenes)": (51.90, 48.90, 62.88, 74.15, 47.77),
-    f"ScaLR (README of LiMA: {MINK}, dinov2_vitl14, nuscenes)": (51.77, 49.13, 62.75, 74.16, 48.64),
-    f"MinkUNet (ScaLR's Table 8: {MINK}, new weights)": (8.1, 30.3, 56.2, 74.7, 39.5),
-}
-BY_SLIDR_ON = ("probe nuscenes", *(f"finetune {on}" for on in FINETUNED[:4]))
-
-
-def test_figures_are_those_of_the_papers_and_readmes():
-    expected = dict(OTHERS)
-    for name, figures in BY_SLIDR.items():
-        settings = [on.replace("finetune", "scratch") if "new weights" in name else on for on in BY_SLIDR_ON]
-        pairs = zip(settings, figures, strict=False)
-        expected |= {(f"{setting} by slidr", name): {"mIoU": miou} for setting, miou in pairs}
-    for name, figures in PROBED.items():
-        expected |= {(f"probe {on}", name): {"mIoU": miou} for on, miou in zip(DATASETS, figures, strict=True)}
-    for on, rows in (("nuscenes", PROBED_ON_NUSCENES), ("semantic_kitti", PROBED_ON_KITTI)):
-        expected |= {(f"probe {on}", f"ScaLR ({name})"): {"mIoU": miou} for name, miou in rows.items()}
-    for (verb, name), figures in TRAINED.items():
-        expected |= {(f"{verb} {on}", name): {"mIoU": miou} for on, miou in zip(FINETUNED, figures, strict=True)}
-    assert {(row.setting, row.name): dict(row.figures) for row in PUBLISHED} == expected
-    assert len(PUBLISHED) == len(expected)  # no two of one name in one setting
+RESNET_4 = "resnet50_moco_v2_stride4"
 
 
 def card_of(row: Published) -> tuple[dict, dict]:
-    """Model and protocol of a run in the row's setting, as far as it is said."""
+    """Model and protocol of a run in the row's setting, as far as the source says it."""
     said = (
         {name: value for name, value in values.items() if value is not None} for values in (row.model, row.protocol)
     )
@@ -167,7 +48,7 @@ def test_a_figure_is_matched_by_its_own_setting_and_each_change_of_it_is_named(r
                 {key: value for key, value in each.items() if key != name or each is not values}
                 for each in (model, protocol)
             ]
-            # Cards from before there were other backbones do not name theirs.
+            # Result files from before there were other backbones do not name theirs.
             assert row.differences(*without).unknown or name == "backbone"
 
 
@@ -183,6 +64,46 @@ def test_the_nearest_row_is_of_the_setting_where_one_is():
         assert nearest(published_for(row.setting), *found).differences(*found).of_run == []
 
 
+def test_no_run_has_two_published_settings():
+    """Nor has a run the setting of a row whose source does not say the network."""
+    for row in PUBLISHED:
+        found = rows_of_setting(published_for(row.setting), *card_of(row))
+        assert row in found or row.model.get("width", "said") is None
+        for each in found:
+            assert (each.model, each.protocol) == (row.model, row.protocol)
+
+
+def test_a_setting_stands_twice_only_where_sources_report_different_values():
+    by_setting = {}
+    for row in PUBLISHED:
+        key = (row.who, row.setting, str(row.model), str(row.protocol))
+        by_setting.setdefault(key, []).append(row)
+    several = [rows for rows in by_setting.values() if len(rows) > 1]
+    assert {(rows[0].who, rows[0].setting) for rows in several} == {
+        ("ScaLR", "finetune semantic_kitti 1%"),
+        ("PPKT", "probe nuscenes by slidr"),
+        *((who, "finetune nuscenes 1% by slidr") for who in ("PPKT", "SLidR")),
+    }
+    for rows in several:
+        assert len({str(row.figures) for row in rows}) == len(rows)
+    assert len({(row.setting, row.name) for row in PUBLISHED}) == len(PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("model", "protocol"),
+    [
+        ({}, {"data": SIMULATED}),
+        ({"teacher's weights": "random"}, {}),
+        ({"teacher's weights": ["published", "random"]}, {}),
+    ],
+)
+def test_no_published_result_has_the_setting_of_a_simulated_run_or_of_random_weights(model, protocol):
+    (row,) = (row for row in published_for("probe nuscenes") if L_ON_ALL in row.name and row.who == "ScaLR")
+    found = card_of(row)
+    assert rows_of_setting([row], *found) == [row]
+    assert rows_of_setting([row], found[0] | model, found[1] | protocol) == []
+
+
 def test_what_is_not_said_brings_a_row_no_nearer():
     """MAE's row says less of its teacher than DINOv2's: that is no reason to set it beside a student of DINOv2."""
     (row,) = (row for row in PUBLISHED if row.name == "ScaLR (Table 3: WI-48-256, dinov2_vits14, nuscenes)")
@@ -195,14 +116,16 @@ def test_a_row_of_another_loss_is_no_nearer_for_its_teacher():
     """LiMA's README says little but the teacher and the loss, and so differs in little."""
     rows = published_for("probe nuscenes by slidr")
     (lima,) = (row for row in rows if row.name.startswith("ScaLR (README of LiMA") and "vits14" in row.name)
-    (slidr,) = (row for row in rows if row.name == f"SLidR (ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})")
+    (slidr,) = (
+        row for row in rows if row.name == f"SLidR (ScaLR's Table 2 and ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})"
+    )
     model, protocol = card_of(slidr)
     model |= {"teachers": ["dinov2_vits14"], "feature": "x_prenorm"}
     assert nearest(rows, model, protocol).who == "SLidR"
     assert nearest(rows, model | {"objective.loss": "similarity"}, protocol) is lima
 
 
-def test_figures_on_other_lidars_are_of_the_classes_that_transfer_uses():
+def test_results_on_other_lidars_are_of_the_classes_that_transfer_uses():
     rows = {row.setting: row.protocol["classes"] for row in PUBLISHED if row.setting.startswith("transfer ")}
     assert rows == {
         f"transfer {dataset}": len(RAW_IDS[name][dataset])
@@ -218,99 +141,122 @@ def test_a_supervised_model_is_set_beside_supervised_ones():
     assert nearest(published_for("robustness nuscenes_c"), {"depth": 3, "width": 8}, protocol).who == "ScaLR"
 
 
-def provenance(recipe: str, teachers: dict[str, dict], *sets: tuple[str, str, int]) -> dict:
+def provenance(recipe: Recipe, teachers: dict[str, dict], *sets: tuple[str, str, int]) -> dict:
     """As `distill` records it."""
     sources = [
-        {"dataset": dataset, "split": split, "num_frames": frames, "occlusion": "keep"}
+        {"dataset": dataset, "split": split, "num_frames": frames, "occlusion": "keep", "superpixels": SLIC}
         for dataset, split, frames in sets
     ]
     made = {"weights": "hub", "image_size": [224, 448], "feature": "x_prenorm", "pos_embed": "official"}
     return {
         "stores": [{"sources": [source], "frames_in_use": [source["num_frames"]]} for source in sources],
         "teachers": {name: made | changes for name, changes in teachers.items()},
-        "recipe": recipe_values(load_recipe(recipe)),
+        "recipe": recipe_values(recipe),
         "torch": "2",
     }
 
 
-WHOLE = (
+SLIC = {"method": "slic"}
+COMPLETE = (
     *(("nuscenes", "train", 28130), ("semantic_kitti", "train", 19130)),
     *(("pandaset_64", "train", 3920), ("pandaset_gt", "train", 3920)),
 )
+NUSCENES, KITTI, PANDAR64, PANDARGT = ((each,) for each in COMPLETE)
+MINI = (("nuscenes", "slidr_train", 24109),)
+DINO, DINOV2_L, MASKCLIP = {"dino_vits8": {}}, {"dinov2_vitl14": {}}, {"maskclip_vitb16": {"feature": "maskclip"}}
+BOTH, MAE = DINOV2_L | MASKCLIP, {"mae_vitb16": {"feature": "x_norm", "pos_embed": "timm"}}
 PLUS = {"dinov2_vitl14": {"image_size": [448, 896], "pos_embed": "timm"}}
-DINO, BOTH = {"dino_vits8": {}}, {"dinov2_vitl14": {}, "maskclip_vitb16": {"feature": "maskclip"}}
-MINI = ("nuscenes", "slidr_train", 24109)
-ON_MINI = "WI-48-256, dino_vits8, nuscenes slidr_train"
-OF_RECIPES = {
-    f"ScaLR (Table 4: {L_ON_ALL})": ("scalr_multi_dataset", {"dinov2_vitl14": {}}, WHOLE),
-    f"ScaLR+ (README of scalr_plus: {L_ON_ALL})": ("scalr_plus", PLUS, WHOLE),
-    "ScaLR (Table 3: WI-48-256, dinov2_vitl14, nuscenes)": ("scalr_wi256", {"dinov2_vitl14": {}}, WHOLE[:1]),
-    "ScaLR (Table 3: WI-48-384, dinov2_vitl14, nuscenes)": ("scalr_wi384", {"dinov2_vitl14": {}}, WHOLE[:1]),
-    "ScaLR (Table 3: WI-48-768, dinov2_vitl14, nuscenes)": ("scalr_wi768", {"dinov2_vitl14": {}}, WHOLE[:1]),
-    "ScaLR (Table 2: WI-48-96, dino_vits8, nuscenes slidr_train)": ("scalr_wi96", DINO, (MINI,)),
-    f"ScaLR (Table 1: {ON_MINI}, contrastive, a head on the targets)": ("table1_contrastive_head", DINO, (MINI,)),
-    f"ScaLR (Table 1: {ON_MINI}, contrastive, no head on the targets)": ("table1_contrastive", DINO, (MINI,)),
-    f"ScaLR (Table 1: {ON_MINI})": ("table1_similarity", DINO, (MINI,)),
+LOSS = f"WI-48-256, dino_vits8, {ON_600}"
+B16 = "training.batch_size=16"
+# A published row that a student's probing is set beside: recipe with changes, teachers, training sets.
+STUDENTS = {
+    f"ScaLR (Table 4 and Table 8: {L_ON_ALL})": ("scalr_multi_dataset", DINOV2_L, COMPLETE),
+    f"ScaLR+ (README of scalr_plus: {L_ON_ALL})": ("scalr_plus", PLUS, COMPLETE),
+    "ScaLR (Table 4: WI-48-768, dinov2_vitl14, nuscenes)": ("scalr_wi768 training.epochs=49", DINOV2_L, NUSCENES),
+    "ScaLR (Table 3: WI-48-768, dinov2_vitl14, nuscenes)": ("scalr_wi768", DINOV2_L, NUSCENES),
+    "ScaLR (Table 3: WI-48-768, dino_vits8, nuscenes)": ("scalr_wi768", DINO, NUSCENES),
+    "ScaLR (Table 3: WI-48-384, dino_vits8, nuscenes)": ("scalr_wi384", DINO, NUSCENES),
+    "ScaLR (Table 3: WI-48-256, dino_vits8, nuscenes)": ("scalr_wi256", DINO, NUSCENES),
+    "ScaLR (Table 3: WI-48-256, mae_vitb16, nuscenes)": ("scalr_wi256", MAE, NUSCENES),
+    "ScaLR (Table 3: WI-48-256, dinov2_vits14, nuscenes)": ("scalr_wi256", {"dinov2_vits14": {}}, NUSCENES),
+    "ScaLR (Table 3: WI-48-256, dinov2_vitb14, nuscenes)": ("scalr_wi256", {"dinov2_vitb14": {}}, NUSCENES),
+    "ScaLR (Table 3 and Table 7: WI-48-256, dinov2_vitl14, nuscenes)": ("scalr_wi256", DINOV2_L, NUSCENES),
+    "ScaLR (Table 3 and Table 7: WI-48-384, dinov2_vitl14, nuscenes)": ("scalr_wi384", DINOV2_L, NUSCENES),
+    "ScaLR (Table 4: WI-48-256, dino_vits8, nuscenes)": (f"scalr_wi256 {B16}", DINO, NUSCENES),
+    "ScaLR (Table 4: WI-48-256, dino_vits8, semantic_kitti)": (f"scalr_wi256 {B16}", DINO, KITTI),
+    "ScaLR (Table 4: WI-48-256, dino_vits8, pandaset_64)": (f"scalr_wi256 {B16}", DINO, PANDAR64),
+    "ScaLR (Table 4: WI-48-256, dino_vits8, pandaset_gt)": (f"scalr_wi256 {B16}", DINO, PANDARGT),
+    "ScaLR (Table 4: WI-48-256, dino_vits8, nuscenes + semantic_kitti)": (f"scalr_wi256 {B16}", DINO, COMPLETE[:2]),
+    "ScaLR (Table 4: WI-48-256, dino_vits8, all four datasets)": (f"scalr_wi256 {B16}", DINO, COMPLETE),
+    "ScaLR (Table 7: WI-48-256, maskclip_vitb16, nuscenes)": ("scalr_wi256", MASKCLIP, NUSCENES),
+    "ScaLR (Table 7: WI-48-256, dinov2_vitl14 + maskclip_vitb16, nuscenes)": (
+        *("scalr_multi_teacher student.width=256 student.norm=batch", BOTH, NUSCENES),
+    ),
+    f"ScaLR (Table 2: WI-48-96, dino_vits8, {ON_600})": ("scalr_wi96", DINO, MINI),
+    f"ScaLR (Table 2: {LOSS})": ("scalr_wi256", DINO, MINI),
+    f"ScaLR (Table 1: {LOSS}, {WITH_HEAD})": ("table1_contrastive_head", DINO, MINI),
+    f"ScaLR (Table 1: {LOSS}, contrastive, no head on the targets)": ("table1_contrastive", DINO, MINI),
+    f"ScaLR (Table 1: {LOSS})": ("table1_similarity", DINO, MINI),
+}
+MINK_600 = f"{MINK}, dino_vits8, {ON_600}"
+MINKUNETS = {
+    f"ScaLR (Table 1: {MINK_600}, {WITH_HEAD})": ("table1_minkunet_contrastive_head", DINO, MINI),
+    f"ScaLR (Table 1: {MINK_600}, contrastive, no head on the targets)": ("table1_minkunet_contrastive", DINO, MINI),
+    f"ScaLR (Table 1: {MINK_600})": ("table1_minkunet_similarity", DINO, MINI),
+    f"ScaLR (Table 1: {MINK_600}, one camera)": ("table1_minkunet_similarity_one_camera", DINO, MINI),
+    f"PPKT (ScaLR's Table 2: {MINK_600}, {WITH_HEAD})": ("table2_ppkt_minkunet", DINO, MINI),
+    f"SLidR (ScaLR's Table 2: {MINK_600})": ("table2_slidr_minkunet", DINO, MINI),
+    f"ScaLR (Table 2: {MINK_600})": ("table2_scalr_minkunet", DINO, MINI),
+    f"ScaLR (README of LiMA: {MINK}, dinov2_vits14, nuscenes)": (
+        *("scalr_minkunet_vits", {"dinov2_vits14": {}}, NUSCENES),
+    ),
 }
 
 
-@pytest.mark.parametrize("name", OF_RECIPES)
-def test_a_student_of_the_bundled_recipe_is_of_the_published_setting(name):
-    made = provenance(*OF_RECIPES[name][:2], *OF_RECIPES[name][2])
-    (row,) = (row for row in published_for("probe nuscenes") if row.name == name)
-    _, protocol = card_of(row)
-    network = load_recipe(OF_RECIPES[name][0]).student
-    assert row.differences(origin_of(network, made), protocol).of_run == []
+@pytest.mark.parametrize("name", [*STUDENTS, *MINKUNETS])
+def test_a_probed_student_of_a_recipe_stands_beside_the_row_of_its_setting_alone(name):
+    """Losses, heads, widths, teachers, training sets, several teachers, and the 600 and 100 scenes of Table 1."""
+    recipe, teachers, sets = (STUDENTS | MINKUNETS)[name]
+    schedule = "slidr" if name in MINKUNETS else "scalr_plus" if name.startswith("ScaLR+") else "scalr"
+    found = rows_of_setting(
+        published_for("probe nuscenes by slidr" if schedule == "slidr" else "probe nuscenes"),
+        origin_of_student(recipe, teachers, sets),
+        probing_on("slidr_train" if "Table 1" in name else "train", schedule),
+    )
+    assert [row.name for row in found] == [name]
 
 
-OF_600 = f"{MINK}, dino_vits8, {ON_600}"
-S_14 = {"dinov2_vits14": {}}
-BY_SLIDR_OF_RECIPES = {
-    f"ScaLR (Table 1: {OF_600}, {WITH_HEAD})": ("table1_minkunet_contrastive_head", DINO, MINI),
-    f"ScaLR (Table 1: {OF_600}, contrastive, no head on the targets)": ("table1_minkunet_contrastive", DINO, MINI),
-    f"ScaLR (Table 1: {OF_600})": ("table1_minkunet_similarity", DINO, MINI),
-    f"ScaLR (Table 1: {OF_600}, one camera)": ("table1_minkunet_similarity_one_camera", DINO, MINI),
-    f"PPKT (ScaLR's Table 2: {OF_600}, {WITH_HEAD})": ("table2_ppkt_minkunet", DINO, MINI),
-    f"SLidR (ScaLR's Table 2: {OF_600})": ("table2_slidr_minkunet", DINO, MINI),
-    f"ScaLR (Table 2: {OF_600})": ("table2_scalr_minkunet", DINO, MINI),
-    f"ScaLR (README of LiMA: {MINK}, dinov2_vits14, nuscenes)": ("scalr_minkunet_vits", S_14, WHOLE[0]),
-}
+def origin_of_student(recipe: str, teachers: dict[str, dict], sets: tuple) -> dict:
+    name, *changes = recipe.split()
+    made = load_recipe(name, changes)
+    return origin_of(made.student, provenance(made, teachers, *sets))
 
 
-@pytest.mark.parametrize("name", BY_SLIDR_OF_RECIPES)
-def test_a_minkunet_of_the_bundled_recipe_is_of_the_published_setting(name):
-    recipe, teachers, of = BY_SLIDR_OF_RECIPES[name]
-    assert differences_by_slidr(name, recipe, teachers, of) == []
-
-
-def differences_by_slidr(name: str, recipe: str, teachers: dict, of: tuple[str, str, int]) -> list[str]:
-    """Of a probed student of a recipe, in a setting "by slidr"."""
-    made = provenance(recipe, teachers, of)
-    made["stores"][0]["sources"][0]["superpixels"] = {"method": "slic"}
-    (row,) = (row for row in published_for("probe nuscenes by slidr") if row.name == name)
-    _, protocol = card_of(row)
-    return row.differences(origin_of(load_recipe(recipe).student, made), protocol).of_run
+def probing_on(split: str, schedule: str) -> dict:
+    """The protocol of a probing of nuScenes, as its result file has it."""
+    trained, scored, on = (24109, 4021, "slidr_val") if split == "slidr_train" else (28130, 6019, "val")
+    return {
+        "training_frames": trained,
+        "training_split": split,
+        "frames": scored,
+        "split": on,
+        "classes": 16,
+        "schedule_of": schedule,
+        "mean_over": "present or predicted",
+    }
 
 
 def test_what_no_store_can_have_of_the_baselines_of_resnet_is_said():
-    """Their images were cropped and flipped anew each time, and their targets projected before they were pooled."""
-    name = f"ST-SLidR (ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})"
+    """Their images were cropped and flipped again each time, and their targets projected before they were pooled."""
+    names = f"ST-SLidR (ScaLR's Table 2 and ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})"
+    (row,) = (row for row in published_for("probe nuscenes by slidr") if row.name == names)
     teachers = {RESNET_4: {"feature": "layer4", "pos_embed": None}}
-    assert differences_by_slidr(name, "table8_st_slidr", teachers, MINI) == [
+    found = row.differences(origin_of_student("table8_st_slidr", teachers, MINI), probing_on("train", "slidr"))
+    assert found.of_run == [
         "image size 224x448, not 224x416",
         "image augmentation none, not random crops and flips",
         "objective.target_head none, not linear",
     ]
-
-
-def test_two_teachers_are_those_of_table_7():
-    made = provenance("scalr_multi_teacher", BOTH, *WHOLE[:1])
-    network = replace(load_recipe("scalr_multi_teacher").student, width=256, norm="batch")
-    made["recipe"]["student"] = asdict(network)
-    name = "ScaLR (Table 7: WI-48-256, dinov2_vitl14 + maskclip_vitb16, nuscenes)"
-    (row,) = (row for row in PUBLISHED if row.name == name)
-    _, protocol = card_of(row)
-    assert row.differences(origin_of(network, made), protocol).of_run == []
 
 
 # Keys of a recipe that are not compared: they follow from others, are of the machine, the precision, the draws, or of
@@ -335,14 +281,13 @@ OF_COSINE = {"training.min_learning_rate", "training.warmup_steps"}
 )
 def test_all_that_a_recipe_says_is_compared(recipe, who, without):
     (row, *_) = (row for row in published_for("probe nuscenes") if row.who == who)
-    made = provenance(recipe, {"dinov2_vitl14": {}}, *WHOLE)
-    found = origin_of(load_recipe(recipe).student, made)
+    found = origin_of_student(recipe, DINOV2_L, COMPLETE)
     without = without | OF_SGD | OF_ST_SLIDR
     assert found.keys() - row.model.keys() == NOT_COMPARED | without | {"labels", "student", "superpixels"}
 
 
-def test_settings_of_the_verbs_are_published():
-    """What the verbs write as their setting, where the papers have figures."""
+def test_settings_of_the_commands_are_published():
+    """What the commands write as their setting, where the papers have results."""
     base = {"student": "s", "root": "r", "out": "o"}
     assert published_for(FinetuneConfig(**base, labels="1%").setting)
     assert published_for(ProbeConfig(**base, dataset="semantic_kitti").setting)
@@ -357,37 +302,18 @@ def test_settings_of_the_verbs_are_published():
     assert published_for(None) == []
 
 
-def rows_of_page(section: str) -> list[list[str]]:
-    """Of its table, without the two lines of the head."""
-    page = re.split(r"(?m)^## ", (DOCS / "reproduce.md").read_text().split(f"## {section}\n")[1])[0]
-    lines = [line for line in page.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+def test_the_page_has_every_published_result():
+    made = PAGE.read_text().split(BEGIN)[1].split(END)[0].strip()
+    assert made == tables().strip(), "run python tests/published_tables.py"
 
 
-def text_of(row: Published) -> str:
-    return ", ".join(str(value) if name == "mIoU" else f"{name} {value}" for name, value in row.figures.items())
-
-
-def test_the_page_has_a_command_for_each_setting_and_the_figures_of_the_students_on_all_datasets():
-    shown = {setting.strip("`"): figures for setting, _, *figures in rows_of_page("The tables")}
+def test_the_page_has_a_command_for_each_setting():
+    page = re.split(r"(?m)^## ", PAGE.read_text().split("## Headline results\n")[1])[0]
+    lines = [line for line in page.splitlines() if line.startswith("|")][2:]
+    shown = {cells[0].strip(" `"): cells[2:] for cells in (line.strip("|").split("|") for line in lines)}
     assert shown.keys() == {row.setting for row in PUBLISHED if not re.search("^scratch|by slidr$", row.setting)}
-    for setting, figures in shown.items():
-        rows = [
-            *published_for(setting),
-            *published_for(setting.replace("finetune", "scratch") * ("finetune" in setting)),
-        ]
-        scalr, plus, supervised = (
-            [row for row in rows if row.who == who and (L_ON_ALL in row.name or who == "WaffleIron")]
-            for who in ("ScaLR", "ScaLR+", "WaffleIron")
-        )
-        expected = [
-            "; ".join(f"{text_of(row)} ({row.source})" if len(group) > 1 else text_of(row) for row in group)
-            for group in (scalr, plus, supervised)
-        ]
-        assert figures == [text or "–" for text in expected], setting
-
-
-def test_the_page_has_every_figure_with_its_setting():
-    by_name = groupby(sorted(PUBLISHED, key=lambda row: row.name), key=lambda row: row.name)
-    expected = [[name, "; ".join(f"{row.setting} {text_of(row)}" for row in rows)] for name, rows in by_name]
-    assert rows_of_page("Every published figure") == expected
+    for setting, (scalr, plus) in shown.items():
+        for who, cell in (("ScaLR", scalr), ("ScaLR+", plus)):
+            rows = [row for row in published_for(setting) if row.who == who and L_ON_ALL in row.name]
+            numbers = [str(value) for row in rows for value in row.figures.values()]
+            assert re.findall(r"\d+\.\d+", cell) == numbers, setting

@@ -108,7 +108,7 @@ def test_all_copies_are_scored_and_put_together(config):
     assert written["figures"]["mCE"] == pytest.approx(result.mce / 100)
     assert written["departures_of_protocol"] == []
     (departure,) = written["departures"]  # in what the model is not WaffleIron without distillation
-    assert departure.startswith("other than ")
+    assert departure.startswith("differs from ")
     assert written["model"]["width"] == 8
     assert written["protocol"]["frames"] == 2
     assert written["protocol"]["corruptions"] == "as downloaded"

@@ -110,7 +110,7 @@ def test_a_model_of_one_lidar_is_scored_on_another(target, simulated, tmp_path):
     assert result["departures_of_protocol"] == []
     assert "width 8, not 768" in result["departures"][0]
     (training,) = result["model"]["labels"]
-    assert training.startswith("probed on nuscenes train (2 frames) by the schedule of scalr, other than published: ")
+    assert training.startswith("probed on nuscenes train (2 frames) by the schedule of scalr with deviations: ")
     of_source = json.loads((tmp_path / "source/result.json").read_text())
     assert of_source["setting"] is None  # nothing is published for a source's shared classes
     assert result["protocol"]["trained_on"] == of_source["protocol"]["training_frames_sha256"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from scalr.extract import preparation, run
 from scalr.extract.intensity import IntensityStatistics
 from scalr.extract.plan import Part
 from scalr.extract.projection import Visibility, project
+from scalr.extract.store import format as fmt
+from scalr.extract.store import gathering
 from scalr.extract.teachers.teacher import Preprocessing
+from scalr.extract.verification import VerifyConfig, verify
 from store_comparison import assert_same_views, files
 
 
@@ -42,6 +46,23 @@ def test_what_a_killed_run_left_is_cleared_and_said(extract_tiny, caplog):
         extract_tiny()
     assert "cleared 1 leftovers of a run of part 0/1 that was killed" in caplog.text
     assert not left.exists()
+
+
+def test_an_extraction_ends_by_gathering_and_one_that_was_stopped_there_goes_on(extract_tiny, monkeypatch):
+    monkeypatch.setattr(gathering, "FEW_BLOCKS", 1)
+
+    def stopped(parts: object, kind: str, path: Path) -> None:
+        path.write_bytes(b"PAR1")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gathering, "write_gathered", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            extract_tiny(frames_per_block=1)
+    path = extract_tiny(frames_per_block=1).path
+    assert sorted(file.name for file in (path / fmt.GATHERED).iterdir()) == ["coordinates.parquet", "scans.parquet"]
+    assert not [file for file in (path / fmt.TMP).rglob("*") if file.is_file()]
+    assert verify(VerifyConfig(store=path)).whole
 
 
 def test_blocks_do_not_change_what_is_stored(extract_tiny):

@@ -283,7 +283,7 @@ def test_images_of_no_possible_size_are_refused(layout, image_shape, tmp_path):
 def test_a_scene_does_not_depend_on_the_others(simulated, tmp_path):
     write_world(tmp_path / "few", layout="semantic_poss", train_scenes=1, val_scenes=0, keyframes=1, seed=0)
     few = [path for path in (tmp_path / "few").rglob("*") if path.is_file()]
-    assert len(few) == 2
+    assert len(few) == 3  # scan, labels, and the file that says that they are simulated
     for path in few:
         assert path.read_bytes() == (simulated("semantic_poss") / path.relative_to(tmp_path / "few")).read_bytes()
 

@@ -1,4 +1,4 @@
-"""What a MinkUNet is: the section `student` of a recipe."""
+"""Settings of a MinkUNet: the section `student` of a recipe."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Blocks = Annotated[int, at_least(1), up_to(64)]
 
 Convolution = Literal["gather", "spconv"]
 
-STAGES_DOWN = 4  # of the eight
+STAGES_DOWN = 4  # of the eight stages
 
 
 @dataclass(frozen=True)
 class MinkUNetConfig(BackboneConfig):
-    """The network; the defaults are Res16UNet34C as SLidR pretrains it, but for the head.
+    """The network. The defaults, except for the head, are Res16UNet34C as SLidR pretrains it.
 
     Raises:
         StudentError: a value that cannot be used.
@@ -26,13 +26,13 @@ class MinkUNetConfig(BackboneConfig):
 
     backbone: str = "minkunet"
     stem_width: Width = 32
-    # Of the eight stages: four down, four up. The last width is that of the features.
+    # One value per stage: four down, four up. The last width is that of the features.
     widths: tuple[Width, Width, Width, Width, Width, Width, Width, Width] = (32, 64, 128, 256, 256, 128, 96, 96)
     blocks: tuple[Blocks, Blocks, Blocks, Blocks, Blocks, Blocks, Blocks, Blocks] = (2, 3, 4, 6, 2, 2, 2, 2)
-    convolution: Convolution = "gather"  # spconv: by the package of that name, on a GPU
-    bn_momentum: Annotated[float, above(0), up_to(1)] = 0.05  # of all batch norms but those within blocks
+    convolution: Convolution = "gather"  # spconv: the package of that name, on a GPU
+    bn_momentum: Annotated[float, above(0), up_to(1)] = 0.05  # of all batch norms except those within blocks
 
     @property
     def title(self) -> str:
-        """MinkUNet34-96: by the convolutions between the input and the coarsest grid, and the width of its features."""
+        """MinkUNet34-96: the number of convolutions down to the coarsest grid, and the width of the features."""
         return f"MinkUNet{2 * sum(self.blocks[:STAGES_DOWN]) + STAGES_DOWN}-{self.widths[-1]}"

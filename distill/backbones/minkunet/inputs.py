@@ -1,4 +1,4 @@
-"""From scans to what MinkUNet reads: one feature vector for each occupied voxel, and the kernel maps of five grids.
+"""MinkUNet's input from scans: one feature vector per occupied voxel, and the kernel maps of five grids.
 
 Letters in shapes: N points, M voxels, F features, B scans.
 """
@@ -22,27 +22,27 @@ Features = Literal["intensity", "scalr"]
 
 FEATURE_CHANNELS: dict[Features, int] = {"intensity": 1, "scalr": 5}
 COARSEST = 2 ** (LEVELS - 1)  # edge of a voxel of the coarsest grid
-REMISSION_OFFSET = 1.0  # SLidR adds it on SemanticKITTI, whose values are 0 to 1 and not 0 to 255
+REMISSION_OFFSET = 1.0  # SLidR adds it on SemanticKITTI, whose values are 0 to 1 instead of 0 to 255
 
 
 class VoxelInput(NamedTuple):
-    """One scan."""
+    """The network's input for one scan."""
 
     features: np.ndarray  # (M, F) float32
-    voxels: np.ndarray  # (M, 3) int32, from 0 on
+    voxels: np.ndarray  # (M, 3) int32 coordinates, from 0
     maps: ScanMaps
 
 
 @dataclass(frozen=True, eq=False)
 class VoxelBatch(PackedBatch):
-    """The voxels of B scans one after the other, on each of five grids.
+    """The voxels of B scans, concatenated, on each of five grids.
 
     Attributes:
-        features: (M, F) float32, of the finest grid.
-        voxels: (M, 4) int32, of the finest grid: number of the scan, and three coordinates in the scan's own frame.
-        extent: what coordinates are below; each is a multiple of 16.
-        neighbours: for each grid, finest first: the kernel of 3 between its voxels.
-        children: for each grid but the coarsest: the kernel of 2 from its voxels to those of the next.
+        features: (M, F) float32, on the finest grid.
+        voxels: (M, 4) int32, on the finest grid: number of the scan, and three coordinates in the scan's own frame.
+        extent: upper bounds of the coordinates, exclusive; each is a multiple of 16.
+        neighbours: per grid, finest first: the map of a kernel of 3 between its voxels.
+        children: per grid except the coarsest: the map of a kernel of 2 from its voxels to those of the next grid.
     """
 
     features: torch.Tensor
@@ -58,34 +58,34 @@ class VoxelBatch(PackedBatch):
 
 @dataclass(frozen=True)
 class MinkUNetInputs(ScanInputs):
-    """How a scan is cut into voxels, and which features a voxel has; the defaults are SLidR's.
+    """Settings of voxels and their features; the defaults are SLidR's.
 
-    The first point of a voxel, in the order of the file, stands for it: its features are the voxel's, and every point
-    of the voxel reads what the network says of it. Nothing is cropped.
+    The first point of a voxel, in the order of the file, represents it: its features are the voxel's features. Every
+    point of the voxel has the network's output for the voxel. The field of view is unlimited.
 
     Raises:
         StudentError: a value that cannot be used.
     """
 
     voxels: Voxels = "cylindrical"
-    voxel_size_m: Annotated[float, at_least(0.001), up_to(1000)] = 0.1  # an azimuth is always one degree
-    # Raw intensity, or as ScaLR: normalised intensity, x, y, z and distance from the sensor.
+    voxel_size_m: Annotated[float, at_least(0.001), up_to(1000)] = 0.1  # azimuth steps are always one degree
+    # intensity: raw. scalr: normalised intensity, x, y, z and distance from the sensor, as in ScaLR.
     features: Features = "intensity"
     intensity_offset: Annotated[float, at_least(-1000), up_to(1000)] = 0.0  # added to raw intensity
 
     @property
     def channels(self) -> int:
-        """F."""
+        """F, the number of features of a voxel."""
         return FEATURE_CHANNELS[self.features]
 
     def for_dataset(self, dataset: str, *, finetuning: bool = False) -> Self:
-        """On SemanticKITTI raw intensity is raised by 1, as in SLidR, unless it is raised already."""
+        """On SemanticKITTI, add 1 to raw intensity as in SLidR, unless an offset is set already."""
         if dataset != "semantic_kitti" or self.features != "intensity" or self.intensity_offset:
             return self
         return replace(self, intensity_offset=REMISSION_OFFSET)
 
     def for_distillation(self, dataset: str) -> Self:
-        """As `for_dataset`: a student meets the intensities again that it has learnt from."""
+        """As `for_dataset`, so that training and evaluation have the same intensities."""
         return self.for_dataset(dataset)
 
     def prepare(
@@ -101,7 +101,7 @@ class MinkUNetInputs(ScanInputs):
             radius = np.linalg.norm(xyz, axis=1, keepdims=True)
             normalised = (points[first, 3:] - intensity.mean) / intensity.std
             features = np.concatenate([normalised, xyz, radius], axis=1, dtype=np.float32)
-        # Moved by whole voxels of the coarsest grid, all grids stay as they are.
+        # A shift by complete voxels of the coarsest grid does not change any grid.
         start = coordinates.min(axis=0) // COARSEST * COARSEST
         scan = VoxelInput(features, (coordinates[first] - start).astype(np.int32), scan_maps(voxels.keys))
         return PreparedScan(scan, first, voxels.of_row)
@@ -109,7 +109,7 @@ class MinkUNetInputs(ScanInputs):
     def pack(self, inputs: Sequence[VoxelInput]) -> VoxelBatch:
         scans = [each.maps for each in inputs]
         voxels = [np.insert(each.voxels, 0, number, axis=1) for number, each in enumerate(inputs)]
-        sizes = list(zip(*(scan.sizes for scan in scans), strict=True))  # of each grid, those of the scans
+        sizes = list(zip(*(scan.sizes for scan in scans), strict=True))  # per grid, one size per scan
         neighbours = zip(*(scan.neighbours for scan in scans), strict=True)
         children = zip(*(scan.children for scan in scans), strict=True)
         return VoxelBatch(

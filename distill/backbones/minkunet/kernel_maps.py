@@ -1,10 +1,11 @@
-"""Kernel maps: for each offset of a kernel, which voxels are multiplied by it, and which ones the products go to.
+"""Kernel maps: for each kernel offset, the input voxels that it is applied to and the output voxels of the results.
 
-A compiled loop makes them once for each scan and grid, by a hash table of the voxels' keys (`voxels.voxel_keys`);
-`packed` joins those of several scans. Level l has voxels of 2^l of the finest ones along each axis.
+A compiled loop makes them once per scan and grid, with a hash table of the voxels' keys (`voxels.voxel_keys`); `packed`
+joins the maps of several scans. A voxel of level l has the edge of 2^l voxels of the finest level.
 
-Kernel offsets are numbered as in MinkowskiEngine, axis 0 fastest: 0 is (-1, -1, -1), 1 (0, -1, -1), 13 (0, 0, 0) of a
-kernel of 3; 0 is (0, 0, 0), 1 (1, 0, 0) of a kernel of 2, which looks in the positive direction only.
+Kernel offsets are numbered as in MinkowskiEngine, axis 0 fastest. In a kernel of 3, offset 0 is (-1, -1, -1), 1 is
+(0, -1, -1), 13 is (0, 0, 0). In a kernel of 2, which extends in the positive direction only, 0 is (0, 0, 0), 1 is
+(1, 0, 0).
 
 Letters in shapes: N rows of points, M voxels, P pairs of an input and an output voxel, K kernel offsets, B scans.
 """
@@ -22,42 +23,42 @@ from ...compiled import compiled
 from ...voxels import HASH_FACTOR
 from .voxels import BITS
 
-NONE = -1  # no voxel: of a free slot of a hash table, of a neighbour that does not exist
+NONE = -1  # no voxel: a free slot of a hash table, or a neighbour that does not exist
 LEVELS = 5
 CENTRE = 13  # the offset (0, 0, 0) of a kernel of 3
 
 
 class OccupiedVoxels(NamedTuple):
-    """The voxels of a scan, in the order in which its rows first fall into them."""
+    """The voxels of a scan, in the order of their first points."""
 
     keys: np.ndarray  # (M,) int64
-    first: np.ndarray  # (M,) int64, the first row of each
-    of_row: np.ndarray  # (N,) int64, each row's voxel
+    first: np.ndarray  # (M,) int64, the first row in each voxel
+    of_row: np.ndarray  # (N,) int64, the voxel of each row
 
 
 class Pairs(NamedTuple):
-    """The pairs of one scan, grouped by kernel offset, by ascending output voxel within a group; `CENTRE` left out."""
+    """The pairs of one scan, grouped by kernel offset, without `CENTRE`; output voxels ascend within a group."""
 
     source: np.ndarray  # (P,) int32 input voxel
     target: np.ndarray  # (P,) int32 output voxel
-    counts: np.ndarray  # (K,) int64 pairs of each offset
+    counts: np.ndarray  # (K,) int64 number of pairs per offset
 
 
 class ScanMaps(NamedTuple):
     """All kernel maps of one scan."""
 
-    sizes: tuple[int, ...]  # voxels of each level
-    neighbours: tuple[Pairs, ...]  # of each level: kernel of 3, stride 1
-    children: tuple[Pairs, ...]  # from each level but the last to the next: kernel of 2, stride 2
+    sizes: tuple[int, ...]  # number of voxels per level
+    neighbours: tuple[Pairs, ...]  # per level: kernel of 3, stride 1
+    children: tuple[Pairs, ...]  # per level except the last, to the next: kernel of 2, stride 2
 
 
 def occupied_voxels(keys: np.ndarray) -> OccupiedVoxels:
-    """The distinct ones of (N,) keys."""
+    """The distinct voxels among keys (N,)."""
     return OccupiedVoxels(*_distinct(keys)[:3])
 
 
 def scan_maps(keys: np.ndarray) -> ScanMaps:
-    """The kernel maps of (M,) distinct keys, the voxels of level 0."""
+    """The kernel maps of distinct keys (M,), the voxels of level 0."""
     sizes, neighbours, children = [len(keys)], [Pairs(*_neighbours(keys))], []
     for _ in range(1, LEVELS):
         coarse, *pairs = _children(keys)
@@ -70,13 +71,13 @@ def scan_maps(keys: np.ndarray) -> ScanMaps:
 
 @dataclass(frozen=True, eq=False)
 class KernelMap:
-    """The pairs of a batch, grouped by kernel offset, by ascending output row within a group.
+    """The pairs of a batch, grouped by kernel offset; output rows ascend within a group.
 
     Attributes:
         source, target: (P,) int32, input and output row of each pair.
-        counts: pairs of each of the K offsets.
-        num_sources, num_targets: input and output rows.
-        has_centre: whether each row is joined with itself, too, at offset `CENTRE`: no need to list these pairs.
+        counts: number of pairs of each of the K offsets.
+        num_sources, num_targets: numbers of input and output rows.
+        has_centre: whether each row is also paired with itself at offset `CENTRE`; these pairs are not listed.
     """
 
     source: torch.Tensor
@@ -87,7 +88,7 @@ class KernelMap:
     has_centre: bool
 
     def swapped(self) -> KernelMap:
-        """From outputs to inputs: of the transposed convolution."""
+        """The map from outputs to inputs, for the transposed convolution."""
         return replace(
             self,
             source=self.target,
@@ -98,11 +99,11 @@ class KernelMap:
 
 
 def packed(scans: Sequence[Pairs], sources: Sequence[int], targets: Sequence[int]) -> KernelMap:
-    """One map of the pairs of B scans, whose voxels stand one scan after the other.
+    """The map of B scans, whose voxels are concatenated.
 
     Args:
-        scans: their pairs.
-        sources, targets: (B,) input and output voxels of each scan.
+        scans: the pairs of each scan.
+        sources, targets: (B,) numbers of input and output voxels of each scan.
     """
     counts = np.stack([pairs.counts for pairs in scans])
     source, target = _joined(
@@ -124,7 +125,7 @@ def packed(scans: Sequence[Pairs], sources: Sequence[int], targets: Sequence[int
 
 @compiled
 def _slot(key, table, shift, keys):
-    """Where a key stands in a hash table of rows of `keys`, or would stand."""
+    """The slot of a key in a hash table of rows of `keys`, or the free slot for it."""
     slot = np.int64((np.uint64(key) * np.uint64(HASH_FACTOR)) >> shift)
     while table[slot] != NONE and keys[table[slot]] != key:
         slot = (slot + 1) & (len(table) - 1)
@@ -133,7 +134,7 @@ def _slot(key, table, shift, keys):
 
 @compiled
 def _distinct(rows):
-    """Distinct keys by first occurrence, the first row of each, number of each row's key, hash table and its shift."""
+    """Distinct keys by first occurrence, first row of each, index of each row's key, hash table and its shift."""
     bits = 4
     while (1 << bits) < 2 * len(rows):
         bits += 1
@@ -153,11 +154,11 @@ def _distinct(rows):
 
 @compiled
 def _neighbours(keys):
-    """Pairs of a kernel of 3 and stride 1, but for its centre: the voxel at each offset of each voxel, if any."""
+    """Pairs of a kernel of 3 with stride 1, without the centre: each voxel with its existing neighbours."""
     _, _, _, table, shift = _distinct(keys)
     count = len(keys)
     found = np.full((27, count), NONE, np.int32)
-    for k in range(CENTRE):  # the others are the opposites of these
+    for k in range(CENTRE):  # the other offsets are opposite to these
         step = (k % 3 - 1 << 2 * BITS) + (k // 3 % 3 - 1 << BITS) + (k // 9 - 1)
         for row in range(count):
             other = table[_slot(keys[row] + step, table, shift, keys)]
@@ -181,7 +182,7 @@ def _neighbours(keys):
 
 @compiled
 def _children(keys):
-    """Keys of the next level, and pairs of a kernel of 2 and stride 2: each voxel, and the larger one that holds it."""
+    """Keys of the next level, and pairs of a kernel of 2 with stride 2: each voxel with the larger voxel around it."""
     field = (1 << (BITS - 1)) - 1
     fields = (field << 2 * BITS) | (field << BITS) | field
     parents, _, parent, _, _ = _distinct((keys >> 1) & fields)
@@ -202,7 +203,7 @@ def _children(keys):
 
 @compiled
 def _joined(source, target, counts, source_offsets, target_offsets):
-    """Pairs of scans one after the other, each grouped by offset -> pairs grouped by offset, in rows of the batch."""
+    """Concatenated pairs of scans, each grouped by offset -> pairs grouped by offset, with rows of the batch."""
     scans, offsets = counts.shape
     joined_source = np.empty(len(source), np.int32)
     joined_target = np.empty(len(target), np.int32)

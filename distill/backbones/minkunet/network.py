@@ -1,7 +1,7 @@
-"""MinkUNet's Res16UNet34C, with the operations, the distributions and the batch norms of SLidR's model.
+"""MinkUNet's Res16UNet34C, with the operations, initial distributions and batch norms of SLidR's model.
 
-A U-Net on five grids: down to voxels of 16 times the size, and up again, where the features of the same grid on the
-way down are put beside those that come up. Residual blocks follow on each grid.
+A U-Net on five grids: down to voxels of 16 times the size, and up again. On the way up, the features of the same grid
+from the way down are concatenated. Residual blocks follow on each grid.
 
 Letters in shapes: M voxels of the finest grid, m of another, C channels.
 """
@@ -23,11 +23,11 @@ from .slidr_files import SLidRFiles
 from .sparse_convolution import Pairs, PointwiseConvolution, SparseConvolution
 from .spconv_grids import SpconvGrids
 
-BLOCK_MOMENTUM = 0.1  # of batch norms within blocks: SLidR does not hand `bn_momentum` on to them
+BLOCK_MOMENTUM = 0.1  # of batch norms within blocks, to which SLidR does not pass `bn_momentum`
 
 
 class MinkUNet(Backbone):
-    """A feature for each voxel of packed scans."""
+    """A network that gives a feature to each voxel of packed scans."""
 
     Config = MinkUNetConfig
     Inputs = MinkUNetInputs
@@ -39,9 +39,9 @@ class MinkUNet(Backbone):
         self.stem = SparseConvolution(inputs.channels, config.stem_width, 27)
         self.stem_norm = BatchNorm(config.stem_width, momentum=config.bn_momentum)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        widths = [config.stem_width]  # of the grids on the way down, finest first
+        widths = [config.stem_width]  # of the grids, finest first
         for width, blocks in zip(config.widths[:STAGES_DOWN], config.blocks[:STAGES_DOWN], strict=True):
-            # The convolution between grids keeps the width.
+            # The convolution to the next grid keeps the width.
             self.down.append(Stage(widths[-1], widths[-1], 0, width, blocks, config.bn_momentum, transposed=False))
             widths.append(width)
         below = widths.pop()
@@ -54,11 +54,11 @@ class MinkUNet(Backbone):
         return self.config.widths[-1]
 
     def forward(self, batch: VoxelBatch) -> torch.Tensor:
-        """(M, C).
+        """Features (M, C) of the voxels of a batch.
 
         Raises:
-            StudentError: a batch with a single voxel on some grid while training, for which batch norm has no
-                statistics; spconv is asked for and not installed.
+            StudentError: a batch with a single voxel on one of the grids in training, for which batch norm has no
+                statistics; or spconv is set and not installed.
         """
         if self.training and num_processes() == 1 and batch.children[-1].num_targets < 2:
             raise StudentError(
@@ -70,7 +70,7 @@ class MinkUNet(Backbone):
         return self.through(SpconvGrids(batch) if on_gpu and self.config.convolution == "spconv" else batch, batch)
 
     def through(self, grids: VoxelBatch | SpconvGrids, batch: VoxelBatch) -> torch.Tensor:
-        """(M, C), with the kernel maps of `grids`."""
+        """Features (M, C), computed with the kernel maps of `grids`."""
         x = F.relu(self.stem_norm(self.stem(batch.features, grids.neighbours[0])), inplace=True)
         of_grids = []
         for stage, children, neighbours in zip(self.down, grids.children, grids.neighbours[1:], strict=True):
@@ -93,14 +93,14 @@ class MinkUNet(Backbone):
 
 
 class Stage(nn.Module):
-    """To the next grid by a kernel of 2, then residual blocks.
+    """A convolution to the next grid by a kernel of 2, then residual blocks.
 
     Args:
         below, moved: channels before and after the convolution to the next grid.
-        beside: channels that are put beside those, from the way down.
+        beside: channels from the way down that are concatenated.
         width: channels of the blocks.
-        blocks: how many.
-        momentum: of the batch norms outside of the blocks' main branch.
+        blocks: number of blocks.
+        momentum: momentum of the batch norms outside the blocks' main branch.
         transposed: whether the next grid is finer.
     """
 
@@ -125,7 +125,7 @@ class Stage(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two kernels of 3, each with a batch norm; the input, or a matrix of it where widths differ, is added to them."""
+    """Two kernels of 3, each with a batch norm, plus the input, which a matrix maps if widths differ."""
 
     def __init__(self, channels_in: int, channels_out: int, momentum: float) -> None:
         super().__init__()
@@ -142,4 +142,4 @@ class ResidualBlock(nn.Module):
     def forward(self, x: torch.Tensor, neighbours: Pairs) -> torch.Tensor:
         out = F.relu(self.norm1(self.conv1(x, neighbours)), inplace=True)
         out = self.norm2(self.conv2(out, neighbours))
-        return F.relu(out.add_(self.downsample(x)), inplace=True)  # norms keep their input, not their output
+        return F.relu(out.add_(self.downsample(x)), inplace=True)  # in place: norms save their input, not their output

@@ -1,8 +1,8 @@
-"""Files of SLidR's MinkUNet: names and shapes of its tensors, and the voxels that its configuration speaks of.
+"""Files of SLidR's MinkUNet: names and shapes of tensors, and the voxels in the file's configuration.
 
-SLidR numbers its layers along the U, and each of its batch norms is a child, "bn", of a module. Kernels are stored as
-here, (K, C, D); only the head differs, which is "final" there, with a kernel (C, D) and a bias (1, D). Its code reads
-one feature of a voxel, raw intensity.
+SLidR numbers its layers along the U, and each batch norm is a child, "bn", of a module. Kernels have the same shape as
+here, (K, C, D). Only the head differs: it is called "final" and has a kernel (C, D) and a bias (1, D). SLidR's code
+takes one feature per voxel, raw intensity.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .inputs import FEATURE_CHANNELS, MinkUNetInputs
 
 DOWN = ("conv1p1s2", "conv2p2s2", "conv3p4s2", "conv4p8s2")
 UP = ("convtr4p16s2", "convtr5p8s2", "convtr6p4s2", "convtr7p2s2")
-# What names begin with here, and in SLidR's files.
+# Prefixes of names here, and in SLidR's files.
 BEGINNINGS = {"stem.": "conv0p1s1.", "stem_norm.": "bn0.bn."}
 for number, (down, up) in enumerate(zip(DOWN, UP, strict=True)):
     BEGINNINGS |= {f"down.{number}.conv.": f"{down}.", f"up.{number}.conv.": f"{up}."}
@@ -31,11 +31,11 @@ for number, (down, up) in enumerate(zip(DOWN, UP, strict=True)):
     BEGINNINGS |= {f"down.{number}.blocks.": f"block{number + 1}.", f"up.{number}.blocks.": f"block{number + 5}."}
 HEAD = {"classif.weight": "final.kernel", "classif.bias": "final.bias"}
 NORM_OF_BLOCK = re.compile(r"(\.(?:norm[12]|downsample\.1)\.)(bn\.)?")
-IMAGE_NETWORK = "model_images."  # beside the student in a checkpoint of pretraining
+IMAGE_NETWORK = "model_images."  # in a checkpoint of pretraining, beside the student
 
 
 class SLidRFiles(OfficialFiles):
-    """Pretrained and finetuned models of valeoai/SLidR and of those that kept its MinkUNet."""
+    """Pretrained and finetuned models of valeoai/SLidR, and of code that uses its MinkUNet."""
 
     source = "SLidR"
     parts = (*BEGINNINGS.values(), "final.")
@@ -85,7 +85,7 @@ class SLidRFiles(OfficialFiles):
         )
 
     def inputs(self, tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-        """Features by the channels that the stem reads; voxels as the file's configuration says, where it has one."""
+        """Features by the number of the stem's input channels; voxels from the file's configuration, if it has one."""
         channels = tensors["stem.kernel"].shape[1]
         features = next((name for name, count in FEATURE_CHANNELS.items() if count == channels), None)
         if features is None:
@@ -101,7 +101,7 @@ class SLidRFiles(OfficialFiles):
             found["voxel_size_m"] = said["voxel_size"]
         if "cylindrical_coordinates" in said:
             is_cylindrical = said["cylindrical_coordinates"]
-            # Whatever is no bool is refused as it is.
+            # A value that is not a bool is passed on and refused.
             found["voxels"] = {"True": "cylindrical", "False": "cartesian"}.get(repr(is_cylindrical), is_cylindrical)
         return found
 
@@ -112,7 +112,7 @@ class SLidRFiles(OfficialFiles):
 
 
 def _official_name(name: str) -> str:
-    """The official name of one of a student; of any other, the name itself."""
+    """The official name of a student's tensor; other names are not changed."""
     for own, official in BEGINNINGS.items():
         if name.startswith(own):
             return official + NORM_OF_BLOCK.sub(r"\1bn.", name.removeprefix(own))
@@ -120,7 +120,7 @@ def _official_name(name: str) -> str:
 
 
 def _own_name(name: str) -> str:
-    """The student's name of an official one; of any other, the name itself."""
+    """The student's name of an official tensor; other names are not changed."""
     for own, official in BEGINNINGS.items():
         if name.startswith(official):
             return own + NORM_OF_BLOCK.sub(r"\1", name.removeprefix(official))
@@ -128,14 +128,14 @@ def _own_name(name: str) -> str:
 
 
 def _as_rows(official_name: str, value: torch.Tensor) -> torch.Tensor:
-    """(D, C) and (D,) for the head's (C, D) and (1, D)."""
+    """The head's official (C, D) and (1, D) as (D, C) and (D,); other values are not changed."""
     if official_name == "final.kernel" and value.ndim == 2:
         return value.t()
     return value[0] if official_name == "final.bias" and value.ndim == 2 and len(value) == 1 else value
 
 
 def _as_kernel(own_name: str, value: torch.Tensor) -> torch.Tensor:
-    """(C, D) and (1, D) for the head's (D, C) and (D,)."""
+    """The head's (D, C) and (D,) as the official (C, D) and (1, D); other values are not changed."""
     if own_name == "classif.weight" and value.ndim == 2:
         return value.t()
     return value[None] if own_name == "classif.bias" and value.ndim == 1 else value

@@ -1,7 +1,7 @@
-"""Sparse convolutions over kernel maps: gather rows, one matrix product for each kernel offset, add to output rows.
+"""Sparse convolutions over kernel maps: gather rows, one matrix product per kernel offset, add to output rows.
 
-On a CPU each thread has kernel offsets and sums of its own. Pairs are worked through in pieces, so that what is
-gathered and multiplied stays in a cache.
+On a CPU, each thread has its own kernel offsets and its own sums. Pairs are processed in pieces, so that gathered rows
+and products stay in a cache.
 
 Letters in shapes: M rows, P pairs, K kernel offsets, C channels in, D channels out.
 """
@@ -21,22 +21,22 @@ from ...compiled import compiled
 from .kernel_maps import CENTRE, KernelMap
 from .threads import in_threads
 
-# Bytes of a piece's gathered rows and products: on a CPU what fits its caches, else what its memory does not notice.
+# Bytes of a piece's gathered rows and products: on a CPU what fits its caches, else a small part of the memory.
 CPU_PIECE, DEVICE_PIECE = 2**23, 2**29
-THREAD_PRODUCTS = 2**23  # multiplications that are worth a thread
+THREAD_PRODUCTS = 2**23  # multiplications for which a thread is worthwhile
 
 Pairs = KernelMap | Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # or what convolves (M, C) with a kernel
 
 
 def convolve(x: torch.Tensor, kernel: torch.Tensor, pairs: KernelMap) -> torch.Tensor:
-    """out[target] = sum over the pairs of x[source] @ kernel[offset]; under autocast in its type.
+    """out[target] = sum over pairs of x[source] @ kernel[offset], under autocast in its dtype.
 
-    Sums are in float32 at least.
+    Sums have at least float32.
 
     Args:
         x: (input rows, C).
         kernel: (K, C, D).
-        pairs: which rows meet at which offset.
+        pairs: the pairs of rows for each offset.
 
     Returns:
         (output rows, D).
@@ -90,20 +90,20 @@ class _Convolution(torch.autograd.Function):
 
 
 class _Piece(NamedTuple):
-    """Some of the pairs, one after the other."""
+    """Some consecutive pairs."""
 
     source: torch.Tensor
     target: torch.Tensor
     offsets: list[int]  # kernel offset of each group
-    counts: list[int]  # pairs of each group
+    counts: list[int]  # number of pairs of each group
 
     def groups(self, *values: torch.Tensor) -> Iterator[tuple]:
-        """The offset of each group, and the rows of it of each of the tensors."""
+        """For each group: its offset, and its rows of each tensor."""
         return zip(self.offsets, *(value.split(self.counts) for value in values), strict=True)
 
 
 def _shares(pairs: KernelMap, kernel: torch.Tensor) -> list[list[_Piece]]:
-    """The pairs as threads share them, in pieces; those of an offset are in one share."""
+    """The pairs of each thread, in pieces. All pairs of an offset belong to one thread."""
     on_cpu, total = kernel.device.type == "cpu", sum(pairs.counts)
     threads = max(1, min(torch.get_num_threads(), total * kernel[0].numel() // THREAD_PRODUCTS)) if on_cpu else 1
     most = max(1, (CPU_PIECE if on_cpu else DEVICE_PIECE) // (sum(kernel.shape[1:]) * kernel.element_size()))
@@ -136,7 +136,7 @@ def _shares(pairs: KernelMap, kernel: torch.Tensor) -> list[list[_Piece]]:
 def _summed(
     add: Callable[[Sequence[_Piece], torch.Tensor], None], shares: Sequence[Sequence[_Piece]], start: torch.Tensor
 ) -> torch.Tensor:
-    """`start` with what each thread adds; all but the first have sums of their own."""
+    """`start` plus the sums of all threads. The first thread adds to `start`, the others to sums of their own."""
 
     def of_thread(number: int) -> torch.Tensor:
         sums = torch.zeros_like(start) if number else start
@@ -150,7 +150,7 @@ def _summed(
 
 
 def _at_centre(x: torch.Tensor, kernels: Sequence[torch.Tensor], rows: int, pairs: KernelMap) -> torch.Tensor:
-    """(rows, D): what each row gives to itself; zero where it gives nothing."""
+    """(rows, D): the product of each row with the kernel's centre; zero if the map has no centre."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     if pairs.has_centre:
         return torch.mm(x, kernels[CENTRE]).to(dtype)
@@ -158,7 +158,7 @@ def _at_centre(x: torch.Tensor, kernels: Sequence[torch.Tensor], rows: int, pair
 
 
 def _add_rows(out: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
-    """out[rows[i]] += values[i], on a CPU always in the same order."""
+    """out[rows[i]] += values[i], on a CPU in a fixed order."""
     values = values.to(out.dtype)
     if out.device.type == "cpu":
         _add(out.numpy(), rows.numpy(), values.numpy())
@@ -175,12 +175,12 @@ def _add(out, rows, values):
 
 
 class SparseConvolution(nn.Module):
-    """A kernel (K, C, D), drawn from MinkowskiEngine's distribution; without a bias.
+    """A convolution with a kernel (K, C, D), initialised as in MinkowskiEngine, without a bias.
 
     Args:
         channels_in, channels_out: C and D.
         offsets: K.
-        transposed: whether it goes from coarse voxels to fine ones.
+        transposed: whether it maps coarse voxels to fine ones.
     """
 
     def __init__(self, channels_in: int, channels_out: int, offsets: int, *, transposed: bool = False) -> None:
@@ -193,7 +193,7 @@ class SparseConvolution(nn.Module):
 
 
 class PointwiseConvolution(nn.Module):
-    """A kernel of one offset: a matrix (C, D), without a bias."""
+    """A convolution with one offset: a matrix (C, D), without a bias."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The same convolutions by the kernels of spconv (https://github.com/traveller59/spconv), where it is installed.
+"""The same convolutions with the kernels of spconv (https://github.com/traveller59/spconv), if it is installed.
 
-spconv makes its own kernel maps on the GPU, once for each batch, and orders the voxels of coarser grids as it likes.
+spconv makes its own kernel maps on the GPU, once per batch, with its own order of the voxels of coarser grids.
 
 Letters in shapes: M voxels of a grid, C channels in, D channels out.
 """
@@ -17,15 +17,15 @@ from ....errors import StudentError
 from .inputs import VoxelBatch
 from .kernel_maps import LEVELS
 
-Convolve = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of (M, C) features and a kernel (K, C, D)
+Convolve = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (features (M, C), kernel (K, C, D)) -> features
 
 
 class SpconvGrids:
-    """The grids of one batch: what stands for the kernel maps of a `VoxelBatch`, to be used from the finest grid on.
+    """The grids of one batch, in place of the kernel maps of a `VoxelBatch`; to be used in order from the finest grid.
 
     Args:
-        batch: on any device that spconv computes on.
-        algorithm: of `spconv.core.ConvAlgo`; None leaves the choice to spconv.
+        batch: on a device that spconv supports.
+        algorithm: a value of `spconv.core.ConvAlgo`; None leaves the choice to spconv.
 
     Raises:
         StudentError: spconv is not installed.
@@ -42,7 +42,7 @@ class SpconvGrids:
             ) from None
         self._layers, self._options = spconv, {"bias": False, "algo": algorithm}
         self._tensor = spconv.SparseConvTensor(batch.features, batch.voxels, list(batch.extent), batch.num_scans)
-        self._grids = [self._tensor]  # as far as the network has come down
+        self._grids = [self._tensor]  # the grids reached so far on the way down
         self.neighbours = tuple(partial(self._same, level) for level in range(LEVELS))
         self.children = tuple(_Down(self, level) for level in range(LEVELS - 1))
 
@@ -61,16 +61,16 @@ class SpconvGrids:
         self, layer: Any, key: str, level: int, x: torch.Tensor, kernel: torch.Tensor, edge: int, **options: Any
     ) -> Any:
         _, channels, outputs = kernel.shape
-        with torch.device("meta"):  # its own weight is not used
+        with torch.device("meta"):  # spconv's own weight is not used
             convolution = layer(channels, outputs, edge, indice_key=key, **options, **self._options)
         del convolution.weight
-        # (K, C, D), axis 0 of space the fastest -> (D, axis 0, axis 1, axis 2, C).
+        # (K, C, D), with axis 0 of space fastest -> (D, axis 0, axis 1, axis 2, C).
         convolution.weight = kernel.unflatten(0, (edge, edge, edge)).permute(4, 2, 1, 0, 3).contiguous()
         return convolution(self._grids[level].replace_feature(x))
 
 
 class _Down:
-    """The convolution to the next grid, and as `KernelMap` the one back."""
+    """The convolution to the next grid, and the one back as in `KernelMap`."""
 
     def __init__(self, grids: SpconvGrids, level: int) -> None:
         self._down: Convolve = partial(grids.down, level)

@@ -1,4 +1,4 @@
-"""Work of the CPU in several threads, each of which lets torch compute in one."""
+"""Parallel work on the CPU: several threads, in each of which torch uses a single thread."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ T, R = TypeVar("T"), TypeVar("R")
 
 
 def in_threads(action: Callable[[T], R], parts: Sequence[T]) -> list[R]:
-    """What `action`, which makes no graph of gradients, gives for each part; parts are worked on at the same time.
+    """The results of `action` for each part, computed in parallel. `action` must not need gradients.
 
-    A matrix product in several threads ends when the slowest of them does. Where many products follow each other, it is
-    better to wait once, at the end.
+    A matrix product in several threads ends with the slowest thread. For many consecutive products, it is faster to
+    wait once, at the end.
     """
     if len(parts) == 1:
         return [action(parts[0])]
-    inference = torch.is_inference_mode_enabled()  # known to this thread alone
+    inference = torch.is_inference_mode_enabled()  # a state of this thread only
 
     def quiet(part: T) -> R:
         with torch.inference_mode(inference), torch.no_grad():
@@ -40,5 +40,5 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         all_there.wait()
 
     list(pool.map(start, range(threads)))
-    torch.set_num_threads(before)  # of this thread and of those that are still to come
+    torch.set_num_threads(before)  # for this thread and new ones
     return pool

@@ -1,4 +1,4 @@
-"""Which voxel each point of a scan falls into.
+"""The voxel of each point of a scan.
 
 Letters in shapes: N points, M voxels.
 """
@@ -15,28 +15,28 @@ from ....errors import StudentError
 
 Voxels = Literal["cylindrical", "cartesian"]
 
-BITS = 21  # of a coordinate in a key
-HALF = 1 << (BITS - 1)  # added to a coordinate; a multiple of 16, so that the four coarser grids stay where they are
-REACH = HALF - 32  # voxels from the sensor: the neighbours on the coarsest grid have a key, too
+BITS = 21  # per coordinate in a key
+HALF = 1 << (BITS - 1)  # added to coordinates; a multiple of 16, so that the four coarser grids do not change
+REACH = HALF - 32  # in voxels from the sensor, so that neighbours on the coarsest grid also have keys
 
 
 def voxel_coordinates(xyz: np.ndarray, voxels: Voxels, size_m: float) -> np.ndarray:
-    """Coordinates of each point's voxel, in float32 arithmetic as SLidR computes them.
+    """Coordinates of each point's voxel, in float32 arithmetic as in SLidR.
 
-    Cylindrical voxels are (radius, azimuth, height), with an edge of one degree whatever `size_m` is. Azimuths run
-    from -180 to 179 (to 180 where a point lies exactly behind the sensor) and are not joined there: voxels on the two
-    sides of the seam are no neighbours.
+    Cylindrical voxels are (radius, azimuth, height); the azimuth step is one degree for every `size_m`. Azimuth steps
+    are -180 to 179, and 180 for a point exactly behind the sensor. They are not joined there: voxels on the two sides
+    of the seam are not neighbours.
 
     Args:
         xyz: (N, 3) float32 [m], finite.
-        voxels: kind.
-        size_m: edge of a voxel.
+        voxels: kind of voxels.
+        size_m: edge of a voxel [m].
 
     Returns:
-        (N, 3) int64, in voxels, rounded down.
+        (N, 3) int64, rounded down.
 
     Raises:
-        StudentError: a point lies more than `REACH` voxels from the sensor along an axis.
+        StudentError: a point is more than `REACH` voxels from the sensor along an axis.
     """
     x, y, z = torch.from_numpy(np.ascontiguousarray(xyz.T))
     if voxels == "cylindrical":
@@ -55,6 +55,6 @@ def voxel_coordinates(xyz: np.ndarray, voxels: Voxels, size_m: float) -> np.ndar
 
 
 def voxel_keys(coordinates: np.ndarray) -> np.ndarray:
-    """(N, 3) voxel coordinates -> (N,) int64: 21 bits for each axis, those of axis 0 highest."""
+    """Voxel coordinates (N, 3) -> keys (N,) int64: 21 bits per axis, axis 0 in the highest bits."""
     x, y, z = coordinates.T + HALF
     return (x << (2 * BITS)) | (y << BITS) | z

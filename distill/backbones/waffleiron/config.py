@@ -1,4 +1,4 @@
-"""What a WaffleIron is."""
+"""Settings of a WaffleIron: the section `student` of a recipe."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Activation = Literal["relu", "gelu"]
 
 @dataclass(frozen=True, kw_only=True)
 class WaffleIronConfig(BackboneConfig):
-    """The network; the defaults are WI-48-256 with a head for the features of a ViT-L.
+    """The network. The defaults are WI-48-256 with a head for the features of a ViT-L.
 
-    ScaLR's WI-48-768 has width 768 and norm "layer"; ScaLR+ adds activation "gelu", stochastic_depth 0.2, head "mlp".
+    ScaLR's WI-48-768 has width 768 and norm "layer". ScaLR+ adds activation "gelu", stochastic_depth 0.2, head "mlp".
 
     Raises:
         StudentError: a value that cannot be used.
@@ -27,12 +27,12 @@ class WaffleIronConfig(BackboneConfig):
     depth: Annotated[int, at_least(1), up_to(1024)] = 48
     norm: Norm = "batch"
     activation: Activation = "relu"
-    # The probability of leaving out a residual of a scan, while training.
+    # Probability of leaving out a residual of a scan in training.
     stochastic_depth: Annotated[float, at_least(0), below(1)] = 0.0
 
     @property
     def title(self) -> str:
-        """Depth and width, as the papers have it."""
+        """WI-depth-width, as in the papers."""
         return f"WI-{self.depth}-{self.width}"
 
     @property

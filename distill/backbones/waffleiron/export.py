@@ -1,4 +1,6 @@
-"""A WaffleIron without scalr: one prepared scan of any size, on whole planes, as crops depend on the points."""
+"""Export of a WaffleIron: the program takes one prepared scan of any size, and uses complete planes instead of crops,
+which depend on the points.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from ....extract.intensity import IntensityStatistics
 from ..backbone import Exported
 from .inputs import ScanInput, WaffleIronBatch, WaffleIronInputs
 
-MOST_POINTS = 1_000_000  # of a scan
+MOST_POINTS = 1_000_000  # per scan
 
 
 class _OneScan(nn.Module):
@@ -23,7 +25,7 @@ class _OneScan(nn.Module):
         self, features: torch.Tensor, neighbours: torch.Tensor, cells: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         batch = WaffleIronBatch(
-            scan_offsets=torch.zeros(2, dtype=torch.int64),  # which stochastic depth alone would ask for
+            scan_offsets=torch.zeros(2, dtype=torch.int64),  # only stochastic depth would use it
             features=features,
             neighbours=neighbours,
             cells=cells,
@@ -34,20 +36,20 @@ class _OneScan(nn.Module):
 
 
 def exported(student: nn.Module) -> Exported:
-    """The program of a student with this backbone."""
+    """The program of a student with this backbone, for `torch.export`."""
     points = torch.export.Dim("points", min=2, max=MOST_POINTS)
     inputs = exported_input(_example(student.input_config), student.input_config)
     return Exported(_OneScan(student), inputs, ({0: points}, {0: points}, {1: points}))
 
 
 def exported_input(scan: ScanInput, inputs: WaffleIronInputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What an exported student reads of a scan: features (M, 5) float32, neighbours (M, K) and cells (P, M) int64."""
+    """The input of an exported student: features (M, 5) float32, neighbours (M, K) and cells (P, M) int64."""
     cells = [cells @ [plane.shape[1], 1] for cells, plane in zip(scan.cells, inputs.planes, strict=True)]
     return torch.from_numpy(scan.features), torch.from_numpy(scan.neighbours), torch.from_numpy(np.stack(cells))
 
 
 def _example(inputs: WaffleIronInputs) -> ScanInput:
-    """A scan to trace with: its points and their number leave no mark on the program."""
+    """A scan to trace with. The program does not depend on its points or their number."""
     rng = np.random.default_rng(0)
     low, high = np.asarray(inputs.fov_min_m), np.asarray(inputs.fov_max_m)
     xyz = low + (high - low) * rng.uniform(0.1, 0.9, (64, 3))

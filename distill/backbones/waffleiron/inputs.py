@@ -1,4 +1,4 @@
-"""From a scan's points to what WaffleIron reads: voxels, neighbours, plane cells, packed batches.
+"""WaffleIron's input from a scan's points: voxels, neighbours, plane cells, packed batches.
 
 Points are (N, 4): x y z [m] in the lidar frame and raw return intensity.
 Letters in shapes: N given points, M kept points (of one scan, or of a whole batch), K neighbours, P planes, B scans.
@@ -22,16 +22,16 @@ from ...voxels import one_of_each, voxel_keys
 from ..backbone import PackedBatch, PreparedScan, ScanInputs, VoxelPoint
 from .nearest import Tree, build_tree, nearest_of, nearest_others
 
-CROP_EPS_M = 1e-4  # kept clear of the field of view's faces, as in the official Crop transform
+CROP_EPS_M = 1e-4  # margin at the faces of the field of view, as in the official Crop transform
 EVALUATION_REACH_M = {"pandaset_64": 128.0, "pandaset_gt": 128.0}
 FINETUNING_REACH_M = EVALUATION_REACH_M | {"pandaset_gt": 96.0}
-MAX_CELLS = 8192**2  # of a plane
+MAX_CELLS = 8192**2  # per plane
 POINT_FEATURES = 5  # intensity, x, y, z, radius: the order of the official "intensity", "xyz", "radius"
 
 
 @dataclass(frozen=True)
 class Plane(Settings, section="inputs.planes"):
-    """A plane that the student projects points to: two axes (0 x, 1 y, 2 z) and its number of (rows, columns)."""
+    """A plane onto which points are projected: two axes (0 x, 1 y, 2 z) and the number of (rows, columns)."""
 
     axes: tuple[int, int]
     shape: tuple[Count, Count]
@@ -50,11 +50,11 @@ Metres = Annotated[float, at_least(-10_000), up_to(10_000)]
 
 @dataclass(frozen=True, eq=False)
 class ScanInput:
-    """One scan as the student reads it.
+    """The network's input for one scan.
 
     Attributes:
         features: (M, 5) float32: normalised intensity, x, y, z, radius.
-        neighbours: (M, K) int64, rows of this scan, nearest first, the point itself left out.
+        neighbours: (M, K) int64, rows of this scan, nearest first, without the point itself.
         cells: (P, M, 2) int64, row and column on each plane.
     """
 
@@ -65,12 +65,12 @@ class ScanInput:
 
 @dataclass(frozen=True, eq=False)
 class WaffleIronBatch(PackedBatch):
-    """The points of B scans one after the other, without padding.
+    """The points of B scans, concatenated without padding.
 
     Attributes:
         features: (M, 5) float32.
         neighbours: (M, K) int64, rows of the whole batch.
-        cells: (P, M) int64, each point's index in the plane's dense (B, h, w) grid of crops.
+        cells: (P, M) int64, each point's index in the plane's dense (B, h, w) grid of plane crops.
         crop_shapes: (h, w) of each plane's crops in this batch.
     """
 
@@ -86,9 +86,9 @@ class WaffleIronBatch(PackedBatch):
 
 @dataclass(frozen=True)
 class WaffleIronInputs(ScanInputs):
-    """How a scan is cut into voxels, neighbours and plane cells; the defaults are those of ScaLR on every dataset.
+    """Settings of voxels, neighbours and plane cells; the defaults are those of ScaLR on every dataset.
 
-    What `dataclasses.asdict` wrote to YAML or JSON comes back equal.
+    `dataclasses.asdict`, written to YAML or JSON and read again, gives equal settings.
 
     Raises:
         StudentError: a value that cannot be used.
@@ -99,7 +99,7 @@ class WaffleIronInputs(ScanInputs):
     fov_max_m: tuple[Metres, Metres, Metres] = (64.0, 64.0, 8.0)
     planes: Annotated[tuple[Plane, ...], at_least(1), up_to(16)] = SCALR_PLANES
     num_neighbours: Annotated[int, at_least(1), up_to(1024)] = 16
-    max_points: Count = 20_000  # of a scan, while training
+    max_points: Count = 20_000  # per scan in training
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,10 +108,10 @@ class WaffleIronInputs(ScanInputs):
             raise self.refused("fov_max_m", self.fov_max_m, fix)
 
     def for_dataset(self, dataset: str, *, finetuning: bool = False) -> Self:
-        """The inputs with which a student is probed and scored on a dataset, or finetuned.
+        """The inputs for probing, scoring or finetuning a student on a dataset.
 
-        PandaSet is read farther than a student is pretrained, as in the official configurations: cells keep their size,
-        and the planes have more of them (512 x 512 and 512 x 32 cells for +-128 m; finetuning on PandarGT, +-96 m).
+        On PandaSet the field of view is larger than in pretraining, as in the official configurations. Cells keep their
+        size, so planes have more of them (512 x 512 and 512 x 32 for +-128 m; finetuning on PandarGT has +-96 m).
         """
         reach = (FINETUNING_REACH_M if finetuning else EVALUATION_REACH_M).get(dataset)
         if reach is None or max(np.abs((*self.fov_min_m[:2], *self.fov_max_m[:2]))) >= reach:
@@ -127,16 +127,16 @@ class WaffleIronInputs(ScanInputs):
     def drawn(
         self, xyz: np.ndarray, seen: np.ndarray | None, rng: np.random.Generator, voxel_point: VoxelPoint = "random"
     ) -> np.ndarray:
-        """One point of each voxel of the whole scan; of those that are seen, at most `max_points` around one of them.
+        """One point of each voxel of the scan; of these, the seen ones, at most `max_points` around one random point.
 
-        This is the order of the official code.
+        The order of these steps is that of the official code.
         """
         kept = voxel_representatives(xyz, self.voxel_size_m, rng if voxel_point == "random" else None)
         kept = kept if seen is None else kept[seen[kept]]
         return kept[at_most(self.max_points, xyz[kept], rng)]
 
     def inside(self, xyz: np.ndarray) -> np.ndarray:
-        """(N,) bool: strictly inside the field of view, by 1e-4 m on every side (official Crop transform)."""
+        """(N,) bool: whether points are inside the field of view, by 1e-4 m on every side (official Crop transform)."""
         dtype = np.result_type(xyz.dtype, np.float32)  # the official code compares float32 points with float32 bounds
         low = (np.asarray(self.fov_min_m) + CROP_EPS_M).astype(dtype)
         high = (np.asarray(self.fov_max_m) - CROP_EPS_M).astype(dtype)
@@ -145,15 +145,15 @@ class WaffleIronInputs(ScanInputs):
     def prepare(
         self, points: np.ndarray, intensity: IntensityStatistics, feature_xyz: np.ndarray | None = None
     ) -> PreparedScan:
-        """All points that are given, which are of different voxels.
+        """The network's input for all given points, which belong to different voxels.
 
-        A scan of K points or fewer repeats the neighbours that it has; a single point is its own neighbour.
+        In a scan of K points or fewer, neighbours are repeated; a single point is its own neighbour.
 
         Args:
             points: (M, 4) x y z [m], raw intensity.
-            intensity: of the dataset.
-            feature_xyz: (M, 3) [m] x, y, z of the features, and of their radius, where they were augmented apart from
-                those of `points`, which choose neighbours and cells; None takes the same for both.
+            intensity: statistics of the dataset.
+            feature_xyz: (M, 3) [m], the coordinates for x, y, z and radius in the features, if they were augmented
+                separately from those of `points`, which choose neighbours and cells; None uses `points` for both.
 
         Raises:
             StudentError: no points, points outside the field of view, or points of another shape.
@@ -162,22 +162,24 @@ class WaffleIronInputs(ScanInputs):
         return PreparedScan(scan, np.arange(len(points)), np.arange(len(points)))
 
     def prepare_whole(self, points: np.ndarray, intensity: IntensityStatistics) -> PreparedScan:
-        """The first point of each voxel, inside the field of view; every raw point reads the nearest of these.
+        """The network's input for a raw scan: the first point of each voxel, inside the field of view.
+
+        Every raw point is represented by the nearest of these points.
 
         Raises:
-            StudentError: nothing in the field of view.
+            StudentError: no point in the field of view.
         """
         kept = voxel_representatives(points[:, :3], self.voxel_size_m)
         kept = kept[self.inside(points[kept, :3])]
         tree = _tree(points[kept])
         nearest = np.empty(len(points), np.int64)
-        nearest[kept] = np.arange(len(kept))  # no two kept points coincide, so each is its own nearest
+        nearest[kept] = np.arange(len(kept))  # no two kept points coincide, so each is nearest to itself
         others = np.setdiff1d(np.arange(len(points)), kept, assume_unique=True)
         nearest[others] = nearest_of(tree, points[others, :3])
         return PreparedScan(self._input(points[kept], tree, intensity), kept, nearest)
 
     def pack(self, inputs: Sequence[ScanInput]) -> WaffleIronBatch:
-        """Put scans one after the other, and crop each plane to where their points fall."""
+        """Concatenate scans, and crop each plane to the cells around their points."""
         assert inputs, "a batch has one scan at least"
         offsets = np.cumsum([0] + [len(scan.features) for scan in inputs])
         neighbours = [scan.neighbours + offset for scan, offset in zip(inputs, offsets[:-1], strict=True)]
@@ -220,30 +222,30 @@ class WaffleIronInputs(ScanInputs):
 
 
 def voxel_representatives(xyz: np.ndarray, voxel_size_m: float, rng: np.random.Generator | None = None) -> np.ndarray:
-    """One row of `xyz` for every occupied voxel, voxels in lexicographic order (official Voxelize transform).
+    """One row of `xyz` per occupied voxel, with voxels in lexicographic order (official Voxelize transform).
 
-    The grid starts at the cloud's own minimum, in the dtype of `xyz`, so that float32 points fall in the official
-    voxels.
+    The grid starts at the minimum of the cloud and is computed in the dtype of `xyz`, so that float32 points have the
+    official voxels.
 
     Args:
         xyz: (N, 3) [m].
         voxel_size_m: edge of a voxel.
-        rng: draws one point of each voxel uniformly; without it the first (lowest row) stands for the voxel.
+        rng: draws one point of each voxel uniformly. None takes the first point, the one with the lowest row.
 
     Returns:
-        (V,) int64.
+        (V,) int64 rows.
 
     Raises:
-        StudentError: a coordinate is not finite.
+        StudentError: a coordinate that is not finite.
     """
     check_finite(xyz)
     return one_of_each(voxel_keys(xyz, voxel_size_m), rng)
 
 
 def nearest_to(xyz: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
-    """Rows of the `count` points nearest to `centre` (3,), or of all points where there are fewer; ascending, int64.
+    """Rows of the `count` points nearest to `centre` (3,), ascending, int64; all rows if there are fewer points.
 
-    Training cuts a scan of more than `max_points` around one of its points drawn at random.
+    Training keeps `max_points` points of a larger scan, around one random point.
     """
     if len(xyz) <= count:
         return np.arange(len(xyz))
@@ -252,21 +254,21 @@ def nearest_to(xyz: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
 
 
 def at_most(count: int, xyz: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows of the `count` points nearest to one of them drawn at random (official LimitNumPoints); of all if fewer."""
+    """Rows of the `count` points nearest to a random one (official LimitNumPoints); all rows if there are fewer."""
     return np.arange(len(xyz)) if len(xyz) <= count else nearest_to(xyz, xyz[rng.integers(len(xyz))], count)
 
 
 def _crop(cells_of_scans: Sequence[np.ndarray], plane_shape: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """Cells (M, 2) on the whole plane -> (M,) index in the dense (B, h, w) grid of crops, and (h, w).
+    """Cells (M, 2) on the complete plane -> (M,) index in the dense (B, h, w) grid of plane crops, and (h, w).
 
-    A margin of one cell around the occupied rectangle is enough. Only occupied cells are read after the second 3x3
-    convolution, which then needs the first one's output one cell further out; that one reads one cell further
-    still, outside the crop, where the plane is empty and so equals the zero padding. The output on the margin itself
-    is wrong, and never read. Where the rectangle reaches the plane's border there is no margin: the crop ends with
-    the plane, so the second convolution finds zero padding there and not the first one's bias, as on the whole plane.
+    A margin of one cell around the occupied rectangle suffices. Only occupied cells are used after the second 3x3
+    convolution. It needs the first convolution's output one cell further out. The first convolution reads one cell
+    further still, outside the crop, where the plane is empty and so equals the zero padding. The second convolution's
+    output on the margin is wrong and never used. If the rectangle reaches the border of the plane, there is no margin:
+    the crop ends with the plane, and the second convolution finds zero padding there, as on the complete plane.
 
-    The crops of a batch share one size, the largest needed, but each lies where its own scan does: moved inwards
-    where it would leave the plane, so each of its sides is either the plane's border or a free margin.
+    All crops of a batch have one size, the largest needed, and each is placed around its own scan. A crop that would
+    leave the plane is moved inwards, so each of its sides is either the plane's border or a free margin.
     """
     margin = 1
     lows = np.stack([np.maximum(cells.min(axis=0) - margin, 0) for cells in cells_of_scans])
@@ -281,7 +283,7 @@ def _crop(cells_of_scans: Sequence[np.ndarray], plane_shape: tuple[int, int]) ->
 
 
 def _neighbours(tree: Tree, count: int) -> np.ndarray:
-    """(M, count) int64: the nearest other points of every point of the tree, nearest first."""
+    """(M, count) int64: the nearest other points of each point in the tree, nearest first."""
     if len(tree.row) == 1:
         return np.zeros((1, count), np.int64)
     others = nearest_others(tree, count)
@@ -289,6 +291,6 @@ def _neighbours(tree: Tree, count: int) -> np.ndarray:
 
 
 def _tree(points: np.ndarray) -> Tree:
-    """The k-d tree of the points."""
+    """A k-d tree of the points."""
     require_points(points)
     return build_tree(points[:, :3])

@@ -1,8 +1,8 @@
-"""Nearest neighbours among the points of a scan: a k-d tree that is searched leaf by leaf.
+"""Nearest neighbours among the points of a scan, by a k-d tree that is searched leaf by leaf.
 
-A library's tree starts each search at the root. A scan asks for the neighbours of all its points, and those of one leaf
-have nearly the same: one walk for the whole leaf finds them in half the time of scipy's. Distances are in float64, as
-there.
+The trees of libraries start each search at the root. Here all points of a scan are searched for, and the points of a
+leaf have nearly the same neighbours: one walk per leaf takes half the time of scipy's tree. Distances are float64, as
+in scipy.
 
 Letters in shapes: N points of the tree, Q queries, K neighbours.
 """
@@ -20,30 +20,30 @@ NO_CHILD = -1
 
 
 class Tree(NamedTuple):
-    """Points in the order of their leaves, and the nodes over them; node 0 is the root."""
+    """Points in the order of their leaves, and the nodes above them. Node 0 is the root."""
 
     xyz: np.ndarray  # (N, 3) float64, in leaf order [m]
-    row: np.ndarray  # (N,) int64, of each of them among the points given
-    span: np.ndarray  # (nodes, 2) int64, its points from start to stop
-    child: np.ndarray  # (nodes,) int64, the first of its two children, the second follows; NO_CHILD for a leaf
-    box: np.ndarray  # (nodes, 6) float64, lowest x y z and highest x y z of its points [m]
+    row: np.ndarray  # (N,) int64, row of each point of `xyz` among the given points
+    span: np.ndarray  # (nodes, 2) int64, start and stop of the node's points in `xyz`
+    child: np.ndarray  # (nodes,) int64, the first of two consecutive children; NO_CHILD for a leaf
+    box: np.ndarray  # (nodes, 6) float64, lowest x y z and highest x y z of the node's points [m]
 
 
 def build_tree(xyz: np.ndarray) -> Tree:
-    """A tree over (N, 3) finite points, N > 0."""
+    """A tree of finite points (N, 3), N > 0."""
     return Tree(*_build(np.ascontiguousarray(xyz, np.float64), LEAF_POINTS))
 
 
 def nearest_others(tree: Tree, count: int) -> np.ndarray:
-    """(N, K) int64: for every point the rows of the `count` nearest other ones, nearest first.
+    """(N, K) int64: for each point, the rows of the `count` nearest other points, nearest first.
 
-    K is `count`, or N - 1 where there are fewer. Points that coincide are neighbours of each other.
+    K is `count`, or N - 1 if there are fewer. Points that coincide are neighbours of each other.
     """
     return _nearest_others(*tree, min(count, len(tree.xyz) - 1))
 
 
 def nearest_of(tree: Tree, queries: np.ndarray) -> np.ndarray:
-    """(Q,) int64: the row of the point nearest to each of the queries (Q, 3) [m]."""
+    """(Q,) int64: the row of the point nearest to each query (Q, 3) [m]."""
     return _nearest_of(*tree, np.ascontiguousarray(queries, np.float64))
 
 
@@ -66,7 +66,7 @@ def _build(points, leaf_points):
             box[node, axis], box[node, 3 + axis] = low, high
         axis = np.argmax(box[node, 3:] - box[node, :3])
         middle = (box[node, axis] + box[node, 3 + axis]) / 2
-        # Where all points coincide, no plane parts them; where only rounding parts them, the lowest stay on the left.
+        # Points that coincide are not split. If the middle rounds down to the lowest coordinate, points there go left.
         if stop - start > leaf_points and middle < box[node, 3 + axis]:
             left, right = start, stop - 1
             while left <= right:
@@ -85,7 +85,7 @@ def _build(points, leaf_points):
 
 @compiled
 def _between_boxes(box, a, b):
-    """The squared distance of two nodes' boxes."""
+    """Squared distance between the boxes of two nodes."""
     total = 0.0
     for axis in range(3):
         gap = max(box[a, axis] - box[b, 3 + axis], box[b, axis] - box[a, 3 + axis], 0.0)
@@ -95,7 +95,7 @@ def _between_boxes(box, a, b):
 
 @compiled
 def _to_box(x, y, z, box, node):
-    """The squared distance of a point and a node's box."""
+    """Squared distance between a point and the box of a node."""
     dx = max(box[node, 0] - x, x - box[node, 3], 0.0)
     dy = max(box[node, 1] - y, y - box[node, 4], 0.0)
     dz = max(box[node, 2] - z, z - box[node, 5], 0.0)
@@ -104,7 +104,7 @@ def _to_box(x, y, z, box, node):
 
 @compiled
 def _visit(xyz, span, box, leaf, node, squared, found):
-    """Offer the points of `node` as neighbours to those of `leaf`; the largest squared distance that still counts."""
+    """Offer the points of `node` as neighbours to those of `leaf`; returns the largest squared distance of use."""
     worst, last = 0.0, squared.shape[1] - 1
     for i in range(span[leaf, 0], span[leaf, 1]):
         x, y, z = xyz[i, 0], xyz[i, 1], xyz[i, 2]
@@ -162,7 +162,7 @@ def _nearest_of(xyz, row, span, child, box, queries):
     found = 0
     for q in range(len(queries)):
         x, y, z = queries[q]
-        # A scan's points follow each other in space: what was nearest to the last one is a bound for this one.
+        # Consecutive points of a scan are close to each other: the last one's nearest point gives a bound for this one.
         best = (xyz[found, 0] - x) ** 2 + (xyz[found, 1] - y) ** 2 + (xyz[found, 2] - z) ** 2
         waiting[0], count = 0, 1
         while count > 0:

@@ -1,12 +1,12 @@
-"""WaffleIron (Puy et al., ICCV 2023) as ScaLR uses it, on packed points and parts of the planes.
+"""WaffleIron (Puy et al., ICCV 2023) as in ScaLR, on packed points and parts of the planes.
 
-Where the official code holds a padded (B, C, N) batch and whole planes, this one holds rows (M, C), the points of all
-scans one after the other, and of the planes the cells in use, or crops (`WaffleIronInputs.pack`) where a GPU fills
-them. The output is the same but for one deliberate difference: padding points do not exist, so they do not enter the
-statistics of batch norm.
+The official code has a padded batch (B, C, N) and complete planes. This code has rows (M, C), the concatenated points
+of all scans, and only the occupied cells of the planes (on a GPU, crops: `WaffleIronInputs.pack`). The output is the
+same with one deliberate difference: there are no padding points, so none enter the statistics of batch norm.
 
-Parameters have the official names, are drawn in the official order from the official distributions, and are stored as
-rows use them: a linear layer's weight is (out, in) where the official 1x1 convolution has (out, in, 1).
+Parameters have the official names, and are initialised in the official order from the official distributions. A linear
+layer's weight is (out, in), where the official 1x1 convolution has (out, in, 1). The official name for a point feature
+is token.
 
 Letters in shapes: M points, C width, K neighbours, B scans, (h, w) cells of a plane's crops.
 """
@@ -35,12 +35,12 @@ from .official import WaffleIronFiles
 
 NORMS = {"batch": BatchNorm, "layer": nn.LayerNorm}
 ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
-# Rows at a time where nothing depends on all of them: on a CPU what fits its cache, else what fits its memory.
+# Rows per chunk for operations on single rows: on a CPU what fits its cache, else what fits the device's memory.
 CPU_CHUNK, DEVICE_CHUNK = 2048, 131072
 
 
 class WaffleIron(Backbone):
-    """An embedding of the points, then layers that mix the tokens of neighbouring cells and the channels of each."""
+    """An embedding of the points, then layers that mix point features over plane cells and over channels."""
 
     Config, Inputs = WaffleIronConfig, WaffleIronInputs
     official = WaffleIronFiles()
@@ -62,7 +62,7 @@ class WaffleIron(Backbone):
 
     @property
     def num_layers(self) -> int:
-        """The embedding, then the layers."""
+        """The embedding and the layers."""
         return 1 + self.config.depth
 
     def layer_of(self, parameter: str) -> int:
@@ -70,19 +70,19 @@ class WaffleIron(Backbone):
         return 1 + int(layer[1]) if layer else 0
 
     def compile_layers(self) -> None:
-        """Compile what works point by point.
+        """Compile the parts that work on single points.
 
-        The planes are left out: their sizes differ from batch to batch, and their convolutions are kernels already.
+        Planes are left out: their sizes differ between batches, and their convolutions are kernels already.
         """
         for layer in (self.embed, *self.waffleiron.channel_mix):
-            layer.compile(dynamic=True)  # batches differ in their number of points
+            layer.compile(dynamic=True)  # batches have different numbers of points
 
     def exported(self, student: nn.Module) -> Exported:
         return exported(student)
 
 
 class Embedding(nn.Module):
-    """Tokens of the points from their own features and those of their neighbours."""
+    """Point features from the inputs of each point and of its neighbours."""
 
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__()
@@ -98,11 +98,11 @@ class Embedding(nn.Module):
         self.final = nn.Linear(2 * width, width)
 
     def forward(self, features: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
-        """Features (M, 5) and neighbours (M, K) -> (M, C)."""
+        """Inputs (M, 5) and neighbours (M, K) -> point features (M, C)."""
         x = self.norm(features)
         if not _in_place(self):
             return self._tokens(x, x, neighbours)
-        # (M, K, C) is never whole in memory.
+        # In chunks, since (M, K, C) would need too much memory.
         tokens, chunk = x.new_empty(len(x), self.final.out_features), max(1, _chunk(x) // neighbours.shape[1])
         pieces = (tokens.split(chunk), x.split(chunk), neighbours.split(chunk))
         for rows, centres, of_centres in zip(*pieces, strict=True):
@@ -113,15 +113,15 @@ class Embedding(nn.Module):
         return self.final(torch.cat((self.conv1(centres), self._around(x, centres, neighbours)), dim=1))
 
     def _around(self, x: torch.Tensor, centres: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
-        """(m, C): the maximum over the K neighbours of what their offset from the centre gives."""
+        """(m, C): the maximum over the K neighbours of the features of their offsets from the centre."""
         offsets = x.index_select(0, neighbours.flatten()).unflatten(0, neighbours.shape) - centres.unsqueeze(1)
         embedded = self.conv2(offsets.flatten(0, 1)).unflatten(0, neighbours.shape)
-        # The same values: on CPU, amax is ten times faster forwards, and max twice as fast with its backward.
+        # Equal values: on a CPU, amax is ten times faster forward, max is twice as fast forward and backward.
         return embedded.max(dim=1).values if torch.is_grad_enabled() else embedded.amax(dim=1)
 
 
 class Layers(nn.Module):
-    """`depth` times: mix over a plane's cells, then over channels."""
+    """`depth` layers, each a spatial mix over a plane's cells and a channel mix."""
 
     def __init__(self, config: WaffleIronConfig) -> None:
         super().__init__()
@@ -132,16 +132,16 @@ class Layers(nn.Module):
     def forward(
         self, tokens: torch.Tensor, batch: WaffleIronBatch, *, activation_checkpointing: bool = False
     ) -> torch.Tensor:
-        """Tokens (M, C) -> (M, C); layer l works on plane l mod the number of planes."""
-        # Compiled loops cannot be traced.
+        """Point features (M, C) -> (M, C). Layer l uses plane l modulo the number of planes."""
+        # Numba's loops cannot be traced.
         cells = _OccupiedCells if _on_cpu(tokens) and not torch.compiler.is_compiling() else _CroppedPlane
-        dtype = torch.promote_types(tokens.dtype, torch.float32)  # counts do not fit half precision
+        dtype = torch.promote_types(tokens.dtype, torch.float32)  # half precision is too small for counts
         planes = [cells.of(batch, plane, dtype) for plane in range(len(batch.crop_shapes))]
         keep = _KeepRows(batch, self.stochastic_depth if self.training else 0.0)
         for layer, mixes in enumerate(zip(self.spatial_mix, self.channel_mix, strict=True)):
             arguments = (mixes, tokens, planes[layer % len(planes)], keep)
             if activation_checkpointing and self.training and torch.is_grad_enabled():
-                # Batch norm must count a batch once, though it sees it twice.
+                # Recomputation passes a batch through batch norm twice; its statistics must count it once.
                 contexts = partial(_recompute_contexts, mixes)
                 tokens = checkpoint(_layer, *arguments, use_reentrant=False, context_fn=contexts)
             else:
@@ -157,13 +157,13 @@ def _layer(
 
 
 def _recompute_contexts(mixes: Sequence[nn.Module]) -> tuple[AbstractContextManager, AbstractContextManager]:
-    """Around the first computation of a layer, and around the second."""
+    """Contexts for the first computation of a layer, and for its recomputation."""
     return nullcontext(), _statistics_frozen([mix.norm for mix in mixes if isinstance(mix.norm, BatchNorm)])
 
 
 @contextmanager
 def _statistics_frozen(norms: Sequence[BatchNorm]) -> Iterator[None]:
-    """Batch norms normalise by the batch, as they do while training, and leave their running statistics as they are."""
+    """Batch norms normalise by the batch, as in training, but keep their running statistics."""
     before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
@@ -176,7 +176,7 @@ def _statistics_frozen(norms: Sequence[BatchNorm]) -> Iterator[None]:
 
 
 class SpatialMix(nn.Module):
-    """norm -> mean of each cell -> two depthwise 3x3 convolutions -> each point reads its cell -> scale -> added."""
+    """norm -> mean of each cell -> two depthwise 3x3 convolutions -> value of each point's cell -> scale -> added."""
 
     def __init__(self, config: WaffleIronConfig) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class SpatialMix(nn.Module):
         self.scale = LayerScale(config.width)
 
     def forward(self, tokens: torch.Tensor, plane: _CroppedPlane | _OccupiedCells, keep: _KeepRows) -> torch.Tensor:
-        # The scale acts on channels alone: applied to the points read, not to every cell of the plane.
+        # The scale acts on channels only, so it is applied to points instead of all cells of the plane.
         return self.scale.add(tokens, keep(plane.mix(self.norm(tokens), self.ffn)))
 
 
@@ -209,7 +209,7 @@ class ChannelMix(nn.Module):
     def forward(self, tokens: torch.Tensor, keep: _KeepRows) -> torch.Tensor:
         if not _in_place(self):
             return self.scale.add(tokens, keep(self.mlp(self.norm(tokens))))
-        # Chunk by chunk, what is between the layers stays in the cache.
+        # In chunks, so that values between the layers stay in the cache.
         first, activation, second = self.mlp
         norm, weight, bias = _fold(self.norm, first)
         scaled, shift = second.weight * self.scale.weight.unsqueeze(1), second.bias * self.scale.weight
@@ -219,9 +219,9 @@ class ChannelMix(nn.Module):
 
 
 def _fold(norm: nn.Module, linear: nn.Linear) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """What remains of a norm in eval mode before a linear layer, and weight and bias of that layer with the rest.
+    """Fold a norm in eval mode into the linear layer after it: remaining norm, weight, bias.
 
-    The statistics of batch norm are constants then: linear(norm(x)) is one linear layer. Layer norm's are not.
+    Batch norm's statistics are constants then, so linear(norm(x)) is one linear layer. Layer norm is not folded.
     """
     if not isinstance(norm, BatchNorm):
         return norm, linear.weight, linear.bias
@@ -231,7 +231,7 @@ def _fold(norm: nn.Module, linear: nn.Linear) -> tuple[nn.Module, torch.Tensor, 
 
 
 class LayerScale(nn.Module):
-    """A factor per channel, drawn from (-1, 1): the official one is a depthwise 1x1 convolution as torch draws it."""
+    """A factor per channel, initialised in (-1, 1) like the official depthwise 1x1 convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class LayerScale(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class _CroppedPlane:
-    """Between points and one plane's dense (B, h, w) grid of crops, the same for every layer on that plane."""
+    """Maps points to one plane's dense (B, h, w) grid of crops and back; shared by all layers on that plane."""
 
     index: torch.Tensor  # (M,) int64 cell of each point
     weight: torch.Tensor  # (M, 1) 1 / (points in its cell + 1e-6)
@@ -258,16 +258,16 @@ class _CroppedPlane:
         return cls(index, _mean_weight(counts[index], dtype), shape)
 
     def mix(self, rows: torch.Tensor, ffn: nn.Sequential) -> torch.Tensor:
-        """(M, C) -> (M, C): means of the cells, zero where empty, through the convolutions, read by each point."""
+        """(M, C) -> (M, C): the cells' means, zero in empty cells, convolved, at each point's cell."""
         grid = rows.new_zeros(*self.shape, rows.shape[1])
         grid.view(-1, rows.shape[1]).index_add_(0, self.index, rows * self.weight.to(rows.dtype))
-        mixed = ffn(grid.permute(0, 3, 1, 2))  # channels last, as the rows are added
+        mixed = ffn(grid.permute(0, 3, 1, 2))  # channels last, the layout of the added rows
         return mixed.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, self.index)
 
 
 @dataclass(frozen=True, eq=False)
 class _OccupiedCells:
-    """The same as `_CroppedPlane` on a CPU: only the cells that hold points, and those that they reach."""
+    """`_CroppedPlane` for a CPU: only the cells that hold points and the cells that their convolution reaches."""
 
     index: torch.Tensor  # (M,) int64 occupied cell of each point
     weight: torch.Tensor  # (M, 1) 1 / (points in its cell + 1e-6)
@@ -285,19 +285,19 @@ class _OccupiedCells:
         first, activation, second = ffn
         means = rows.new_zeros(len(self.to_occupied), rows.shape[1])
         means.index_add_(0, self.index, rows * self.weight.to(rows.dtype))
-        means = means.to(first.weight.dtype)  # under autocast these sums stay in single precision
+        means = means.to(first.weight.dtype)  # under autocast these sums have single precision
         reached = activation(depthwise(means, first.weight, first.bias, self.to_reached, self.to_occupied))
         mixed = depthwise(reached, second.weight, second.bias, self.to_occupied, self.to_reached)
         return mixed.index_select(0, self.index)
 
 
 def _mean_weight(counts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(M,) int64 points in each point's cell -> (M, 1) weight in its mean, as the official code has it."""
+    """Number of points in each point's cell, (M,) int64 -> weight in the mean, (M, 1), as in the official code."""
     return (1 / (counts.to(dtype) + 1e-6)).unsqueeze(1)
 
 
 class _KeepRows:
-    """Stochastic depth: zeroes the residuals of whole scans with the given probability, and scales up the others.
+    """Stochastic depth: zeroes the residuals of complete scans with a given probability, and scales up the others.
 
     One draw per scan, layer and mix, as the official DropPath draws per sample of the padded batch.
     """
@@ -318,10 +318,10 @@ class _KeepRows:
 
 
 def _in_place(module: nn.Module) -> bool:
-    """Whether rows can be worked on chunk by chunk, in place.
+    """Whether rows can be processed in chunks and in place.
 
-    Batch norm needs all rows while training, autograd what was there before, and a traced program has no loop over as
-    many chunks as there are.
+    They cannot in training, since batch norm needs all rows, with autograd, which needs the previous values, or in a
+    traced program, which has no loop over a variable number of chunks.
     """
     return not (module.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 

@@ -1,7 +1,7 @@
 """Compiled loops for the CPU: cells of a plane, and depthwise 3x3 convolutions over listed cells.
 
-A plane of 60,000 cells has points in a few thousand. Where a library convolves all of them, these loops visit the cells
-that matter, and take a twentieth of the time.
+A plane of 60,000 cells has points in a few thousand of them. Libraries convolve all cells. These loops visit only the
+cells that matter, in a twentieth of the time.
 
 Letters in shapes: M points, S source cells, T target cells, C channels. Taps are numbered row by row, 0 to 8.
 """
@@ -17,18 +17,18 @@ import torch
 
 from ...compiled import compiled
 
-NO_CELL = -1  # of a tap beyond the plane, or in an empty cell
+NO_CELL = -1  # for a tap beyond the plane or in an empty cell
 
 
 def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, taps: torch.Tensor, back: torch.Tensor):
-    """A depthwise 3x3 convolution with zero padding, from listed source cells to listed target cells.
+    """A depthwise 3x3 convolution with zero padding, from a list of source cells to a list of target cells.
 
     Args:
-        x: (S, C), the only cells of the plane that are not zero.
-        weight: (C, 1, 3, 3) as nn.Conv2d has it.
+        x: (S, C), the source cells; all other cells of the plane are zero.
+        weight: (C, 1, 3, 3), as in nn.Conv2d.
         bias: (C,).
-        taps: (T, 9) int32, the source at each tap of each target, or NO_CELL.
-        back: (S, 9) int32, the same table for the other direction: taps of each source among the targets.
+        taps: (T, 9) int32, the source cell at each tap of each target, or NO_CELL.
+        back: (S, 9) int32, the inverse table: the target cell at each tap of each source, or NO_CELL.
 
     Returns:
         (T, C).
@@ -55,16 +55,16 @@ class _Depthwise(torch.autograd.Function):
 
 
 def occupied_cells(index: torch.Tensor, shape: tuple[int, int, int]) -> tuple[torch.Tensor, ...]:
-    """The cells that hold points, those around them, and how the two lie to each other.
+    """The cells that hold points, the cells around them, and the taps between the two.
 
     Args:
         index: (M,) int64, each point's cell in the (B, h, w) grid.
         shape: (B, h, w).
 
     Returns:
-        cell_of_point (M,) int64, numbers of occupied cells; counts (S,) int64, points in each;
-        to_reached (T, 9) int32, taps of the cells that a 3x3 convolution reaches from occupied cells, among occupied
-        cells; to_occupied (S, 9) int32, taps of occupied cells among reached cells.
+        cell_of_point (M,) int64, the number of each point's occupied cell; counts (S,) int64, points per occupied cell;
+        to_reached (T, 9) int32, the occupied cell at each tap of each cell that a 3x3 convolution reaches;
+        to_occupied (S, 9) int32, the reached cell at each tap of each occupied cell.
     """
     return tuple(torch.from_numpy(array) for array in _occupied_cells(index.numpy(), *shape))
 
@@ -109,7 +109,7 @@ def _occupied_cells(index, scans, height, width):
 
 @compiled
 def _neighbour(cell, tap, height, width):
-    """The cell at a tap of a cell, in the same scan's plane."""
+    """The cell at a tap of a cell, within the plane of the same scan."""
     row = cell // width % height + tap // 3 - 1
     column = cell % width + tap % 3 - 1
     if row < 0 or row >= height or column < 0 or column >= width:
@@ -134,7 +134,7 @@ def _convolve(start, stop, x, weight, bias, taps, out):
 
 @compiled
 def _weight_gradient(start, stop, x, grad, taps):
-    """(9, C), the part that the targets from start to stop give."""
+    """(9, C): the contribution of the targets from start to stop."""
     channels = x.shape[1]
     total = np.zeros((9, channels), x.dtype)
     for target in range(start, stop):
@@ -149,7 +149,7 @@ def _weight_gradient(start, stop, x, grad, taps):
 
 
 def _in_threads(kernel: Callable, count: int, *tensors: torch.Tensor) -> list:
-    """Run `kernel(start, stop, *arrays)` over ranges of `count`, as many at a time as torch has threads."""
+    """Run `kernel(start, stop, *arrays)` on parts of `range(count)`, in as many threads as torch has."""
     arrays = [tensor.detach().numpy() for tensor in tensors]
     threads = min(torch.get_num_threads(), max(1, count))
     bounds = [count * part // threads for part in range(threads + 1)]

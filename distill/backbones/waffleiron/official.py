@@ -1,7 +1,7 @@
 """Files of the official ScaLR and WaffleIron code.
 
-They have our names; their linear layers are 1x1 convolutions. They hold neither activation nor planes nor field of
-view.
+Their tensors have the same names as here, but linear layers are 1x1 convolutions. The files hold neither activation nor
+planes nor field of view.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..backbone import OfficialFiles
 from .config import WaffleIronConfig
 from .inputs import POINT_FEATURES, WaffleIronInputs
 
-PLUS = {"activation": "gelu", "stochastic_depth": 0.2}  # of ScaLR+, which is known by its 2-layer head
+PLUS = {"activation": "gelu", "stochastic_depth": 0.2}  # ScaLR+, recognised by its 2-layer head
 
 
 class WaffleIronFiles(OfficialFiles):
@@ -69,7 +69,7 @@ class WaffleIronFiles(OfficialFiles):
 
 
 def _as_rows(name: str, value: torch.Tensor) -> torch.Tensor:
-    """As our layers have it: (out, in) of a 1x1 convolution, (C,) of the layer scale."""
+    """The value in the shape used here: (out, in) for a 1x1 convolution, (C,) for the layer scale."""
     if name.endswith(".scale.weight"):
         return value.flatten()
     is_pointwise = value.ndim > 2 and value.shape[2:].numel() == 1
@@ -77,7 +77,7 @@ def _as_rows(name: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def _as_convolution(name: str, value: torch.Tensor) -> torch.Tensor:
-    """As the official modules have it: Conv1d layers, and Conv2d ones over points and neighbours."""
+    """The value in the official shape: Conv1d layers, and Conv2d layers over points and neighbours."""
     if name.endswith(".scale.weight"):
         return value[:, None, None]
     if value.ndim != 2:

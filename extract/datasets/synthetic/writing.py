@@ -15,6 +15,7 @@ from ....errors import DatasetError, remedy
 from ....paths import expanded
 from ....progress import progress
 from ..devkit_splits import devkit_splits
+from ..simulated import mark_as_simulated
 from .rigs import Rig
 from .sensors import MAX_KEYFRAMES, Scene, simulate_scene
 
@@ -53,6 +54,7 @@ def write_scenes(
             for name in scenes:
                 writing.write_scene(simulate_scene(name, seed=seed, rig=rig), keyframes, bar.update)
         writing.finish()
+        mark_as_simulated(partial)
         partial.replace(root)
     except OSError as error:
         raise DatasetError(

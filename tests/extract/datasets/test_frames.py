@@ -532,8 +532,8 @@ def test_a_split_that_is_not_there(rig):
 
 @pytest.fixture
 def own_reader(tmp_path) -> Path:
-    """The example of docs/datasets.md, and data for it."""
-    (tmp_path / "my_rig.py").write_text(example("datasets.md", "python"))
+    """The example of docs/own_dataset.md, and data for it."""
+    (tmp_path / "my_rig.py").write_text(example("own_dataset.md", "python"))
     folder = tmp_path / "data/train"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

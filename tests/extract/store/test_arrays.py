@@ -116,7 +116,7 @@ def test_a_row_that_is_larger_than_a_chunk_is_one():
     ("dtype", "shuffle"), [("float16", "bitshuffle"), ("uint32", "bitshuffle"), ("int8", "noshuffle")]
 )
 def test_arrays_are_compressed_as_the_page_says(tmp_path, dtype, shuffle):
-    """docs/store.md: zstd at level 3 by Blosc, bits shuffled but those of int8, each chunk with its CRC32C."""
+    """docs/store_format.md: zstd at level 3 by Blosc, bits shuffled but those of int8, each chunk with its CRC32C."""
     array = ArrayWriter(tmp_path / "a", (3,), dtype)
     array.append(np.ones((5, 3), dtype))
     array.finish()

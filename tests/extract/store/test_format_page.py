@@ -1,4 +1,4 @@
-"""docs/store.md is enough to write another reader: this one follows the page, and takes nothing from scalr."""
+"""docs/store_format.md is enough to write another reader: this one follows the page, and takes nothing from scalr."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_superpixels_are_read_by_the_page(extract_tiny, encoding):
     ("heading", "schema"), [("Index of scans", SCANS_SCHEMA), ("Index of targets", TARGETS_SCHEMA)]
 )
 def test_the_page_has_every_column_with_its_type(heading, schema):
-    table = (DOCS / "store.md").read_text().split(f"**{heading}**")[1].split("\n\n")[1]
+    table = (DOCS / "store_format.md").read_text().split(f"**{heading}**")[1].split("\n\n")[1]
     found = {}
     for line in table.splitlines()[2:]:
         names, types = (cell.strip() for cell in line.split("|")[1:3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -13,15 +14,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from scalr.errors import DamagedError
 from scalr.extract.store import SCANS, FeatureStore, create_store, gathering, open_store
 from scalr.extract.store import format as fmt
-from scalr.extract.store.gathered import open_gathered
+from scalr.extract.store.gathered import GatheredIndexes, open_gathered, write_gathered
 from scalr.extract.store.inspect import inspect_store
-from scalr.extract.store.remove import removal_of_teacher
+from scalr.extract.store.remove import removal_of_split, removal_of_teacher
 from scalr.extract.store.verify import verify_store
 from scalr.extract.verification import VerifyConfig, verify
 from small_store import PROVENANCE, SETTINGS, a_block, add_inputs, write_block
@@ -157,10 +159,11 @@ def test_no_flipped_bit_of_a_gathered_file_is_other_values(made, path, kind, fli
 
 
 def test_a_block_that_was_replaced_removed_or_added_since_is_read_as_it_stands(made, path, monkeypatch):
-    """An older gathered file, in place of the one that these changes would be followed by."""
+    """An older gathered file, as releases that know of none leave it where it is."""
     for each in (made, path):
         each = shutil.copytree(each, each.parent / "changed.zarr")
         writer = create_store(each, "part-0-of-1")
+        monkeypatch.setattr(writer, "_drop_gathered", lambda kind: None)
         writer.set_aside(SCANS, 0)  # removed
         writer.set_aside(SCANS, 2)  # replaced
         scans, targets = a_block(2, views=2)
@@ -173,6 +176,14 @@ def test_a_block_that_was_replaced_removed_or_added_since_is_read_as_it_stands(m
     create_store(changed, "part-0-of-1").gather_indexes()
     assert all_of(changed) == all_of(made.parent / "changed.zarr")
     assert opened_indexes(monkeypatch, changed) == []
+
+
+def test_a_block_takes_the_gathered_files_along(path):
+    """Where files have no times of their own, the index of the block that takes its place could pass for its own."""
+    create_store(path, "part-0-of-1").set_aside("t", 2)
+    assert [file.name for file in (path / fmt.GATHERED).iterdir()] == ["scans.parquet"]
+    create_store(path, "part-0-of-1").set_aside(SCANS, 2)
+    assert not list((path / fmt.GATHERED).iterdir())
 
 
 def test_a_writer_that_replaces_a_block_is_not_told_what_was_gathered_of_it(path):
@@ -208,6 +219,9 @@ def test_what_cannot_be_gathered_is_a_warning(path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         create_store(path, "part-0-of-1").gather_indexes()
     assert "the indexes are not gathered, so that readers take longer to begin" in caplog.text
+    assert create_store(path, "part-0-of-1").set_aside(SCANS, 0) is not None  # it is in nobody's way
+    removal_of_teacher(open_store(path), "t").run()
+    assert not open_store(path).teachers
 
 
 def test_verify_passes_over_it_and_names_a_damaged_one_as_stray(path):
@@ -216,6 +230,49 @@ def test_verify_passes_over_it_and_names_a_damaged_one_as_stray(path):
     file.write_bytes(file.read_bytes()[:-1])
     found = verify_store(open_store(path))
     assert (found.stray, found.damage) == (["gathered/t.parquet"], [])
+
+
+def damage_page(path: Path, kind: str) -> None:
+    file = fmt.gathered_path(path, kind)
+    column, content = pq.ParquetFile(file).metadata.row_group(0).column(3), bytearray(file.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size - 2] ^= 1
+    file.write_bytes(content)
+
+
+def alter_rows(path: Path, kind: str) -> None:
+    """As if it were of indexes that others of equal sizes and times have replaced."""
+    gathered, rows = open_gathered(path, kind), fmt.read_index(fmt.index_path(path, kind, 0), kind)
+    altered = rows.set_column(rows.schema.get_field_index("crc32c"), "crc32c", pa.array([1] * len(rows), pa.uint32()))
+    write_gathered([([gathered.entry(0)], altered)], kind, fmt.gathered_path(path, kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_that_is_wrong_inside_is_found_by_verifying_and_made_anew_by_repairing(made, path, kind):
+    for wrong in (damage_page, alter_rows):
+        wrong(path, kind)
+        found = verify(VerifyConfig(store=path, repair=True)).found
+        assert (found.stray, found.damage) == ([f"gathered/{kind}.parquet"], [])
+        assert verify_store(open_store(path)).stray == []
+        assert all(block in open_gathered(path, kind) for block in BLOCKS)
+    assert all_of(path) == all_of(made)
+
+
+def test_a_split_that_goes_is_gathered_no_more(path):
+    writer = create_store(path, "part-0-of-1")
+    add_inputs(writer, SETTINGS | {"split": "val", "num_blocks": 2}, t=PROVENANCE)
+    for block in (5, 6):
+        scans, targets = a_block(block)
+        write_block(writer, block, scans, t=targets)
+    writer.gather_indexes()
+    removal_of_split(open_store(path), "nuscenes/train").run()
+    for kind in KINDS:
+        assert pq.read_table(fmt.gathered_path(path, kind))["block"].to_pylist() == [5] * 3 + [6] * 3
+
+
+def test_to_read_one_block_the_others_are_not_looked_at(path, monkeypatch):
+    """A writer reads each block after the commit of another, when all would have to be looked at again."""
+    monkeypatch.delattr(GatheredIndexes, "keep_what_stands")
+    assert open_store(path).read_scans(1).skipped == {"1-9": "no image"}
 
 
 def test_a_teacher_takes_its_gathered_file_along(path):
@@ -251,21 +308,6 @@ def test_a_gathered_file_is_as_the_page_says(path, kind):
     assert first == len(rows)
 
 
-def test_an_extraction_ends_by_gathering_and_one_that_was_stopped_there_goes_on(extract_tiny, monkeypatch):
-    def stopped(parts: object, kind: str, path: Path) -> None:
-        path.write_bytes(b"PAR1")
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(gathering, "write_gathered", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            extract_tiny(frames_per_block=1)
-    path = extract_tiny(frames_per_block=1).path
-    assert sorted(file.name for file in (path / fmt.GATHERED).iterdir()) == ["coordinates.parquet", "scans.parquet"]
-    assert not [file for file in (path / fmt.TMP).rglob("*") if file.is_file()]
-    assert verify(VerifyConfig(store=path)).whole
-
-
 def test_repairing_gathers_anew(path):
     shutil.rmtree(path / fmt.GATHERED)
     verify(VerifyConfig(store=path, repair=True))
@@ -287,10 +329,22 @@ def test_a_worker_shares_the_memory_of_the_process_that_started_it(path):
     assert there.stdout.decode().strip() == str(store.column("crc32c").tolist())
 
 
-def test_a_worker_that_cannot_see_that_memory_reads_for_itself(path, monkeypatch):
-    monkeypatch.delattr(os, "memfd_create")
+def no_memory(name: str) -> int:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+@pytest.mark.parametrize("memfd_create", [None, no_memory])
+def test_a_worker_that_cannot_see_that_memory_reads_the_same_for_itself(path, monkeypatch, memfd_create):
+    if memfd_create is None:
+        monkeypatch.delattr(os, "memfd_create")
+    else:
+        monkeypatch.setattr(os, "memfd_create", memfd_create)
+    writer = create_store(path, "part-0-of-1")
+    writer.set_aside(SCANS, 0)
     store = open_store(path)
     store.rows_with_targets("t")
+    writer.put_back(SCANS, 0)  # a block that comes before the worker starts changes the numbers of no rows
     clone = pickle.loads(pickle.dumps(store))
     assert isinstance(clone, FeatureStore)
     np.testing.assert_array_equal(clone.column("crc32c"), store.column("crc32c"))
+    np.testing.assert_array_equal(clone.rows_with_targets("t"), store.rows_with_targets("t"))
