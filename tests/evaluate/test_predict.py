@@ -53,7 +53,9 @@ def models(tmp_path_factory) -> SimpleNamespace:
         model = with_class_head(student, len(labels.class_names), inputs_for(student.input_config, name))
         torch.nn.init.normal_(model.classif[1].weight)
         path = folder / f"{name}.safetensors"
-        save_model(model, path, labels.class_names, {"finetuning": {"training_dataset": name}})
+        save_model(
+            model, path, labels.class_names, {"finetuning": {"training_dataset": name, "training_split": "train"}}
+        )
     return SimpleNamespace(
         student=folder / "student.safetensors", **{name: folder / f"{name}.safetensors" for name in LABELS}
     )
