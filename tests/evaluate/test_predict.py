@@ -21,6 +21,8 @@ from click.testing import CliRunner
 
 import scalr
 from doc_examples import DOCS, example
+from in_children import predict_in_child
+from moments import Child
 from scalr.cli import main
 from scalr.distill.backbones.calls import inputs_for
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
@@ -38,6 +40,7 @@ from scalr.extract.datasets.nuscenes import LABELS as NUSCENES
 from scalr.extract.datasets.pandaset import LABELS as PANDASET
 from scalr.extract.datasets.semantic_kitti import LABELS as KITTI
 from scalr.extract.intensity import INTENSITY_STATISTICS, IntensityStatistics
+from scalr.folder_lock import CLAIM
 
 LABELS = {"nuscenes": NUSCENES, "semantic_kitti": KITTI, "pandaset_64": PANDASET}
 
@@ -79,11 +82,11 @@ def scans(tmp_path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Result files by their names."""
+    """Result files by their names, and whatever a killed run has left, but for what is of the folder's lock."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("scans.jsonl", "predict.json")
+        if path.is_file() and path.name not in ("scans.jsonl", "predict.json") and CLAIM not in path.name
     }
 
 
@@ -262,6 +265,27 @@ def test_a_killed_run_continues(scans, models, tmp_path, monkeypatch):
     assert contents(folder)["00/000000.label"] == contents(tmp_path / "whole")["00/000000.label"]
     assert contents(folder)["01/000001.label"] != contents(tmp_path / "whole")["01/000001.label"]
     assert not [path.name for path in folder.rglob(".*")]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_moment_continues(scans, models, tmp_path, children):
+    """By SIGKILL, several times one after the other; all results are those of an undisturbed run."""
+    options = {"model": models.semantic_kitti, "scans": (scans,), "colours": True, "batch_points": 1}
+    whole, out = {**options, "out": tmp_path / "whole"}, {**options, "out": tmp_path / "killed"}
+    assert Child(children, predict_in_child, whole).end() == 0
+    moments, rng, kills = int((tmp_path / "whole.moments").read_text()), np.random.default_rng(0), 0
+    assert moments > 30
+    while kills < 12:
+        child = Child(children, predict_in_child, out, stops=(int(rng.integers(moments)),))
+        if child.wait_for_a_moment():
+            child.kill()
+            kills += 1
+            continue
+        assert child.end() == 0
+        assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+        shutil.rmtree(tmp_path / "killed")
+    assert Child(children, predict_in_child, out).end() == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_results_of_other_settings_are_not_mixed(scans, models, tmp_path):
