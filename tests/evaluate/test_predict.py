@@ -306,7 +306,9 @@ def test_results_of_other_settings_are_not_mixed(scans, models, tmp_path):
     with pytest.raises(ScalrError, match=r"outside of .*scans/00, and the results in this folder are named"):
         predict(PredictConfig(model=models.semantic_kitti, **given | {"scans": (scans,)}))
     assert contents(tmp_path / "p") == before
-    for name, text in (("scans.jsonl", '{"a": 1}\n'), ("predict.json", "[]")):
+    line = json.loads((tmp_path / "p/scans.jsonl").read_text())
+    lines = "".join(f"{json.dumps(line | {'by_class': counts})}\n" for counts in (line["by_class"], [1]))
+    for name, text in (("scans.jsonl", '{"a": 1}\n'), ("scans.jsonl", lines), ("predict.json", "[]")):
         (tmp_path / "p" / name).write_text(text)
         with pytest.raises(ScalrError, match=rf"{name}: not a "):
             predict(PredictConfig(model=models.semantic_kitti, **given))
