@@ -170,6 +170,8 @@ def test_each_form_of_scan_and_of_result_says_the_same(models, tmp_path):
     legend = json.loads(labels["classes.json"])
     assert [each["name"] for each in legend] == list(NUSCENES.class_names)
     np.testing.assert_array_equal(np.asarray(coloured.colors)[:, :3], [legend[index]["colour"] for index in indexes])
+    raw = trimesh.exchange.ply.load_ply(io.BytesIO(labels["five.ply"]))["metadata"]["_ply_raw"]["vertex"]["data"]
+    np.testing.assert_array_equal(raw["class"], indexes)
     again = Reading(dataset="nuscenes").points(tmp_path / "p/five.ply")[0]  # which is a scan, too
     np.testing.assert_array_equal(again, scan)
 
@@ -362,6 +364,24 @@ def test_an_unknown_lidar_is_measured_once(models, tmp_path):
     measured = IntensityStatistics(float(values.mean()), float(values.std()))
     expected = scalr.load_student(models.student).extract(a_scan(1), measured).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "p/1.npy"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_whose_file_says_less_needs_to_be_told_more(models, tmp_path):
+    """A converted official file names neither dataset nor classes; a rig of the user's own is no known lidar."""
+    np.save(tmp_path / "a.npy", a_scan(0))
+    student, path = scalr.load_model(models.nuscenes).student, tmp_path / "model.safetensors"
+    save_student(student, path, {})
+    given = {"model": path, "scans": (tmp_path / "a.npy",)}
+    with pytest.raises(ScalrError, match=r"does not say which dataset's lidar the scans are of\. Pass --dataset"):
+        predict(PredictConfig(**given, out=tmp_path / "p"))
+    for dataset, names in (("nuscenes", NUSCENES.class_names), ("pandaset_64", [f"class {n}" for n in range(16)])):
+        summary = predict(PredictConfig(**given, out=tmp_path / dataset, dataset=dataset))
+        assert list(summary.points_by_class) == list(names)
+    save_model(student, path, NUSCENES.class_names, {"probing": {"training_dataset": "my_rig"}})
+    predict(PredictConfig(**given, out=tmp_path / "p"))
+    record = json.loads((tmp_path / "p/predict.json").read_text())
+    assert record["settings"]["dataset"] == "frames"
+    assert record["intensity"]["mean"] == pytest.approx(a_scan(0)[:, 3].mean())
 
 
 def test_what_a_lidar_is_not_known_for_is_said(models, tmp_path):
