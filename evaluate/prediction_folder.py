@@ -14,29 +14,31 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
-from ..checkpoint_files import write_bytes
+from ..checkpoint_files import shortened, write_bytes
 from ..errors import ScalrError
 from ..extract.intensity import IntensityStatistics
 from ..json_text import json_text
+from ..settings import CountOrZero, at_least, checked, up_to
 from .scan_list import FileState, ScanFile
 
 RECORD, CLASSES, FINISHED = "predict.json", "classes.json", "scans.jsonl"
 FORMAT = "scalr-predictions-1"
 LEFTOVER = re.compile(r"\..+\.(label|npy|parquet|zarr|ply|png|html|json|jsonl)\.\d+")
 START_AGAIN = "Choose another --out, or remove this folder."
+Stamp = Annotated[int, at_least(-(2**63)), up_to(2**63 - 1)]
 
 
 @dataclass(frozen=True)
 class FinishedScan:
     """A scan whose files are complete, and the state of its own file when it was read."""
 
-    scan: str
+    scan: str  # path
     name: str
-    state: list[int] | None
-    points: int
-    by_class: list[int]
+    state: tuple[Stamp, Stamp] | None
+    points: CountOrZero
+    by_class: tuple[CountOrZero, ...]
 
 
 class PredictionFolder:
@@ -87,14 +89,14 @@ class PredictionFolder:
     def finished(self, scan: ScanFile, endings: tuple[str, ...]) -> FinishedScan | None:
         """What is known of a scan whose results are complete and whose file has not changed since."""
         known, state = self._finished.get(str(scan.path)), scan.state()
-        if known is None or state is None or (known.name, known.state) != (scan.name, [*state]):
+        if known is None or state is None or (known.name, known.state) != (scan.name, state):
             return None
         is_complete = all((self.path / f"{scan.name}{ending}").exists() for ending in endings)
         return known if is_complete else None
 
     def add(self, scan: ScanFile, state: FileState | None, points: int, by_class: list[int]) -> FinishedScan:
         """Note that the files of a scan are complete; `state` is that of its own file before it was read."""
-        finished = FinishedScan(str(scan.path), scan.name, state and [*state], points, by_class)
+        finished = FinishedScan(str(scan.path), scan.name, state, points, tuple(by_class))
         with (self.path / FINISHED).open("a") as file:
             file.write(f"{json.dumps(asdict(finished))}\n")
             file.flush()
@@ -134,11 +136,21 @@ class PredictionFolder:
     def _read_finished(self) -> list[FinishedScan]:
         """All finished scans; a last line that was cut when a run was killed is removed."""
         path = self.path / FINISHED
-        text = path.read_text() if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            write_bytes(path, whole.encode())
+        content = path.read_bytes() if path.exists() else b""
+        complete = content[: content.rfind(b"\n") + 1]
+        if complete != content:
+            write_bytes(path, complete)
         try:
-            return [FinishedScan(**json.loads(line)) for line in whole.splitlines()]
-        except (ValueError, TypeError) as error:
-            raise ScalrError(f"not a list of finished scans ({error})", where=path, fix=START_AGAIN) from None
+            finished = [_finished_scan(json.loads(line)) for line in complete.decode().splitlines()]
+            if len({len(each.by_class) for each in finished}) > 1:
+                raise ValueError("scans have different numbers of classes")
+        except (ValueError, TypeError, KeyError, ScalrError) as error:
+            raise ScalrError(
+                f"not a list of finished scans ({shortened(error)})", where=path, fix=START_AGAIN
+            ) from None
+        return finished
+
+
+def _finished_scan(values: Mapping[str, Any]) -> FinishedScan:
+    kinds = get_type_hints(FinishedScan, include_extras=True)
+    return FinishedScan(**{name: checked(values[name], kind, name) for name, kind in kinds.items()})

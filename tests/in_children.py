@@ -188,3 +188,12 @@ def scores_of_a_share(rank: int, model: Path, root: Path, folder: Path) -> None:
     scores = score(load_model(model).student, dataset, torch.device("cpu"))
     np.save(folder / f"{rank}.npy", scores.confusions)
     dist.destroy_process_group()
+
+
+def predict_in_child(options: dict, meeting: Meeting) -> None:
+    """A prediction; each change of its folder is a moment."""
+    from scalr.evaluate.predict import PredictConfig, predict  # here: no other child draws pictures
+
+    meeting.at_changes_below(options["out"])
+    predict(PredictConfig(**options))
+    options["out"].with_suffix(".moments").write_text(str(meeting.passed))

@@ -21,6 +21,8 @@ from click.testing import CliRunner
 
 import scalr
 from doc_examples import DOCS, example
+from in_children import predict_in_child
+from moments import Child
 from scalr.cli import main
 from scalr.distill.backbones.calls import inputs_for
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
@@ -38,6 +40,7 @@ from scalr.extract.datasets.nuscenes import LABELS as NUSCENES
 from scalr.extract.datasets.pandaset import LABELS as PANDASET
 from scalr.extract.datasets.semantic_kitti import LABELS as KITTI
 from scalr.extract.intensity import INTENSITY_STATISTICS, IntensityStatistics
+from scalr.folder_lock import CLAIM
 
 LABELS = {"nuscenes": NUSCENES, "semantic_kitti": KITTI, "pandaset_64": PANDASET}
 
@@ -53,7 +56,9 @@ def models(tmp_path_factory) -> SimpleNamespace:
         model = with_class_head(student, len(labels.class_names), inputs_for(student.input_config, name))
         torch.nn.init.normal_(model.classif[1].weight)
         path = folder / f"{name}.safetensors"
-        save_model(model, path, labels.class_names, {"finetuning": {"training_dataset": name}})
+        save_model(
+            model, path, labels.class_names, {"finetuning": {"training_dataset": name, "training_split": "train"}}
+        )
     return SimpleNamespace(
         student=folder / "student.safetensors", **{name: folder / f"{name}.safetensors" for name in LABELS}
     )
@@ -77,11 +82,11 @@ def scans(tmp_path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Result files by their names."""
+    """Result files by their names, and whatever a killed run has left, but for what is of the folder's lock."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("scans.jsonl", "predict.json")
+        if path.is_file() and path.name not in ("scans.jsonl", "predict.json") and CLAIM not in path.name
     }
 
 
@@ -165,6 +170,8 @@ def test_each_form_of_scan_and_of_result_says_the_same(models, tmp_path):
     legend = json.loads(labels["classes.json"])
     assert [each["name"] for each in legend] == list(NUSCENES.class_names)
     np.testing.assert_array_equal(np.asarray(coloured.colors)[:, :3], [legend[index]["colour"] for index in indexes])
+    raw = trimesh.exchange.ply.load_ply(io.BytesIO(labels["five.ply"]))["metadata"]["_ply_raw"]["vertex"]["data"]
+    np.testing.assert_array_equal(raw["class"], indexes)
     again = Reading(dataset="nuscenes").points(tmp_path / "p/five.ply")[0]  # which is a scan, too
     np.testing.assert_array_equal(again, scan)
 
@@ -262,6 +269,27 @@ def test_a_killed_run_continues(scans, models, tmp_path, monkeypatch):
     assert not [path.name for path in folder.rglob(".*")]
 
 
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_moment_continues(scans, models, tmp_path, children):
+    """By SIGKILL, several times one after the other; all results are those of an undisturbed run."""
+    options = {"model": models.semantic_kitti, "scans": (scans,), "colours": True, "batch_points": 1}
+    whole, out = {**options, "out": tmp_path / "whole"}, {**options, "out": tmp_path / "killed"}
+    assert Child(children, predict_in_child, whole).end() == 0
+    moments, rng, kills = int((tmp_path / "whole.moments").read_text()), np.random.default_rng(0), 0
+    assert moments > 30
+    while kills < 12:
+        child = Child(children, predict_in_child, out, stops=(int(rng.integers(moments)),))
+        if child.wait_for_a_moment():
+            child.kill()
+            kills += 1
+            continue
+        assert child.end() == 0
+        assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+        shutil.rmtree(tmp_path / "killed")
+    assert Child(children, predict_in_child, out).end() == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
 def test_results_of_other_settings_are_not_mixed(scans, models, tmp_path):
     given = {"scans": (scans / "00",), "out": tmp_path / "p"}
     predict(PredictConfig(model=models.semantic_kitti, **given))
@@ -280,7 +308,9 @@ def test_results_of_other_settings_are_not_mixed(scans, models, tmp_path):
     with pytest.raises(ScalrError, match=r"outside of .*scans/00, and the results in this folder are named"):
         predict(PredictConfig(model=models.semantic_kitti, **given | {"scans": (scans,)}))
     assert contents(tmp_path / "p") == before
-    for name, text in (("scans.jsonl", '{"a": 1}\n'), ("predict.json", "[]")):
+    line = json.loads((tmp_path / "p/scans.jsonl").read_text())
+    lines = "".join(f"{json.dumps(line | {'by_class': counts})}\n" for counts in (line["by_class"], [1]))
+    for name, text in (("scans.jsonl", '{"a": 1}\n'), ("scans.jsonl", lines), ("predict.json", "[]")):
         (tmp_path / "p" / name).write_text(text)
         with pytest.raises(ScalrError, match=rf"{name}: not a "):
             predict(PredictConfig(model=models.semantic_kitti, **given))
@@ -334,6 +364,24 @@ def test_an_unknown_lidar_is_measured_once(models, tmp_path):
     measured = IntensityStatistics(float(values.mean()), float(values.std()))
     expected = scalr.load_student(models.student).extract(a_scan(1), measured).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "p/1.npy"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_whose_file_says_less_needs_to_be_told_more(models, tmp_path):
+    """A converted official file names neither dataset nor classes; a rig of the user's own is no known lidar."""
+    np.save(tmp_path / "a.npy", a_scan(0))
+    student, path = scalr.load_model(models.nuscenes).student, tmp_path / "model.safetensors"
+    save_student(student, path, {})
+    given = {"model": path, "scans": (tmp_path / "a.npy",)}
+    with pytest.raises(ScalrError, match=r"does not say which dataset's lidar the scans are of\. Pass --dataset"):
+        predict(PredictConfig(**given, out=tmp_path / "p"))
+    for dataset, names in (("nuscenes", NUSCENES.class_names), ("pandaset_64", [f"class {n}" for n in range(16)])):
+        summary = predict(PredictConfig(**given, out=tmp_path / dataset, dataset=dataset))
+        assert list(summary.points_by_class) == list(names)
+    save_model(student, path, NUSCENES.class_names, {"probing": {"training_dataset": "my_rig"}})
+    predict(PredictConfig(**given, out=tmp_path / "p"))
+    record = json.loads((tmp_path / "p/predict.json").read_text())
+    assert record["settings"]["dataset"] == "frames"
+    assert record["intensity"]["mean"] == pytest.approx(a_scan(0)[:, 3].mean())
 
 
 def test_what_a_lidar_is_not_known_for_is_said(models, tmp_path):
