@@ -31,7 +31,7 @@ docs: install
 
 # Makes the notebook from examples/first_steps.py. Run it after each change of that file.
 notebook: install
-	$(BIN)/python docs/site/notebook.py
+	$(BIN)/python docs/site/example_notebook.py
 
 # --dist loadfile: each file of tests runs in one process, so that its fixtures are made once.
 test: install

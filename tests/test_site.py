@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from itertools import chain
 from pathlib import Path
 
+import click
 import nbformat
 import pytest
 import yaml
@@ -19,10 +20,10 @@ from markdown import markdown
 
 import command_pages
 import github_markdown
-import notebook
 import scalr
 from browser import show
 from doc_examples import DOCS
+from example_notebook import NOTEBOOK, SCRIPT, notebook_of
 from scalr.cli import main
 
 ROOT = DOCS.parent
@@ -62,13 +63,16 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[^\s\\`*_\[\](){}#:|<>-]+", text)
 
 
-def test_each_command_is_in_the_navigation():
+def test_each_command_has_a_page_in_the_navigation():
+    groups = {"": main} | {f"{name}_": each for name, each in main.commands.items() if isinstance(each, click.Group)}
+    expected = {"index", *(f"{prefix}{name}" for prefix, group in groups.items() for name in group.commands)}
+    assert sorted(pages_of(command_pages.navigation())) == sorted(f"commands/{name}.md" for name in expected)
     assert sorted(pages_of(command_pages.navigation())) == sorted(command_pages.pages())
 
 
 def test_the_notebook_is_that_of_the_script():
     """Else `make notebook` makes it again."""
-    assert notebook.NOTEBOOK.read_text() == nbformat.writes(notebook.notebook_of(notebook.SCRIPT)) + "\n"
+    assert NOTEBOOK.read_text() == nbformat.writes(notebook_of(SCRIPT)) + "\n"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 IN_A_LIST = "indent by four spaces what belongs to an item of a list"
 REMEDIES = {
-    "li": "leave a line empty before a list",
+    "li": f"leave a line empty before a list, and {IN_A_LIST}",
     "ul": IN_A_LIST,
     "ol": IN_A_LIST,
     "table": "leave a line empty before a table",

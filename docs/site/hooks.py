@@ -16,8 +16,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import command_pages
-import notebook
 import reference_pages
+from example_notebook import SCRIPT, executed, notebook_of, page_of
 from github_markdown import differences
 
 logger = logging.getLogger("mkdocs.hooks")
@@ -36,6 +36,7 @@ ELSEWHERE = {
 }
 # A file of the repository that a link or picture in Markdown or HTML leads to, without an anchor.
 TARGET = re.compile(r'(?:(?<=\]\()|(?<= src=")|(?<= href=")|(?<= srcset="))(?!\w+:)[^)\s"#]+')
+OPTION = re.compile(r"<code>(?=--?[\w-]{1,30}</code>)")
 
 first_steps: dict[str, str | bytes] = {}  # the notebook's page and pictures
 
@@ -46,8 +47,8 @@ def on_startup(**_: object) -> None:
     The notebook is run. And the package gets a folder of its own name: mkdocstrings finds packages by that, and the
     repository's folder may have any.
     """
-    logger.info("Running %s", notebook.SCRIPT)
-    first_steps.update(notebook.page_of(notebook.executed(notebook.notebook_of(notebook.SCRIPT))))
+    logger.info("Running the notebook of %s", SCRIPT)
+    first_steps.update(page_of(executed(notebook_of(SCRIPT))))
     PACKAGE.mkdir(parents=True, exist_ok=True)
     for link in PACKAGE.iterdir():
         link.unlink()
@@ -71,6 +72,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Turn links between files of the repository into links between pages of the site."""
     place, path = page.file.src_uri, path_in_repository(page)
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # it has no other pages beside it
     folder = posixpath.dirname(path or f"docs/{place}")
 
     def on_site(target: re.Match) -> str:
@@ -83,11 +86,12 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     return TARGET.sub(on_site, markdown)
 
 
-def on_page_content(html: str, page: Page, **_: object) -> None:
-    """Compare what people wrote with what GitHub makes of it."""
+def on_page_content(html: str, page: Page, **_: object) -> str:
+    """Compare what people wrote with what GitHub makes of it, and mark options, which no line may break."""
     path = path_in_repository(page)
     for difference in differences((ROOT / path).read_text(), html) if path else ():
         logger.warning("%s: %s", path, difference)
+    return OPTION.sub('<code class="option">', html)
 
 
 def path_in_repository(page: Page) -> str | None:

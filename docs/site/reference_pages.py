@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import scalr
+
+PUBLIC = Path(__file__).parents[1] / "python.md"  # says what is public of a store, which has more methods
 
 FOLDER = "api"
 # By title: what a page is about, and the names on it.
@@ -60,9 +65,18 @@ def navigation() -> list[dict[str, str]]:
 def pages() -> dict[str, str]:
     """Markdown by its place in the site."""
     return {
-        _place(title): "\n\n".join([f"# {title}", text, *(f"::: {name}" for name in names), ""])
+        _place(title): "\n\n".join([f"# {title}", text, *map(_docstrings, names), ""])
         for title, (text, names) in PAGES.items()
     }
+
+
+def _docstrings(name: str) -> str:
+    """What mkdocstrings replaces by the docstrings of a name; of a store, by those of its public members."""
+    if name != "scalr.FeatureStore":
+        return f"::: {name}"
+    table = PUBLIC.read_text().partition("method of `FeatureStore`")[2].partition("\n\n")[0]
+    members = re.findall(r"^\| `(\w+)", table, re.MULTILINE)
+    return f"::: {name}\n    options: {{ members: [{', '.join(members)}] }}"
 
 
 def _place(title: str) -> str:
