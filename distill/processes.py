@@ -90,8 +90,8 @@ def _meeting_place() -> dict[str, Any]:
 def agreed_name(store: dist.Store, rank: int, size: int) -> str:
     """A name that all processes of this start share and that no earlier start had.
 
-    Each process draws a number and publishes the numbers that it sees. A process that publishes another's number has
-    seen it, so it is running now. Once all processes publish the same numbers, none of these is a predecessor's.
+    Each process draws a number and publishes the numbers that it sees. A process that publishes this process's number
+    has seen it, so it is running now. Once all processes publish the same numbers, none is a predecessor's.
 
     Raises:
         RuntimeError: another process did not join in time.

@@ -73,7 +73,7 @@ class SegmentTargets:
 
     @staticmethod
     def of_sample(views: Sequence[SegmentTargets]) -> SegmentTargets:
-        """The segments of several views, concatenated; ids are unique within an image only."""
+        """The segments of several views, concatenated: superpixels of different images are different segments."""
         first = np.cumsum([0, *(len(part) for part in views[:-1])]).tolist()
         mean, direction = ([getattr(part, name) for part in views] for name in ("mean", "direction"))
         return SegmentTargets(

@@ -1,10 +1,10 @@
-"""One HTML file with a scan to turn and to click: every point takes a colour by its similarity to the one clicked.
+"""One HTML file with a scan to rotate and click: points are coloured by their similarity to the point that is clicked.
 
-The page has all it needs inside and asks for nothing. A click is answered in the browser from features that are small:
-the mean of the scan is kept apart, and the directions of what is left are one vector for each voxel, in 32 bytes along
-the axes of a principal component analysis that does not centre them again, so that dot products stay near cosines. With
-two numbers more for each voxel, the page has the cosines of the features as they were, too. How far both are from the
-exact ones is measured, and said on the page.
+The page is self-contained and loads nothing. The browser computes similarities from compressed features: the mean of
+the scan is stored separately, and the direction of the remainder is one vector per voxel, in 32 bytes along the axes of
+a principal component analysis without further centring, so that dot products approximate cosines. With two more numbers
+per voxel, the page also has the cosines of the features with their mean. The errors of both are measured, and the page
+states them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,14 +30,14 @@ TEMPLATE = "cloud_page.html"
 
 @dataclass(frozen=True, eq=False)
 class SmallFeatures:
-    """V unit vectors (C,), as their mean m and what is left of each: length_v times a direction d_v.
+    """V unit vectors (C,), stored as their mean m and a remainder each: length_v times a direction d_v.
 
-    A direction is kept by its coordinates on A orthonormal axes, which are sums of K small numbers.
+    A direction is stored as its coordinates on A orthonormal axes, which are sums of K small numbers.
 
     Attributes:
         digits: (V, K) int8.
         scale: (K,) float32, the unit of each digit.
-        axis: (K,) the axis that each digit is of; some have several digits, each finer than the one before.
+        axis: (K,) the axis of each digit; an axis may have several digits, each finer than the one before.
         basis: (C, A) float32, the axes as columns.
         mean: (C,) float32.
         length: (V,) float32.
@@ -53,28 +53,28 @@ class SmallFeatures:
     along: np.ndarray
 
     def coordinates(self, rows: np.ndarray) -> np.ndarray:
-        """(R, A) float32, of some of the directions."""
+        """Coordinates (R, A) float32 of the directions in `rows`."""
         found = np.zeros((len(rows), self.basis.shape[1]), np.float32)
         for digit, scale, axis in zip(self.digits[rows].T, self.scale, self.axis, strict=True):
             found[:, axis] += scale * digit
         return found
 
     def query(self, vectors: np.ndarray) -> SmallQuery:
-        """Q vectors (Q, C) among the unit vectors, such as means of some of them."""
+        """The query of Q vectors (Q, C) among the unit vectors, such as means of some of them."""
         rest = centred(vectors, self.mean)
         return SmallQuery(rest @ self.basis, np.linalg.norm(rest, axis=1), rest @ self.mean)
 
     def query_of(self, rows: np.ndarray) -> SmallQuery:
-        """Some of the vectors, as the page knows them."""
+        """The query of the vectors in `rows`, as the page stores them."""
         length = self.length[rows]
         return SmallQuery(length[:, None] * self.coordinates(rows), length, self.along[rows])
 
     def centred_cosines(self, query: SmallQuery) -> np.ndarray:
-        """(Q, V), less the mean."""
+        """Cosines (Q, V) after subtraction of the mean."""
         return self._dots(query) / _or_one(query.length)[:, None]
 
     def plain_cosines(self, query: SmallQuery) -> np.ndarray:
-        """(Q, V): (m + a) (m + b) = m m + m a + m b + a b, where the first three are known exactly."""
+        """Cosines (Q, V): (m + a) (m + b) = m m + m a + m b + a b; the first three terms are exact."""
         square = float(self.mean @ self.mean)
         dots = square + query.along[:, None] + self.along + self.length * self._dots(query)
         whole = np.sqrt(np.maximum(square + 2 * query.along + query.length**2, 0))
@@ -86,16 +86,16 @@ class SmallFeatures:
 
 @dataclass(frozen=True, eq=False)
 class SmallQuery:
-    """Q vectors to compare with, less the mean m of the others."""
+    """Q query vectors minus the mean m."""
 
     rest: np.ndarray  # (Q, A) float32, coordinates
-    length: np.ndarray  # (Q,), before its components on other axes were left out
-    along: np.ndarray  # (Q,), the dot product with m
+    length: np.ndarray  # (Q,), before components on other axes were left out
+    along: np.ndarray  # (Q,), dot products with m
 
 
 @dataclass(frozen=True)
 class PageError:
-    """How far similarities in the page are from the exact ones, in absolute value, over `queries` and all voxels."""
+    """Absolute errors of the page's similarities, over `queries` queries and all voxels."""
 
     maximum: float
     mean: float
@@ -104,7 +104,7 @@ class PageError:
 
 @dataclass(frozen=True)
 class PageErrors:
-    """Of cosines of the features as they are, and less their mean."""
+    """The errors of cosines of the features, with and without their mean."""
 
     plain: PageError
     centred: PageError
@@ -112,20 +112,21 @@ class PageErrors:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cloud:
-    """What a page shows: N points that share the features of V voxels.
+    """The content of a page: N points that share the features of V voxels.
 
     Attributes:
         title, summary: plain text.
         points: (N, 3 or more), x y z first [m].
         voxels: (N,) row of each point's voxel.
         units: (V, C) float32 unit features.
-        mean: (C,) float32 of those of the scan's points.
+        mean: (C,) float32, mean of the unit features of the scan's points.
         pca: (V, 3) colours in 0..1.
-        query: (C,) among the unit features, what points are compared with at first; `query_text` says what it is.
-        centre: whether the page takes the mean away at first.
-        selected: the point whose feature it is, if it is one point's.
-        focus: the point that the perspective view turns to.
-        labels: (N,) uint8 train ids, an index into `class_names` or 255 for none; None where there are none.
+        query: (C,) among the unit features, the query when the page is opened; `query_text` describes it.
+        centre: whether the page subtracts the mean when it is opened.
+        selected: row of the query point; None if the query is not a point.
+        focus: row of the point that the perspective view looks at.
+        labels: (N,) uint8 train ids, an index into `class_names` or 255 for no class; None without labels.
+        colour_by: what the colours show when the page is opened.
     """
 
     title: str
@@ -142,13 +143,14 @@ class Cloud:
     focus: int
     labels: np.ndarray | None = None
     class_names: Sequence[str] = ()
+    colour_by: Literal["similarity", "class", "pca"] = "similarity"
 
 
 def cloud_page(cloud: Cloud) -> tuple[str, PageErrors]:
     """The page as HTML, and the errors of its similarities."""
     small = compress(cloud.units, cloud.mean)
     errors = page_errors(small, cloud.units)
-    # `<` in a name from a dataset must not end the script that the data are in.
+    # `<` in a dataset's names must not end the script element that holds the data.
     data = json_text(_data(cloud, small, errors)).replace("<", "\\u003c")
     page = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     for name, text in (("title", html.escape(cloud.title)), ("summary", html.escape(cloud.summary)), ("data", data)):
@@ -157,10 +159,10 @@ def cloud_page(cloud: Cloud) -> tuple[str, PageErrors]:
 
 
 def compress(units: np.ndarray, mean: np.ndarray, num_bytes: int = BYTES_PER_VOXEL) -> SmallFeatures:
-    """Unit vectors (V, C), of which a mean (C,) is kept apart, their directions in `num_bytes` bytes each.
+    """Compress unit vectors (V, C) to their mean (C,) and directions of `num_bytes` bytes each.
 
-    The axes are the leading right singular vectors, without centring: they keep dot products best. Each byte goes to
-    the axis that spoils dot products most, be it that nothing of it is kept yet, or that it is rounded coarsely.
+    The axes are the leading right singular vectors, without centring: they preserve dot products best. Each byte goes
+    to the axis that causes the largest error of dot products, because it is missing or rounded coarsely.
     """
     rest = centred(units, mean)
     directions = unit(rest)
@@ -187,7 +189,7 @@ def compress(units: np.ndarray, mean: np.ndarray, num_bytes: int = BYTES_PER_VOX
 
 
 def page_errors(small: SmallFeatures, units: np.ndarray, num_queries: int = MEASURED_QUERIES) -> PageErrors:
-    """The errors over all voxels, for queries spread evenly over them (all voxels, where they are few)."""
+    """The errors over all voxels, for queries spread evenly over the voxels, or for all voxels if they are few."""
     rows = np.unique(np.linspace(0, len(units) - 1, num_queries).round().astype(int))
     directions = unit(centred(units, small.mean))
     plain, less_mean = [], []
@@ -240,6 +242,7 @@ def _data(cloud: Cloud, small: SmallFeatures, errors: PageErrors) -> dict[str, A
             "point": cloud.selected,
         },
         "centre": cloud.centre,
+        "colour_by": cloud.colour_by,
         "errors": asdict(errors),
         "eye": eye.tolist(),
         "target": target.tolist(),

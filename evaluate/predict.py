@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -30,7 +30,7 @@ from .prediction_files import ClassFiles, ClassFormat, FeatureFiles, FeatureForm
 from .prediction_folder import FinishedScan, PredictionFolder
 from .prediction_picture import PICTURES, Picture
 from .raw_scans import LIDARS, NonFinite, PreparedScans, RawScan, RawScans, Reading
-from .scan_list import ScanList, list_scans
+from .scan_list import ScanFile, ScanList, list_scans
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +136,21 @@ class Network:
     dataset: str
 
     def of_rows(self, scans: list[RawScan]) -> list[np.ndarray]:
-        """For each scan (M, K) float32: logits of its rows, or features."""
-        tokens = self.student.tokens(packed(self.inputs, [scan.prepared for scan in scans]).to(self.student.device))
-        outputs = tokens if self.class_names is None else self.student.project(tokens)
+        """For each scan (M, K) float32: logits of its rows, or features.
+
+        Raises:
+            ScalrError: the memory of the GPU is too small for them.
+        """
+        batch = packed(self.inputs, [scan.prepared for scan in scans])
+        try:
+            tokens = self.student.tokens(batch.to(self.student.device))
+            outputs = tokens if self.class_names is None else self.student.project(tokens)
+        except torch.OutOfMemoryError:
+            raise ScalrError(
+                f"the GPU's memory is too small for {batch.num_points:,} points at once",
+                where="--batch-points",
+                fix="Pass fewer, or --device cpu if a single scan is too large.",
+            ) from None
         per_scan = outputs.float().cpu().split([len(scan.prepared.kept) for scan in scans])
         return [rows.numpy() for rows in per_scan]
 
@@ -172,11 +184,16 @@ def _predict(config: PredictConfig) -> PredictionSummary:
     scans.warn_of_doubts()
     intensity = scans.intensity or intensity_of(scans)
     files = _files(config, network)
-    folder.begin(_record(config, network, listed, files, intensity), files.legend)
+    record = _record(config, network, listed, files, intensity)
+    folder.require_same(record["settings"])
     finished = [folder.finished(scan, files.endings) for scan in listed.scans]
     todo = [number for number, each in enumerate(finished) if each is None]
     prepared = PreparedScans(scans, intensity, network.inputs)
-    added, skipped = _write_all(config, network, folder, files, prepared, todo)
+    added: list[FinishedScan] = []
+    skipped: dict[str, str] = {}
+    for results in _predicted(config, network, prepared, todo, skipped):
+        folder.begin(record, files.legend)
+        added += [_write(folder, files, listed.scans[scan.number], scan, of_rows) for scan, of_rows in results]
     return _summary(config, network, [*filter(None, finished)], added, skipped, _draw(config, network, prepared))
 
 
@@ -247,21 +264,16 @@ def _record(
     }
 
 
-def _write_all(
-    config: PredictConfig,
-    network: Network,
-    folder: PredictionFolder,
-    files: ClassFiles | FeatureFiles,
-    prepared: PreparedScans,
-    todo: list[int],
-) -> tuple[list[FinishedScan], dict[str, str]]:
-    """Predict the scans `todo`; gives those that are finished, and the reasons of those that are skipped."""
+def _predicted(
+    config: PredictConfig, network: Network, prepared: PreparedScans, todo: Sequence[int], skipped: dict[str, str]
+) -> Iterator[Iterator[tuple[RawScan, np.ndarray]]]:
+    """The scans `todo` with the network's output, batch by batch; why a scan is skipped goes into `skipped`."""
     listed = prepared.scans.scans
-    added: list[FinishedScan] = []
-    skipped: dict[str, str] = {}
+    if not todo:
+        return
     with progress(len(listed), "predict", "scan", done=len(listed) - len(todo)) as bar:
 
-        def sound() -> Iterator[RawScan]:
+        def usable() -> Iterator[RawScan]:
             for number, scan in zip(todo, in_order(prepared, todo, config.workers), strict=True):
                 if not isinstance(scan, ScalrError):
                     yield scan
@@ -271,13 +283,16 @@ def _write_all(
                     skipped[str(listed[number].path)] = str(scan)
                     bar.update()
 
-        for batch in _batches(sound(), config.batch_points):
-            for scan, of_rows in zip(batch, network.of_rows(batch), strict=True):
-                listed_scan = listed[scan.number]
-                by_class = files.write(folder.path / listed_scan.name, scan, of_rows)
-                added.append(folder.add(listed_scan, scan.state, len(scan.points), by_class))
-                bar.update()
-    return added, skipped
+        for batch in _batches(usable(), config.batch_points):
+            yield zip(batch, network.of_rows(batch), strict=True)
+            bar.update(len(batch))
+
+
+def _write(
+    folder: PredictionFolder, files: ClassFiles | FeatureFiles, listed: ScanFile, scan: RawScan, of_rows: np.ndarray
+) -> FinishedScan:
+    by_class = files.write(folder.path / listed.name, scan, of_rows)
+    return folder.add(listed, scan.state, len(scan.points), by_class)
 
 
 def _batches(scans: Iterable[RawScan], most: int) -> Iterator[list[RawScan]]:

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint_files import write_bytes
 from ..errors import ScalrError
+from ..extract.intensity import IntensityStatistics
 from ..json_text import json_text
 from .scan_list import FileState, ScanFile
 
 RECORD, CLASSES, FINISHED = "predict.json", "classes.json", "scans.jsonl"
 FORMAT = "scalr-predictions-1"
+LEFTOVER = re.compile(r"\..+\.(label|npy|parquet|zarr|ply|png|html|json|jsonl)\.\d+")
 START_AGAIN = "Choose another --out, or remove this folder."
 
 
@@ -50,26 +54,35 @@ class PredictionFolder:
         record = self._read_record()
         self._finished = {each.scan: each for each in self._read_finished()} if record else {}
         self.record = record if self._finished else None
+        if record:
+            self._remove_leftovers()
 
-    def begin(self, record: Mapping[str, Any], legend: list[dict]) -> None:
-        """Write the settings into a folder without a finished scan, or compare them with those of the finished ones.
+    def require_same(self, settings: Mapping[str, Any]) -> None:
+        """Refuse to mix results of different settings.
 
         Raises:
-            ScalrError: settings differ, or the folder cannot be written.
+            ScalrError: a setting of the finished scans differs.
         """
-        if not self._finished:
-            if legend:
-                write_bytes(self.path / CLASSES, f"{json_text(legend, indent=2)}\n".encode())
-            write_bytes(self.path / RECORD, f"{json_text({'format': FORMAT, **record}, indent=2)}\n".encode())
-            return
-        before = self.record["settings"]
-        for name, value in json.loads(json_text(record["settings"])).items():
-            if before.get(name) != value:
+        before = self.record["settings"] if self.record else {}
+        for name, value in json.loads(json_text(settings)).items():
+            if self.record and before.get(name) != value:
                 raise ScalrError(
                     f"its results were made with {name} {before.get(name)}, and now it is {value}",
                     where=self.path,
                     fix="Use the same settings to continue, or choose another --out.",
                 )
+
+    def begin(self, record: Mapping[str, Any], legend: Sequence[dict]) -> None:
+        """Before the first scan is finished, write what holds for all scans.
+
+        Raises:
+            ScalrError: the folder cannot be written.
+        """
+        if self.record is None:
+            if legend:
+                write_bytes(self.path / CLASSES, f"{json_text(legend, indent=2)}\n".encode())
+            self.record = {"format": FORMAT, **record}
+            write_bytes(self.path / RECORD, f"{json_text(self.record, indent=2)}\n".encode())
 
     def finished(self, scan: ScanFile, endings: tuple[str, ...]) -> FinishedScan | None:
         """What is known of a scan whose results are complete and whose file has not changed since."""
@@ -105,9 +118,18 @@ class PredictionFolder:
             record = json.loads(path.read_text())
             if record["format"] != FORMAT or not isinstance(record["settings"], dict):
                 raise ValueError(f"its format is {record['format']!r}")
+            Path(record["root"]), IntensityStatistics(**record["intensity"])
         except (ValueError, KeyError, TypeError) as error:
             raise ScalrError(f"not a record of 'scalr predict' ({error})", where=path, fix=START_AGAIN) from None
         return record
+
+    def _remove_leftovers(self) -> None:
+        """Remove files and zarr folders that a killed run was writing, under names of their own."""
+        for parent, folders, names in os.walk(self.path):
+            for name in filter(LEFTOVER.fullmatch, [*folders, *names]):
+                path = Path(parent, name)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            folders[:] = [name for name in folders if not name.endswith(".zarr")]
 
     def _read_finished(self) -> list[FinishedScan]:
         """All finished scans; a last line that was cut when a run was killed is removed."""

@@ -49,9 +49,8 @@ def _page(scan: ScanFeatures, names: ClassNames, title: str) -> bytes:
     query, vector = chosen_query(scan, names or (), None, None)
     cloud = Cloud(
         title=title,
-        summary=f"{len(scan.points):,} points, {len(scan.units):,} voxels; predicted classes"
-        if names
-        else f"{len(scan.points):,} points, {len(scan.units):,} voxels",
+        summary=f"{len(scan.points):,} points, {len(scan.units):,} voxels"
+        + (names is not None) * ", predicted classes",
         points=scan.points,
         voxels=scan.nearest,
         units=scan.units,
@@ -64,6 +63,7 @@ def _page(scan: ScanFeatures, names: ClassNames, title: str) -> bytes:
         focus=query.focus,
         labels=scan.labels,
         class_names=names or (),
+        colour_by="class" if names else "pca",
     )
     return cloud_page(cloud)[0].encode()
 

@@ -29,7 +29,7 @@ from .segmentation_losses import segmentation_loss
 from .supervision import SupervisedObjective, SupervisedResult, SupervisionConfig, learn, train_on_scans
 
 FAST_BATCH_POINTS = 8192  # points of a batch in `fast` probing, drawn from all scans
-FAST = "fast: features computed once, of first points of voxels, without augmentation; batches of points of all scans"
+FAST = "--fast (features computed once, at the first point of each voxel, without augmentation; batches mix all scans)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ class Differences(NamedTuple):
     @property
     def of_run(self) -> list[str]:
         """Texts for people; empty if the run has this setting as far as the source says it."""
-        return [*self.differing, *([f"not known of it: {', '.join(self.unknown)}"] if self.unknown else [])]
+        return [*self.differing, *([f"unknown: {', '.join(self.unknown)}"] if self.unknown else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

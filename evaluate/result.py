@@ -68,14 +68,15 @@ class ResultCard:
     values: Mapping[str, Any] = field(default_factory=dict)
     record: Mapping[str, Any] | None = None
 
-    def all_departures(self) -> list[str]:
-        """Deviations of the run, and the differences of model and protocol from the nearest published setting."""
+    @property
+    def difference(self) -> str:
+        """How model and protocol differ from the nearest published setting; empty if they do not, or there is none."""
         rows = published_for(self.setting)
         if not rows:
-            return list(self.departures)
+            return ""
         row = nearest(rows, self.model, self.protocol)
         found = row.otherwise(self.model, self.protocol)
-        return [*self.departures, *([f"differs from {row.name} in {found}"] if found else [])]
+        return f"differs from {row.name} in {found}" if found else ""
 
 
 def card_of_scores(scores: Scores, **rest: Any) -> ResultCard:
@@ -150,7 +151,7 @@ def write_result(card: ResultCard, out: Path) -> None:
         "format": FORMAT,
         "title": card.title,
         "setting": card.setting,
-        "departures": card.all_departures(),
+        "departures": [*card.departures, *filter(None, [card.difference])],
         "departures_of_protocol": list(card.departures),
         "model": dict(card.model),
         "figures": dict(card.figures),
@@ -203,8 +204,10 @@ def _as_markdown(card: ResultCard) -> str:
         lines += ["", f"Model: {description(card.model)}."]
     if reasons := reasons_not_comparable(card.model, card.protocol):
         lines += ["", f"Not comparable with published results: {', '.join(reasons)}."]
-    if deviations := card.all_departures():
-        lines += ["", f"Deviations from the published protocol: {'; '.join(deviations)}."]
+    if card.departures:
+        lines += ["", f"Deviations from the published protocol: {'; '.join(card.departures)}."]
+    if card.difference:
+        lines += ["", f"The result {card.difference}."]
     for title, rows in card.tables.items():
         lines += ["", f"## {title}", "", "| | |", "|---|---:|"]
         lines += [f"| {name} | {percent(value)} |" for name, value in rows]

@@ -62,12 +62,11 @@ def list_scans(given: Sequence[Path], endings: Iterable[str], out: Path, root: P
         DatasetError: no such file, no scan in a folder, two scans of one name, a scan in `out` or outside of `root`.
     """
     endings = tuple(endings)
-    out = Path(os.path.abspath(out))
     folders: list[Path] = []
     files: dict[Path, None] = {}
     for each in _matches(given):
         if each.is_dir():
-            found = [path for path in _files_below(each, endings) if not path.is_relative_to(out)]
+            found = _files_below(each, endings, out)
             if not found:
                 raise DatasetError(
                     "no scan in this folder", where=each, fix=f"Give one with files that end in {', '.join(endings)}."
@@ -77,7 +76,8 @@ def list_scans(given: Sequence[Path], endings: Iterable[str], out: Path, root: P
         else:
             folders.append(each.parent)
             files[each] = None
-    if inside := next((path for path in files if path.is_relative_to(out)), None):
+    real_out = Path(os.path.realpath(out))
+    if inside := next((path for path in files if Path(os.path.realpath(path)).is_relative_to(real_out)), None):
         raise DatasetError(
             "the scan is in the folder for results, where it could be overwritten",
             where=inside,
@@ -102,21 +102,28 @@ def _matches(given: Sequence[Path]) -> Iterator[Path]:
         yield from (Path(os.path.abspath(path)) for path in found)
 
 
-def _files_below(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Sorted; links to folders are followed, each folder once."""
-    found, seen = [], set()
+def _files_below(folder: Path, endings: tuple[str, ...], out: Path) -> list[Path]:
+    """Sorted, without what is in `out`; links to folders are followed, each folder once."""
+    found: list[Path] = []
+    seen = {_identity(out)} if out.exists() else set()
 
     def refuse(error: OSError) -> None:
         raise error
 
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        status = os.stat(parent)
-        is_new = (status.st_dev, status.st_ino) not in seen
-        seen.add((status.st_dev, status.st_ino))
+        identity = _identity(parent)
+        is_new = identity not in seen
+        seen.add(identity)
         folders[:] = [name for name in folders if not name.startswith(".")] if is_new else []
         names = [name for name in names if name.lower().endswith(endings) and not name.startswith(".")]
         found += [Path(parent, name) for name in names if is_new]
     return sorted(found)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """The same for all paths to a folder."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _name(path: Path, root: Path, endings: tuple[str, ...]) -> str:

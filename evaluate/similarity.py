@@ -1,11 +1,11 @@
-"""What a student's features have in common: every point of a scan coloured by its similarity to one point, or a class.
+"""Similarity maps: every point of a scan is coloured by the similarity of its feature to that of a point or class.
 
-These are the correlation maps of Figure 1 of ScaLR (CVPR 2024), made with the features of the backbone, which probing
-reads too; the principal components of teacher and student side by side; and, where there are labels, how well features
-rank each class above the others.
+These are the correlation maps of Figure 1 of ScaLR (CVPR 2024), made with the backbone's features, which probing uses,
+too. With a store, the principal components of teacher and student stand side by side. With labels, areas under ROC
+curves say how well features rank each class above the others.
 
-The figure shows plain cosines. Features of a real teacher's student have most of their length in common, so that all
-cosines are high; by default the mean of the scan is therefore taken away before features are compared.
+The figure shows plain cosines. Features of a real teacher's student share a large mean, so that all cosines are high.
+By default the mean of the scan is therefore subtracted before features are compared.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from .split_areas import SplitAreas, areas_under_curve
 
 logger = logging.getLogger(__name__)
 
-USUAL_CLASS = "car"  # as in the figure, where neither a point nor a class is asked for
+USUAL_CLASS = "car"  # as in the figure, if neither a point nor a class is given
 AROUND_M = 1.0
-PCA_RANGE = (2, 98)  # percentiles of a component that are the ends of its colour
-ROUNDING = 1e-5  # of the largest value: a component that spreads less is none
-COMPARED = {True: "the mean of the scan taken away", False: "plain cosine"}  # by whether centring was asked for
+PCA_RANGE = (2, 98)  # percentiles of a component at the ends of its colour range
+ROUNDING = 1e-5  # a component with a smaller range, relative to the largest value, is rounding error
+COMPARED = {True: "the mean of the scan taken away", False: "plain cosine"}  # by the value of `centre`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +52,17 @@ class SimilarityConfig(Settings):
     """Pictures of one scan; the fields are the options of `scalr evaluate similarity`."""
 
     student: Path
-    root: Path  # of the dataset
+    root: Path  # folder of the dataset
     out: Path
     dataset: str = "nuscenes"
     split: str = "val"
-    frame: str | None = None  # its token; None: the first of the split
-    point: CountOrZero | None = None  # its row in the scan
-    class_name: str | None = None  # all points of a class instead: the mean of their unit features
-    cache: Path | None = None  # a store with a teacher's targets of the frame, for its colours beside the student's
-    teacher: str | None = None  # None: the only one of the store
-    centre: bool = True  # whether the mean of the scan's unit features is taken away before they are compared
-    area_frames: CountOrZero = 8  # of the split, for areas under ROC curves
+    frame: str | None = None  # frame ID; None: the first frame of the split
+    point: CountOrZero | None = None  # row of the query point in the scan
+    class_name: str | None = None  # class as query instead of a point: the mean of its points' unit features
+    cache: Path | None = None  # store with a teacher's targets of the frame, to show beside the student's features
+    teacher: str | None = None  # None: the only teacher of the store
+    centre: bool = True  # whether the mean of the scan's unit features is subtracted before they are compared
+    area_frames: CountOrZero = 8  # frames of the split that areas under ROC curves are measured on
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -75,12 +75,12 @@ class SimilarityConfig(Settings):
 
 @dataclass(frozen=True)
 class Query:
-    """What all points are compared with.
+    """The point or class that all points are compared with.
 
     Attributes:
         text: for people: "point 27205 (car)", "the mean of car".
-        focus: the point, or of a class the point most like its mean.
-        point: None for a class.
+        focus: row of the point; for a class, of the point most similar to its mean.
+        point: row of the point; None for a class.
     """
 
     text: str
@@ -90,17 +90,17 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class SimilarityResult:
-    """What was written, and for what."""
+    """The files that were written, and what they show."""
 
     frame: str
     num_points: int
     query: Query
-    compared: str  # which cosine the pictures show, and the page at first
-    cosines: Mapping[str, float]  # the lowest among the most similar points, by their share of all: "3 %"
+    compared: str  # the cosine that the pictures show, and the page when it is opened
+    cosines: Mapping[str, float]  # the lowest one among the most similar points, by their fraction of all: "3 %"
     top_view: Path
     perspective_view: Path
     page: Path
-    page_error: PageErrors  # of the page's similarities
+    page_error: PageErrors  # errors of the page's similarities
     pca: Path | None  # None without a store
     areas: SplitAreas | None  # None without labels
 
@@ -108,16 +108,16 @@ class SimilarityResult:
 def pca_colours(features: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     """The three leading principal components as red, green and blue.
 
-    Each component goes from 0 at its 2nd percentile to 1 at its 98th. Its sign is the one for which its third moment is
-    positive, so that neither a rotation of the feature space nor the linear algebra at hand changes a colour.
+    Each component goes from 0 at its 2nd percentile to 1 at its 98th. Its sign makes its third moment positive, so that
+    colours depend neither on a rotation of the feature space nor on the linear algebra library.
 
     Args:
         features: (N, C).
-        like: (M, C), whose components and percentiles are used, so that equal features have equal colours; the
-            features' own by default.
+        like: (M, C) features that define components and percentiles, so that equal features have equal colours; by
+            default `features`.
 
     Returns:
-        (N, 3) in 0..1; 0.5 for components that are not there.
+        (N, 3) in 0..1; 0.5 for components that do not exist.
     """
     like = features if like is None else like
     mean = like.mean(axis=0)
@@ -135,13 +135,13 @@ def pca_colours(features: np.ndarray, like: np.ndarray | None = None) -> np.ndar
 
 
 def similarity_maps(config: SimilarityConfig) -> SimilarityResult:
-    """Draw the similarity of all points of a scan to one point or class, and write what can be turned and clicked.
+    """Draw the similarity of all points of a scan to a point or class, as pictures and as a page to rotate and click.
 
-    Writes `top_view.png`, `perspective_view.png`, `cloud.html`, with a store `pca.png`, and `similarity.json`, which
-    says what they show, into `config.out`; what was there before is replaced.
+    Writes into `config.out`, and replaces what is there: `top_view.png`, `perspective_view.png`, `cloud.html`, with a
+    store `pca.png`, and `similarity.json`, which describes them.
 
     Raises:
-        ScalrError: what is wrong with the student, the dataset, the point or class, the store or the output folder.
+        ScalrError: the student, the dataset, the point or class, the store or the output folder cannot be used.
     """
     with locked(config.out):
         return _similarity_maps(config)
@@ -155,7 +155,7 @@ def _similarity_maps(config: SimilarityConfig) -> SimilarityResult:
     scan = scan_features(student, dataset, frame, config.dataset, labelled=config.class_name is not None)
     store, teacher, stored = None, config.teacher, None
     if config.cache is not None:
-        if frame.error is not None:  # it has no image to show beside the teacher's features
+        if frame.error is not None:  # without an image to show with the teacher's features
             raise frame.error
         store = open_store(config.cache)
         teacher = teacher or store.only_teacher()
@@ -197,7 +197,7 @@ def _similarity_maps(config: SimilarityConfig) -> SimilarityResult:
 
 
 def chosen_frame(dataset: Dataset, token: str | None) -> Frame:
-    """The frame of a token, or the first.
+    """The frame with a frame ID; by default the first frame.
 
     Raises:
         DatasetError: no such frame in the split.
@@ -218,12 +218,12 @@ def chosen_frame(dataset: Dataset, token: str | None) -> Frame:
 def chosen_query(
     scan: ScanFeatures, class_names: Sequence[str], point: int | None, class_name: str | None
 ) -> tuple[Query, np.ndarray]:
-    """What to compare with, and its vector (C,) among unit features: a point, a class, or by default a point on a car.
+    """The query and its vector (C,) among unit features: a point, a class, or by default a point on a car.
 
-    That is the one with the most points of cars around it; without labels or cars, the point of median range.
+    The default is the point with the most points of cars around it; without labels or cars, the point of median range.
 
     Raises:
-        ScalrError: no such point, no such class, or no point of it in the scan.
+        ScalrError: no such point, no such class, or no point of the class in the scan.
     """
     if class_name is not None:
         vector = _mean_of_class(scan, class_names, class_name)
@@ -303,7 +303,7 @@ def _pca_png(
 ) -> bytes:
     targets = unit(stored.targets)
     of_teacher = np.full((len(scan.points), 3), np.nan)
-    of_teacher[stored.rows] = pca_colours(targets)  # of a point with several pairs the last counts, that of the image
+    of_teacher[stored.rows] = pca_colours(targets)  # the last pair of a point counts: that in the image
     shared = in_space_of(stored, student, scan, student_provenance(config.student))
     if shared is None:
         how, of_student = "by its own components", pca_colours(scan.units)

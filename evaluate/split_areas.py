@@ -1,7 +1,7 @@
-"""Areas under ROC curves over frames of a split: what a student's features tell apart, and its teacher's beside them.
+"""Areas under ROC curves over frames of a split: how well features of a student and its teacher separate classes.
 
 areas = areas_under_curve(student, dataset, "nuscenes", num_frames=8, store=open_store("val.zarr"))
-areas.student.centred, areas.teacher.centred  # of each class
+areas.student.centred, areas.teacher.centred  # one value per class
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ from .scan_features import scan_features, stored_features
 
 @dataclass(frozen=True, eq=False)
 class Areas:
-    """Of K classes, (K,) float64 in 0..1: the mean over the frames with enough points of it; NaN: none has."""
+    """Areas of K classes, (K,) float64 in 0..1: means over the frames with enough points of a class, or NaN."""
 
-    plain: np.ndarray  # of cosines of features as they are
-    centred: np.ndarray  # less the mean of the frame's features
+    plain: np.ndarray  # from cosines of the features
+    centred: np.ndarray  # from cosines of the features minus their mean over the frame
 
     @property
     def means(self) -> dict[str, float]:
-        """Over classes, each counted once however many points it has."""
+        """Means over classes; every class has the same weight."""
         return {name: float(mean_of_known(values)) for name, values in vars(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SplitAreas:
-    """Areas under ROC curves, class against all other labelled points, and what they are of."""
+    """Areas under ROC curves, of each class against all other labelled points, with the frames and counts."""
 
     class_names: tuple[str, ...]
-    frames: tuple[str, ...]  # their tokens
+    frames: tuple[str, ...]  # frame IDs
     points: np.ndarray  # (K,) int64, labelled points of each class in these frames
-    pairs: np.ndarray | None  # (K,) int64, pairs of the teacher; None without a store, as are those below
-    student: Areas  # of all labelled points
-    student_on_pairs: Areas | None  # of the points of the teacher's pairs, to compare with it
-    teacher: Areas | None  # of its targets
+    pairs: np.ndarray | None  # (K,) int64, pairs of the teacher; None without a store
+    student: Areas  # on all labelled points
+    student_on_pairs: Areas | None  # on the points of the teacher's pairs; None without a store
+    teacher: Areas | None  # of the teacher's targets; None without a store
 
     @property
     def columns(self) -> Mapping[str, Areas]:
-        """What is there, by its name."""
+        """The areas that exist, by name."""
         named = {"student": self.student, "student_on_pairs": self.student_on_pairs, "teacher": self.teacher}
         return {name: areas for name, areas in named.items() if areas is not None}
 
     def as_record(self) -> dict[str, Any]:
-        """Plain values by class; NaN for what is not known."""
+        """Plain values by class; NaN for unknown values."""
         counts = {"points": self.points} | ({} if self.pairs is None else {"pairs": self.pairs})
         return {
             "frames": list(self.frames),
@@ -72,11 +72,11 @@ class SplitAreas:
 
 
 class _Tally:
-    """Areas of features of one kind, frame after frame."""
+    """Areas of one kind of features, collected frame by frame."""
 
     def __init__(self, num_classes: int) -> None:
         self.points = np.zeros(num_classes, np.int64)
-        self.of_frames: dict[bool, list[np.ndarray]] = {False: [], True: []}  # by whether the mean is taken away
+        self.of_frames: dict[bool, list[np.ndarray]] = {False: [], True: []}  # by `centre`
 
     def add(self, units: np.ndarray, labels: np.ndarray) -> None:
         for centre, areas in self.of_frames.items():
@@ -97,20 +97,20 @@ def areas_under_curve(
     store: FeatureStore | None = None,
     teacher: str | None = None,
 ) -> SplitAreas | None:
-    """Areas over frames spread evenly over the labelled ones of a split; with a store, over those that it has pairs of.
+    """Areas over frames spread evenly over the labelled frames of a split; with a store, over those with pairs in it.
 
     Args:
-        student: its backbone's features are ranked, which probing reads too.
-        name: of the dataset's reader, which chooses the field of view.
-        num_frames: at most; all, where there are fewer.
-        store: with a teacher's targets, whose areas are of its pairs.
-        teacher: None: the only one of the store.
+        student: the student whose backbone features are ranked.
+        name: the dataset reader's name, which determines the field of view.
+        num_frames: maximum number of frames.
+        store: a store with a teacher's targets; their areas are over its pairs.
+        teacher: None: the only teacher of the store.
 
     Returns:
-        None where no frame has labels (and pairs).
+        None if no frame has labels (and, with a store, pairs).
 
     Raises:
-        ScalrError: a frame that cannot be read, or targets of another scan.
+        ScalrError: a frame cannot be read, or the store has targets of another scan.
     """
     names = dataset.class_names
     teacher = teacher if store is None or teacher is not None else store.only_teacher()
@@ -145,7 +145,7 @@ def areas_under_curve(
 
 
 def _usable_frames(dataset: Dataset, store: FeatureStore | None, teacher: str | None) -> list[int]:
-    """The frames of a split that have labels, and of a store those that it has pairs of, too."""
+    """The frames of a split that have labels and, with a store, pairs in it."""
     if not dataset.class_names:
         return []
     labelled = [number for number, frame in enumerate(dataset.frames) if frame.labels is not None]
@@ -158,6 +158,6 @@ def _usable_frames(dataset: Dataset, store: FeatureStore | None, teacher: str | 
 
 
 def _spread(numbers: Sequence[int], count: int) -> list[int]:
-    """At most `count` of them, the first among these."""
+    """At most `count` of the numbers, spread evenly, with the first."""
     count = min(count, len(numbers))
     return [numbers[n * len(numbers) // count] for n in range(count)]

@@ -1,4 +1,4 @@
-"""Scans of a store beside those of the dataset that it was extracted from."""
+"""Scans of a store, matched with the scans of the dataset that it was extracted from."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..extract.datasets.frame import Frame
 
 
 def rows_in_scan(stored: np.ndarray, scan: np.ndarray, frame: Frame, store: Path) -> np.ndarray:
-    """(P,) int64: the row in a dataset's scan (N, 4) of each point that a store keeps of it (P, 4).
+    """Rows (P,) int64 in a dataset's scan (N, 4) of the points (P, 4) that a store keeps of the scan.
 
-    A store may keep visible points alone, in their order.
+    A store may keep only the visible points, in the same order.
 
     Raises:
-        StoreError: they are not of this scan.
+        StoreError: the stored points are not of this scan.
     """
     rows = np.flatnonzero(np.isin(_as_values(scan), _as_values(stored)))
     if len(rows) != len(stored):
@@ -29,5 +29,5 @@ def rows_in_scan(stored: np.ndarray, scan: np.ndarray, frame: Frame, store: Path
 
 
 def _as_values(points: np.ndarray) -> np.ndarray:
-    """(N, 4) float32 as (N,) values that are equal where all four are."""
+    """(N, 4) float32 as (N,) values, which are equal if all four columns are."""
     return np.ascontiguousarray(points, np.float32).view("V16").ravel()

@@ -1,4 +1,4 @@
-"""Predictions as the benchmarks' servers take them: nuScenes' lidar segmentation, SemanticKITTI and its relatives."""
+"""Predictions in the submission formats of benchmarks: nuScenes' lidar segmentation, SemanticKITTI, SemanticPOSS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..extract.datasets.nuscenes_tables import lidar_tokens
 from ..paths import below
 from .scoring import KeepPredictions
 
-# What nuScenes' server wants to know of a method.
+# Required by nuScenes' server.
 NUSCENES_META = {
     "use_camera": False,
     "use_lidar": True,
@@ -25,13 +25,13 @@ NUSCENES_META = {
 
 
 def writer_for(dataset: Dataset, folder: Path) -> KeepPredictions:
-    """What writes each frame's predictions below `folder`, in the form of the dataset's benchmark.
+    """The function that writes each frame's predictions into `folder`, in the format of the dataset's benchmark.
 
-    nuScenes: `<split>/submission.json`, `lidarseg/<split>/<token>_lidarseg.bin`, a byte a point, classes from 1 on.
+    nuScenes: `<split>/submission.json`, `lidarseg/<split>/<token>_lidarseg.bin`, one byte per point, classes from 1 on.
     SemanticKITTI and SemanticPOSS: `sequences/<sequence>/predictions/<scan>.label`, uint32 raw ids.
 
     Raises:
-        ScalrError: the dataset has no such form, or its own classes were replaced.
+        ScalrError: the dataset has no submission format, or its own classes were replaced.
     """
     writers = {"nuscenes": _nuscenes, "semantic_kitti": _kitti, "semantic_poss": _kitti}
     if dataset.name not in writers:

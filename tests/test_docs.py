@@ -174,7 +174,7 @@ def test_a_backbone_of_one_s_own(synthetic_world, extract_synthetic, tmp_path, m
     Path("my_backbone.py").write_text(code)
     Path("world").symlink_to(synthetic_world)
     extract_synthetic(Path("store.zarr"))
-    commands, python = indented("backbones.md", "and run, in the same folder:"), indented("backbones.md", "From Python")
+    commands, python = indented("backbones.md", "Run, in the same folder:"), indented("backbones.md", "From Python")
     for command in commands:
         more = next(options for verb, options in SMALLER.items() if command.startswith(verb))
         done = CliRunner().invoke(main, shlex.split(f"{command} {more}")[1:])

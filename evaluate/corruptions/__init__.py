@@ -1,8 +1,8 @@
 """Robo3D's eight corruptions as functions of a scan (Kong et al., "Robo3D", ICCV 2023).
 
-Each takes a scan, a strength, the benchmark that it is for and a random generator, and gives another scan. Fog, wet
-ground and snow are written from their papers' equations, the others from Robo3D's description; each says in what it
-departs. Scores on what they make are not comparable with published ones.
+Each function takes a scan, a strength, a benchmark and a random generator, and returns another scan. Fog, wet ground
+and snow follow their papers' equations, the others Robo3D's description; each function lists its deviations. Scores on
+their scans are not comparable with published scores.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Echoes that are not there: missing beams, incomplete echoes, another sensor (Robo3D, Kong et al., ICCV 2023).
+"""Missing echoes: missing beams, incomplete echoes, another sensor (Robo3D, Kong et al., ICCV 2023).
 
-What stays, stays bit for bit.
+Remaining points are unchanged, bit for bit.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import numpy as np
 from .scan import Scan
 from .strengths import BeamMissing, Benchmark, CrossSensor, IncompleteEcho
 
-FEW_POINTS = 10  # a class with no more of them keeps them all
+FEW_POINTS = 10  # a class with at most this many points keeps them all
 
 
 def beam_missing(scan: Scan, strength: BeamMissing, benchmark: Benchmark, rng: np.random.Generator) -> Scan:
-    """Rings are drawn with replacement, as Robo3D does, and lost."""
+    """Remove rings that are drawn with replacement, as in Robo3D."""
     first, last = benchmark.losable_rings
     lost = rng.choice(np.arange(first, last + 1), strength.draws)
     return scan.take(~np.isin(scan.ring, lost))
 
 
 def incomplete_echo(scan: Scan, strength: IncompleteEcho, benchmark: Benchmark, rng: np.random.Generator) -> Scan:
-    """Each vehicle class of more than 10 points loses a share of them, rounded down."""
+    """Remove a fraction of the points of each vehicle class with more than 10 points, rounded down."""
     kept = np.ones(len(scan.points), dtype=bool)
     for vehicle in benchmark.vehicles:
         rows = np.flatnonzero(scan.labels == vehicle)
@@ -31,5 +31,5 @@ def incomplete_echo(scan: Scan, strength: IncompleteEcho, benchmark: Benchmark, 
 
 
 def cross_sensor(scan: Scan, strength: CrossSensor, benchmark: Benchmark, rng: np.random.Generator) -> Scan:
-    """A lidar of fewer beams and half the azimuths: some rings are lost, then every second point. Nothing is random."""
+    """Imitate a lidar with fewer beams and half the azimuths: remove rings, then every second point. Not random."""
     return scan.take(np.flatnonzero(~np.isin(scan.ring, strength.lost_rings))[::2])

@@ -1,4 +1,4 @@
-"""What returns of the ground tell of a lidar: how strong they usually are, and how weak one may be to be heard.
+"""Properties of a lidar from returns of the ground: their usual intensity, and the weakest detectable intensity.
 
 Wet ground and snow need both (Hahner et al., "LiDAR Snowfall Simulation for Robust 3D Object Detection", CVPR 2022).
 """
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MIN_POINTS = 1000  # of the ground; Robo3D leaves scans with fewer as they are
+MIN_POINTS = 1000  # ground points; Robo3D does not change scans with fewer
 NUM_GROUPS = 50
 WEAKEST = 0.01  # the quantile
 
 
 @dataclass(frozen=True)
 class Line:
-    """A straight line over range, kept constant outside of the ranges that it was fitted to."""
+    """A straight line over range, constant outside of the ranges that it was fitted to."""
 
     slope: float
     offset: float
@@ -25,13 +25,13 @@ class Line:
 
     @classmethod
     def fit(cls, range_m: np.ndarray, values: np.ndarray) -> Line:
-        """By least squares, through (M,) values at ranges (M,), M > 0."""
+        """The least-squares line through (M,) values at ranges (M,), M > 0."""
         columns = np.stack([range_m, np.ones_like(range_m)], axis=1)
         slope, offset = np.linalg.lstsq(columns, values, rcond=None)[0]
         return cls(float(slope), float(offset), float(range_m.min()), float(range_m.max()))
 
     def at(self, range_m: np.ndarray) -> np.ndarray:
-        """Its values at ranges (N,), never below 0."""
+        """The line's values at ranges (N,), at least 0."""
         within = np.clip(range_m, self.nearest_m, self.farthest_m)
         return np.maximum(self.slope * within + self.offset, 0)
 
@@ -42,15 +42,15 @@ SILENCE = Line(0.0, 0.0, 0.0, 0.0)
 def weakest_returns(range_m: np.ndarray, intensity: np.ndarray, counted_from: float) -> Line:
     """The weakest intensities of the ground over range: a line through the first percentiles of groups of points.
 
-    Departure: the official code searches the rarest intensity in a histogram, which is an arbitrary one.
+    Deviation: the official code searches the rarest intensity in a histogram, which is arbitrary.
 
     Args:
-        range_m: (G,) of the ground's points.
-        intensity: (G,) of the same.
-        counted_from: only stronger ones count.
+        range_m: (G,) ranges of the ground points [m].
+        intensity: (G,) raw intensities of the ground points.
+        counted_from: only points with a higher intensity count.
 
     Returns:
-        the line; 0 everywhere where fewer than MIN_POINTS count.
+        The line; 0 everywhere if fewer than MIN_POINTS points count.
     """
     counted = np.flatnonzero(intensity > counted_from)
     if len(counted) < MIN_POINTS:

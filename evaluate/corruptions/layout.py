@@ -1,4 +1,4 @@
-"""Where clean scans come from and corrupted ones go: the layouts of nuScenes-C and SemanticKITTI-C (Robo3D)."""
+"""Files of clean and of corrupted scans: the layouts of nuScenes-C and SemanticKITTI-C (Robo3D)."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ class Layout(Protocol):
     """The files of a dataset, clean and corrupted."""
 
     def read(self, root: Path, frame: Frame) -> Scan:
-        """A frame of the clean dataset.
+        """The scan of a frame of the clean dataset.
 
         Raises:
-            DatasetError: missing or broken files, or labels of another number.
+            DatasetError: files are missing or damaged, or the numbers of labels and points differ.
         """
         ...
 
     def paths(self, frame: Frame) -> tuple[str, str]:
-        """Of scan and labels, relative to the folder of a corruption and severity."""
+        """Paths of scan and labels, relative to the folder of a corruption and severity."""
         ...
 
     def contents(self, scan: Scan) -> tuple[bytes, bytes]:
-        """Of the files of scan and labels."""
+        """Contents of the files of scan and labels."""
         ...
 
 
 class NuScenesLayout:
-    """Scans of x y z intensity ring, labels of one byte; paths are those of the clean dataset."""
+    """Scans of x y z intensity ring, labels of one byte; paths as in the clean dataset."""
 
     def read(self, root: Path, frame: Frame) -> Scan:
         scan, label_file = file_of(root, frame.scan), file_of(root, frame.labels)  # names of nuScenes' tables
@@ -60,7 +60,7 @@ class NuScenesLayout:
 
 
 class KittiLayout:
-    """Scans of x y z intensity, labels of four bytes with the instance; files keep their numbers, but no sequences."""
+    """Scans of x y z intensity, labels of four bytes with the instance; files keep their numbers, without sequences."""
 
     def read(self, root: Path, frame: Frame) -> Scan:
         labels = read_kitti_labels(root, frame, KITTI_LABELS)

@@ -1,4 +1,4 @@
-"""Points that are somewhere else: motion blur and crosstalk, as Robo3D has them (Kong et al., ICCV 2023)."""
+"""Displaced points: motion blur and crosstalk, as in Robo3D (Kong et al., ICCV 2023)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy as np
 from .scan import Scan
 from .strengths import Benchmark, Crosstalk, MotionBlur
 
-JITTER = (0.1, 0.1, 0.05)  # of a point along x, y, z, relative to the shift of the scan
-FARTHEST_JITTER = 3.0  # likewise
-CROSSTALK_STD = 3.0  # of x, y, z [m] and of the raw intensity
+JITTER = (0.1, 0.1, 0.05)  # standard deviation of a point along x, y, z, relative to the shift of the scan
+FARTHEST_JITTER = 3.0  # largest jitter, relative to the shift of the scan
+CROSSTALK_STD = 3.0  # standard deviation of x, y, z [m] and of the raw intensity
 
 
 def motion_blur(scan: Scan, strength: MotionBlur, benchmark: Benchmark, rng: np.random.Generator) -> Scan:
-    """The whole scan shifts by one normal draw per axis, and each point by a smaller one of its own, cut off at 3 t."""
+    """Shift the scan by one normal draw per axis, and each point by a smaller draw of its own, clipped at 3 t."""
     shift = rng.normal(0, strength.std_m, 3)
     jitter = rng.normal(0, strength.std_m * np.array(JITTER), (len(scan.points), 3))
     farthest = FARTHEST_JITTER * strength.std_m
@@ -21,9 +21,9 @@ def motion_blur(scan: Scan, strength: MotionBlur, benchmark: Benchmark, rng: np.
 
 
 def crosstalk(scan: Scan, strength: Crosstalk, benchmark: Benchmark, rng: np.random.Generator) -> Scan:
-    """A share of the points, rounded down, gets normal noise on x, y, z and intensity, and the crosstalk's raw label.
+    """Add normal noise to x, y, z and intensity of a fraction of the points, rounded down, with crosstalk's raw label.
 
-    Departure: intensities are cut off at their scale; SemanticKITTI's, from 0 to 1, become mostly one or the other.
+    Deviation: intensities are clipped to their scale; those of SemanticKITTI, from 0 to 1, mostly become 0 or 1.
     """
     rows = rng.choice(len(scan.points), int(strength.share * len(scan.points)), replace=False)
     noise = rng.normal(0, CROSSTALK_STD, (len(rows), 4))

@@ -1,4 +1,4 @@
-"""A labelled scan as corruptions take and give it, and the rings of scans that do not say theirs."""
+"""A labelled scan, the input and output of corruptions, and the rings of scans without ring numbers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ HALF_TURN = np.pi
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scan:
-    """N points of one sweep. Corruptions make new ones: no array of a scan is written to.
+    """N points of one sweep. Corruptions return new scans: arrays of a scan are not written to.
 
     Attributes:
         points: (N, 4) float32, x y z in the lidar frame [m] and the raw intensity.
         ring: (N,) integers, the beam of each point.
         labels: (N,) uint8 train ids.
-        raw_labels: (N,) labels as in the file: the dataset's own ids, with whatever else the file keeps beside them.
+        raw_labels: (N,) labels as in the file: the dataset's own ids, with all else that the file stores in them.
     """
 
     points: np.ndarray
@@ -43,13 +43,13 @@ class Scan:
         return np.linalg.norm(self.xyz, axis=1)
 
     def take(self, kept: np.ndarray) -> Scan:
-        """The points of a mask (N,) or of rows; the first point where that leaves none, since no scan is empty."""
+        """The points of a mask (N,) or of rows; the first point if no point is left, since no scan is empty."""
         rows = np.flatnonzero(kept) if kept.dtype == bool else kept
         rows = rows if len(rows) else np.zeros(1, dtype=np.int64)
         return Scan(**{name: getattr(self, name)[rows] for name in ("points", "ring", "labels", "raw_labels")})
 
     def changed(self, rows: np.ndarray, xyz: np.ndarray | None = None, intensity: np.ndarray | None = None) -> Scan:
-        """Other coordinates (R, 3) and intensities (R,) at a mask or rows of R points; all others keep their bits."""
+        """The scan with new coordinates (R, 3) and intensities (R,) of R points; all other points are unchanged."""
         points = self.points.copy()
         if xyz is not None:
             points[rows, :3] = xyz
@@ -58,20 +58,21 @@ class Scan:
         return replace(self, points=points)
 
     def relabelled(self, rows: np.ndarray, raw_id: int) -> Scan:
-        """A raw label of no class at a mask or rows: what a corruption made or moved belongs to nothing."""
+        """The scan with a raw label without class at a mask or rows, for points that a corruption made or moved."""
         labels, raw_labels = self.labels.copy(), self.raw_labels.copy()
         labels[rows], raw_labels[rows] = IGNORE_LABEL, raw_id
         return replace(self, labels=labels, raw_labels=raw_labels)
 
 
 def rings_by_turns(xyz: np.ndarray, num_rings: int) -> np.ndarray:
-    """(N,) int64 rings of a scan that is stored beam by beam, each from ahead round to the left, as KITTI's are.
+    """Ring numbers (N,) int64, derived from azimuth wrap-around, of a scan that is stored beam by beam, as in KITTI.
 
-    A beam ends where the azimuth falls by more than half a turn; numbers stop at the last ring, as Robo3D counts them.
+    Each beam goes from the front around to the left. A new beam starts where the azimuth falls by more than half a
+    turn. Numbers stop at the last ring, as in Robo3D.
 
     Args:
         xyz: (N, 3) [m], in the order of the file.
-        num_rings: of the lidar.
+        num_rings: number of rings of the lidar.
     """
     azimuth = np.arctan2(xyz[:, 1], xyz[:, 0]) % (2 * np.pi)
     ends = np.diff(azimuth, prepend=azimuth[:1]) < -HALF_TURN

@@ -12,24 +12,24 @@ from .scan import Scan
 from .strengths import Benchmark, Snow
 
 BEAM_DIVERGENCE_RAD = 0.003
-SNOW_DENSITY = 0.1  # of a flake, relative to water
+SNOW_DENSITY = 0.1  # density of a flake, relative to water
 SNOW_REFLECTIVITY = 0.9
 MM_H_PER_M_S = 3.6e6
 
 
 def snow(scan: Scan, strength: Snow, benchmark: Benchmark, rng: np.random.Generator) -> Scan:
-    """A beam returns what is stronger: its target, as far as flakes let light through, or the strongest flake.
+    """Each beam returns the stronger of two echoes: its target, attenuated by the flakes, or the strongest flake.
 
-    As in the paper, flakes are discs in the plane that a beam sweeps. One of diameter D at range R hides q = D /
+    As in the paper, flakes are discs in the plane that a beam sweeps. A flake of diameter D at range R occludes q = D /
     (0.003 R) of the beam, and returns 0.9 q of full scale, less within a metre, where the receiver does not see all of
-    the beam; the target returns the product of all 1 - q of its intensity. Neither is heard below `noise_floor` times
-    the line of `weakest_returns`, but targets that were as weak in clear air stay: the lidar did hear them.
+    the beam. The target returns its intensity times the product of all 1 - q. Returns below `noise_floor` times the
+    line of `weakest_returns` are lost, except targets that were as weak in clear air: the lidar did detect them.
 
-    Departures: flakes are drawn for each beam by itself, so that neighbouring beams do not share any; peaks of pulses
-    are compared, overlapping ones are not added up; intensities are taken as calibrated for range, as the lidars of
-    both datasets give them; noise is judged by the labelled ground; sizes of flakes follow from the rate itself, which
-    the official code turns into one of rain first, so that its flakes are fewer and larger. Robo3D overwrites
-    the ring of nuScenes with a flag (kept, attenuated, scattered): here it stays.
+    Deviations: flakes are drawn for each beam separately, so that neighbouring beams do not share flakes; peaks of
+    pulses are compared, and overlapping pulses are not added; intensities are taken as calibrated for range, as the
+    lidars of both datasets give them; noise is estimated from the labelled ground; sizes of flakes follow from the
+    snowfall rate, which the official code first converts to a rate of rain, so that its flakes are fewer and larger;
+    the ring of nuScenes is kept, which Robo3D overwrites with a flag (kept, attenuated, scattered).
     """
     range_m, clear = scan.range_m, scan.intensity
     noise = _noise(scan, range_m, benchmark)
@@ -54,23 +54,23 @@ def snow(scan: Scan, strength: Snow, benchmark: Benchmark, rng: np.random.Genera
 
 
 def size_slope_per_m(rate_mm_h: float) -> float:
-    """Lambda [1/m] of N(D) = N_0 exp(-Lambda D): diameters of snow of a rate (Gunn and Marshall, J. Meteor. 1958)."""
+    """Lambda [1/m] of N(D) = N_0 exp(-Lambda D), diameters at a snowfall rate (Gunn and Marshall, J. Meteor. 1958)."""
     return 25.5 * rate_mm_h**-0.48 * 100
 
 
 def flakes_per_m2(strength: Snow) -> float:
-    """How many discs a plane through the snow has, so that they cover the share of it that snow fills of the air.
+    """Number of discs per m2 of a plane through the snow, which cover the fraction of the air that snow fills.
 
-    That share is the flux of water over the flakes' density and velocity; a plane shows it, whatever the sizes
-    (Delesse).
+    The fraction is the flux of water / (density × velocity of the flakes). It is the same in a plane as in the volume,
+    whatever the sizes (Delesse).
     """
     filled = strength.rate_mm_h / (MM_H_PER_M_S * SNOW_DENSITY * strength.terminal_velocity_m_s)
-    mean_area_m2 = np.pi / 4 * 2 / size_slope_per_m(strength.rate_mm_h) ** 2  # of exponential diameters
+    mean_area_m2 = np.pi / 4 * 2 / size_slope_per_m(strength.rate_mm_h) ** 2  # for exponentially distributed diameters
     return filled / mean_area_m2
 
 
 class _Flakes(NamedTuple):
-    """F flakes in the beams, those of a beam together."""
+    """F flakes in the beams, ordered by beam."""
 
     beam: np.ndarray  # (F,) int64
     range_m: np.ndarray  # (F,)
@@ -78,7 +78,7 @@ class _Flakes(NamedTuple):
 
 
 def _flakes(range_m: np.ndarray, strength: Snow, rng: np.random.Generator) -> _Flakes:
-    """Flakes between the lidar and targets at `range_m` (N,), evenly over each beam's area."""
+    """Flakes between the lidar and targets at `range_m` (N,), uniform over each beam's area."""
     counts = rng.poisson(flakes_per_m2(strength) * BEAM_DIVERGENCE_RAD / 2 * range_m**2)
     beam = np.repeat(np.arange(len(range_m)), counts)
     along = np.sqrt(1 - rng.random(len(beam)))  # never 0
@@ -87,10 +87,10 @@ def _flakes(range_m: np.ndarray, strength: Snow, rng: np.random.Generator) -> _F
 
 
 def _strongest(beam: np.ndarray, returned: np.ndarray, num_beams: int) -> np.ndarray:
-    """(num_beams,) the flake that returns most in each beam, -1 where there is none."""
+    """The flake with the strongest return in each beam, (num_beams,); -1 for a beam without flakes."""
     strongest = np.full(num_beams, -1)
     weakest_first = np.argsort(returned, kind="stable")
-    strongest[beam[weakest_first]] = weakest_first  # of several assignments the last one stays
+    strongest[beam[weakest_first]] = weakest_first  # the last of several assignments remains
     return strongest
 
 

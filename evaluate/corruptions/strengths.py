@@ -1,4 +1,4 @@
-"""How strong each corruption is, as Robo3D's generators have it (Kong et al., ICCV 2023; its create/ folder)."""
+"""Strengths of the corruptions, from Robo3D's generators (Kong et al., ICCV 2023; folder create/)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Fog:
 @dataclass(frozen=True, kw_only=True)
 class WetGround:
     water_height_m: float
-    noise_floor: float  # share of the weakest dry returns
+    noise_floor: float  # fraction of the weakest dry returns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snow:
-    rate_mm_h: float  # as water
+    rate_mm_h: float  # snowfall rate as water
     terminal_velocity_m_s: float
     noise_floor: float = 0.7
 
@@ -37,17 +37,17 @@ class MotionBlur:
 
 @dataclass(frozen=True, kw_only=True)
 class BeamMissing:
-    draws: int  # with replacement: fewer distinct beams are lost
+    draws: int  # with replacement, so that fewer distinct beams are lost
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crosstalk:
-    share: float  # of the points
+    share: float  # fraction of the points
 
 
 @dataclass(frozen=True, kw_only=True)
 class IncompleteEcho:
-    share: float  # of the points of a vehicle class
+    share: float  # fraction of the points of a vehicle class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +56,19 @@ class CrossSensor:
 
 
 Strength = Fog | WetGround | Snow | MotionBlur | BeamMissing | Crosstalk | IncompleteEcho | CrossSensor
-Levels = tuple[Strength | None, ...]  # light, moderate, heavy; None where nothing is published
+Levels = tuple[Strength | None, ...]  # light, moderate, heavy; None if not published
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What corruptions must know of a dataset.
+    """Properties of a dataset that corruptions need.
 
     Attributes:
         intensity_max: raw intensity at full scale.
-        whole_intensities: whether fog keeps them whole numbers.
-        num_rings: beams of the lidar.
-        losable_rings: first and last of those that go missing.
-        counted_from: weakest raw intensity by which the noise of the lidar is judged, itself left out.
+        whole_intensities: whether fog rounds intensities.
+        num_rings: number of rings of the lidar.
+        losable_rings: first and last ring that may be removed.
+        counted_from: returns with a higher raw intensity are used to estimate the lidar's noise.
         ground, vehicles: train ids.
         made: raw label of the points that a corruption makes or moves.
         levels: the published strengths, by corruption.
@@ -88,7 +88,7 @@ class Benchmark:
 def levels_of(
     benchmark: Benchmark, motion_blur_m: tuple[float, ...] | None, crosstalk_share: tuple[float, ...] | None
 ) -> dict[str, Levels]:
-    """Light, moderate and heavy of every corruption: the published ones, or those that are given instead."""
+    """Strengths of light, moderate and heavy of every corruption: the given ones, otherwise the published ones."""
     given = {}
     if motion_blur_m is not None:
         given["motion_blur"] = tuple(MotionBlur(std_m=value) for value in motion_blur_m)
@@ -98,7 +98,7 @@ def levels_of(
 
 
 def _levels(num_rings: int, noise_floors: tuple[float, float, float], draws: tuple[int, int, int]) -> dict[str, Levels]:
-    """What both benchmarks have alike, and what follows from the lidar."""
+    """The published strengths: those that both benchmarks share, and those that depend on the lidar."""
     return {
         "fog": tuple(Fog(beta=beta) for beta in (0.008, 0.05, 0.2)),
         "wet_ground": tuple(
@@ -137,7 +137,7 @@ BENCHMARKS = {
         made={"fog": 41, "snow": 42, "crosstalk": 43},
         levels={
             **_levels(32, (0.2, 0.3, 0.7), (8, 16, 24)),
-            # Only the light ones are in Robo3D's repository.
+            # Robo3D's repository has the light strengths only.
             "motion_blur": (MotionBlur(std_m=0.2), None, None),
             "crosstalk": (Crosstalk(share=0.03), None, None),
         },

@@ -8,24 +8,24 @@ from .ground import MIN_POINTS, Line, cosine_of_incidence, weakest_returns
 from .scan import Scan
 from .strengths import Benchmark, WetGround
 
-PAVEMENT_DEPTH_M = 0.0012  # of its texture: where water stands as high, it covers everything
-POWER_FACTOR = 15  # a perfect reflector returns as many times what the ground usually does
+PAVEMENT_DEPTH_M = 0.0012  # depth of the pavement's texture: water of this height covers everything
+POWER_FACTOR = 15  # return of a perfect reflector / usual return of the ground
 WATER = 1.33  # refractive index
-REFLECTED_INSIDE = 0.472  # of diffuse light that reaches the water's surface from below
+REFLECTED_INSIDE = 0.472  # fraction of diffuse light that the water's surface reflects from below
 GRAZING = 0.01  # smallest cosine of incidence
 
 
 def wet_ground(scan: Scan, strength: WetGround, benchmark: Benchmark, rng: np.random.Generator) -> Scan:
-    """Ground under water is darker, at grazing angles above all, and lost where its return is below the noise.
+    """Darken wet ground, most at grazing angles, and remove returns below the noise.
 
-    Water of height h covers min(1, h / 1.2 mm) of a textured pavement. Of what is covered, a smooth film mirrors its
-    share away from the lidar (Fresnel), and the pavement below returns the rest (`film_gain`). Its reflectivity is its
-    intensity over that of a perfect reflector, which is POWER_FACTOR times a line through intensity / cos over range.
-    A return is lost below `noise_floor` times the line of `weakest_returns`.
+    Water of height h covers min(1, h / 1.2 mm) of a textured pavement. On the covered part, a smooth film reflects a
+    fraction of the light away from the lidar (Fresnel), and the pavement below returns the rest (`film_gain`). The
+    reflectivity of the pavement is its intensity / the intensity of a perfect reflector, which is POWER_FACTOR times a
+    line through intensity / cos over range. Returns below `noise_floor` times the line of `weakest_returns` are lost.
 
-    Ground is what is labelled as such, its normal that of a plane through it. Departures: coverage is in proportion to
-    the height of the water, and the film is that of Lekner and Dorf, "Why some things are darker when wet" (Applied
-    Optics, 1988). Nothing is random. A scan with fewer than 1000 ground points stays as it is.
+    Ground points are those labelled as ground; the normal is that of a plane through them. Deviations: coverage is
+    proportional to the height of the water, and the film is that of Lekner and Dorf, "Why some things are darker when
+    wet" (Applied Optics, 1988). Nothing is random. A scan with fewer than 1000 ground points is not changed.
     """
     ground = np.isin(scan.labels, benchmark.ground)
     if ground.sum() < MIN_POINTS:
@@ -44,19 +44,19 @@ def wet_ground(scan: Scan, strength: WetGround, benchmark: Benchmark, rng: np.ra
 
 
 def film_gain(cosine: np.ndarray, reflectivity: np.ndarray) -> np.ndarray:
-    """What a film of water leaves of the return of a Lambertian ground (G,): T(theta)^2 / (n^2 (1 - rho R_inside)).
+    """Fraction (G,) of a Lambertian ground's return through a film of water: T(theta)^2 / (n^2 (1 - rho R_inside)).
 
-    Light crosses the surface twice, spreads as it leaves the water, and some of it is thrown back to the ground.
+    Light crosses the surface twice, spreads as it leaves the water, and is partly reflected back to the ground.
 
     Args:
-        cosine: (G,) of the angle of incidence theta.
-        reflectivity: (G,) rho, of the dry ground.
+        cosine: (G,) cosine of the angle of incidence theta.
+        reflectivity: (G,) rho, reflectivity of the dry ground.
     """
     return (1 - fresnel_reflectance(cosine)) ** 2 / (WATER**2 * (1 - reflectivity * REFLECTED_INSIDE))
 
 
 def fresnel_reflectance(cosine: np.ndarray) -> np.ndarray:
-    """(G,) share of unpolarised light that water mirrors, by the cosine of the angle of incidence (G,)."""
+    """Fraction (G,) of unpolarised light that water reflects, by the cosine of the angle of incidence (G,)."""
     refracted = np.sqrt(1 - (1 - cosine**2) / WATER**2)  # Snell's law
     across = (cosine - WATER * refracted) / (cosine + WATER * refracted)
     along = (WATER * cosine - refracted) / (WATER * cosine + refracted)

@@ -27,7 +27,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
-    """A scan with its synchronised images, identified by (dataset, scene, token)."""
+    """A scan with its synchronised images, identified by dataset, scene and `token`, the frame ID."""
 
     dataset: str
     scene: str

@@ -25,7 +25,7 @@ def read_scan_file(path: Path, values_per_point: int | None = None) -> np.ndarra
         values_per_point: float32 values of a point in a .bin file, which has no header; None: VALUES_PER_POINT.
 
     Raises:
-        DatasetError: a missing or broken file, an unknown suffix, a missing field, or a missing package.
+        DatasetError: a missing or broken file, an unknown ending, a missing field, or no package that reads it.
     """
     ending = next((ending for ending in READERS if path.name.lower().endswith(ending)), None)
     if ending in VALUES_PER_POINT:
@@ -40,15 +40,15 @@ def read_scan_file(path: Path, values_per_point: int | None = None) -> np.ndarra
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Read the array of a .npy file; pickled objects are refused.
+    """The array of a .npy file, which may not hold objects.
 
     Raises:
-        DatasetError: a missing file, or one without such an array.
+        DatasetError: a missing file, or one that is no such array.
     """
     content = read_bytes(path)
     try:
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # a damaged header can raise any error in numpy
+    except Exception as error:  # a damaged header makes numpy raise what it likes
         raise DatasetError(f"not an array that can be read ({error})", where=path, fix=COPY_AGAIN) from None
 
 
@@ -96,7 +96,7 @@ def _pcd(path: Path) -> np.ndarray:
         fields = {name: points[name] for name in points.dtype.names}
     except ImportError:
         raise _not_installed("pypcd4", path) from None
-    except Exception as error:  # a damaged file can raise any error in pypcd4, pydantic or numpy
+    except Exception as error:  # a damaged file makes pypcd4, pydantic or numpy raise what they like
         raise _damaged("PCD", error, path) from None
     return _columns(fields, cloud.metadata.points, path)
 
@@ -110,13 +110,13 @@ def _ply(path: Path) -> np.ndarray:
         fields = {name: vertex["data"][name] for name in vertex["properties"]}
     except ImportError:
         raise _not_installed("trimesh", path) from None
-    except Exception as error:  # a damaged file can raise any error in trimesh
+    except Exception as error:  # likewise
         raise _damaged("PLY", error, path) from None
     return _columns(fields, vertex["length"], path)
 
 
 def _columns(fields: Mapping[str, np.ndarray], num_points: int, path: Path) -> np.ndarray:
-    """Stack the fields x, y, z and intensity to (N, 4) float64."""
+    """(N, 4) float64 of the fields x, y, z and intensity."""
     names = {name.lower().removeprefix("scalar_"): name for name in fields}
     intensity = next((name for name in INTENSITY if name in names), INTENSITY[0])
     missing = [name for name in ("x", "y", "z", intensity) if name not in names]
@@ -146,7 +146,7 @@ def _not_installed(package: str, path: Path) -> DatasetError:
 
 
 def _damaged(kind: str, error: Exception, path: Path) -> DatasetError:
-    reason = str(error)[:200]  # some messages are very long
+    reason = str(error)[:200]  # some tell a story
     return DatasetError(
         f"not a {kind} file that can be read ({type(error).__name__}: {reason})", where=path, fix=COPY_AGAIN
     )

@@ -1,4 +1,4 @@
-"""The feature store: everything that knows the format on disk; others see these names and plain arrays."""
+"""The feature store: all code that knows the format on disk; other code uses these names and plain arrays."""
 
 from .contents import ScanBlock, Segments, Source, StoredView, TargetBlock
 from .draft import Draft, NewTargets, NewView

@@ -1,4 +1,4 @@
-"""The arrays of a group: written piece by piece and read back, opened only where every file of theirs is there."""
+"""The arrays of a group: written piece by piece with a check, and opened only if all of their files exist."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from .files import readable, size_of
 if TYPE_CHECKING:
     import zarr
 
-# Chosen with tests/benchmarks/store_layout.py; docs/store_format.md has the figures.
+# Chosen with tests/benchmarks/store_layout.py; docs/store_format.md has the measurements.
 CHUNK_BYTES = 1 << 20  # of raw values: a view of nuScenes is a few chunks
-SHARD_BYTES = 1 << 27  # of raw values: above 64 MB when compressed, and what a writer holds of an array at most
+SHARD_BYTES = 1 << 27  # of raw values: above 64 MB when compressed; a writer holds at most one shard of an array
 COMPRESSION_LEVEL = 3
-READ_BACK_CHUNKS = 8  # at once
+READ_BACK_CHUNKS = 8  # chunks that are read back at once
 
 
 class ArrayWriter:
-    """Writes an array along its first axis as rows come; no more than one shard of it waits in memory.
+    """Writes an array along its first axis while rows arrive; at most one shard of it waits in memory.
 
     Args:
-        path: of the new array.
-        columns: its shape without the first axis.
-        dtype: of its values.
+        path: path of the new array.
+        columns: shape of the array without the first axis.
+        dtype: type of the values.
 
     Attributes:
-        rows: how many are written.
+        rows: number of rows written.
     """
 
     def __init__(self, path: Path, columns: tuple[int, ...], dtype: np.dtype | str) -> None:
@@ -44,7 +44,7 @@ class ArrayWriter:
         """Add rows (n, *columns).
 
         Raises:
-            StoreError: what is read back is not what was written.
+            StoreError: the values read back differ from those written.
         """
         while self._num_waiting + len(values) >= self._shard_rows:
             split = self._shard_rows - self._num_waiting
@@ -55,17 +55,17 @@ class ArrayWriter:
             self._waiting.append(values)
 
     def finish(self) -> None:
-        """Write what is left: the array is whole.
+        """Write the remaining rows, which completes the array.
 
         Raises:
-            StoreError: as `append`.
+            StoreError: as in `append`.
         """
         if self._waiting or self._array is None:
             self._write_waiting()
 
     @property
     def rows_to_come(self) -> int:
-        """How many it has once all that was added is written."""
+        """The number of rows once all added rows are written."""
         return self.rows + self._num_waiting
 
     @property
@@ -75,7 +75,7 @@ class ArrayWriter:
     def _write_waiting(self) -> None:
         values = np.concatenate([np.empty((0, *self.columns), self.dtype), *self._waiting])
         self._waiting.clear()
-        if self._array is None:  # only an array of one shard may have a smaller one
+        if self._array is None:  # only the shard of an array with one shard may be smaller
             self._array = create_array(self.path, values.shape, self.dtype)
         else:
             self._array.resize((self.rows + len(values), *self.columns))
@@ -84,13 +84,13 @@ class ArrayWriter:
         self.rows += len(values)
 
     def _compare(self, values: np.ndarray) -> None:
-        """Read back what is about to be committed: it is what was meant."""
+        """Read values back before they are committed, and compare them with those in memory."""
         import zarr
 
         read, step = zarr.open_array(self.path, mode="r"), READ_BACK_CHUNKS * self._array.chunks[0]
         for start in range(0, len(values), step):
             part = values[start : start + step]
-            # Bytes: NaN equals itself, and float16 is fast.
+            # Bytes are compared, since NaN then equals itself and float16 is fast.
             if read[self.rows + start : self.rows + start + len(part)].tobytes() != part.tobytes():
                 raise StoreError(
                     "the values read back are not the ones written",
@@ -100,7 +100,7 @@ class ArrayWriter:
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> zarr.Array:
-    """An array without values yet; those that are never written read as `fill_value(dtype)`."""
+    """Create an empty array; values that are never written read as `fill_value(dtype)`."""
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
 
@@ -112,7 +112,7 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> zarr.Ar
         chunks=chunk,
         shards=shard,
         fill_value=fill_value(dtype),
-        config={"write_empty_chunks": True},  # a missing file never stands for values
+        config={"write_empty_chunks": True},  # a missing file never represents values
         compressors=[
             BloscCodec(
                 cname="zstd",
@@ -126,14 +126,14 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> zarr.Ar
 
 
 def shuffle_of(dtype: np.dtype) -> str:
-    """How Blosc orders the bits of a chunk: shuffled, int8 vectors become larger, all other arrays smaller."""
+    """Blosc's shuffle mode: shuffled bits make int8 vectors larger and all other arrays smaller."""
     return "noshuffle" if dtype.itemsize == 1 else "bitshuffle"
 
 
 def fill_value(dtype: np.dtype) -> float | int:
-    """What zarr's readers give for a file that is gone: a value that is stored nowhere, and cannot pass for data.
+    """The value that zarr's readers return for a missing file, which is never valid data.
 
-    Floats are finite where they are stored, int8 vectors never use -128, and no index or pixel is the largest integer.
+    Stored floats are finite, int8 vectors never use -128, and no index or pixel is the largest integer.
     """
     if dtype.kind == "f":
         return float("nan")
@@ -141,12 +141,12 @@ def fill_value(dtype: np.dtype) -> float | int:
 
 
 def open_array(path: Path) -> zarr.Array:
-    """An array of which every file is there, to read.
+    """Open an array for reading, after checking that all of its files exist.
 
     Raises:
-        FileNotFoundError: a file of it is missing or empty; its path is the error's `filename`.
-        UnreadableError: it cannot be read now.
-        Exception: whatever zarr raises of metadata that are damaged.
+        FileNotFoundError: a file of the array is missing or empty; its path is the error's `filename`.
+        UnreadableError: the array cannot be read now.
+        Exception: any error that zarr raises for damaged metadata.
     """
     import zarr
 
@@ -159,14 +159,14 @@ def open_array(path: Path) -> zarr.Array:
 
 
 def shard_files(array: zarr.Array, path: Path) -> Iterator[Path]:
-    """The files that hold an array's values, by its shape alone."""
+    """Yield the files that hold an array's values, derived from its shape."""
     counts = (-(-side // shard) for side, shard in zip(array.shape, array.shards or array.chunks, strict=True))
     for place in itertools.product(*map(range, counts)):
         yield path.joinpath("c", *map(str, place))
 
 
 def chunking(shape: tuple[int, ...], itemsize: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape of a chunk and of a shard; all columns together, since a view reads whole rows."""
+    """Shapes of a chunk and of a shard; both have all columns, since a view reads complete rows."""
     row_bytes = itemsize * int(np.prod(shape[1:]))
     chunk_rows = max(1, CHUNK_BYTES // row_bytes)
     chunks_per_shard = max(1, SHARD_BYTES // CHUNK_BYTES)

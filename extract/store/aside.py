@@ -1,8 +1,8 @@
-"""What is taken out of a store is kept in its folder `aside`, from which it can come back; nobody else looks there.
+"""The folder `aside` of a store, which keeps what is removed so that it can be restored; readers ignore it.
 
-aside/000017.scans.0/group/             a block's scans and all its targets, as they stood in blocks/000017/
-aside/000017.scans.0/index/NAME.parquet the files that made them count
-aside/000017.NAME.0/…                   one teacher's targets of a block, likewise
+aside/000017.scans.0/group/             a block's scans and all its targets, as they were in blocks/000017/
+aside/000017.scans.0/index/NAME.parquet the index files with which they were committed
+aside/000017.NAME.0/…                   one teacher's targets of a block, in the same form
 aside/teachers.NAME.zarr.json.0         a record
 """
 
@@ -26,7 +26,7 @@ class AsideFolder:
         self.store, self.path = store, store / fmt.ASIDE
 
     def take(self, kind: str, block: int, indexes: Iterable[Path]) -> Path | None:
-        """Move indexes, and then the group that they made count, here; gives where, None where there was nothing.
+        """Move indexes, and then their group, here; return the new path, or None if there was nothing to move.
 
         Raises:
             StoreError: the file system refuses.
@@ -37,7 +37,7 @@ class AsideFolder:
             return None
         with _said(group):
             entry = self._new_entry(f"{fmt.block_name(block)}.{kind}")
-            for path in there:  # first: from now on the group does not count
+            for path in there:  # first, so that the group is no longer committed
                 (entry / "index").mkdir(exist_ok=True)
                 move(path, entry / "index" / f"{path.parent.name}.parquet")
                 fsync(path.parent)
@@ -48,7 +48,7 @@ class AsideFolder:
         return entry
 
     def take_file(self, path: Path) -> Path | None:
-        """Move a file, or a folder, that describes the store here; gives where, None where there was none.
+        """Move a file or folder that describes the store here; return the new path, or None if it did not exist.
 
         Raises:
             StoreError: the file system refuses.
@@ -57,13 +57,13 @@ class AsideFolder:
             return None
         with _said(path):
             entry = self._new_entry(".".join(path.relative_to(self.store).parts))
-            with suppress(FileNotFoundError):  # another run has just taken it
+            with suppress(FileNotFoundError):  # another run has just moved it
                 move(path, entry / path.name)
             fsync(path.parent)
         return entry
 
     def give_back(self, kind: str, block: int) -> bool:
-        """Move what was last taken of a block back into its place; says whether there was anything.
+        """Move the part of a block that was taken last back into its place; return whether there was one.
 
         Raises:
             StoreError: the file system refuses.
@@ -74,7 +74,7 @@ class AsideFolder:
                 with _said(target):
                     move(entry / "group", target)
                     fsync(target.parent)
-                    for name in names_in(entry / "index"):  # last: now it counts
+                    for name in names_in(entry / "index"):  # last, since this commits the group
                         index = fmt.index_path(self.store, name.removesuffix(".parquet"), block)
                         index.parent.mkdir(parents=True, exist_ok=True)
                         move(entry / "index" / name, index)
@@ -83,7 +83,7 @@ class AsideFolder:
         return False
 
     def give_back_targets(self, teacher: str, block: int) -> bool:
-        """Move a teacher's targets that were taken with the scans of a block back into it, without an index."""
+        """Move a teacher's targets that were taken with a block's scans back into the block, without an index."""
         for entry in self._entries(SCANS, block):
             source, target = entry / "group" / "targets" / teacher, fmt.group_path(self.store, teacher, block)
             if is_there(source) and not is_there(target):
@@ -94,7 +94,7 @@ class AsideFolder:
         return False
 
     def _entries(self, kind: str, block: int) -> list[Path]:
-        """The last one first."""
+        """The entries of a block's scans or targets, the latest first."""
         start = f"{fmt.block_name(block)}.{kind}."
         numbers = [name.removeprefix(start) for name in names_in(self.path) if name.startswith(start)]
         return [
@@ -102,7 +102,7 @@ class AsideFolder:
         ]
 
     def _new_entry(self, name: str) -> Path:
-        """A folder of a number that nobody has; another run may look for one at the same moment."""
+        """Create a folder with an unused number, also if another run does the same at this moment."""
         self.path.mkdir(exist_ok=True)
         number = 0
         while True:
@@ -115,7 +115,7 @@ class AsideFolder:
 
 @contextmanager
 def _said(path: Path) -> Iterator[None]:
-    """What the file system refuses, said to people."""
+    """Turn errors of the file system into a StoreError."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""Whole or not at all, on file systems that many jobs share: scratch folders, fsync, rename.
+"""Atomic commits on file systems that many jobs share: scratch folders, fsync, rename.
 
 A folder is written in a scratch folder of its job, made durable, and renamed into place; a rename is atomic on local
-disks, NFS and Lustre alike. Nothing that stands is ever overwritten, so two jobs that write the same thing by mistake
-end with one of two whole copies.
+disks, NFS and Lustre alike. Committed files are never overwritten, so if two jobs write the same thing by mistake, one
+of two complete copies remains.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from ...errors import StoreError, remedy
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 5  # to write something while another run of the same part clears the scratch folder away
-MOVING = ".moving-"  # begins the name of a copy that is to be renamed
-MARKER = "in-use"  # the first file of a scratch folder: where it is gone, so is everything written before
+ATTEMPTS = 5  # retries if another run of the same part removes the scratch folder
+MOVING = ".moving-"  # prefix of a copy that is to be renamed
+MARKER = "in-use"  # the first file of a scratch folder: if it is gone, so is everything written before
 
 T = TypeVar("T")
 
 
 class ScratchTakenError(Exception):
-    """Another run of the same part took our scratch folder for the leftover of a killed job."""
+    """Another run of the same part removed this job's scratch folder as the leftover of a killed job."""
 
 
 class Scratch:
-    """Where one job (`owner`) keeps what it has not committed yet: `root/owner/`."""
+    """The place for uncommitted files of one job (`owner`): `root/owner/`."""
 
     def __init__(self, root: Path, owner: str) -> None:
         self.folder = root / owner
 
     def clear(self) -> int:
-        """Remove the leftovers of this owner's earlier runs; gives their number.
+        """Remove the leftovers of this owner's earlier runs; return their number.
 
-        Each is renamed first. Should its job be alive after all, it then fails to move it into place and writes
-        it again, instead of having files deleted from under what it commits.
+        Each folder is renamed before it is deleted. If its job is still alive, that job fails to move the folder into
+        place and writes it again; files that it is committing are never deleted.
         """
         leftovers = list(self.folder.glob("*"))
         for leftover in leftovers:
@@ -50,17 +50,17 @@ class Scratch:
         return len(leftovers)
 
     def discard(self, path: Path) -> None:
-        """Take a file or folder out of sight at once, then delete it."""
+        """Rename a file or folder, so that nobody finds it any more, then delete it."""
         trash = self.folder / f"trash-{uuid.uuid4().hex}"
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             move(path, trash)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter: what should be the folder above is a file
             return
         remove(trash)
 
     def attempt(self, write: Callable[[Path], T]) -> T:
-        """Call `write` with a new scratch folder, and again if another run took the folder away meanwhile.
+        """Call `write` with a new scratch folder, and again if another run removed the folder meanwhile.
 
         Raises:
             StoreError: the file system refuses (full, quota, read-only).
@@ -77,22 +77,22 @@ class Scratch:
         raise taken_away_again(self.folder)
 
     def new_folder(self) -> ScratchFolder:
-        """Not made before it is written to; to be removed in the end."""
+        """Return a new scratch folder; it is created on the first write, and the caller removes it at the end."""
         return ScratchFolder(self.folder / uuid.uuid4().hex)
 
 
 class ScratchFolder:
-    """What is written before it is committed."""
+    """A folder for files that are not committed yet."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._made = path, False
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """Yield the folder to write in.
+        """Yield the folder for writing.
 
         Raises:
-            ScratchTakenError: another run took it away meanwhile.
+            ScratchTakenError: another run removed the folder meanwhile.
             StoreError: the file system refuses (full, quota, read-only).
         """
         try:
@@ -119,29 +119,29 @@ class ScratchFolder:
 
 
 def taken_away_again(folder: Path) -> StoreError:
-    """For those who gave up."""
+    """The error after all retries."""
     return StoreError(
         f"its scratch folder was taken away {ATTEMPTS} times", where=folder, fix="Run each part once at a time."
     )
 
 
 def move_folder(source: Path, target: Path, scratch: Path) -> bool:
-    """Make a folder durable and move it into place, unless one stands there already; says whether it did.
+    """Make a folder durable and move it into place, unless the target exists; return whether it was moved.
 
     Args:
-        source: inside a scratch folder.
-        target: where it belongs.
-        scratch: that scratch folder.
+        source: folder inside the scratch folder.
+        target: its final path.
+        scratch: the scratch folder.
 
     Raises:
-        FileNotFoundError: the scratch folder was taken away.
+        FileNotFoundError: the scratch folder was removed.
     """
     fsync_tree(source)
-    # zarr makes folders that are missing, so a folder that was taken away can be back with half of its files.
-    # Where the first file still stands, all that were written after it do; and nothing is written from here on.
+    # zarr creates missing folders, so a folder that was removed can exist again with half of its files. If the first
+    # file still exists, all files written after it do; and nothing is written from here on.
     (scratch / MARKER).stat()
     try:
-        move(source, target)  # onto a folder that is not empty this fails
+        move(source, target)  # fails if the target is a folder with files
     except OSError:
         if target.is_dir() and source.is_dir():
             return False
@@ -151,10 +151,10 @@ def move_folder(source: Path, target: Path, scratch: Path) -> bool:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename; where source and target are on different devices, copy, rename the copy, and remove the source.
+    """Rename; if source and target are on different devices, copy, rename the copy, and remove the source.
 
-    In a container, a folder of a lower layer is on another device than all that is new (EXDEV), though it looks like
-    one file system.
+    In a container, a folder of a lower layer is on another device than new files (EXDEV), although both look like one
+    file system.
     """
     try:
         os.rename(source, target)
@@ -173,7 +173,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder as far as that is possible."""
+    """Delete a file or folder as far as possible, without errors."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -197,7 +197,7 @@ def fsync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems know no fsync of folders
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems cannot fsync folders
             raise
     finally:
         os.close(descriptor)

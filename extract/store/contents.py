@@ -1,4 +1,4 @@
-"""What a store holds, in memory: splits of datasets, blocks and views."""
+"""The contents of a store in memory: splits of datasets, blocks and views."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Source:
     frames_per_block: int
     first_block: int
     num_blocks: int
-    attributes: dict  # as recorded: all of the above and what else the scans depend on
+    attributes: dict  # the record: all of the above, and everything else that the scans depend on
 
     @property
     def blocks(self) -> range:
@@ -39,7 +39,7 @@ class Source:
 
     @property
     def superpixels(self) -> dict | None:
-        """How the segments of its images were made; None where it has none."""
+        """How the superpixels of its images were made; None if it has none."""
         return self.attributes.get("superpixels")
 
 
@@ -51,19 +51,19 @@ class ScanBlock:
     point_index: np.ndarray  # (R,) uint32, row in the view's scan
     pixel: np.ndarray  # (R, 2) uint16
     views: pa.Table
-    skipped: dict[str, str] = field(default_factory=dict)  # frames that could not be used: token -> why
+    skipped: dict[str, str] = field(default_factory=dict)  # frames that could not be used: frame ID -> reason
     superpixel: np.ndarray | None = None  # (R,) uint16, segment of the view's image; None without superpixels
 
     @functools.cached_property
     def rows_by_token(self) -> dict[str, list[dict]]:
-        """The rows of each frame's views."""
+        """The rows of each frame's views, by frame ID."""
         rows: dict[str, list[dict]] = {}
         for row in self.views.to_pylist():
             rows.setdefault(row["token"], []).append(row)
         return rows
 
     def by_view(self) -> Rows:
-        """Points, point_index and pixel (and superpixel, where there are some) of each view, and its row."""
+        """Yield points, point_index and pixel (and superpixel, if the source has some) of each view, with its row."""
         for row in self.views.to_pylist():
             pairs = slice(row["pairs_start"], row["pairs_stop"])
             points = self.points[row["points_start"] : row["points_stop"]]
@@ -73,14 +73,14 @@ class ScanBlock:
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """What a teacher gives for the superpixels that hold a pair, S of them: of one view, or of all of a block.
+    """A teacher's vectors of the S superpixels that hold a pair, of one view or of all views of a block.
 
     Attributes:
         id: (S,) uint16, ascending in a view.
-        pixels: (S,) uint32, pixels of the map at the teacher's image size; 0 where a thin segment is lost there.
-        mean: (S, D), mean over those pixels of the upsampled features as unit vectors; zeros without pixels.
-        direction: (S, D), unit vector of the mean of the patch vectors whose first pixel is of the segment; zeros where
-            there are none.
+        pixels: (S,) uint32, number of pixels at the teacher's image size; 0 if a thin segment disappears there.
+        mean: (S, D), mean of the upsampled, normalised features over those pixels; zeros if there are none.
+        direction: (S, D), normalised mean of the patch tokens whose first pixel belongs to the segment; zeros if there
+            are none.
     """
 
     id: np.ndarray
@@ -96,7 +96,7 @@ class Segments:
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """In the order of format.SEGMENT_ARRAYS."""
+        """The arrays in the order of format.SEGMENT_ARRAYS."""
         return self.id, self.pixels, self.mean, self.direction
 
 
@@ -104,30 +104,39 @@ class Segments:
 class TargetBlock:
     """One teacher's targets of a block, encoded and concatenated; `views` has format.TARGETS_SCHEMA."""
 
-    vectors: np.ndarray | None  # (T, D) float16 or int8; None where segments alone are kept
-    scale: np.ndarray | None  # (T,) float32 with int8; 0 of a vector of zeros
-    channels: np.ndarray | None  # (2, D) float32 with int8: offset and scale of each channel
+    vectors: np.ndarray | None  # (T, D) float16 or int8; None with encoding `segments`
+    scale: np.ndarray | None  # (T,) float32 with int8, else None; 0 marks a vector of zeros
+    channels: np.ndarray | None  # (2, D) float32 with int8, else None: offset and scale of each channel
     views: pa.Table
-    segments: Segments | None = None  # of all views, one after the other; None without superpixels
+    segments: Segments | None = None  # of all views, concatenated; None without superpixels
 
     def by_view(self) -> Rows:
-        """Vectors (and scale and the block's channels, with int8) of each view, and its row."""
+        """Yield the vectors (and, with int8, scale and the block's channels) of each view, with its row."""
         for row in self.views.to_pylist():
             rows = slice(row["start"], row["stop"])
             of_rows = [each[rows] for each in (self.vectors, self.scale) if each is not None]
             yield (*of_rows, *([] if self.channels is None else [self.channels])), row
 
     def segments_by_view(self) -> Iterator[tuple[Segments, dict]]:
-        """The segments of each view, and its row; nothing without superpixels."""
+        """Yield the segments of each view, with its row; nothing without superpixels."""
         for row in [] if self.segments is None else self.views.to_pylist():
             yield self.segments[row["segments_start"] : row["segments_stop"]], row
 
 
 @dataclass(frozen=True, eq=False)
 class StoredView:
-    """What `FeatureStore.read_view` gives: one view with its scan.
+    """One view with its scan of N points, its R pairs and their targets, as `FeatureStore.read_view` returns it.
 
-    `targets` is decoded when it is first asked for; a training step decodes `encoded` on its own device instead.
+    Attributes:
+        dataset: name of the dataset, such as "nuscenes".
+        intensity: mean and standard deviation with which the split's intensities are normalised.
+        points: (N, 4) float32, x y z in the lidar frame [m] and raw intensity.
+        point_index: (R,) int64, the row in `points` of each pair.
+        pixel: (R, 2) uint16, row and column of each pair at the image's own resolution.
+        encoded: the targets of the R pairs, not yet decoded; None if no teacher was named. A training step decodes
+            them on its own device.
+        superpixel: (R,) uint16, the segment of the image of each pair; None without superpixels.
+        targets: (R, D) float32, the teacher's feature of each pair, decoded on first access; None without a teacher.
     """
 
     dataset: str
@@ -140,11 +149,11 @@ class StoredView:
 
     @functools.cached_property
     def targets(self) -> np.ndarray | None:
-        """(R, D) float32, in pair order."""
+        """The teacher's feature of each pair, (R, D) float32; None if no teacher was named."""
         return None if self.encoded is None else self.encoded.decode().numpy()
 
 
 def source_of(attributes: dict) -> Source:
-    """A source from what is recorded of it."""
+    """Make a source from its recorded attributes."""
     names = [name for name in Source.__dataclass_fields__ if name != "attributes"]
     return Source(**{name: attributes[name] for name in names}, attributes=attributes)

@@ -1,4 +1,4 @@
-"""What a job makes of one block, written as it comes: its scans and pairs, and teachers' targets of its views."""
+"""A block while a job writes it: its scans and pairs, and teachers' targets of its views."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from .format import COSINES, SCANS, SCANS_SCHEMA, SEGMENT_ARRAYS, SEGMENTS, SUPE
 
 
 class NewView(NamedTuple):
-    """A view that is to be stored."""
+    """A view to be stored."""
 
-    row: dict  # the columns of SCANS_SCHEMA that say what it is of
+    row: dict  # the columns of SCANS_SCHEMA that identify and describe the view
     point_index: np.ndarray  # (R,) uint32, row in the frame's points
     pixel: np.ndarray  # (R, 2) uint16
-    superpixel: np.ndarray | None = None  # (R,) uint16, where the source has superpixels
+    superpixel: np.ndarray | None = None  # (R,) uint16, if the source has superpixels
 
     @property
     def of_pairs(self) -> list[np.ndarray]:
-        """The arrays of R rows."""
+        """The arrays with a row per pair."""
         return [each for each in (self.point_index, self.pixel, self.superpixel) if each is not None]
 
 
 class NewTargets(NamedTuple):
-    """One teacher's targets of a view, encoded."""
+    """One teacher's encoded targets of a view."""
 
-    vectors: np.ndarray | None  # (T, D) float16 or int8; None where segments alone are kept
+    vectors: np.ndarray | None  # (T, D) float16 or int8; None with encoding `segments`
     scale: np.ndarray | None  # (T,) float32 with int8, else None
-    cosine: np.ndarray  # (T,) of stored and exact vectors
-    cosine_centred: np.ndarray  # (T,) once the teacher's mean is taken away from both
-    segments: Segments | None = None  # float16, where the source has superpixels
+    cosine: np.ndarray  # (T,) between stored and exact vectors
+    cosine_centred: np.ndarray  # (T,) the same after subtracting the teacher's mean from both
+    segments: Segments | None = None  # float16, if the source has superpixels
 
 
 class Draft:
-    """A block in a scratch folder; `StoreWriter.draft` begins one, and `StoreWriter.commit` makes it count.
+    """A block in a scratch folder; `StoreWriter.draft` begins it, and `StoreWriter.commit` commits it.
 
-    Views are added in the order of the block, and each teacher's targets in that order, too, after their views.
+    Views are added in the order of the block, and each teacher's targets in the same order, after their views.
 
     Args:
-        block: its number.
-        scratch: where it is written.
-        source: the record of its source.
-        teachers: the record of each teacher whose targets it gets.
-        channels: (2, D) float32 of each teacher whose vectors are int8, see `TeacherStatistics.channels`.
-        views: of the scans that are committed already: format.SCANS_SCHEMA. None where this draft brings them.
+        block: number of the block.
+        scratch: folder in which it is written.
+        source: record of the block's source.
+        teachers: record of each teacher whose targets are added.
+        channels: (2, D) float32 for each teacher with int8 vectors, see `TeacherStatistics.channels`.
+        views: the views of committed scans, format.SCANS_SCHEMA; None if this draft adds the scans.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class Draft:
     ) -> None:
         self.block, self.scratch, self.source = block, scratch, source
         self.brings_scans = views is None
-        self.skipped: dict[str, str] = {}  # frames that are left out: token -> why
-        self.num_bytes = 0  # on disk, once it is finished
+        self.skipped: dict[str, str] = {}  # frames that are left out: frame ID -> reason
+        self.num_bytes = 0  # size on disk, once it is finished
         self._rows: list[dict] = [] if views is None else views.to_pylist()
         self._targets = {
             name: _TargetsDraft(record, self.group(name), channels.get(name), self.has_superpixels)
@@ -86,12 +86,12 @@ class Draft:
         return self.source.get("superpixels") is not None
 
     def record_of(self, teacher: str) -> Mapping:
-        """What the targets of a teacher depend on."""
+        """The record of a teacher whose targets are added."""
         return self._targets[teacher].record
 
     @property
     def views(self) -> pa.Table:
-        """Of the scans: format.SCANS_SCHEMA."""
+        """The views of the block: format.SCANS_SCHEMA."""
         return pa.Table.from_pylist(self._rows, schema=SCANS_SCHEMA)
 
     def add_frame(self, points: np.ndarray, views: Sequence[NewView]) -> None:
@@ -121,7 +121,7 @@ class Draft:
             draft.add(self._rows[len(draft.rows)], targets)
 
     def finish(self) -> None:
-        """Write what is left and the indexes.
+        """Write the remaining rows and the indexes.
 
         Raises:
             ScratchTakenError, StoreError: see `ScratchFolder.writing`.
@@ -140,13 +140,13 @@ class Draft:
             self.num_bytes = sum(file.stat().st_size for file in files_below(folder))
 
     def group(self, kind: str) -> Path:
-        """Where a kind's group is in the scratch folder."""
+        """The path of the group of scans, or of a teacher's targets, in the scratch folder."""
         if kind == SCANS or not self.brings_scans:
             return self.scratch.path / kind
         return self.scratch.path / SCANS / "targets" / kind
 
     def _scan_arrays(self) -> list[ArrayWriter]:
-        """Points, point_index, pixel, and superpixel where the source has some."""
+        """Writers of points, point_index, pixel, and superpixel if the source has some."""
         if self._scans is None:
             group = self.group(SCANS)
             shapes = {"points": ((4,), "float32"), "pairs/point_index": ((), "uint32"), "pairs/pixel": ((2,), "uint16")}
@@ -168,7 +168,7 @@ class Draft:
 
 
 class _TargetsDraft:
-    """One teacher's targets of the block."""
+    """One teacher's targets of the block, while they are written."""
 
     def __init__(self, record: Mapping, group: Path, channels: np.ndarray | None, has_segments: bool) -> None:
         self.record, self.group, self.rows = record, group, []
@@ -209,7 +209,7 @@ class _TargetsDraft:
         )
 
     def _add_segments(self, view: dict, segments: Segments) -> dict:
-        """Their columns of the index."""
+        """Write a view's segments, and return their columns of the index."""
         start, stop = _append(self._segments, segments.arrays)
         checksum = fmt.crc32c(view["crc32c"], *segments.arrays)
         return {"segments_start": start, "segments_stop": stop, "segments_crc32c": checksum}
@@ -227,7 +227,7 @@ class _TargetsDraft:
 
 
 def _append(arrays: Sequence[ArrayWriter], values: Sequence[np.ndarray]) -> tuple[int, int]:
-    """Add as many rows to each array; gives the first of them, and that after the last."""
+    """Append the same number of rows to each array; return the first new row and the one after the last."""
     start = arrays[0].rows_to_come if arrays else 0
     for array, value in zip(arrays, values, strict=True):
         array.append(value)
@@ -235,5 +235,5 @@ def _append(arrays: Sequence[ArrayWriter], values: Sequence[np.ndarray]) -> tupl
 
 
 def _mean_and_worst(cosine: np.ndarray) -> tuple[float, float]:
-    """Where there are none, nothing is lost."""
+    """The mean and the minimum; 1 if there are no vectors."""
     return (float(cosine.mean()), float(cosine.min())) if len(cosine) else (1.0, 1.0)

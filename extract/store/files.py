@@ -1,7 +1,7 @@
-"""Looking at files that others may be changing: what is there, what is not, and what cannot be looked at now.
+"""Access to files that other jobs may be changing, which distinguishes missing files from unreadable ones.
 
-"Not there" is only said where the folder above could be looked into. Every other refusal of the file system
-(permissions, a mount that is gone, an input/output error) is an `UnreadableError`: it says nothing about the content.
+A file is reported as missing only if its folder could be read. Every other error of the file system (permissions, a
+mount that is gone, an input/output error) is an `UnreadableError`: it says nothing about the content.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import Path
 from ...errors import UnreadableError, remedy
 
 NUMBERED_INDEX = re.compile(r"(\d{6,})\.parquet")
-# What file browsers, file servers and editors leave behind.
+# Files that file browsers, file servers and editors leave behind.
 LITTER = re.compile(r"\..*|@eaDir|Thumbs\.db|desktop\.ini|lost\+found|#.*#|.*~|.*\.(bak|orig|sw[a-p])", re.DOTALL)
 
 
 @contextmanager
 def readable(path: Path | str) -> Iterator[None]:
-    """Turn what the file system refuses about `path` into an UnreadableError; FileNotFoundError is left alone.
+    """Turn errors of the file system for `path` into an UnreadableError; FileNotFoundError passes unchanged.
 
-    Errors of libraries that decode what was read have no error number; they are left alone, too.
+    Errors of libraries that decode file contents have no error number; they pass unchanged, too.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def readable(path: Path | str) -> Iterator[None]:
 
 
 def _dangling_link(path: Path) -> Path | None:
-    """The link to storage that is not mounted, if `path` is missing for that reason."""
+    """The broken link because of which `path` is missing, for example to storage that is not mounted; or None."""
     for each in (path, *path.parents):
         if os.path.lexists(each):
             return each if each.is_symlink() and not each.exists() else None
@@ -59,39 +59,39 @@ def _dangling_link(path: Path) -> Path | None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
+    """Return the content of a file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        UnreadableError: it cannot be read now.
+        FileNotFoundError: the file does not exist.
+        UnreadableError: the file cannot be read now.
     """
     with readable(path):
         return path.read_bytes()
 
 
 def size_of(path: Path | str) -> int | None:
-    """Bytes of a file; None where there is no such file.
+    """The size of a file in bytes; None if it does not exist.
 
     Raises:
-        UnreadableError: its folder cannot be looked into now.
+        UnreadableError: its folder cannot be read now.
     """
     try:
         with readable(path):
-            return os.stat(path).st_size  # not of pathlib, which takes longer than the system: a store has many files
+            return os.stat(path).st_size  # pathlib's would be slower than the system call, and a store has many files
     except FileNotFoundError:
         return None
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a file or folder; unlike `Path.exists`, it tells "not there" from "not to be seen"."""
+    """Whether a file or folder exists; unlike `Path.exists`, it raises an error if that cannot be determined."""
     return size_of(path) is not None
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is such a folder.
+    """Whether a folder exists.
 
     Raises:
-        UnreadableError: it cannot be looked at now.
+        UnreadableError: that cannot be determined now.
     """
     try:
         with readable(path):
@@ -101,10 +101,10 @@ def is_folder(path: Path) -> bool:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The sorted names in a folder; none where there is no such folder.
+    """The sorted names in a folder; empty if the folder does not exist.
 
     Raises:
-        UnreadableError: it cannot be listed now.
+        UnreadableError: the folder cannot be listed now.
     """
     try:
         with readable(folder):
@@ -114,22 +114,22 @@ def names_in(folder: Path) -> list[str]:
 
 
 def indexed_blocks(folder: Path) -> set[int]:
-    """The numbers of the blocks whose index is in `folder`; files of other names are not a store's.
+    """The numbers of the blocks whose index is in `folder`; files with other names do not belong to a store.
 
     Raises:
-        UnreadableError: it cannot be listed now.
+        UnreadableError: the folder cannot be listed now.
     """
     matches = (NUMBERED_INDEX.fullmatch(name) for name in names_in(folder))
     return {int(match[1]) for match in matches if match}
 
 
 def is_litter(name: str) -> bool:
-    """Whether a name in a folder is of no store's, but of those who browse or serve it."""
+    """Whether a file was left by a file browser, file server or editor, and does not belong to a store."""
     return LITTER.fullmatch(name) is not None
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, in order; none where there is no such folder.
+    """Yield every file below a folder, in order; none if the folder does not exist.
 
     Raises:
         UnreadableError: a folder cannot be listed now.

@@ -1,23 +1,23 @@
-"""The format on disk: names, schemas, records and indexes. docs/store_format.md is its description for people.
+"""The format on disk: names, schemas, records and indexes. docs/store_format.md specifies it.
 
     store.zarr/
       zarr.json                     format and version
       sources/000/zarr.json         a split of a dataset: its settings and its range of blocks
-      sources/000/frames.parquet    what the dataset's tables say of its frames
-      teachers/NAME/zarr.json       what one teacher's targets depend on
+      sources/000/frames.parquet    the dataset's tables of its frames
+      teachers/NAME/zarr.json       everything that one teacher's targets depend on
       teachers/NAME/statistics/000/ mean, covariance, mean_unit of its vectors in a sample of source 000
       blocks/000017/                points, pairs/point_index, pairs/pixel, index.parquet
-                                    and pairs/superpixel, where the source has superpixels
+                                    and pairs/superpixel, if the source has superpixels
       blocks/000017/targets/NAME/   vectors, scale and channels (int8 only), index.parquet
-                                    and segments/, where the source has superpixels
-      index/scans/000017.parquet    the copy of a group's index.parquet that makes the group count: one row per view
+                                    and segments/, if the source has superpixels
+      index/scans/000017.parquet    the copy of a group's index.parquet that commits the group: one row per view
       index/NAME/000017.parquet
-      gathered/scans.parquet        the rows of all indexes of a kind, to be read faster; never needed
-      aside/                        what was taken out, and may be looked at or thrown away
-      tmp/OWNER/                    what running jobs have not committed yet; readers never look there
+      gathered/scans.parquet        the rows of all indexes of a kind, for faster reading; never needed
+      aside/                        what was removed; it may be inspected or deleted
+      tmp/OWNER/                    what running jobs have not committed yet; readers ignore it
 
 A group's index lists, besides the views, every file of the group with its size and SHA-256, and repeats the record of
-the source or teacher that it was made with.
+the source or teacher with which it was written.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ from ...errors import DamagedError, StoreError
 from .files import files_below, read_bytes, readable
 
 FORMAT = "scalr-store"
-# A store has the lowest version that says all of it: without superpixels it is what earlier releases read and write.
+# A store has the lowest version that suffices: without superpixels, earlier releases read and write it.
 FORMAT_VERSION, SUPERPIXELS_VERSION = 3, 4
-SKELETON = ("teachers", "sources", "blocks")  # zarr groups of their own, without attributes
+SKELETON = ("teachers", "sources", "blocks")  # zarr groups without attributes
 
-SCANS = "scans"  # the kind of index that is no teacher's name
+SCANS = "scans"  # the kind of index for scans; all other kinds are names of teachers
 GROUP_INDEX = "index.parquet"
 FRAMES_TABLE = "frames.parquet"
 ASIDE, TMP = "aside", "tmp"
 GATHERED = "gathered"
-DIGEST = "sha256"  # of a record: the attribute that tells whether the others were altered
+DIGEST = "sha256"  # attribute of a record with the digest of the others, which reveals changes
 ALTERED = "altered since it was written"
 MAKE_ONE = "Pass the folder of a store; 'scalr extract' makes one."
-SUPERPIXEL = "pairs/superpixel"  # array of a block's scans, where the source has superpixels
-SEGMENTS = "segments"  # group of a teacher's targets, likewise; its arrays, two of them with D columns:
+SUPERPIXEL = "pairs/superpixel"  # array of a block's scans, if the source has superpixels
+SEGMENTS = "segments"  # group of a teacher's targets, if the source has superpixels; two of its arrays have D columns:
 SEGMENT_ARRAYS = {"id": "uint16", "pixels": "uint32", "mean": "float16", "direction": "float16"}
-# Of an index's metadata, JSON each:
+# Keys of an index's metadata; each value is JSON:
 GROUP_KEY = b"scalr.group"  # the group's path in the store
 FILES_KEY = b"scalr.files"  # path in the group -> bytes and SHA-256
-RECORD_KEY = b"scalr.record"  # the attributes of its source or teacher
-SKIPPED_KEY = b"scalr.skipped"  # scans only: token of a frame that could not be used -> why
+RECORD_KEY = b"scalr.record"  # the attributes of the group's source or teacher
+SKIPPED_KEY = b"scalr.skipped"  # scans only: ID of a frame that could not be used -> reason
 SIGNED_KEYS = (GROUP_KEY, FILES_KEY, RECORD_KEY, SKIPPED_KEY)
-SIGNATURE_KEY = b"scalr.sha256"  # of the others: pages of the file have checksums, its metadata have none
+SIGNATURE_KEY = b"scalr.sha256"  # digest of the other keys: pages of the file have checksums, its metadata have none
 
 SCANS_SCHEMA = pa.schema(
     [
@@ -71,10 +71,10 @@ SCANS_SCHEMA = pa.schema(
         ("pairs_hidden", pa.int64()),
         *((name, pa.binary(32)) for name in ("image_sha256", "scan_sha256")),
         ("crc32c", pa.uint32()),  # of the view's points, point_index, pixel and superpixel
-        ("superpixels_sha256", pa.binary(32)),  # of the whole map; optional, as below
+        ("superpixels_sha256", pa.binary(32)),  # of the complete map; optional, as below
     ]
 )
-# Of stored and exact vectors, as they are and once the teacher's mean is taken away from both.
+# Cosines between stored and exact vectors, as they are and after subtracting the teacher's mean from both.
 COSINES = ("mean_cosine", "worst_cosine", "mean_cosine_centred", "worst_cosine_centred")
 TARGETS_SCHEMA = pa.schema(
     [
@@ -87,7 +87,7 @@ TARGETS_SCHEMA = pa.schema(
         ("segments_crc32c", pa.uint32()),  # of the view's crc32c and its rows of the arrays of segments
     ]
 )
-# In memory they are always there; a file has them where its source has superpixels.
+# Tables in memory always have these columns; a file has them if its source has superpixels.
 OPTIONAL_COLUMNS = frozenset({"superpixels_sha256", "segments_start", "segments_stop", "segments_crc32c"})
 
 
@@ -96,7 +96,7 @@ def schema_of(kind: str) -> pa.Schema:
 
 
 def root_attributes(*, with_superpixels: bool) -> dict:
-    """The attributes at the top of a store."""
+    """The attributes in the zarr.json at the top of a store."""
     return {"format": FORMAT, "format_version": SUPERPIXELS_VERSION if with_superpixels else FORMAT_VERSION}
 
 
@@ -105,7 +105,7 @@ def block_name(block: int) -> str:
 
 
 def group_name(kind: str, block: int) -> str:
-    """Where a block's scans, or one teacher's targets in it, are in the store."""
+    """The path in the store of a block's scans, or of one teacher's targets of the block."""
     path = f"blocks/{block_name(block)}"
     return path if kind == SCANS else f"{path}/targets/{kind}"
 
@@ -123,8 +123,8 @@ def gathered_path(store: Path, kind: str) -> Path:
 
 
 def crc32c(start: int, *arrays: np.ndarray) -> int:
-    """CRC32C over the bytes of arrays, one after the other, going on from `start`."""
-    import google_crc32c  # what only looks at a store needs none
+    """CRC32C over the concatenated bytes of arrays, continuing from `start`."""
+    import google_crc32c  # not needed to inspect a store
 
     for array in arrays:
         start = google_crc32c.extend(start, np.ascontiguousarray(array))
@@ -135,24 +135,24 @@ def crc32c(start: int, *arrays: np.ndarray) -> int:
 
 
 def write_record(path: Path, attributes: Mapping) -> None:
-    """Write a zarr group whose attributes cannot be altered unnoticed."""
+    """Write a zarr group whose attributes include their digest, which reveals changes."""
     write_group(path, {**attributes, DIGEST: digest(attributes)})
 
 
 def write_group(path: Path, attributes: dict) -> None:
-    import zarr  # what only looks at a store needs none
+    import zarr  # not needed to inspect a store
 
     path.mkdir(parents=True, exist_ok=True)
     zarr.create_group(path, attributes=attributes, overwrite=False)
 
 
 def read_record(path: Path, required: Iterable[str] = ()) -> dict:
-    """The attributes in a record's zarr.json, without their digest.
+    """Read the attributes in a record's zarr.json, without their digest.
 
     Raises:
-        FileNotFoundError: it is not there.
-        UnreadableError: it cannot be read now.
-        DamagedError: it was altered, or lacks what is required.
+        FileNotFoundError: the record does not exist.
+        UnreadableError: the record cannot be read now.
+        DamagedError: the record was altered, or lacks a required attribute.
     """
     attributes, signature = _parse_record(read_bytes(path), path)
     if signature != digest(attributes):
@@ -164,16 +164,16 @@ def read_record(path: Path, required: Iterable[str] = ()) -> dict:
 
 
 def read_group(path: Path) -> dict:
-    """The attributes in the zarr.json of a group that is no record.
+    """Read the attributes in the zarr.json of a group that is no record.
 
     Raises:
-        FileNotFoundError, UnreadableError, DamagedError: as `read_record`.
+        FileNotFoundError, UnreadableError, DamagedError: as in `read_record`.
     """
     return _parse_record(read_bytes(path), path)[0]
 
 
 def _parse_record(content: bytes, path: Path) -> tuple[dict, str | None]:
-    """Attributes and their digest."""
+    """Parse a zarr.json to its attributes and their digest."""
     try:
         attributes = dict(json.loads(content)["attributes"])
     except (ValueError, KeyError, TypeError) as error:
@@ -182,12 +182,12 @@ def _parse_record(content: bytes, path: Path) -> tuple[dict, str | None]:
 
 
 def check_root(path: Path) -> None:
-    """Whether the zarr.json at the top of a folder is that of a store which this release reads.
+    """Check that the zarr.json at the top of a folder is that of a store which this release reads.
 
     Raises:
-        FileNotFoundError, UnreadableError: as `read_bytes`.
+        FileNotFoundError, UnreadableError: as in `read_bytes`.
         DamagedError: it was altered.
-        StoreError: it is of something else, or of another version.
+        StoreError: it belongs to something else, or to another version.
     """
     attributes, signature = _parse_record(read_bytes(path), path)
     version, known = attributes.get("format_version"), (FORMAT_VERSION, SUPERPIXELS_VERSION)
@@ -217,15 +217,16 @@ def damaged(path: Path, reason: str) -> DamagedError:
 
 
 def write_frames(frames: pa.Table, source: Path) -> Path:
-    """Keep what the dataset's tables say beside the record of a source; gives the file."""
+    """Write the table of frames next to a source's record; return the file."""
     _write_table(frames, source / FRAMES_TABLE)
     return source / FRAMES_TABLE
 
 
 def read_frames(source: Path) -> pa.Table:
-    """
+    """Read the table of a source's frames.
+
     Raises:
-        FileNotFoundError, UnreadableError, DamagedError: as `open_index`.
+        FileNotFoundError, UnreadableError, DamagedError: as in `open_index`.
     """
     path = source / FRAMES_TABLE
     file = open_index(path)
@@ -240,7 +241,7 @@ def read_frames(source: Path) -> pa.Table:
 
 @dataclass(frozen=True)
 class ListedFile:
-    """What an index says of a file."""
+    """The entry of a file in an index."""
 
     bytes: int
     sha256: str
@@ -248,18 +249,18 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class IndexMetadata:
-    """What an index says besides its rows."""
+    """The metadata of an index: everything besides its rows."""
 
     group: str  # path in the store
-    files: dict[str, ListedFile]  # by path in the group; the index itself is left out
-    record: dict  # of the source or teacher
-    skipped: dict[str, str]  # scans only: token of a frame that could not be used -> why
+    files: dict[str, ListedFile]  # by path in the group, without the index itself
+    record: dict  # attributes of the source or teacher
+    skipped: dict[str, str]  # scans only: ID of a frame that could not be used -> reason
 
 
 def write_index(
     views: pa.Table, kind: str, block: int, group: Path, record: Mapping, skipped: Mapping[str, str] | None = None
 ) -> None:
-    """Write a group's own index, last of its files; it lists the others."""
+    """Write a group's own index, after all its other files, which it lists."""
     listed = {name: vars(file) for name, file in list_files(group, kind).items()}
     metadata = {GROUP_KEY: group_name(kind, block), FILES_KEY: listed, RECORD_KEY: dict(record)}
     if skipped:
@@ -272,7 +273,7 @@ def write_index(
 
 
 def _write_table(table: pa.Table, path: Path) -> None:
-    with path.open("wb") as file:  # arrow takes no path that is not UTF-8
+    with path.open("wb") as file:  # arrow accepts only paths in UTF-8
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
@@ -283,12 +284,12 @@ def _is_written(name: str, views: pa.Table) -> bool:
 
 
 def open_index(path: Path) -> pq.ParquetFile:
-    """An index, to read; its pages are compared with their checksums.
+    """Open an index for reading; its pages are compared with their checksums.
 
     Raises:
-        FileNotFoundError: it is not there.
-        UnreadableError: it cannot be read now.
-        DamagedError: it is no such file any more.
+        FileNotFoundError: the index does not exist.
+        UnreadableError: the index cannot be read now.
+        DamagedError: the file is no index any more.
     """
     content = read_bytes(path)
     try:
@@ -298,10 +299,10 @@ def open_index(path: Path) -> pq.ParquetFile:
 
 
 def read_index(path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """All columns of an index, or some; those that a later release may add stay unread, optional ones may be null.
+    """Read all or some columns of an index; unknown columns of later releases are ignored, optional ones may be null.
 
     Raises:
-        FileNotFoundError, UnreadableError, DamagedError: as `open_index`.
+        FileNotFoundError, UnreadableError, DamagedError: as in `open_index`.
     """
     file = open_index(path)
     try:
@@ -311,11 +312,11 @@ def read_index(path: Path, kind: str, columns: Sequence[str] | None = None) -> p
 
 
 def read_columns(file: pq.ParquetFile, kind: str, columns: Sequence[str] | None, row_groups: Sequence[int]) -> pa.Table:
-    """The same of some row groups of a file that is open."""
+    """Read all or some columns of some row groups of an open file."""
     schema = schema_of(kind)
     wanted = pa.schema([schema.field(name) for name in columns or schema.names])
     absent = (OPTIONAL_COLUMNS & {*wanted.names}) - {*file.schema_arrow.names}
-    # Without threads of arrow's own: a reader of many indexes has some already.
+    # Without arrow's threads: a reader of many indexes has threads of its own.
     present = [name for name in wanted.names if name not in absent]
     table = file.read_row_groups(list(row_groups), present, use_threads=False)
     for name in absent:
@@ -324,9 +325,10 @@ def read_columns(file: pq.ParquetFile, kind: str, columns: Sequence[str] | None,
 
 
 def read_metadata(path: Path) -> IndexMetadata:
-    """
+    """Read the metadata of an index.
+
     Raises:
-        FileNotFoundError, UnreadableError, DamagedError: as `open_index`.
+        FileNotFoundError, UnreadableError, DamagedError: as in `open_index`.
     """
     found = open_index(path).schema_arrow.metadata or {}
     try:
@@ -355,7 +357,7 @@ def _damaged_index(path: Path, error: object) -> DamagedError:
 
 
 def list_files(group: Path, kind: str) -> dict[str, ListedFile]:
-    """Size and SHA-256 of each file of a group, its index left out.
+    """Return size and SHA-256 of each file of a group, without its index.
 
     Raises:
         UnreadableError: a file cannot be read now.
@@ -364,25 +366,26 @@ def list_files(group: Path, kind: str) -> dict[str, ListedFile]:
 
 
 def files_are_as_listed(group: Path, metadata: IndexMetadata) -> bool:
-    """Whether a group's files are those that an index lists, bit by bit; others beside them do not count.
+    """Whether a group's files equal those that an index lists, bit by bit; additional files are ignored.
 
     Raises:
-        FileNotFoundError, UnreadableError: as `read_bytes`.
+        FileNotFoundError, UnreadableError: as in `read_bytes`.
     """
     return all(describe_file(group / name) == listed for name, listed in metadata.files.items())
 
 
 def describe_file(path: Path) -> ListedFile:
-    """
+    """Return size and SHA-256 of a file.
+
     Raises:
-        FileNotFoundError, UnreadableError: as `read_bytes`.
+        FileNotFoundError, UnreadableError: as in `read_bytes`.
     """
     with readable(path):
         return ListedFile(path.stat().st_size, sha256_of_file(path))
 
 
 def files_of_group(group: Path, kind: str) -> Iterator[Path]:
-    """The files of a block's scans without its targets, or those of one teacher's targets; the index left out."""
+    """Yield the files of a block's scans without its targets, or those of one teacher's targets; without the index."""
     for path in files_below(group):
         inside = path.relative_to(group).parts
         belongs_to_targets = kind == SCANS and inside[0] == "targets" and len(inside) > 2

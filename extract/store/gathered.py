@@ -1,9 +1,9 @@
-"""Indexes of a kind gathered in one file, so that a reader of a large store opens that one in place of thousands.
+"""All indexes of a kind gathered in one file, so that a reader of a large store opens one file instead of thousands.
 
-gathered/scans.parquet has the rows of the indexes in index/scans, one block after the other, and says of each index
-what size and time of change it had. It never decides what counts. A block's rows are taken from it only where the
-block's own index stands, with that size and time, and of the record that the store has now; all other blocks are read
-from their own indexes, as all are where the file is missing or damaged.
+gathered/scans.parquet has the concatenated rows of the indexes in index/scans, and for each index its size and time of
+change. It never decides what is committed. A block's rows are taken from it only if the block's own index still has
+that size and time, and the record that the store has now. All other blocks are read from their own indexes, and so are
+all blocks if the file is missing or damaged.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ from .files import NUMBERED_INDEX
 
 logger = logging.getLogger(__name__)
 
-# Of the file's metadata, JSON each, with one value for each block in the order of the rows:
+# Keys of the file's metadata; each value is JSON, with one entry per block in the order of the rows:
 BLOCKS_KEY = b"scalr.blocks"  # number, rows, size and time of change of its index, position among the records
 LISTED_KEY = b"scalr.files"  # path in the block's group -> bytes
-SKIPPED_KEY = b"scalr.skipped"  # number of a block that lacks frames -> token -> why
-RECORDS_KEY = b"scalr.records"  # those that the indexes repeat, each once
+SKIPPED_KEY = b"scalr.skipped"  # number of a block that lacks frames -> frame ID -> reason
+RECORDS_KEY = b"scalr.records"  # the records that the indexes repeat, each once
 KEYS = (BLOCKS_KEY, LISTED_KEY, SKIPPED_KEY, RECORDS_KEY)
-SIGNATURE_KEY = b"scalr.sha256"  # of the others, one after the other
+SIGNATURE_KEY = b"scalr.sha256"  # digest of the other values, concatenated
 
 
 @dataclass(frozen=True)
 class GatheredBlock:
-    """What is kept of a block's index besides its rows."""
+    """The entry of a block's index in a gathered file, besides its rows."""
 
     block: int
     rows: int
-    bytes: int  # of the index
-    mtime_ns: int  # likewise: when it was last changed
-    record: dict  # of the source or teacher
+    bytes: int  # size of the index
+    mtime_ns: int  # time of the index's last change
+    record: dict  # attributes of the source or teacher
     files: dict[str, int]  # path in the group -> bytes
-    skipped: dict[str, str]  # scans only: token of a frame that could not be used -> why
+    skipped: dict[str, str]  # scans only: ID of a frame that could not be used -> reason
 
 
 class GatheredIndexes:
-    """A gathered file, to read: those of its blocks whose own indexes are as they were when they were gathered."""
+    """A gathered file for reading, limited to blocks whose own indexes have not changed since they were gathered."""
 
     def __init__(self, store: Path, kind: str, metadata: dict[bytes, bytes], identity: tuple[int, ...]) -> None:
         self._store, self._kind, self._identity = store, kind, identity
         self._noted = json.loads(metadata[BLOCKS_KEY])
         self._records = json.loads(metadata[RECORDS_KEY])
         self._skipped = json.loads(metadata[SKIPPED_KEY])
-        self._listed = metadata[LISTED_KEY]  # by far the largest; not always asked for
+        self._listed = metadata[LISTED_KEY]  # by far the largest value, and not always needed
         self._stop_rows = np.cumsum(self._noted["rows"], dtype=np.int64)
         self._positions = {block: position for position, block in enumerate(self._noted["block"])}
 
@@ -64,7 +64,7 @@ class GatheredIndexes:
         return block in self._positions
 
     def keep_what_stands(self, record_of: Callable[[int], dict | None]) -> None:
-        """Leave out the blocks whose own index is gone, has changed, or is not of the record that `record_of` gives."""
+        """Drop blocks whose own index is gone or has changed, or has another record than `record_of` returns."""
         standing = _sizes_and_times(self._store / "index" / self._kind)
         self._positions = {
             block: position
@@ -74,7 +74,7 @@ class GatheredIndexes:
         }
 
     def still_stands(self, block: int) -> bool:
-        """Whether the index of one of its blocks has not changed until now."""
+        """Whether the index of a block has still not changed."""
         try:
             found = os.stat(fmt.index_path(self._store, self._kind, block))
         except OSError:
@@ -82,20 +82,20 @@ class GatheredIndexes:
         return (found.st_size, found.st_mtime_ns) == self._size_and_time(self._positions[block])
 
     def read(self, blocks: Sequence[int], columns: Sequence[str] | None = None) -> list[tuple[list[int], pa.Table]]:
-        """The rows of some of its blocks: of all columns of their kind, or some.
+        """Read the rows of some blocks, with all or some columns.
 
         Args:
-            blocks: in ascending order.
-            columns: None takes all.
+            blocks: numbers of the blocks, ascending.
+            columns: names of the columns; None takes all.
 
         Returns:
-            These blocks in their order, in parts, and the rows of each part.
+            Parts of the blocks in their order, with the rows of each part.
 
         Raises:
-            Exception: whatever reading damaged content, or a file that another has replaced, ends with.
+            Exception: any error from damaged content, or from a file that was replaced meanwhile.
         """
         parts = []
-        with fmt.gathered_path(self._store, self._kind).open("rb") as opened:  # arrow takes no path that is not UTF-8
+        with fmt.gathered_path(self._store, self._kind).open("rb") as opened:  # arrow accepts only paths in UTF-8
             if _identity(opened.fileno()) != self._identity:
                 raise ValueError("another file has taken its place")
             file = pq.ParquetFile(opened, page_checksum_verification=True)
@@ -106,7 +106,7 @@ class GatheredIndexes:
         return parts
 
     def _by_row_group(self, blocks: Sequence[int], ends: np.ndarray) -> dict[int, list[int]]:
-        """The blocks whose rows are in each row group; those of a block are never in two."""
+        """Group blocks by the row group of their rows; the rows of a block are never in two row groups."""
         groups = np.searchsorted(ends, self._stop_rows[[self._positions[block] for block in blocks]]).tolist()
         inside: dict[int, list[int]] = {}
         for block, group in zip(blocks, groups, strict=True):
@@ -114,7 +114,7 @@ class GatheredIndexes:
         return inside
 
     def _rows_among(self, table: pa.Table, first: int, blocks: list[int]) -> pa.Table:
-        """The rows of some blocks, of a table that begins with row `first` of the file."""
+        """Select the rows of some blocks from a table that begins at row `first` of the file."""
         counts = [self.rows(block) for block in blocks]
         if len(table) != sum(counts):
             stops = self._stop_rows[[self._positions[block] for block in blocks]]
@@ -128,15 +128,15 @@ class GatheredIndexes:
         return self._noted["rows"][self._positions[block]]
 
     def files(self, block: int) -> dict[str, int]:
-        """Path in the block's group -> bytes."""
+        """The files of a block's group: path in the group -> bytes."""
         return self._files[self._positions[block]]
 
     def skipped(self, block: int) -> dict[str, str]:
-        """The frames that the block was committed without: token -> why."""
+        """The frames that are missing from a committed block: frame ID -> reason."""
         return self._skipped.get(str(block), {})
 
     def entry(self, block: int) -> GatheredBlock:
-        """What is kept of one of its blocks."""
+        """The entry of a block."""
         position = self._positions[block]
         record = self._records[self._noted["record"][position]]
         size_and_time = self._size_and_time(position)
@@ -151,7 +151,7 @@ class GatheredIndexes:
 
 
 def open_gathered(store: Path, kind: str) -> GatheredIndexes | None:
-    """The gathered indexes of a kind; None where there are none that can be used."""
+    """Open the gathered indexes of a kind; None if there is no usable file."""
     path = fmt.gathered_path(store, kind)
     try:
         with path.open("rb") as opened:
@@ -161,18 +161,18 @@ def open_gathered(store: Path, kind: str) -> GatheredIndexes | None:
             return GatheredIndexes(store, kind, metadata, _identity(opened.fileno()))
     except FileNotFoundError:
         return None
-    except Exception as error:  # whatever arrow makes of damaged content: the indexes themselves are there
+    except Exception as error:  # damaged content can raise any error in arrow; the indexes themselves remain
         logger.debug("%s cannot be used (%s): each index is read by itself", path, error)
         return None
 
 
 def write_gathered(parts: Iterable[tuple[list[GatheredBlock], pa.Table]], kind: str, path: Path) -> None:
-    """Write a gathered file, part by part, so that no more than one part is in memory.
+    """Write a gathered file part by part, so that only one part is in memory.
 
     Args:
-        parts: some blocks in ascending order, and their rows (format.schema_of).
-        kind: of the indexes.
-        path: of the file.
+        parts: for each part its blocks, ascending, and their rows (format.schema_of).
+        kind: kind of the indexes.
+        path: path of the new file.
     """
     noted: dict[str, list] = {name: [] for name in ("block", "rows", "bytes", "mtime_ns", "record")}
     records, files, skipped = {}, [], {}
@@ -207,7 +207,7 @@ def _identity(descriptor: int) -> tuple[int, ...]:
 
 
 def _sizes_and_times(folder: Path) -> dict[int, tuple[int, int]]:
-    """Of the indexes in a folder, by block; none where it cannot be listed, which others say."""
+    """Size and time of each index in a folder, by block; empty if it cannot be listed, which is reported elsewhere."""
     return dict(_standing(folder))
 
 

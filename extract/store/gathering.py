@@ -1,4 +1,4 @@
-"""Gathering the indexes of a store; what they are gathered for: gathered.py."""
+"""Gather the indexes of a store in one file per kind; gathered.py says what for."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from . import format as fmt
 from .gathered import GatheredBlock, write_gathered
 from .reader import FeatureStore
 
-FEW_BLOCKS = 16  # whose indexes are opened as fast one by one
-PART_BLOCKS = 256  # in memory at once
+FEW_BLOCKS = 16  # so few indexes open as fast one by one
+PART_BLOCKS = 256  # blocks in memory at once
 
 
 def not_gathered(path: Path, kind: str) -> list[int]:
-    """The committed blocks of a store whose index is to be gathered; none where the store has few blocks."""
+    """The committed blocks of a store whose index is not gathered yet; none if the store has few blocks."""
     store = FeatureStore(path)
     blocks, gathered = sorted(store.committed_blocks(kind)), store.gathered_indexes(kind)
     if len(blocks) <= FEW_BLOCKS:
@@ -28,7 +28,7 @@ def not_gathered(path: Path, kind: str) -> list[int]:
 
 
 def gather(path: Path, kind: str, target: Path) -> None:
-    """Write what is to be the gathered file of a kind: all indexes that are sound, in ascending order.
+    """Write the gathered file of a kind: all undamaged indexes, in ascending order of the blocks.
 
     Raises:
         OSError: the file system refuses.
@@ -75,10 +75,10 @@ def _parts(store: FeatureStore, kind: str, blocks: list[int]) -> Iterator[tuple[
 
 
 def _read_block(store: FeatureStore, kind: str, block: int) -> tuple[GatheredBlock, pa.Table] | None:
-    """A block's index; None where it is damaged or of another record, which whoever reads it will say."""
+    """Read a block's index; None if it is damaged or has another record, which its next reader reports."""
     index = fmt.index_path(store.path, kind, block)
     try:
-        found = index.stat()  # first: should another job replace it now, it will not pass for what was read
+        found = index.stat()  # first: an index that another job replaces now then differs from the recorded time
         metadata = fmt.read_metadata(index)
         if store.wrong_metadata(kind, block, metadata):
             return None

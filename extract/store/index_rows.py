@@ -1,4 +1,4 @@
-"""What reading views needs of the indexes of a kind, in memory: of all views, and once for all workers of a process."""
+"""The index columns that reading views needs, in memory: for all views, and once for all workers of a process."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import pyarrow as pa
 
 from .shared_arrays import SharedArrays
 
-BLOCKS, STOPS = "blocks", "stops"  # beside the columns: numbers of the blocks, and where the rows of each end
+BLOCKS, STOPS = "blocks", "stops"  # in addition to the columns: numbers of the blocks, and the end of each block's rows
 
 
 class IndexRows:
-    """Some columns of the indexes of some blocks, one block after the other.
+    """Some columns of the indexes of some blocks, concatenated.
 
-    Columns hold integers that are not negative; each is kept as the smallest type that holds it.
+    Columns hold non-negative integers; each is kept in the smallest type that holds its values.
     """
 
     def __init__(self, blocks: Sequence[int], columns: Sequence[str], parts: Iterable[pa.Table]) -> None:
-        """
+        """Collect the columns.
+
         Args:
-            blocks: in ascending order.
-            columns: `block` among them.
-            parts: rows of the indexes of these blocks, in that order.
+            blocks: numbers of the blocks, ascending.
+            columns: names of the columns, `block` among them.
+            parts: tables with the rows of these blocks' indexes, in that order.
         """
         found: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.uint8)] for name in columns}
         for part in parts:
@@ -42,7 +43,7 @@ class IndexRows:
         return rows
 
     def share(self) -> SharedArrays:
-        """The same, to be sent to workers."""
+        """The arrays in shared memory, to be sent to workers."""
         if self._shared is None:
             self._shared = SharedArrays(self._arrays)
             self._arrays = self._shared.arrays
@@ -56,7 +57,7 @@ class IndexRows:
         return self._arrays[column]
 
     def of_block(self, block: int) -> range | None:
-        """The numbers of a block's rows; None where it is none of these blocks."""
+        """The range of a block's rows; None for other blocks."""
         blocks, stops = self._arrays[BLOCKS], self._arrays[STOPS]
         position = int(np.searchsorted(blocks, block))
         if position == len(blocks) or blocks[position] != block:
@@ -65,7 +66,7 @@ class IndexRows:
 
 
 def _integers(column: pa.ChunkedArray) -> np.ndarray:
-    """0 in place of nulls, which optional columns have."""
+    """Convert a column to integers, with 0 for nulls, which optional columns have."""
     if column.null_count == len(column):
         return np.zeros(len(column), np.uint8)
     chunks = (column.fill_null(0) if column.null_count else column).chunks
@@ -73,13 +74,14 @@ def _integers(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _values(chunk: pa.Array) -> np.ndarray:
-    """What `to_numpy` would give, which imports pandas first and so takes longer than all the rest."""
+    """The values as `to_numpy` returns them; `to_numpy` imports pandas, which takes longer than everything else."""
     values = np.frombuffer(chunk.buffers()[1], np.dtype(str(chunk.type)))
     return values[chunk.offset : chunk.offset + len(chunk)]
 
 
 def _narrow(column: np.ndarray) -> np.ndarray:
-    """
+    """Convert to the smallest unsigned type that holds the values.
+
     >>> _narrow(np.array([900, 0])).dtype
     dtype('uint16')
     """

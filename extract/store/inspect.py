@@ -1,4 +1,4 @@
-"""What a store holds, what is missing, and how large it is."""
+"""Report what a store holds, what is missing, and how large it is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .statistics_group import read_summary, statistics_name
 
 @dataclass(frozen=True)
 class KindReport:
-    """The scans of a store, or one teacher's targets."""
+    """Blocks and size of a store's scans, or of one teacher's targets."""
 
     committed_blocks: int
     missing_blocks: list[int]
@@ -30,31 +30,31 @@ class KindReport:
 
 @dataclass(frozen=True)
 class StatisticsReport:
-    """What a teacher's vectors have in common, in the sample of a split."""
+    """Statistics of a teacher's vectors in the sample of a split."""
 
-    count: int  # vectors
-    mean_unit_length: float  # of the mean of the unit vectors: 1 where all have one direction
+    count: int  # number of vectors
+    mean_unit_length: float  # length of the mean unit vector: 1 if all vectors have the same direction
     effective_rank: float
 
 
 @dataclass(frozen=True)
 class TargetsReport(KindReport):
-    """One teacher's targets; the cosines are those of stored and exact vectors, as they are and less their mean."""
+    """One teacher's targets; the cosines compare stored and exact vectors, as they are and less their mean."""
 
     provenance: dict
     vectors: int
-    segments: int  # of all views, that hold a pair; 0 without superpixels
+    segments: int  # segments of all views that hold a pair; 0 without superpixels
     bytes_per_pair: float
     mean_cosine: float
     worst_cosine: float
     mean_cosine_centred: float
     worst_cosine_centred: float
-    statistics: dict[str, StatisticsReport]  # by dataset and split
+    statistics: dict[str, StatisticsReport]  # keys: dataset and split
 
 
 @dataclass(frozen=True)
 class StoreReport:
-    """What `inspect_store` found."""
+    """The result of `inspect_store`."""
 
     path: Path
     sources: list[dict]
@@ -63,12 +63,12 @@ class StoreReport:
     views: int
     points: int
     pairs: dict[str, int]  # by camera
-    pairs_hidden: int  # found behind a nearer surface; among the pairs unless the source drops them
-    skipped: dict[str, str]  # frames that could not be used: token -> why
+    pairs_hidden: int  # occluded pairs that were found; `pairs` includes them unless the source drops them
+    skipped: dict[str, str]  # frames that could not be used: frame ID -> reason
     scans: KindReport
     teachers: dict[str, TargetsReport]
-    leftovers: dict[str, int]  # bytes in scratch folders, by the part that left them or is writing them
-    aside: int  # bytes of what was taken out and is kept
+    leftovers: dict[str, int]  # bytes in scratch folders, by the part that left or is writing them
+    aside: int  # bytes of removed files that are kept in the folder `aside`
     files: int
     bytes: int
 
@@ -142,7 +142,7 @@ def inspect_store(store: FeatureStore) -> StoreReport:
 
 
 def _num_points(store: FeatureStore) -> int:
-    """Of all scans; the views of a frame follow each other and share theirs."""
+    """The number of points of all scans; the views of a frame follow each other and share a scan."""
     scans = np.stack([store.column(name).astype(np.int64) for name in ("block", "points_start", "points_stop")])
     is_first = np.ones(scans.shape[1], dtype=bool)
     is_first[1:] = (scans[:, 1:] != scans[:, :-1]).any(axis=0)
@@ -198,7 +198,7 @@ def _statistics_reports(store: FeatureStore, teacher: str) -> dict[str, Statisti
 
 
 def describe_weights(provenance: dict) -> str:
-    """How a teacher's weights are named to people; random ones loudly."""
+    """Describe a teacher's weights for people; random ones in capitals."""
     origin = provenance["weights"]
     if origin == "random":
         return "RANDOM weights (no meaning)"
@@ -206,7 +206,8 @@ def describe_weights(provenance: dict) -> str:
 
 
 def readable_bytes(number: float) -> str:
-    """
+    """Format a number of bytes for people.
+
     >>> readable_bytes(1.3e12)
     '1.3 TB'
     """
@@ -237,7 +238,8 @@ def _kept_as(targets: TargetsReport) -> str:
 
 
 def ranges(numbers: list[int], most: int = 8) -> str:
-    """
+    """Format ascending numbers as ranges.
+
     >>> ranges([0, 1, 2, 5])
     '0-2, 5'
     """
@@ -259,7 +261,7 @@ class _Sizes:
         self.aside = 0
         for folder, _, names in os.walk(store.path, onerror=_refuse):
             inside = Path(folder).relative_to(store.path).parts
-            # A gathered file that cannot be looked at is none that anything depends on.
+            # An unreadable gathered file is ignored, since nothing depends on it.
             with suppress(*([UnreadableError] if inside == (GATHERED,) else [])):
                 self._add(inside, len(names), sum(size_of(f"{folder}/{name}") or 0 for name in names))
 
@@ -277,13 +279,13 @@ class _Sizes:
 
 
 def _refuse(error: OSError) -> None:
-    """A folder that cannot be listed; one that a running job has just moved is none."""
+    """Raise an error for a folder that cannot be listed, except for one that a running job has just moved."""
     with suppress(FileNotFoundError), readable(Path(error.filename)):
         raise error
 
 
 def _kind_of(inside: tuple[str, ...]) -> str | None:
-    """Whether a folder belongs to the scans or to a teacher."""
+    """The kind that a folder belongs to: the scans, or a teacher's name; None for other folders."""
     if inside[:1] == ("index",) and len(inside) == 2:
         return inside[1]
     if inside[:1] == ("blocks",) and len(inside) > 1:

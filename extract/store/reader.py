@@ -1,4 +1,4 @@
-"""Reading a feature store."""
+"""Read a feature store."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from .index_rows import IndexRows
 from .shared_arrays import SharedArrays
 from .statistics_group import STATISTICS, read_statistics, statistics_name
 
-if TYPE_CHECKING:  # torch and zarr are loaded where targets and arrays are read: views are told without them
+if TYPE_CHECKING:  # torch and zarr are loaded when targets and arrays are read; listing views needs neither
     import zarr
 
     from ..targets import EncodedTargets, Footprint
 
 logger = logging.getLogger(__name__)
 
-OPEN_ARRAYS = 512  # handles that a reader keeps
-LOOKING_THREADS = 4  # each look is a request to a server of shared storage; on a local disk, more would only contend
+OPEN_ARRAYS = 512  # open arrays that a reader keeps
+LOOKING_THREADS = 4  # each size is a request to a server on shared storage; on a local disk, more only contend
 OTHER_VALUES = "its values are not those that were written (CRC32C)"
 OTHER_VIEWS = "it has targets of other views than its scans have"
 SCAN_ARRAYS = ("points", "pairs/point_index", "pairs/pixel")
 NEEDED_OF_SOURCE = ("dataset", "split", "frames_per_block", "first_block", "num_blocks", "intensity")
 NEEDED_OF_TEACHER = ("dim", "image_size", "patch_size", "encoding", "dtype")
-# What reading views needs of the indexes: kept in memory, of all views.
+# The index columns that reading views needs; they are kept in memory for all views.
 COLUMNS = (
     *("block", "image_height", "image_width"),
     *("points_start", "points_stop", "pairs_start", "pairs_stop", "crc32c"),
@@ -53,82 +53,83 @@ OF_SEGMENTS = ("segments_start", "segments_stop", "segments_crc32c")
 
 
 class FeatureStore:
-    """A store on disk, to read; `open_store` gives one.
+    """A store on disk for reading; `open_store` opens one.
 
-    It shows what was committed when its `views` were first asked for. What is read is compared with the checksums of
-    the index, so that a file that is missing, cut, altered or another block's is an error, never other values.
+    A store is a snapshot: blocks that are committed after `views` was first read are invisible. All data are compared
+    with the checksums of the index, so that a file that is missing, truncated, altered or from another block raises an
+    error and never returns wrong values.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known_records: set[tuple[str, int]] = set()  # (kind, block) whose index is of that record
+        self._known_records: set[tuple[str, int]] = set()  # (kind, block) whose index has the current record
         self._gathered: dict[str, GatheredIndexes | None] = {}  # by kind
-        self._in_memory: dict[str, IndexRows] = {}  # by kind: what reading its views needs, as far as it is in memory
+        self._in_memory: dict[str, IndexRows] = {}  # by kind: the index columns that are in memory
         self._array = functools.lru_cache(OPEN_ARRAYS)(self._open_array)
         self._channels = functools.lru_cache(OPEN_ARRAYS)(self._read_channels)
         self._rows_of_targets = functools.lru_cache(2 * OPEN_ARRAYS)(self._read_rows_of_targets)
 
     def __reduce__(self) -> tuple:
-        # Open handles and tables stay behind: a DataLoader worker opens its own. It shares what is in memory.
+        # Open handles and tables are not sent: a DataLoader worker opens its own. It shares the columns in memory.
         shared = {kind: rows.share() for kind, rows in self._in_memory.items()}
         return _open_again, (self.path, self.__dict__.get("_blocks"), shared)
 
     @property
     def sources(self) -> list[Source]:
-        """The splits of datasets that are, or will be, in the store, in the order of their blocks."""
+        """The recorded splits of datasets, complete or not, in the order of their blocks."""
         return sorted(self.named_sources.values(), key=lambda source: source.first_block)
 
     @functools.cached_property
     def named_sources(self) -> dict[str, Source]:
-        """The same by the names of their folders, from one look at the store."""
+        """The sources by the names of their folders, as first read."""
         return {name: source_of(found) for name, found in self.records("sources", NEEDED_OF_SOURCE).items()}
 
     @functools.cached_property
     def teachers(self) -> dict[str, dict]:
-        """The provenance of each teacher in the store."""
+        """The provenance of each teacher in the store, by the teacher's name."""
         return self.records("teachers", NEEDED_OF_TEACHER)
 
     def forget_inputs(self) -> None:
-        """Look again which sources and teachers there are, when they are next asked for."""
+        """Forget sources and teachers, so that they are read again on the next access."""
         for name in ("named_sources", "teachers"):
             self.__dict__.pop(name, None)
         self._known_records.clear()
         self._gathered.clear()
 
     def take_for_recorded(self, sources: dict[str, Source], teachers: dict[str, dict]) -> None:
-        """Go on with these in place of what the store's own records say, some of which are damaged or lost."""
+        """Use these sources and teachers instead of the store's records, some of which are damaged or lost."""
         self.forget_inputs()
         self.__dict__.update(named_sources=sources, teachers=teachers)
 
     @functools.cached_property
     def views(self) -> pa.Table:
-        """One row per committed view, in block order: format.SCANS_SCHEMA."""
+        """The table of committed views, one row per view, in block order: format.SCANS_SCHEMA."""
         return self.read_views()
 
     def read_views(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The same, or some columns of it without reading the others."""
+        """Read the table of committed views with all or some columns."""
         return self._read_indexes(SCANS, self._blocks, columns)
 
     def column(self, name: str) -> np.ndarray:
-        """One of COLUMNS of `views`, as the smallest unsigned integers that hold it, without reading the others.
+        """Return one of COLUMNS of `views`, in the smallest unsigned type that holds it, without reading the others.
 
-        A reader draws views by these alone; the paths and tokens of a large store would take most of its memory.
+        Drawing views needs only these columns; the paths and frame IDs of a large store would take most of the memory.
         """
         return self._scans[name]
 
     @property
     def blocks(self) -> list[int]:
-        """The blocks of the finished store."""
+        """The numbers of all blocks of the complete store, committed or not."""
         return [block for source in self.sources for block in source.blocks]
 
     def read_target_views(self, teacher: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """One row per view that has this teacher's targets, in block order: format.TARGETS_SCHEMA, or some columns."""
+        """Read one row per view with this teacher's targets, in block order: format.TARGETS_SCHEMA, or some columns."""
         self.teacher(teacher)
         blocks = sorted(self.committed_blocks(teacher).intersection(self._blocks))
         return self._read_indexes(teacher, blocks, columns)
 
     def committed_blocks(self, kind: str = SCANS) -> set[int]:
-        """The blocks whose scans (or, with a teacher's name, whose targets) are there.
+        """The blocks whose scans (or, with a teacher's name, whose targets) are committed.
 
         Raises:
             UnreadableError: the folder of their indexes cannot be listed now.
@@ -136,11 +137,11 @@ class FeatureStore:
         return indexed_blocks(self.path / "index" / kind)
 
     def indexed_kinds(self) -> list[str]:
-        """SCANS and the names of teachers, as far as there is a folder of indexes."""
+        """SCANS and the names of teachers that have a folder of indexes."""
         return [name for name in names_in(self.path / "index") if is_folder(self.path / "index" / name)]
 
     def record_of(self, kind: str, block: int) -> dict | None:
-        """What is recorded of a teacher, or of the source that a block belongs to."""
+        """The record of a teacher, or, for SCANS, of the source that a block belongs to."""
         if kind != SCANS:
             return self.teachers.get(kind)
         return next((source.attributes for source in self.sources if block in source.blocks), None)
@@ -149,7 +150,7 @@ class FeatureStore:
         return is_there(fmt.index_path(self.path, kind, block))
 
     def read_frames(self, source: Source) -> pa.Table:
-        """What the dataset's tables said of a source's frames when it was recorded: frame_identity.SCHEMA.
+        """Read the dataset's table of a source's frames, as recorded: frame_identity.SCHEMA.
 
         Raises:
             FileNotFoundError: the table is lost.
@@ -158,11 +159,11 @@ class FeatureStore:
         return fmt.read_frames(self.folder_of(source))
 
     def folder_of(self, source: Source) -> Path:
-        """Where a source is recorded."""
+        """The folder of a source's record."""
         return self.path / "sources" / next(name for name, each in self.named_sources.items() if each == source)
 
     def teachers_without_record(self) -> list[str]:
-        """Names of teachers whose targets are there, but not the record that says how they are to be read."""
+        """Names of teachers with committed targets whose record is lost."""
         unknown = [kind for kind in self.indexed_kinds() if kind not in (SCANS, *self.teachers)]
         return [kind for kind in unknown if self.committed_blocks(kind)]
 
@@ -171,11 +172,11 @@ class FeatureStore:
         return sorted(self.committed_blocks() - set(self.blocks))
 
     def require_records(self) -> None:
-        """What is committed is described: no record of a source or teacher is lost.
+        """Check that every committed block has the record of its source, and all targets that of their teacher.
 
         Raises:
-            DamagedError: one is; it is named.
-            UnreadableError: something cannot be looked at now.
+            DamagedError: a record is lost; it is named.
+            UnreadableError: something cannot be read now.
         """
         if lost := self.teachers_without_record():
             raise self._lost_record(lost[0])
@@ -183,11 +184,11 @@ class FeatureStore:
             raise self._lost_record(SCANS, lost[0])
 
     def require_files(self, teachers: Iterable[str], sources: Iterable[Source]) -> None:
-        """Compare number and size of the files of some blocks with their indexes; nothing is read but those.
+        """Compare number and size of the files of some blocks with their indexes, without reading the files.
 
         Raises:
             DamagedError: a file is missing, or has another size; it is named.
-            UnreadableError: something cannot be looked at now.
+            UnreadableError: something cannot be read now.
         """
         teachers = list(teachers)
         groups = [(kind, block) for source in sources for block in source.blocks for kind in (SCANS, *teachers)]
@@ -201,20 +202,20 @@ class FeatureStore:
         return self.teacher(teacher)["dim"]
 
     def encoding(self, teacher: str) -> Encoding:
-        """How a teacher's targets are kept."""
+        """How a teacher's targets are stored."""
         provenance = self.teacher(teacher)
         return Encoding(provenance["encoding"], provenance["dtype"])
 
     def statistics(self, teacher: str, sources: Sequence[Source] | None = None) -> TeacherStatistics:
-        """What a teacher's vectors have in common, from a sample of each source.
+        """Read the statistics of a teacher's vectors, pooled over the samples of several sources.
 
         Args:
-            teacher: whose vectors.
-            sources: of which samples; None takes all that have one.
+            teacher: name of the teacher.
+            sources: sources to pool; None takes all that have statistics.
 
         Raises:
-            StoreError: no such teacher, or no statistics of it.
-            DamagedError, UnreadableError: they are damaged, or cannot be read now.
+            StoreError: the store has no such teacher, or no statistics of it.
+            DamagedError, UnreadableError: the statistics are damaged, or cannot be read now.
         """
         record = self.teacher(teacher)
         if sources is None:
@@ -237,24 +238,32 @@ class FeatureStore:
         return TeacherStatistics.pooled(found)
 
     def has_statistics(self, teacher: str, source: str) -> bool:
-        """Whether there are any of a teacher and a source, by the name of its folder."""
+        """Whether there are statistics of a teacher for a source, which is given by the name of its folder."""
         return is_there(self.path / statistics_name(teacher, source) / "zarr.json")
 
     def rows_with_targets(self, teacher: str) -> np.ndarray:
-        """The rows of `views` that have this teacher's targets.
+        """The numbers of the rows of `views` that have this teacher's targets.
 
         Raises:
             StoreError: the store has no such teacher.
         """
         self.teacher(teacher)
-        self._keep_gathered_rows(teacher)  # here, so that workers share them
+        self._keep_gathered_rows(teacher)  # before workers start, so that they share the rows
         return np.flatnonzero(np.isin(self.column("block"), list(self.committed_blocks(teacher))))
 
     def read_view(self, row: int, teacher: str | None = None) -> StoredView:
-        """Read row `row` of `views`, with the targets of `teacher` if one is named.
+        """Read one view: its scan, its pairs and, if a teacher is named, that teacher's targets.
+
+        Args:
+            row: row of `views`, from 0.
+            teacher: name of a teacher of the store; None reads no targets.
+
+        Returns:
+            A StoredView with `points` (N, 4) float32, `point_index` (R,) int64, `pixel` (R, 2) uint16 and `targets`
+            (R, D) float32 or None; see StoredView for all fields.
 
         Raises:
-            StoreError: no such row, no such teacher, targets that are not there, or damaged data.
+            StoreError: no such row, no such teacher, missing targets, or damaged data.
         """
         num_views = len(self.column("block"))
         if not 0 <= row < num_views:
@@ -278,7 +287,7 @@ class FeatureStore:
         )
 
     def read_scans(self, block: int) -> ScanBlock:
-        """The scans and pairs of a committed block.
+        """Read the scans and pairs of a committed block.
 
         Raises:
             StoreError: damaged data.
@@ -294,9 +303,9 @@ class FeatureStore:
         return scans
 
     def skipped_frames(self, block: int) -> dict[str, str]:
-        """The frames that a block was committed without, since they could not be used: token -> why.
+        """The frames that a committed block lacks, since they could not be used: frame ID -> reason.
 
-        For those who ask for many blocks: the first answer looks at the indexes of all.
+        Meant for callers that ask for many blocks: the first call looks at the indexes of all blocks.
         """
         gathered = self.gathered_indexes(SCANS)
         if gathered is not None and block in gathered and gathered.still_stands(block):
@@ -304,7 +313,7 @@ class FeatureStore:
         return fmt.read_metadata(fmt.index_path(self.path, SCANS, block)).skipped
 
     def read_targets(self, block: int, teacher: str) -> TargetBlock:
-        """One teacher's targets of a committed block, as they are kept.
+        """Read one teacher's targets of a committed block, as they are stored.
 
         Raises:
             StoreError: no such teacher, or damaged data.
@@ -332,7 +341,7 @@ class FeatureStore:
         return targets
 
     def footprint(self, teacher: str, pixel: np.ndarray, image_shape: tuple[int, int]) -> Footprint:
-        """What the pairs at `pixel` (R, 2) of an (H, W) image read of a teacher's patch map."""
+        """The patches of a teacher's map that the pairs at `pixel` (R, 2) of an (H, W) image need."""
         import torch
 
         from ..targets import footprint
@@ -343,10 +352,10 @@ class FeatureStore:
         return footprint(torch.from_numpy(pixel.astype(np.int64)), image_shape, map_shape, patch_size)
 
     def read_targets_of(self, row: int, teacher: str, pixel: np.ndarray) -> EncodedTargets:
-        """The targets of row `row` of `views`, whose pairs read `pixel` (R, 2).
+        """Read the targets of row `row` of `views`, whose pairs are at `pixel` (R, 2).
 
         Raises:
-            StoreError: no such teacher, targets that are not there, or damaged data.
+            StoreError: no such teacher, missing targets, or damaged data.
         """
         import torch
 
@@ -368,13 +377,14 @@ class FeatureStore:
         )
 
     def require_targets_of_pairs(self, teacher: str, instead: str = "Use a store of another teacher") -> None:
-        """
+        """Check that a teacher has targets of pairs.
+
         Args:
-            teacher: its name.
-            instead: what the user may do without these targets.
+            teacher: name of the teacher.
+            instead: the advice of the error: what the user can do without these targets.
 
         Raises:
-            StoreError: no such teacher, or only the segments of its images are kept.
+            StoreError: no such teacher, or only vectors of segments are stored.
         """
         if not self.encoding(teacher).of_pairs:
             extract = "" if keeps_only_segments(teacher) else ", or extract with --encoding patch into another --out"
@@ -385,9 +395,10 @@ class FeatureStore:
             )
 
     def require_superpixels(self, source: Source) -> None:
-        """
+        """Check that a source has superpixels.
+
         Raises:
-            StoreError: the source's images have no segments.
+            StoreError: the source was extracted without superpixels.
         """
         if source.superpixels is None:
             raise StoreError(
@@ -397,12 +408,12 @@ class FeatureStore:
             )
 
     def read_segments(self, row: int, teacher: str) -> Segments:
-        """What a teacher gives for the segments that hold a pair of row `row` of `views`; vectors are float32.
+        """Read a teacher's vectors of the segments that hold a pair in row `row` of `views`, as float32.
 
-        Their ids are the values of `read_view(row).superpixel`, each once, in ascending order.
+        The ids of the segments are the values of `read_view(row).superpixel`, each once, ascending.
 
         Raises:
-            StoreError: no such teacher, targets or superpixels that are not there, or damaged data.
+            StoreError: no such teacher, missing targets or superpixels, or damaged data.
         """
         block = self._committed_block(row, teacher)
         self.require_superpixels(self._source_of(block))
@@ -414,13 +425,13 @@ class FeatureStore:
         return Segments(segments.id, segments.pixels, mean, direction)
 
     def stored_cosine(self, row: int, teacher: str) -> float:
-        """Mean cosine of the stored and the exact vectors of row `row` of `views`."""
+        """The mean cosine between stored and exact vectors of row `row` of `views`."""
         block = int(self.column("block")[row])
         means = self._read_indexes(teacher, [block], ("mean_cosine",))["mean_cosine"]
         return means[row - self._scans.of_block(block).start].as_py()
 
     def _committed_block(self, row: int, teacher: str) -> int:
-        """The block of a row of `views`, of which this teacher's targets are there."""
+        """The block of a row of `views`, after checking that this teacher's targets of it are committed."""
         self.teacher(teacher)
         block = int(self.column("block")[row])
         if not self.is_committed(teacher, block):
@@ -453,14 +464,14 @@ class FeatureStore:
                 return self._array(kind, block, name)[rows]
         except UnreadableError:
             raise
-        except Exception as error:  # whatever zarr and its codecs make of damaged files
+        except Exception as error:  # damaged files can raise any error in zarr and its codecs
             raise self._damaged(kind, block, f"array '{name}', {first_line(error)}") from error
 
     def _open_array(self, kind: str, block: int, name: str) -> zarr.Array:
         return open_array(fmt.group_path(self.path, kind, block) / name)
 
     def _damaged(self, kind: str, block: int, what: str) -> DamagedError:
-        """The error of a block that cannot be read; it names the file that is to blame, if one can be found."""
+        """The error for a block that cannot be read; it names the damaged file, if one can be found."""
         wrong = self._wrong_file(kind, block, read=True)
         if wrong is not None:
             return self._wrong(*wrong)
@@ -476,7 +487,7 @@ class FeatureStore:
         return next((wrong for wrong in found if wrong is not None), None)
 
     def _wrong_file(self, kind: str, block: int, *, read: bool) -> tuple[Path, str] | None:
-        """The first file of a group that is not as its index says, by size alone or `read` for its SHA-256; and how."""
+        """Find the first file of a group that differs from its index, by size or, with `read`, SHA-256; and say how."""
         group, index = fmt.group_path(self.path, kind, block), fmt.index_path(self.path, kind, block)
         gathered = self.gathered_indexes(kind)
         if not read and gathered is not None and block in gathered:
@@ -492,7 +503,7 @@ class FeatureStore:
         return None
 
     def wrong_metadata(self, kind: str, block: int, metadata: fmt.IndexMetadata) -> str | None:
-        """How an index is not that of a group made as is recorded, if it is not."""
+        """Describe how an index differs from the group's name and the current record; None if it does not."""
         if metadata.group != fmt.group_name(kind, block):
             return f"that of {metadata.group}"
         recorded = self.record_of(kind, block)
@@ -504,7 +515,7 @@ class FeatureStore:
         return None
 
     def _target_row(self, row: int, teacher: str, block: int, columns: tuple[str, ...]) -> list[int]:
-        """Some columns of a teacher's index at row `row` of `views`, which is in `block`."""
+        """Values of some columns of a teacher's index for row `row` of `views`, which is in `block`."""
         of_scans, kept = self._scans.of_block(block), self._in_memory.get(teacher)
         of_targets = None if kept is None else kept.of_block(block)
         rows = self._rows_of_targets(teacher, block, columns) if of_targets is None else of_targets
@@ -517,12 +528,12 @@ class FeatureStore:
         return self._read(teacher, block, "channels", slice(None))
 
     def _read_rows_of_targets(self, teacher: str, block: int, columns: Sequence[str]) -> np.ndarray:
-        """(V, C) int64 of a block's views."""
+        """Read C columns of a teacher's index for the V views of a block, (V, C) int64."""
         table = self._read_indexes(teacher, [block], columns)
         return np.stack([table[name].to_numpy().astype(np.int64) for name in columns], axis=1)
 
     def _keep_gathered_rows(self, teacher: str) -> None:
-        """Take into memory what is gathered of a teacher's index; that of other blocks is read with the first view."""
+        """Load a teacher's gathered index rows; the rows of other blocks are loaded when their first view is read."""
         gathered = self.gathered_indexes(teacher)
         if gathered is not None and teacher not in self._in_memory:
             blocks = [block for block in self._blocks if block in gathered]
@@ -530,10 +541,10 @@ class FeatureStore:
             self._in_memory[teacher] = self._index_rows(teacher, blocks, columns)
 
     def records(self, folder: str, required: Sequence[str] = ()) -> dict[str, dict]:
-        """The attributes of all records in the folder `sources` or `teachers`, by their names there."""
+        """Read the attributes of all records in the folder `sources` or `teachers`, by name."""
         found = {}
         for name in names_in(self.path / folder):
-            with suppress(FileNotFoundError):  # a stray name, or one that another job has just replaced
+            with suppress(FileNotFoundError):  # a stray file, or a record that another job has just replaced
                 found[name] = fmt.read_record(self.path / folder / name / "zarr.json", required)
         return found
 
@@ -549,10 +560,10 @@ class FeatureStore:
         return f"Run 'scalr verify {self.path} --repair', then the same 'scalr extract' again."
 
     def teacher(self, name: str) -> dict:
-        """What the targets of one teacher were made with.
+        """The record of a teacher: everything that its targets depend on.
 
         Raises:
-            StoreError: the store has no such teacher, or no longer its record.
+            StoreError: the store has no such teacher, or its record is lost.
         """
         if name in self.teachers:
             return self.teachers[name]
@@ -565,10 +576,10 @@ class FeatureStore:
         )
 
     def only_teacher(self) -> str:
-        """The name of the store's teacher.
+        """The name of the store's only teacher.
 
         Raises:
-            StoreError: it has none, or several.
+            StoreError: the store has no teacher, or several.
         """
         if len(self.teachers) == 1:
             return next(iter(self.teachers))
@@ -578,10 +589,10 @@ class FeatureStore:
         )
 
     def require_same_targets(self, other: FeatureStore, teacher: str) -> None:
-        """Targets of two stores can only be used together where all that they depend on is the same.
+        """Check that two stores' targets can be used together: everything that they depend on must be equal.
 
         Raises:
-            StoreError: what differs, with both values; or one of them has no targets of this teacher.
+            StoreError: a value differs, and both are named; or one store has no targets of this teacher.
         """
         ours, theirs = self.teacher(teacher), other.teacher(teacher)
         pairs = [(key, ours.get(key), theirs.get(key)) for key in sorted({*ours, *theirs})]
@@ -595,7 +606,7 @@ class FeatureStore:
 
     @functools.cached_property
     def _blocks(self) -> list[int]:
-        """The blocks that this reader shows, while jobs may commit more."""
+        """The blocks of this snapshot; jobs may commit more meanwhile."""
         return self._in_memory[SCANS].blocks if SCANS in self._in_memory else sorted(self.committed_blocks())
 
     @property
@@ -606,11 +617,11 @@ class FeatureStore:
 
     def _index_rows(self, kind: str, blocks: Sequence[int], columns: Sequence[str]) -> IndexRows:
         rows = IndexRows(blocks, columns, self._index_parts(kind, blocks, columns))
-        pa.default_memory_pool().release_unused()  # tables of a large store, now that they are here as small integers
+        pa.default_memory_pool().release_unused()  # frees the tables of a large store, which are small integers now
         return rows
 
     def gathered_indexes(self, kind: str) -> GatheredIndexes | None:
-        """The gathered indexes of a kind that stand as they did when they were gathered, when this was first asked."""
+        """The gathered indexes of a kind, limited to indexes that had not changed when this was first called."""
         if kind not in self._gathered:
             found = open_gathered(self.path, kind)
             if found is not None:
@@ -619,7 +630,7 @@ class FeatureStore:
         return self._gathered[kind]
 
     def _read_indexes(self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of the indexes of some blocks, in ascending order: from the gathered file as far as it has them."""
+        """Read the index rows of some blocks, ascending: from the gathered file as far as it has them."""
         schema = fmt.schema_of(kind)
         empty = schema.empty_table().select(columns or schema.names)
         return pa.concat_tables([empty, *self._index_parts(kind, blocks, columns)]).combine_chunks()
@@ -634,7 +645,7 @@ class FeatureStore:
         return [tables[block] for block in blocks]
 
     def rows_of_each(self, kind: str, parts: Iterable[tuple[list[int], pa.Table]]) -> dict[int, pa.Table]:
-        """The same by block: of what `read_gathered` gives."""
+        """Split the result of `read_gathered` by block."""
         rows = {}
         for inside, table in parts:
             first = 0
@@ -647,14 +658,14 @@ class FeatureStore:
     def read_gathered(
         self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None = None
     ) -> list[tuple[list[int], pa.Table]]:
-        """Those of some blocks that are gathered, and their rows, part by part; none where the file cannot be read."""
+        """Read the gathered rows of some blocks, part by part; nothing if the file cannot be read."""
         gathered = self.gathered_indexes(kind)
         there = [] if gathered is None else [block for block in blocks if block in gathered]
         if not there:
             return []
         try:
             return gathered.read(there, columns)
-        except Exception as error:  # whatever arrow makes of damaged pages: the indexes themselves are there
+        except Exception as error:  # damaged pages can raise any error in arrow; the indexes themselves remain
             logger.debug("the gathered indexes of %s cannot be read (%s): each is read by itself", kind, error)
             self._gathered[kind] = None
             return []
@@ -662,7 +673,7 @@ class FeatureStore:
     def _read_each_index(self, kind: str, blocks: Sequence[int], columns: Sequence[str] | None) -> dict[int, pa.Table]:
         paths = [fmt.index_path(self.path, kind, block) for block in blocks]
         try:
-            with ThreadPoolExecutor() as pool:  # pyarrow.dataset would do the same, and takes a second to import
+            with ThreadPoolExecutor() as pool:  # pyarrow.dataset would do the same, but takes a second to import
                 tables = pool.map(lambda path: self._read_index(path, kind, columns), paths)
                 return dict(zip(blocks, tables, strict=True))
         except FileNotFoundError as error:
@@ -674,7 +685,7 @@ class FeatureStore:
 
     def _read_index(self, path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
         block = int(path.stem)
-        if (kind, block) not in self._known_records:  # a large store has thousands
+        if (kind, block) not in self._known_records:  # compares once: a large store has thousands of blocks
             wrong = self.wrong_metadata(kind, block, fmt.read_metadata(path))
             if wrong is not None:
                 raise self._wrong(path, wrong)
@@ -682,11 +693,11 @@ class FeatureStore:
 
 
 def open_store(path: str | Path) -> FeatureStore:
-    """Open an existing store to read.
+    """Open an existing store for reading.
 
     Raises:
-        StoreError: nothing there, not a store, or a format version this release does not know.
-        UnreadableError: something is there, but may not be looked at, or cannot be now.
+        StoreError: the path does not exist, is no store, or has a format version that this release does not know.
+        UnreadableError: the path exists, but cannot be read (now).
     """
     path = expanded(path, StoreError)
     try:
@@ -704,9 +715,9 @@ def open_store(path: str | Path) -> FeatureStore:
 
 
 def _open_again(path: Path, blocks: list[int] | None, shared: dict[str, SharedArrays | None]) -> FeatureStore:
-    """The store of the process that started this one, with what that had in memory, as far as it can be shared.
+    """Reopen in a worker the store of the process that started it, with the columns that the two can share.
 
-    It shows the same blocks in any case: others that have come since would give its rows other numbers.
+    The worker always sees the blocks that its parent sees: blocks committed since would change the numbers of rows.
     """
     store = open_store(path)
     if blocks is not None:
@@ -716,7 +727,7 @@ def _open_again(path: Path, blocks: list[int] | None, shared: dict[str, SharedAr
 
 
 def _of_other_size(group: Path, files: Mapping[str, int]) -> Iterator[tuple[Path, str]]:
-    """The files of a group, of path -> bytes, that are missing or have another size; and how."""
+    """Yield the files of a group that are missing or have another size than in `files`, and say how."""
     for name, listed in files.items():
         size = size_of(f"{group}/{name}")
         if size != listed:
@@ -725,11 +736,11 @@ def _of_other_size(group: Path, files: Mapping[str, int]) -> Iterator[tuple[Path
 
 
 def require_folders(store: Path) -> None:
-    """A file in place of a folder of indexes would pass for blocks that were never extracted.
+    """Check that the folders of indexes are folders: a file in their place would look like blocks never extracted.
 
     Raises:
-        DamagedError: there is one.
-        UnreadableError: something may not be looked at.
+        DamagedError: there is a file in place of a folder.
+        UnreadableError: something cannot be read.
     """
     for name in (*fmt.SKELETON, "index", *(f"index/{kind}" for kind in (SCANS, *names_in(store / "teachers")))):
         if is_there(store / name) and not is_folder(store / name):

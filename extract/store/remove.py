@@ -1,4 +1,4 @@
-"""Taking a teacher, or a split of a dataset, out of a store for good."""
+"""Delete a teacher, or a split of a dataset, from a store."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .reader import FeatureStore, open_store
 from .statistics_group import statistics_name
 from .writer import StoreWriter
 
-OWNER = "remove"  # of the scratch folder
+OWNER = "remove"  # names the scratch folder
 
 
 @dataclass(frozen=True)
 class Removal:
-    """What is to be deleted.
+    """The parts of a store that are to be deleted.
 
-    First go the files of the index, so that nothing counts whose data are on their way; last go the records. A reader
-    therefore finds a block whole or not at all, and after a kill in between the same removal goes on.
+    The index files are deleted first, so that no block is committed whose data are being deleted; the record is deleted
+    last. So a reader finds a block completely or not at all, and an interrupted removal can be continued.
     """
 
     store: Path
@@ -35,7 +35,7 @@ class Removal:
 
     @property
     def num_bytes(self) -> int:
-        """Of all that is to be deleted.
+        """The size of everything that is to be deleted.
 
         Raises:
             UnreadableError: a folder cannot be listed now.
@@ -43,10 +43,10 @@ class Removal:
         return sum(size_of(file) or 0 for group in (*self.groups, *self.records) for file in files_below(group))
 
     def run(self) -> None:
-        """Delete it.
+        """Delete everything.
 
         Raises:
-            StoreError: the file system refuses; what is deleted already does not count any more.
+            StoreError: the file system refuses; the parts already deleted are no longer committed.
         """
         scratch = Scratch(self.store / fmt.TMP, OWNER)
         scratch.clear()
@@ -66,7 +66,7 @@ class Removal:
 
 
 def removal_of_teacher(store: FeatureStore, teacher: str) -> Removal:
-    """All targets of a teacher, in every split; scans and other teachers' targets stay.
+    """Plan the removal of a teacher's targets in every split; scans and other teachers' targets remain.
 
     Raises:
         StoreError: the store has no such teacher.
@@ -88,10 +88,10 @@ def removal_of_teacher(store: FeatureStore, teacher: str) -> Removal:
 
 
 def removal_of_split(store: FeatureStore, name: str) -> Removal:
-    """The scans of a split of a dataset, and all teachers' targets of them.
+    """Plan the removal of the scans of a dataset's split, and of all teachers' targets of them.
 
     Args:
-        store: to take it from.
+        store: the store to delete from.
         name: DATASET/SPLIT, such as "nuscenes/train".
 
     Raises:
@@ -99,7 +99,7 @@ def removal_of_split(store: FeatureStore, name: str) -> Removal:
     """
     source = _source_named(store, name)
     blocks = [block for block in _blocks_on_disk(store) if block in source.blocks]
-    kinds = sorted(store.indexed_kinds(), key=lambda kind: kind == SCANS)  # last: without scans, targets are of nothing
+    kinds = sorted(store.indexed_kinds(), key=lambda kind: kind == SCANS)  # scans last: targets need them
     statistics = [store.path / statistics_name(teacher, store.folder_of(source).name) for teacher in store.teachers]
     return Removal(
         store=store.path,

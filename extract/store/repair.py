@@ -1,4 +1,4 @@
-"""Mending a store: what is damaged is taken out and kept aside; records are restored from the blocks."""
+"""Repair a store: move damaged parts to the folder `aside`, and restore records from the blocks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .writer import StoreWriter
 
 
 def repair_store(store: FeatureStore, found: Findings) -> list[Path]:
-    """Take damaged targets, and damaged scans with all their targets, out of the store; `extract` makes them anew.
+    """Remove damaged targets, and damaged scans with all their targets; `extract` computes them again.
 
-    Damaged records and indexes are written anew from what the blocks say. Blocks of which something cannot be read now
-    are left alone. Nothing is deleted: what was damaged is kept in the folder `aside`.
+    Damaged records and indexes are restored from the records in the blocks. Blocks that cannot be read completely now
+    are left alone. Nothing is deleted: damaged parts are kept in the folder `aside`.
 
     Returns:
-        The folders that hold what was taken out.
+        The folders that hold the removed parts.
 
     Raises:
         StoreError: the file system refuses.
@@ -34,7 +34,7 @@ def repair_store(store: FeatureStore, found: Findings) -> list[Path]:
         elif damage.block not in found.closed:
             kept.append(_mend_block(writer, damage))
     wrong = [kind for kind in (SCANS, *store.teachers) if f"{fmt.GATHERED}/{kind}.parquet" in found.stray]
-    writer.gather_indexes(anew=wrong)  # and all of a copy that did not keep the times of files
+    writer.gather_indexes(anew=wrong)  # also repairs a copy that did not keep the times of files
     return [path for path in kept if path is not None]
 
 
@@ -52,7 +52,7 @@ def _mend_block(writer: StoreWriter, damage: Damage) -> Path | None:
 
 
 def _fitting_index(store: Path, kind: str, block: int) -> bytes | None:
-    """That of the two copies of an index which lists the group's files as they are, where the two differ."""
+    """If the two copies of an index differ, return the one that lists the group's files correctly; else None."""
     group = fmt.group_path(store, kind, block)
     copies = [fmt.index_path(store, kind, block), group / fmt.GROUP_INDEX]
     contents = [_content(path) for path in copies]

@@ -1,7 +1,7 @@
-"""Arrays that a process shares with the workers that it starts: all read the same memory.
+"""Arrays in memory that a process shares with the workers that it starts.
 
-Workers are spawned, so what they are sent is copied for each of them. Of a large store that would be most of a worker's
-memory; sent as here, it is there once for all workers of a process, and gone with the last of them.
+Workers are spawned, so objects sent to them are copied for each worker. For a large store, these copies would be most
+of a worker's memory. Shared arrays exist once for all workers of a process, and are freed with the last worker.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-TOKEN_BYTES = 16  # at the beginning: tells the memory from another that has taken its number
+TOKEN_BYTES = 16  # random bytes at the beginning, which identify the memory if its number is used again
 ALIGNMENT = 8  # bytes
 
 Layout = dict[str, tuple[str, int, int]]  # name -> dtype, first byte, length
@@ -22,8 +22,8 @@ Layout = dict[str, tuple[str, int, int]]  # name -> dtype, first byte, length
 class SharedArrays:
     """One-dimensional arrays by name, read-only.
 
-    What a worker is sent of it is None where the memory cannot be shared: on other systems than Linux, where the system
-    gives none, or in a process that does not see this one. The worker then has to read for itself what the arrays say.
+    A worker receives None if the memory cannot be shared: on systems other than Linux, if the system gives none, or in
+    a process that does not see this one. The worker must then read the indexes itself.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -60,14 +60,14 @@ class SharedArrays:
 
 
 def _shared_by(path: str, token: bytes, layout: Layout) -> SharedArrays | None:
-    """The arrays of another process, by the path of its memory."""
+    """Map the arrays of another process, given the path of its memory."""
     shared = SharedArrays.__new__(SharedArrays)
     try:
         shared._hold(os.open(path, os.O_RDONLY))
         memory = mmap.mmap(shared._descriptor, 0, access=mmap.ACCESS_READ)
         if memory[:TOKEN_BYTES] != token:
             return None
-    except (OSError, ValueError):  # ValueError: an empty file, or none that can be mapped
+    except (OSError, ValueError):  # ValueError: an empty file, or one that cannot be mapped
         return None
     shared._token, shared._layout = token, layout
     shared.arrays = shared._arrays_in(memory)

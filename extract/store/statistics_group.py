@@ -1,7 +1,7 @@
-"""A teacher's statistics on disk: a group of three arrays, whose attributes tell whether anything was altered.
+"""A teacher's statistics on disk: a group of three arrays with attributes that reveal any change.
 
 teachers/NAME/statistics/000/
-  zarr.json     attributes: count and frames_left_out; mean_unit_length and effective_rank, for those who only look;
+  zarr.json     attributes: count and frames_left_out; mean_unit_length and effective_rank, for `scalr inspect`;
                 SHA-256 of the arrays' values, and of the teacher's and the source's record
   mean          (D,) float32
   covariance    (D, D) float32
@@ -23,25 +23,25 @@ from . import format as fmt
 from .arrays import ArrayWriter, open_array
 from .files import readable
 
-STATISTICS = "statistics"  # the folder in a teacher's
+STATISTICS = "statistics"  # folder inside a teacher's folder
 ARRAYS = ("mean", "covariance", "mean_unit")
 NEEDED = ("count", "frames_left_out", "mean_unit_length", "effective_rank", "sha256_of")
 MAKE_ANEW = "Run 'scalr verify' with --repair, then the same 'scalr extract' again: it makes them anew."
 
 
 def statistics_name(teacher: str, source: str) -> str:
-    """Where a teacher's statistics of a source are in the store, by the name of the source's folder."""
+    """The path in the store of a teacher's statistics for a source, which is given by the name of its folder."""
     return f"teachers/{teacher}/{STATISTICS}/{source}"
 
 
 def write_statistics(group: Path, statistics: TeacherStatistics, teacher: Mapping, source: Mapping) -> None:
-    """Write them into a new group, with the records that they belong to.
+    """Write statistics into a new group, with the digests of the records that they belong to.
 
-    float32 is more than a sample tells, and hides in which order a machine adds up float64.
+    float32 is more precise than a sample, and hides the order in which a machine sums float64 values.
     """
     values = {name: getattr(statistics, name).astype(np.float32) for name in ARRAYS}
     digests = {name: _sha256(value) for name, value in values.items()}
-    # Few digits: the last bits of an eigenvalue depend on the number of threads.
+    # Few digits, since the last bits of an eigenvalue depend on the number of threads.
     summary = {name: float(f"{getattr(statistics, name):.6g}") for name in ("mean_unit_length", "effective_rank")}
     counts = {name: getattr(statistics, name) for name in ("count", "frames_left_out")}
     attributes = {**counts, **summary, "sha256_of": digests}
@@ -53,11 +53,11 @@ def write_statistics(group: Path, statistics: TeacherStatistics, teacher: Mappin
 
 
 def read_statistics(group: Path, teacher: Mapping, source: Mapping) -> TeacherStatistics:
-    """Read them back.
+    """Read statistics.
 
     Raises:
-        FileNotFoundError, UnreadableError: there are none, or they cannot be read now.
-        DamagedError: they were altered, or are of another teacher or source than these records say.
+        FileNotFoundError, UnreadableError: they do not exist, or cannot be read now.
+        DamagedError: they were altered, or belong to another teacher or source than these records.
     """
     attributes = read_summary(group, teacher, source)
     values = [_read_array(group, name, attributes["sha256_of"].get(name)) for name in ARRAYS]
@@ -65,10 +65,10 @@ def read_statistics(group: Path, teacher: Mapping, source: Mapping) -> TeacherSt
 
 
 def read_summary(group: Path, teacher: Mapping, source: Mapping) -> dict:
-    """The attributes alone.
+    """Read the attributes without the arrays.
 
     Raises:
-        FileNotFoundError, UnreadableError, DamagedError: as `read_statistics`.
+        FileNotFoundError, UnreadableError, DamagedError: as in `read_statistics`.
     """
     try:
         attributes = fmt.read_record(group / "zarr.json", NEEDED)
@@ -86,7 +86,7 @@ def _read_array(group: Path, name: str, digest: str | None) -> np.ndarray:
             values = open_array(group / name)[...]
     except UnreadableError:
         raise
-    except Exception as error:  # whatever zarr and its codecs make of damaged files
+    except Exception as error:  # damaged files can raise any error in zarr and its codecs
         raise _damaged(group, f"array '{name}', {first_line(error)}") from error
     if _sha256(values) != digest:
         raise _damaged(group, f"array '{name}', {fmt.ALTERED}")

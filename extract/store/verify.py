@@ -1,4 +1,4 @@
-"""Finding what is wrong with a store: damage, what cannot be read now, strays, and what is missing."""
+"""Find what is wrong with a store: damaged, unreadable, stray and missing parts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .gathering import agrees_with_indexes
 from .reader import NEEDED_OF_SOURCE, NEEDED_OF_TEACHER, FeatureStore, open_store, require_folders
 from .statistics_group import STATISTICS, read_statistics, statistics_name
 
-LONGEST = 1 + 1e-3  # of a unit vector, or a mean of some, in float16
+LONGEST = 1 + 1e-3  # maximum length of a unit vector, or of a mean of unit vectors, in float16
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What was read and is wrong, or is missing: of a block's scans, of its targets of one teacher, or of a record."""
+    """A damaged or lost part: a block's scans, its targets of one teacher, or a record."""
 
     block: int | None  # None: a record
     kind: str  # "scans", a teacher's name, or the record's path in the store
@@ -42,29 +42,29 @@ class Damage:
 
 @dataclass
 class Findings:
-    """What `verify_store` found."""
+    """The result of `verify_store`."""
 
-    blocks: int = 0  # that were looked at
+    blocks: int = 0  # blocks that were checked
     damage: list[Damage] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)  # what cannot be read now, and why
-    stray: list[str] = field(default_factory=list)  # paths in the store of files that are not its own
-    missing: dict[str, list[int]] = field(default_factory=dict)  # blocks that are not there, by kind
-    without_statistics: list[str] = field(default_factory=list)  # teachers with targets of a split, and that split
-    records: dict[str, dict | None] = field(default_factory=dict)  # what damaged ones have to say, by path
-    closed: set[int] = field(default_factory=set)  # blocks of which something cannot be read now
+    unreadable: list[str] = field(default_factory=list)  # paths that cannot be read now, and why
+    stray: list[str] = field(default_factory=list)  # paths in the store of files that do not belong to it
+    missing: dict[str, list[int]] = field(default_factory=dict)  # blocks that are not committed, by kind
+    without_statistics: list[str] = field(default_factory=list)  # teachers that lack statistics, and the split
+    records: dict[str, dict | None] = field(default_factory=dict)  # the correct content of damaged records, by path
+    closed: set[int] = field(default_factory=set)  # blocks that cannot be read completely now
 
     @property
     def whole(self) -> bool:
-        """Whether the store is complete and every file of it was read and is right."""
+        """Whether the store is complete, and every file was read and is correct."""
         return not (self.damage or self.unreadable or self.missing or self.without_statistics)
 
 
 def open_to_verify(path: Path) -> FeatureStore:
-    """Open a store as `open_store` does, also where the zarr.json at its top is damaged or lost.
+    """Open a store as `open_store` does, also if the zarr.json at its top is damaged or lost.
 
     Raises:
-        StoreError: nothing there, not a store, or a format version this release does not know.
-        UnreadableError: it may not be looked at, or cannot be now.
+        StoreError: the path does not exist, is no store, or has a format version that this release does not know.
+        UnreadableError: the path exists, but cannot be read (now).
     """
     try:
         return open_store(path)
@@ -81,12 +81,12 @@ def open_to_verify(path: Path) -> FeatureStore:
 def verify_store(store: FeatureStore) -> Findings:
     """Read everything that is committed and check it.
 
-    Checked are the records that describe the store, the statistics of teachers, each file's size and SHA-256, each
+    The check covers the records that describe the store, the statistics of teachers, each file's size and SHA-256, each
     chunk's CRC32C, the checksum of each view, the counts against the index, the ranges of indices and pixels, and that
     all values are finite.
 
     Raises:
-        UnreadableError: the indexes cannot be listed now, so that nothing can be told.
+        UnreadableError: the indexes cannot be listed now, so that nothing can be checked.
     """
     found = Findings()
     _check_records(store, found)
@@ -110,7 +110,7 @@ def verify_store(store: FeatureStore) -> Findings:
 
 
 def _check_records(store: FeatureStore, found: Findings) -> None:
-    """Find damaged and lost records, and let `store` go on with what its blocks say in their place."""
+    """Find damaged and lost records, and let `store` use the records in its blocks instead."""
     for name in (f"{group}/zarr.json" for group in fmt.SKELETON):
         with _noted(found, None, name):
             found.records[name] = None
@@ -127,7 +127,7 @@ def _check_records(store: FeatureStore, found: Findings) -> None:
     for name, record in sources.items():
         path = f"{name}/{fmt.FRAMES_TABLE}"
         with _noted(found, None, path):
-            digest = record.get("frames_sha256")  # a store that only measures, as an estimate's, has none
+            digest = record.get("frames_sha256")  # the temporary store of an estimate has none
             same = digest is None or frames_sha256(fmt.read_frames(store.path / name)) == digest
             _require(same, "it is not the table that the source records")
     for name in store.teachers:
@@ -162,7 +162,7 @@ def _check_root(store: FeatureStore, found: Findings) -> None:
 
 
 def _records_in_blocks(store: FeatureStore) -> dict[str, list[dict]]:
-    """What committed blocks say that they were made with, by kind; what most of them say comes first."""
+    """Collect the records that committed blocks repeat, by kind, the most frequent record first."""
     said: dict[str, list[dict]] = {}
     for kind in store.indexed_kinds():
         records = [_record_in_block(store, kind, block) for block in sorted(store.committed_blocks(kind))]
@@ -172,7 +172,7 @@ def _records_in_blocks(store: FeatureStore) -> dict[str, list[dict]]:
 
 
 def _unique(records: list[dict]) -> list[dict]:
-    """Each once, in their order."""
+    """Remove duplicates and keep the order."""
     found: dict[str, dict] = {}
     for record in records:  # as many as blocks
         found.setdefault(fmt.digest(record), record)
@@ -180,7 +180,7 @@ def _unique(records: list[dict]) -> list[dict]:
 
 
 def _record_in_block(store: FeatureStore, kind: str, block: int) -> dict | None:
-    """None where the index is damaged in any way, which is said where the block is checked."""
+    """Read the record in a block's index; None if the index is damaged, which the check of the block reports."""
     index, own = fmt.index_path(store.path, kind, block), fmt.group_path(store.path, kind, block) / fmt.GROUP_INDEX
     try:
         metadata = fmt.read_metadata(index)
@@ -193,7 +193,7 @@ def _record_in_block(store: FeatureStore, kind: str, block: int) -> dict | None:
 def _checked_records(
     store: FeatureStore, folder: str, required: Iterable[str], said: dict[str, list[dict]], found: Findings
 ) -> dict[str, dict]:
-    """The records of a folder, by path in the store, those that are damaged or lost as the blocks say."""
+    """Return the records of a folder by path in the store; those in the blocks replace damaged and lost ones."""
     sound: dict[str, dict] = {}
     damaged: list[str] = []
     for name in names_in(store.path / folder):
@@ -220,7 +220,7 @@ def _checked_records(
 
 
 def _foreign_sources(store: FeatureStore, sound: dict[str, dict], said: list[dict]) -> list[str]:
-    """Records of sources, by path, of whose blocks all say something else; and second copies of a record."""
+    """Find records of sources whose blocks all repeat another record, and second copies of a record; return paths."""
     unknown = [record for record in said if record not in sound.values()]
     foreign = [path for path, record in sound.items() if record not in said and _meets(record, unknown)]
     for record in _unique(list(sound.values())):
@@ -238,9 +238,9 @@ def _has_table_of(source: Path, record: dict) -> bool:
 
 
 def _lost_sources(paths: list[str], sound: dict[str, dict], kept: list[dict], said: list[dict]) -> dict[str, dict]:
-    """What blocks say that they were made with, where no record does: by the path where it is to be restored."""
+    """Find records that blocks repeat but the store lacks, by the path at which they are to be restored."""
     lost: list[dict] = []
-    # What most blocks say comes first: another record of the same blocks is that of blocks from elsewhere.
+    # The most frequent record comes first: another record of the same blocks comes from blocks of another store.
     for record in said:
         if not _meets(record, [*kept, *lost]):
             lost.append(record)
@@ -274,7 +274,7 @@ def _check_block(store: FeatureStore, block: int, teachers: list[str], found: Fi
 
 @contextmanager
 def _noted(found: Findings, block: int | None, kind: str) -> Iterator[None]:
-    """Note what goes wrong inside."""
+    """Record errors raised inside the context in `found`."""
     try:
         yield
     except UnreadableError as error:
@@ -291,7 +291,7 @@ def _noted(found: Findings, block: int | None, kind: str) -> Iterator[None]:
 
 
 class _WrongError(Exception):
-    """One thing that is wrong."""
+    """A check failed."""
 
 
 def _require(condition: bool, what: str) -> None:
@@ -392,7 +392,7 @@ def _expected_vectors(store: FeatureStore, teacher: str, scans: ScanBlock) -> li
 
 
 def _strays_beside_blocks(store: FeatureStore) -> Iterator[str]:
-    """Names beside those of the store in its folders, down to the blocks."""
+    """Yield names in the store's folders, down to the blocks, that do not belong to it."""
     sources = {name for name in names_in(store.path / "sources") if is_folder(store.path / "sources" / name)}
     sources = {name for name in sources if not is_litter(name)}
     expected = {

@@ -1,4 +1,4 @@
-"""Writing a feature store: what a job adds is there whole or not at all, and nothing that stands is deleted."""
+"""Write a feature store: what a job adds is committed completely or not at all, and nothing committed is deleted."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 class StoreWriter:
-    """Adds to a store; `create_store` gives one.
+    """Adds to a store; `create_store` opens one.
 
     Args:
-        store: to be written to.
-        owner: names the scratch folder, so that the next run under this name clears what a killed one left.
+        store: the store to write to.
+        owner: name of the scratch folder; the next run under this name clears what a killed one left.
     """
 
     def __init__(self, store: FeatureStore, owner: str) -> None:
@@ -41,23 +41,23 @@ class StoreWriter:
         self._scratch = Scratch(store.path / fmt.TMP, owner)
 
     def clear_leftovers(self) -> int:
-        """Remove what killed runs of the same owner left; gives the number of leftovers."""
+        """Remove what killed runs of the same owner left; return the number of leftovers."""
         return self._scratch.clear()
 
     def gather_indexes(self, anew: Collection[str] = ()) -> None:
-        """Gather the indexes that stand by themselves, where there are many, for readers to open one file.
+        """Gather the indexes in one file per kind, if there are many, so that readers open one file.
 
-        Nothing depends on it, so whatever prevents it is a warning.
+        Nothing depends on these files, so any error is only a warning.
 
         Args:
-            anew: kinds of which the gathered file is wrong.
+            anew: kinds whose gathered file is wrong.
         """
         try:
             for kind in (SCANS, *self.store.teachers):
                 if kind in anew:
                     self._drop_gathered(kind)
                 before: list[int] = []
-                # Again where another job committed blocks meanwhile: its own file may be the one that was replaced.
+                # Repeated if another job committed blocks meanwhile: this rename may have replaced that job's file.
                 while (left := not_gathered(self.path, kind)) and left != before:
                     self._scratch.attempt(partial(self._gather, kind))
                     before = left
@@ -78,21 +78,21 @@ class StoreWriter:
     def add_inputs(
         self, settings: dict, record: dict, teachers: dict[str, dict], frames: pa.Table | None = None
     ) -> Source:
-        """Record a split of a dataset and the teachers that look at it, or find them recorded.
+        """Record a split of a dataset and its teachers, or compare them with existing records.
 
-        A source or teacher of which no block is committed yet binds nobody: other settings replace it.
+        A source or teacher without a committed block is not binding: other settings replace it.
 
         Args:
-            settings: what the scans and pairs depend on, plain JSON values, `dataset`, `split`, `frames_per_block` and
-                `num_blocks` among them; compared with what is recorded. None says that there is no such thing, and is
-                not recorded.
-            record: what is worth knowing besides (dataset folder, versions), not compared.
-            teachers: what each teacher's targets depend on; compared likewise.
-            frames: what the dataset's tables say of the frames, kept beside the source.
+            settings: everything that scans and pairs depend on, in plain JSON values, including `dataset`, `split`,
+                `frames_per_block` and `num_blocks`; compared with the record. A value of None means that the setting
+                does not apply, and is not recorded.
+            record: further information (dataset folder, versions), which is not compared.
+            teachers: everything that each teacher's targets depend on; compared with the record.
+            frames: the dataset's table of the frames, stored with the source.
 
         Raises:
-            StoreError: the split or a teacher is there with other settings, or a record is damaged or lost; nothing is
-                recorded then.
+            StoreError: the split or a teacher is recorded with other settings, or a record is damaged or lost; nothing
+                is recorded then.
         """
         self.store.forget_inputs()
         self.store.require_records()
@@ -105,19 +105,20 @@ class StoreWriter:
         if settings.get("superpixels") is not None:
             self._require_readers_of_superpixels()
         while (source := self._find_source(settings)) is None:
-            # Number and first block come from the look at the store that found no such source. Should another job
-            # claim this number first, the next round sees what it claimed it for.
+            # Number and first block come from the listing that found no such source. If another job claims this number
+            # first, the next round finds that job's record.
             known = {name: value for name, value in settings.items() if value is not None}
             attributes = {**known, "first_block": self._next_block(), "record": record}
             self._claim(f"sources/{self._next_source():03d}", partial(_write_source, attributes, frames))
         if any(each.superpixels for each in self.store.sources):
-            self._require_readers_of_superpixels()  # another job may have begun the store just then, with its own root
+            self._require_readers_of_superpixels()  # another job may have written its own root meanwhile
         self._keep_frames(source, frames)
         return source
 
     def batch_size(self, teacher: str, device: str, measure: Callable[[], int]) -> int:
-        """How many images a teacher sees at once on one kind of device, as the first job there measured it for all:
-        results of other batches may differ in their last bits.
+        """Return a teacher's batch size on one kind of device, which the first job on that kind measures for all jobs.
+
+        Batches of other sizes may change the last bits of the features.
         """
         name = f"teachers/{teacher}/batch/{device}"
         if not is_there(self.path / name):
@@ -127,18 +128,18 @@ class StoreWriter:
     def statistics(
         self, teachers: Iterable[str], source: Source, measure: Callable[[list[str]], dict[str, TeacherStatistics]]
     ) -> dict[str, TeacherStatistics]:
-        """What teachers' vectors in the sample of a source have in common, as the first job measured it for all.
+        """Return teachers' statistics on the sample of a source, which the first job measures for all jobs.
 
-        Statistics of a sample that lacked frames are replaced by those of a more complete one, as long as no block was
-        made with them.
+        Statistics of a sample that lacked frames are replaced by those of a more complete one, as long as no block
+        depends on them.
 
         Args:
-            teachers: recorded in the store.
-            source: likewise.
-            measure: called with the names of those teachers that have none, damaged ones or such as may be replaced.
+            teachers: names of teachers that the store records.
+            source: a source that the store records.
+            measure: called with the names of teachers whose statistics are missing, damaged or replaceable.
 
         Raises:
-            UnreadableError: something cannot be looked at now.
+            UnreadableError: something cannot be read now.
         """
         teachers, folder = list(teachers), self.store.folder_of(source).name
         before = {name: self._find_statistics(name, source) for name in teachers}
@@ -153,7 +154,7 @@ class StoreWriter:
         return {name: self.store.statistics(name, [source]) if name in lacking else before[name] for name in teachers}
 
     def lacks_statistics(self, teachers: Iterable[str], source: Source) -> bool:
-        """Whether `statistics` would have to measure."""
+        """Whether `statistics` would call `measure`."""
         return any(self._find_statistics(name, source) is None for name in teachers)
 
     # --- blocks ------------------------------------------------------------------------------------------------
@@ -165,32 +166,32 @@ class StoreWriter:
         scans: ScanBlock | None = None,
         channels: Mapping[str, np.ndarray] | None = None,
     ) -> Draft:
-        """Begin a block: with `scans`, as they are committed, only targets of `teachers` are added; without, both.
+        """Begin a block: with committed `scans`, only targets of `teachers` are added; without, scans and targets.
 
-        The scratch folder is to be removed in the end: `draft.scratch.remove()`.
+        The caller removes the scratch folder at the end: `draft.scratch.remove()`.
 
         Args:
-            block: its number.
-            teachers: whose targets it gets.
-            scans: as they are committed, or None.
-            channels: (2, D) float32 of each teacher whose vectors are int8, see `TeacherStatistics.channels`.
+            block: number of the block.
+            teachers: names of the teachers whose targets are added.
+            scans: the committed scans, or None.
+            channels: (2, D) float32 for each teacher with int8 vectors, see `TeacherStatistics.channels`.
         """
         records = {name: self.store.teachers[name] for name in teachers}
         source, views = self.store.record_of(SCANS, block), None if scans is None else scans.views
         return Draft(block, self._scratch.new_folder(), source, records, channels or {}, views)
 
     def commit(self, draft: Draft, *, replacing: bool = False) -> bool:
-        """Make a draft count; False where other scans of the block stand, so that it has to be made anew.
+        """Commit a draft; return False if other scans of the block are committed, so that it must be computed again.
 
-        Scans come into place together with their targets, by one rename: where two jobs have made the same block, and
-        perhaps of other frames, the first rename decides for both kinds.
+        Scans and their targets are moved into place by one rename: if two jobs have written the same block, perhaps
+        from different frames, the first rename decides for scans and targets.
 
         Args:
-            draft: of whole views, each teacher's targets of every one of them.
-            replacing: put the committed block aside first, which has fewer frames.
+            draft: a draft with each teacher's targets of all of its views.
+            replacing: first move the committed block, which has fewer frames, to the folder `aside`.
 
         Raises:
-            ScratchTakenError: another run took the draft's scratch folder away.
+            ScratchTakenError: another run removed the draft's scratch folder.
             StoreError: the file system refuses, or the settings have been replaced since the draft was begun.
         """
         draft.finish()
@@ -204,10 +205,10 @@ class StoreWriter:
         return stands
 
     def recover(self, kind: str, block: int) -> bool:
-        """Whether the scans (or a teacher's targets) of a block are committed, or whole and now committed.
+        """Whether the scans (or a teacher's targets) of a block are committed; a complete group is committed if needed.
 
-        A job killed between its two renames leaves a whole group without an index. If every file is what the group's
-        own index says, it counts from now on; otherwise it is put aside.
+        A job that is killed between its two renames leaves a complete group without an index. If every file agrees with
+        the group's own index, the group is committed now; otherwise it is moved to the folder `aside`.
         """
         if self.store.is_committed(kind, block):
             return True
@@ -223,14 +224,14 @@ class StoreWriter:
         return True
 
     def set_aside(self, kind: str, block: int) -> Path | None:
-        """Take a block's targets of one teacher, or its scans with the targets of every teacher, out of the store.
+        """Remove a block's targets of one teacher, or its scans with the targets of every teacher, from the store.
 
-        Nothing is deleted: what is taken out is kept in the folder `aside`, which is given.
+        Nothing is deleted: the removed parts are kept in the folder `aside`; the path is returned.
 
         Raises:
             StoreError: the file system refuses.
         """
-        # Scans last: without them, targets are of nothing.
+        # Scans last, since targets need them.
         kinds = sorted(self.store.indexed_kinds(), key=lambda each: each == SCANS) if kind == SCANS else [kind]
         indexes = [fmt.index_path(self.path, each, block) for each in kinds]
         for each in kinds:  # on a file system without times of files, the next index could pass for this one
@@ -238,15 +239,15 @@ class StoreWriter:
         return self.aside.take(kind, block, indexes)
 
     def put_back(self, kind: str, block: int) -> bool:
-        """Bring back what was last set aside of a block, where nothing has taken its place; says whether it did."""
+        """Restore the part of a block that was set aside last, if nothing has replaced it; return whether it was."""
         return not is_there(fmt.group_path(self.path, kind, block)) and self.aside.give_back(kind, block)
 
     def rewrite_record(self, name: str, attributes: Mapping | None) -> Path | None:
-        """Write a zarr.json that was damaged or lost anew; gives where the damaged one is kept.
+        """Write a damaged or lost zarr.json again; return the path at which the damaged one is kept.
 
         Args:
             name: path in the store.
-            attributes: of a record; None of a group without.
+            attributes: attributes of a record; None for a group without attributes.
         """
         kept, target = self.aside.take_file(self.path / name), self.path / name
 
@@ -260,7 +261,7 @@ class StoreWriter:
         return kept
 
     def rewrite_index(self, kind: str, block: int, content: bytes) -> Path | None:
-        """Write that copy of a group's index anew which does not fit its files; gives where the other is kept."""
+        """Replace the copy of a group's index that disagrees with its files; return the path at which it is kept."""
         kept = None
         copies = (fmt.group_path(self.path, kind, block) / fmt.GROUP_INDEX, fmt.index_path(self.path, kind, block))
         for target in copies:
@@ -272,9 +273,9 @@ class StoreWriter:
     # --- how ---------------------------------------------------------------------------------------------------
 
     def _put(self, draft: Draft) -> bool:
-        """Move a draft's groups into place and let them count; False where other scans stand there."""
+        """Move a draft's groups into place and commit them; False if other scans are already there."""
         if draft.brings_scans and self._put_group(SCANS, draft):
-            for name in draft.teachers:  # came with the scans
+            for name in draft.teachers:  # moved together with the scans
                 self._publish(name, draft.block)
             return True
         if self._views_differ(draft):
@@ -284,13 +285,13 @@ class StoreWriter:
         return True
 
     def _put_group(self, kind: str, draft: Draft) -> bool:
-        """Whether it is the draft's own group that stands now, and counts.
+        """Move one group into place and commit it; return whether it is the draft's own group that is committed now.
 
-        Where another job has put the same group meanwhile, its copy is as good as ours; what a killed one left counts
-        if it is whole, and is put aside otherwise.
+        If another job has committed the same group meanwhile, its copy is equally good. A group that a killed job left
+        is committed if it is complete, and moved to the folder `aside` otherwise.
         """
         group, target = draft.group(kind), fmt.group_path(self.path, kind, draft.block)
-        is_there(target)  # else a link to storage that is not mounted would be a riddle to whoever reads the error
+        is_there(target)  # gives a clear error for a link to storage that is not mounted
         ours = move_folder(group, target, draft.scratch.path)
         if not ours and not self.recover(kind, draft.block):
             ours = move_folder(group, target, draft.scratch.path)
@@ -299,7 +300,7 @@ class StoreWriter:
         return ours
 
     def _views_differ(self, draft: Draft) -> bool:
-        """Whether the scans that stand are others than the draft's targets belong to."""
+        """Whether the committed scans differ from those to which the draft's targets belong."""
         index = fmt.group_path(self.path, SCANS, draft.block) / fmt.GROUP_INDEX
         try:
             return not fmt.read_index(index, SCANS).equals(draft.views)
@@ -307,7 +308,7 @@ class StoreWriter:
             return True
 
     def _is_sound(self, kind: str, block: int) -> bool:
-        """Whether a group's files are those that its own index lists, bit by bit, made as is recorded now."""
+        """Whether a group's files equal those in its own index, bit by bit, and the index has the current record."""
         group = fmt.group_path(self.path, kind, block)
         try:
             metadata = fmt.read_metadata(group / fmt.GROUP_INDEX)
@@ -329,7 +330,7 @@ class StoreWriter:
         return indexes[0].equals(indexes[1])
 
     def _take_back_targets(self, block: int) -> None:
-        """Sound targets that were set aside with damaged scans belong to the scans that are made anew."""
+        """Restore undamaged targets that were set aside with damaged scans, once equal scans are committed again."""
         for teacher in self.store.teachers:
             if not self.store.is_committed(teacher, block) and self.aside.give_back_targets(teacher, block):
                 if self.recover(teacher, block) and self._targets_fit(teacher, block):
@@ -345,7 +346,7 @@ class StoreWriter:
             return False
 
     def _require_recorded(self, draft: Draft) -> None:
-        """Other settings replace those of a source or teacher without blocks, so this may have happened since."""
+        """Check that the draft's records are current: another run may have replaced those without blocks."""
         self.store.forget_inputs()
         recorded = {name: self.store.teachers.get(name) for name in draft.teachers}
         drafted = {name: draft.record_of(name) for name in draft.teachers}
@@ -357,7 +358,7 @@ class StoreWriter:
             )
 
     def _require_readers_of_superpixels(self) -> None:
-        """From now on, releases that do not know superpixels refuse the store; before anything of theirs is in it."""
+        """Raise the format version before superpixels are stored, so that releases that do not know them refuse it."""
         root = fmt.root_attributes(with_superpixels=True)
         if fmt.read_record(self.path / "zarr.json") != root:
             self._scratch.attempt(lambda scratch: _write_group(self.path, ".", root, scratch))
@@ -373,7 +374,7 @@ class StoreWriter:
                     raise _other_settings(self.store.folder_of(source), source.attributes, settings, differing)
                 self._drop_statistics(self.store.folder_of(source).name)
                 self._drop(self.store.folder_of(source), differing)
-                return self._find_source(settings)  # another job may have begun it meanwhile
+                return self._find_source(settings)  # another job may have recorded it meanwhile
         return None
 
     def _find_teacher(self, name: str, provenance: dict) -> bool:
@@ -390,7 +391,7 @@ class StoreWriter:
         return True
 
     def _find_statistics(self, teacher: str, source: Source) -> TeacherStatistics | None:
-        """Sound ones that are there; damaged ones are kept aside."""
+        """Read undamaged statistics, or None; damaged ones are moved to the folder `aside`."""
         folder = self.store.folder_of(source).name
         if not self.store.has_statistics(teacher, folder):
             return None
@@ -408,15 +409,15 @@ class StoreWriter:
         return found.frames_left_out > 0 and not (has_blocks and found.count)
 
     def _keep_frames(self, source: Source, frames: pa.Table | None) -> None:
-        """Write the table of frames again where it was lost."""
+        """Write the table of frames again if it was lost."""
         target = self.store.folder_of(source) / fmt.FRAMES_TABLE
         if frames is not None and not is_there(target):
             self._scratch.attempt(
-                lambda scratch: move_file(fmt.write_frames(frames, scratch), target)  # equal for all who write it
+                lambda scratch: move_file(fmt.write_frames(frames, scratch), target)  # all jobs write the same table
             )
 
     def _drop(self, folder: Path, differing: list[str]) -> None:
-        """A false start does not bind."""
+        """Delete the record of a source or teacher without committed blocks."""
         logger.warning(
             "%s: %s of a run that committed nothing is replaced by this one's", folder, " and ".join(differing)
         )
@@ -433,7 +434,7 @@ class StoreWriter:
         return max([*self.store.blocks, *self.store.committed_blocks()], default=-1) + 1
 
     def _publish(self, kind: str, block: int) -> None:
-        """Put a copy of a group's own index where readers look for it."""
+        """Commit a group: copy its own index to where readers look for it."""
         content = (fmt.group_path(self.path, kind, block) / fmt.GROUP_INDEX).read_bytes()
         self._replace(fmt.index_path(self.path, kind, block), content)
 
@@ -446,11 +447,11 @@ class StoreWriter:
         self._scratch.attempt(attempt)
 
     def _claim(self, name: str, write: Callable[[Path], object]) -> bool:
-        """Make a record, and what belongs to it, that nobody else has made; says whether it did."""
-        if is_there(self.path / name):  # folder and record come by one rename, so this order cannot see one alone
+        """Create a record and its files, unless another job has created it; return whether this job did."""
+        if is_there(self.path / name):  # folder and record appear by one rename, so neither exists alone
             if is_there(self.path / name / "zarr.json"):
                 return False
-            self._scratch.discard(self.path / name)  # its record was lost before there was a block
+            self._scratch.discard(self.path / name)  # its record was lost before the first block
 
         def attempt(scratch: Path) -> bool:
             write(scratch / "group")
@@ -461,15 +462,15 @@ class StoreWriter:
 
 
 def create_store(path: str | Path, owner: str) -> StoreWriter:
-    """Make a store, or open the one that is there, to add to it.
+    """Create a store, or open an existing one, to add to it.
 
     Args:
-        path: the store's folder; its parent is made if it is missing.
-        owner: of the scratch folder, such as "part-3-of-8".
+        path: the store's folder; its parent is created if it is missing.
+        owner: name of the scratch folder, such as "part-3-of-8".
 
     Raises:
         StoreError: the path holds something else or cannot be written.
-        UnreadableError: something is there that may not be looked at.
+        UnreadableError: the path exists, but cannot be read.
     """
     path = expanded(path, StoreError)
     _refuse_other_content(path)
@@ -493,14 +494,14 @@ def _refuse_other_content(path: Path) -> None:
 
 
 def _write_skeleton(path: Path, scratch: Path) -> None:
-    """Every job writes the same files, so it does not matter which of several comes last."""
+    """Write the groups of an empty store; every job writes the same files, so their order does not matter."""
     for name in fmt.SKELETON:
         _write_group(path, name, None, scratch)
-    _write_group(path, ".", fmt.root_attributes(with_superpixels=False), scratch)  # last: with it the store is there
+    _write_group(path, ".", fmt.root_attributes(with_superpixels=False), scratch)  # last: the store exists from here on
 
 
 def _write_group(path: Path, name: str, record: dict | None, scratch: Path) -> None:
-    """Write the zarr.json of a folder of the store; None: of a group without attributes."""
+    """Write the zarr.json of a folder of the store; None for a group without attributes."""
     if record is None:
         fmt.write_group(scratch / name / "group", {})
     else:
@@ -517,7 +518,7 @@ def _other_settings(path: Path, there: dict, now: dict, differing: list[str]) ->
     values = []
     for key in differing:
         before, after = there.get(key), now[key]
-        if isinstance(before, dict) and isinstance(after, dict):  # only what differs of them
+        if isinstance(before, dict) and isinstance(after, dict):  # only the entries that differ
             inner = [name for name in {**before, **after} if before.get(name) != after.get(name)]
             values += [(f"{key}.{name}", before.get(name), after.get(name)) for name in inner]
         else:

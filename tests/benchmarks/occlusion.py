@@ -1,8 +1,9 @@
-"""How well hidden pairs are found, on the simulated world, where the truth is known.
+"""How well occluded pairs are found, on the simulated world, where the truth is known.
 
     python tests/benchmarks/occlusion.py
 
-*Patches* is the way not taken: a z-buffer of ViT patches, 14 pixels of 224 x 448, and a tolerance of 30 % + 1 m.
+*ViT patches* is the alternative that is not used: a z-buffer with cells of 14 pixels of 224 x 448, and a tolerance of
+30 % + 1 m.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def patch_scale(pixel: np.ndarray, depth_m: np.ndarray, image_shape: tuple[int, 
 
 
 class Counts:
-    """Of one rig and one way."""
+    """The counts of one rig and one z-buffer."""
 
     def __init__(self) -> None:
         self.pairs = self.hidden = self.found = self.wrong = self.views = 0
@@ -95,11 +96,11 @@ def measure(rig: Rig, ways: dict[str, Callable]) -> dict[str, Counts]:
 
 
 def main() -> None:
-    print("| lidar | z-buffer | hidden | of these found | right of those found | wrongly dropped |", end="")
-    print(" class agrees, all | kept | ms a view |")
+    print("| lidar | cells of the z-buffer | occluded | recall | precision | false-positive rate |", end="")
+    print(" agreement, all pairs | agreement, kept pairs | ms per view |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, rig in RIGS.items():
-        for way, counts in measure(rig, {"pixels": hidden_pairs, "patches": patch_scale}).items():
+        for way, counts in measure(rig, {"half the spacing": hidden_pairs, "ViT patches": patch_scale}).items():
             print(counts.row(name, way), flush=True)
 
 

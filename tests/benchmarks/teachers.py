@@ -62,9 +62,8 @@ def rate(teacher: Teacher, images: torch.Tensor) -> tuple[float, torch.Tensor]:
 
 
 def compare_precisions(names: list[str], dataset, device: str) -> None:
-    print(
-        "| teacher | parameters | tokens | float32 | bfloat16 | float16 | teacher's share | cosine bfloat16 | float16 |"
-    )
+    columns = ("teacher", "parameters", "patch tokens", "float32", "bfloat16", "float16", "fraction")
+    print("|", " | ".join([*columns, "cosine bfloat16", "cosine float16"]), "|")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in names:
         rates, maps = {}, {}

@@ -185,8 +185,8 @@ OTHERWISE = {
     "training frames 4, not 28130": {"protocol": {"training_frames": 4}},
     "mean over classes all, not present or predicted": {"protocol": {"mean_over": "all"}},
     "epochs 3, not 20": {"departures": ["epochs 3, not 20"]},
-    "not known of it: teacher's weights": {"model": {"teacher's weights": None}},
-    "not known of it: scored frames": {"protocol": {"frames": None}},
+    "unknown: teacher's weights": {"model": {"teacher's weights": None}},
+    "unknown: scored frames": {"protocol": {"frames": None}},
 }
 
 

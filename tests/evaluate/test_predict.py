@@ -6,9 +6,11 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,7 +20,7 @@ import zarr
 from click.testing import CliRunner
 
 import scalr
-from doc_examples import example
+from doc_examples import DOCS, example
 from scalr.cli import main
 from scalr.distill.backbones.calls import inputs_for
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
@@ -84,12 +86,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_predictions_are_those_of_scoring(simulated, models, tmp_path):
-    """File by file, for the benchmark's own ids of SemanticKITTI; several scans in a batch, a worker reading them."""
+    """File by file, for the benchmark's own ids of SemanticKITTI; several scans in a batch."""
     root = simulated("semantic_kitti")
     config = {"model": models.semantic_kitti, "root": root, "dataset": "semantic_kitti", "predictions": True}
     score_model(ScoreConfig(**config, out=tmp_path / "scored"))
     scans = (root / "**/08/velodyne",)
-    summary = predict(PredictConfig(model=models.semantic_kitti, scans=scans, out=tmp_path / "p", workers=1))
+    summary = predict(PredictConfig(model=models.semantic_kitti, scans=scans, out=tmp_path / "p"))
     scored = {path.name: path.read_bytes() for path in (tmp_path / "scored/submission").rglob("*.label")}
     assert len(scored) == 2
     assert {path.name: path.read_bytes() for path in (tmp_path / "p").rglob("*.label")} == scored
@@ -121,6 +123,22 @@ def test_the_page_s_python(models, tmp_path, monkeypatch):
     exec(example("predict.md", "python"), given)
     assert set(given["names"]) <= set(NUSCENES.class_names)
     assert given["probabilities"].shape == (200, 16)
+
+
+def test_the_page_s_commands(scans, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for copy in ("runs/finetune/model.safetensors", "model.safetensors"):
+        Path(copy).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(models.semantic_kitti, copy)
+    Path("sequences/08").mkdir(parents=True)
+    shutil.copytree(scans / "01", "sequences/08/velodyne")
+    commands = re.findall(r"(?m)^    (scalr .*)$", (DOCS / "predict.md").read_text())
+    assert len(commands) >= 2
+    for command in commands:
+        shutil.rmtree("predictions", ignore_errors=True)
+        done = CliRunner().invoke(main, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.output
+    assert Path("predictions/000001.label").exists()
 
 
 def test_each_form_of_scan_and_of_result_says_the_same(models, tmp_path):
@@ -228,6 +246,8 @@ def test_a_killed_run_continues(scans, models, tmp_path, monkeypatch):
             predict(PredictConfig(**given, out=folder))
     with (folder / "scans.jsonl").open("a") as file:
         file.write('{"scan": "cut of')
+    (folder / "01/.000001.label.4711").write_text("half")
+    (folder / "01/.000001.zarr.4711").mkdir()
     summary = predict(PredictConfig(**given, out=folder))
     assert (summary.num_scans, summary.num_new) == (3, 2)
     assert contents(folder) == contents(tmp_path / "whole")
@@ -386,8 +406,7 @@ def bad_files(tmp_path) -> Path:
 
 
 def test_each_bad_file_is_one_line_and_the_others_are_predicted(bad_files, models, tmp_path):
-    files = sorted(bad_files.iterdir())
-    command = ["predict", "--model", models.semantic_kitti, *(each for each in files if each.exists())]
+    command = ["predict", "--model", models.semantic_kitti, bad_files, bad_files / "scan.las"]
     done = CliRunner().invoke(
         main, [str(word) for word in [*command, "--out", tmp_path / "p", "--on-error", "skip", "--json"]]
     )
@@ -395,14 +414,16 @@ def test_each_bad_file_is_one_line_and_the_others_are_predicted(bad_files, model
     result = json.loads(done.stdout)
     assert (result["num_scans"], result["num_points"], result["out"]) == (1, 200, str(tmp_path / "p"))
     skipped = {Path(path).name: reason for path, reason in result["skipped"].items()}
-    assert skipped.keys() == BAD_FILES.keys()
-    for name, (_, message) in BAD_FILES.items():
+    messages = {name: message for name, (_, message) in BAD_FILES.items()}
+    messages["unreadable.bin"] = "the file cannot be read"
+    assert skipped.keys() == messages.keys()
+    for name, message in messages.items():
         assert re.search(rf"{name}: .*({message})", skipped[name])
     assert [*contents(tmp_path / "p")] == ["classes.json", "good.label"]
     stopped = CliRunner().invoke(main, [str(word) for word in [*command, "--out", tmp_path / "q"]])
     assert stopped.exit_code == 1
     assert [line for line in stopped.stderr.splitlines() if line.startswith("Error: ")] == [
-        f"Error: {skipped[next(each.name for each in files if each.name in skipped)]}"
+        f"Error: {skipped[min(skipped.keys() - {'scan.las'})]}"
     ]
 
 
@@ -442,10 +463,17 @@ def test_pictures_and_a_page_show_the_first_scan(scans, models, tmp_path):
     assert (tmp_path / "p/000000.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "p/000000.html").read_text()
     assert "traffic-sign" in page
+    assert '"colour_by": "class"' in page
     assert "200 points" in page
     of_features = {"student": models.student, "dataset": "semantic_kitti", "scans": (scans / "00",)}
     for picture in ("png", "page"):
         assert predict(PredictConfig(**of_features, out=tmp_path / "f", picture=picture)).picture.exists()
+
+
+def test_too_many_points_for_a_gpu_are_said(scans, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(Student, "project", mock.Mock(side_effect=torch.OutOfMemoryError))
+    with pytest.raises(ScalrError, match=r"too small for \d+ points at once\. Pass fewer"):
+        predict(PredictConfig(model=models.semantic_kitti, scans=(scans,), out=tmp_path / "p"))
 
 
 def test_batches_have_as_many_points_as_asked_for(scans, models, tmp_path, monkeypatch):
@@ -457,12 +485,15 @@ def test_batches_have_as_many_points_as_asked_for(scans, models, tmp_path, monke
     for points, expected in ((1, [1, 1, 1]), (450, [2, 1]), (100_000, [3])):
         sizes.clear()
         out = tmp_path / f"p{points}"
-        predict(PredictConfig(model=models.semantic_kitti, scans=(scans,), out=out, batch_points=points))
+        given = {"model": models.semantic_kitti, "scans": (scans,), "out": out, "batch_points": points}
+        predict(PredictConfig(**given, workers=int(points == 1)))
         assert sizes == expected
     assert contents(tmp_path / "p1") == contents(tmp_path / "p100000")
 
 
-@pytest.mark.parametrize("layout", ["nuscenes", "semantic_kitti", "pandaset_64"])
+@pytest.mark.parametrize(
+    "layout", ["nuscenes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("semantic_kitti", "pandaset_64"))]
+)
 def test_on_real_scans_predictions_are_those_of_scoring(real_data, models, tmp_path, layout):
     folder, split, scans = {
         "nuscenes": ("nuscenes", "mini_train", "samples/LIDAR_TOP"),
@@ -478,6 +509,7 @@ def test_on_real_scans_predictions_are_those_of_scoring(real_data, models, tmp_p
         np.testing.assert_array_equal(found, model.predict(dataset.read_points(frame), layout))
 
 
+@pytest.mark.slow
 def test_real_scans_of_an_unknown_rig_have_features(real_data, models, tmp_path):
     scans = real_data("dgp") / "scene_01/point_cloud"
     summary = predict(PredictConfig(student=models.student, dataset="frames", scans=(scans,), out=tmp_path / "p"))

@@ -1,14 +1,14 @@
 """A small simulated world of street scenes, seen by lidars and cameras on a moving vehicle.
 
-    write_world("synthetic", layout="nuscenes", train_scenes=4)      # a data set in the native layout of a real one
-    scene = simulate_scene("scene-0001", seed=0)                     # one of its scenes, with the truth
+    write_world("synthetic", layout="nuscenes", train_scenes=4)      # a dataset in the native layout of a real one
+    scene = simulate_scene("scene-0001", seed=0)                     # one of its scenes, with ground truth
     image = scene.render("CAM_FRONT", keyframe=3)                    # rgb, depth, category, instance per pixel
 
-The world is built of simple solids (`traffic`, `scenery`), laid out along a street (`street`, `placement`, `populate`,
-`world`). One ray caster (`raycast`, `rays`, `surface`) answers lidar and cameras alike, so that both agree on what is
-where, and on what hides what. Which sensors look is data (`rigs`), how they look is `sensors`, and native layouts have
-modules that write them (`nuscenes_layout`, `kitti_layout`, `pandaset_layout`; `writing` is what they share). The same
-scenes go into each, with labels in its own ids.
+The world consists of simple solids (`traffic`, `scenery`), laid out along a street (`street`, `placement`, `populate`,
+`world`). One ray caster (`raycast`, `rays`, `surface`) serves lidar and cameras, so that both agree on positions and
+occlusions. The sensors are data (`rigs`), `sensors` simulates them, and each native layout has a module that writes it
+(`nuscenes_layout`, `kitti_layout`, `pandaset_layout`; `writing` is common to them). All layouts get the same scenes,
+with labels in their own ids.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ __all__ = [
 
 
 def write_world(root: str | Path, *, layout: str = "nuscenes", **options) -> None:
-    """Write simulated scenes in the native layout of a data set.
+    """Write simulated scenes in the native layout of a dataset.
 
     Args:
-        root: folder to write; must not exist, or be empty.
+        root: folder to write; it must not exist, or must be empty.
         layout: a key of `LAYOUTS`.
-        options: of the layout's own function; `train_scenes`, `val_scenes`, `keyframes` and `seed` in all of them.
+        options: options of the layout's function; all layouts have `train_scenes`, `val_scenes`, `keyframes`, `seed`.
 
     Raises:
-        DatasetError: an unknown layout, or whatever its function does not take.
+        DatasetError: an unknown layout, or an option that its function does not accept.
     """
     if layout not in LAYOUTS:
         raise DatasetError(

@@ -22,7 +22,7 @@ KITTI_TRAIN, KITTI_VAL = ("00", "01", "02", "03", "04", "05", "06", "07", "09", 
 POSS_TRAIN, POSS_VAL = ("00", "01", "02", "04", "05"), ("03",)
 BASELINES_M = {"P0": 0.0, "P1": -0.54, "P2": 0.06, "P3": -0.48}  # x of camera 0 in each rectified camera
 
-# nuScenes lidarseg id -> raw id: of what the simulated world consists of.
+# nuScenes lidarseg id -> raw id, for the classes of the simulated world.
 KITTI_IDS = {
     **dict.fromkeys((2, 3, 4), 30),
     9: 51,
@@ -41,7 +41,7 @@ KITTI_IDS = {
     28: 50,
     30: 70,
 }
-KITTI_MOVING = {10: 252, 11: 253, 13: 257, 15: 255, 18: 258, 20: 259, 30: 254}  # with a rider on what has two wheels
+KITTI_MOVING = {10: 252, 11: 253, 13: 257, 15: 255, 18: 258, 20: 259, 30: 254}  # two-wheelers with a rider
 POSS_IDS = {
     **dict.fromkeys((2, 3, 4), 4),
     9: 17,
@@ -73,7 +73,7 @@ def write_semantic_kitti(
 ) -> None:
     """Write scenes as a 64-beam Velodyne and one camera see them, in SemanticKITTI's layout.
 
-    The arguments are those of `write_nuscenes`, and so are the scenes; there is room for ten of train and one of val.
+    Arguments and scenes are those of `write_nuscenes`; the layout has room for ten scenes of train and one of val.
 
     Raises:
         DatasetError: an argument out of range, a `root` that is in use, or a folder that cannot be written.
@@ -87,7 +87,7 @@ def write_semantic_kitti(
 def write_semantic_poss(
     root: str | Path, *, train_scenes: int = 4, val_scenes: int = 1, keyframes: int = 10, seed: int = 0
 ) -> None:
-    """Write scenes as a 40-beam lidar sees them, in SemanticPOSS' layout; room for five of train and one of val.
+    """Write scenes as a 40-beam lidar sees them, in SemanticPOSS' layout: at most five of train and one of val.
 
     Raises:
         DatasetError: as in `write_semantic_kitti`.
@@ -125,7 +125,7 @@ class _SequenceWriter:
             (folder / "times.txt").write_text("".join(f"{time:e}\n" for time in times))
 
     def finish(self) -> None:
-        """Sequences stand for themselves."""
+        """Do nothing: sequences need no common file."""
 
     def _labels(self, scene: Scene, sweep: Sweep) -> np.ndarray:
         """(N,) uint32: the instance in the high 16 bits, the class in the low ones."""
@@ -136,7 +136,7 @@ class _SequenceWriter:
 
 
 def as_raw_ids(category: np.ndarray, ids: Mapping[int, int]) -> np.ndarray:
-    """(N,) uint32 raw ids of nuScenes lidarseg ids (N,); KeyError for one that has none."""
+    """Convert nuScenes lidarseg ids (N,) to raw ids (N,) uint32; KeyError for an id without one."""
     there = np.unique(category)
     table = np.zeros(int(there.max(initial=0)) + 1, dtype=np.uint32)
     for each in there.tolist():

@@ -1,4 +1,4 @@
-"""Writes simulated scenes as a nuScenes data set: the v1.0 tables, lidarseg, scans, images.
+"""Write simulated scenes as a nuScenes dataset: the v1.0 tables, lidarseg, scans, images.
 
 The layout is that of https://www.nuscenes.org/nuscenes#data-format; the devkit opens it like the real one. Only
 keyframes are written, no sweeps in between.
@@ -22,7 +22,7 @@ from .sensors import Image, Scene, Sweep
 from .writing import save_jpeg, scene_names, with_images, write_scenes
 
 VERSION = "v1.0-trainval"
-BOX_MARGIN_M = 0.05  # annotators leave some air, and it takes up the noise of the ranges
+BOX_MARGIN_M = 0.05  # annotators leave a margin, which also covers the noise of the ranges
 TABLES = (
     *("attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample"),
     *("sample_annotation", "sample_data", "scene", "sensor", "visibility", "lidarseg"),
@@ -44,7 +44,7 @@ ATTRIBUTES = (
     *("cycle.with_rider", "cycle.without_rider", "pedestrian.moving", "pedestrian.standing"),
     *("pedestrian.sitting_lying_down", "vehicle.moving", "vehicle.parked", "vehicle.stopped"),
 )
-VISIBILITY = ((0.4, "v0-40"), (0.6, "v40-60"), (0.8, "v60-80"), (1.01, "v80-100"))  # (share below, level)
+VISIBILITY = ((0.4, "v0-40"), (0.6, "v40-60"), (0.8, "v60-80"), (1.01, "v80-100"))  # (upper fraction, level)
 
 
 def write_nuscenes(
@@ -56,19 +56,19 @@ def write_nuscenes(
     image_shape: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> None:
-    """Write a simulated data set in the native nuScenes layout, version `v1.0-trainval`.
+    """Write a simulated dataset in the native nuScenes layout, version `v1.0-trainval`.
 
-    The scenes carry the first names of the official train and val splits, and a scene depends on its name and the
-    seed alone: asking for more scenes or more keyframes changes nothing in the others. The same arguments give the
-    same bytes. `root` is never half a data set.
+    The scenes have the first names of the official train and val splits, and a scene depends only on its name and the
+    seed: more scenes or more keyframes do not change the others. The same arguments give the
+    same bytes. `root` is written atomically: it never holds half a dataset.
 
     Args:
-        root: folder to write; must not exist, or be empty.
-        train_scenes: 1 or more.
-        val_scenes: 0 or more.
-        keyframes: per scene, 0.5 s apart, 1 to 40.
-        image_shape: (H, W) of the images [px]; None for the rig's own.
-        seed: 0 or more.
+        root: folder to write; it must not exist, or must be empty.
+        train_scenes: number of scenes of train, 1 or more.
+        val_scenes: number of scenes of val, 0 or more.
+        keyframes: keyframes per scene, 0.5 s apart, 1 to 40.
+        image_shape: (H, W) of the images [px]; None for the rig's size.
+        seed: random seed, 0 or more.
 
     Raises:
         DatasetError: an argument out of range, a `root` that is in use, or a folder that cannot be written.
@@ -79,7 +79,7 @@ def write_nuscenes(
 
 
 class _Writer:
-    """Writes scans and images as they come, and collects the tables."""
+    """Writes scans and images one by one, and collects the tables."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -192,7 +192,7 @@ class _Writer:
     def _add_data(
         self, scene: Scene, keyframe: int, keyframes: int, channel: str, kind: str, ending: str, shape: tuple[int, int]
     ) -> tuple[str, str]:
-        """Add the records of one scan or image; its token and the file to write."""
+        """Add the records of one scan or image; return its token and the file to write."""
         timestamp = scene.time_us(keyframe, channel)
         tokens = [_token(scene, "sample_data", channel, number) for number in range(keyframes)]
         token, file = tokens[keyframe], f"samples/{channel}/{_logfile(scene)}__{channel}__{timestamp}.{ending}"
@@ -215,9 +215,9 @@ class _Writer:
 
 
 def _annotations(scene: Scene, keyframe: int, sweep: Sweep, images: dict[str, Image]) -> list[tuple[int, dict]]:
-    """(instance, record without its links) of each annotated object that the sweep hits.
+    """Return (instance, record without its links) for each annotated object that the sweep hits.
 
-    As everywhere in nuScenes, boxes hold for the time of the sweep. `num_lidar_pts` counts the points of the object.
+    As everywhere in nuScenes, boxes are those at the time of the sweep. `num_lidar_pts` counts the object's points.
     """
     center, size, heading = scene.boxes(scene.time_us(keyframe), BOX_MARGIN_M)
     hits = np.bincount(sweep.instance, minlength=len(center) + 1)
@@ -245,7 +245,7 @@ def _annotations(scene: Scene, keyframe: int, sweep: Sweep, images: dict[str, Im
 
 
 def _visible_share(scene: Scene, keyframe: int, images: dict[str, Image]) -> np.ndarray:
-    """(O,) share of each object's parts whose centre's pixel shows the object, of those that fall in some image.
+    """The visible fraction of each object, (O,): parts whose centre's pixel shows the object, of those in some image.
 
     The ray to the centre of a part meets the object, unless something else is in front.
     """
@@ -266,7 +266,7 @@ def _visible_share(scene: Scene, keyframe: int, images: dict[str, Image]) -> np.
 
 
 def _token(*description: object) -> str:
-    """A token that is the same on every run: the MD5 of what it stands for; a scene stands for its name and seed."""
+    """A token that is equal in every run: the MD5 of its description, which for a scene is its name and the seed."""
     parts = [f"{part.name} {part.seed}" if isinstance(part, Scene) else str(part) for part in description]
     return hashlib.md5("/".join(parts).encode(), usedforsecurity=False).hexdigest()
 

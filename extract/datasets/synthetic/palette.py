@@ -1,7 +1,7 @@
-"""A colour for each class, which every surface of it leans towards.
+"""A colour for each class, towards which all surfaces of the class are tinted.
 
-Cars come in all colours, and what a foundation model knows of a car is not its paint. A teacher with random weights
-knows nothing but paint: only where colour tells something of the class does it have anything to teach.
+Real cars have all colours, and a foundation model recognises more than paint. A teacher with random weights only sees
+colours: a student can learn from it only if colours depend on the class.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 from ..nuscenes import LABELS
 
-TINT = np.float32(0.7)  # share of the class's colour in a surface's
+TINT = np.float32(0.7)  # fraction of the class's colour in a surface's colour
 
 CLASS_COLOUR = {  # albedo: red, green, blue
     "barrier": (0.95, 0.30, 0.15),
@@ -31,7 +31,7 @@ CLASS_COLOUR = {  # albedo: red, green, blue
     "vegetation": (0.12, 0.40, 0.08),
 }
 
-_COLOUR_OF_CATEGORY = np.full((3, 256), 0.5, dtype=np.float32)  # by lidarseg id; grey where no class is scored
+_COLOUR_OF_CATEGORY = np.full((3, 256), 0.5, dtype=np.float32)  # by lidarseg id; grey for ids without a scored class
 for _name, _colour in CLASS_COLOUR.items():
     _COLOUR_OF_CATEGORY[:, LABELS.raw_ids[_name]] = np.array(_colour)[:, None]
 

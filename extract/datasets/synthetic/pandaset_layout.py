@@ -1,6 +1,6 @@
-"""Writes simulated scenes as PandaSet: two lidars in one table, in world coordinates, and six cameras.
+"""Write simulated scenes as PandaSet: two lidars in one table, in world coordinates, and six cameras.
 
-The layout is that of the pandaset-devkit; only keyframes half a second apart are written, not ten a second.
+The layout is that of the pandaset-devkit; only keyframes half a second apart are written, not ten per second.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FIRST_TRAIN, FIRST_VAL = 1, 101  # numbers of the scenes' folders
 PICKLE_PROTOCOL = 3  # as the real files
 
-# nuScenes lidarseg id -> raw id: of what the simulated world consists of.
+# nuScenes lidarseg id -> raw id, for the classes of the simulated world.
 IDS = {
     **dict.fromkeys((2, 3, 4), 30),
     9: 39,
@@ -79,7 +79,7 @@ def write_pandaset(
 ) -> None:
     """Write scenes as a Pandar64, a forward PandarGT and six cameras see them, in PandaSet's layout.
 
-    The arguments are those of `write_nuscenes`, and so are the scenes; there is room for a hundred of train.
+    Arguments and scenes are those of `write_nuscenes`; the layout has room for a hundred scenes of train.
 
     Raises:
         DatasetError: an argument out of range, a `root` that is in use, a folder that cannot be written, or no pandas.
@@ -118,11 +118,11 @@ class _SceneWriter:
         _write_json(folder / "annotations/semseg/classes.json", {str(number): each for number, each in CLASSES.items()})
 
     def finish(self) -> None:
-        """Scenes stand for themselves."""
+        """Do nothing: scenes need no common file."""
 
 
 def _write_scan(folder: Path, keyframe: int, scenes: tuple[Scene, Scene]) -> None:
-    """The sweeps of both lidars, the Pandar64's first, and their labels."""
+    """Write the sweeps of both lidars, the Pandar64's first, and their labels."""
     import pandas
 
     sweeps = [scene.sweep(keyframe) for scene in scenes]
@@ -146,7 +146,7 @@ def _rows(scene: Scene, keyframe: int, number: int, sweep: Sweep) -> dict[str, n
 
 
 def _write_poses(folder: Path, scene: Scene, keyframes: int) -> None:
-    """Poses and timestamps of the Pandar64 and of each camera, and the cameras' intrinsics."""
+    """Write poses and timestamps of the Pandar64 and of each camera, and the cameras' intrinsics."""
     sensors = {"lidar": (None, scene.rig.lidar.ego_from_lidar @ SCAN_FROM_POSE)}
     for camera in scene.rig.cameras:
         sensors[_camera(camera.channel)] = (camera.channel, camera.ego_from_cam)
@@ -173,7 +173,7 @@ def _write_json(path: Path, values: object) -> None:
 
 
 def _write_table(table: pandas.DataFrame, path: Path) -> None:
-    # Without the time and the name that gzip would keep: the same bytes every time.
+    # Without the time and the name that gzip stores, so that the bytes are equal every time.
     with path.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
         pickle.dump(table, packed, protocol=PICKLE_PROTOCOL)
 

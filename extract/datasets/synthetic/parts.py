@@ -1,4 +1,4 @@
-"""What objects are made of: painted solids in the object's frame, x forward, y left, z up, origin on the ground."""
+"""The parts of objects: painted solids in the object's frame, x forward, y left, z up, origin on the ground."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Pattern(IntEnum):
     BANDS = 2  # horizontal bands; scale: band height [m]
     STRIPES = 3  # slanted stripes; scale: stripe width [m]
     CABIN = 4  # glass all around below a painted roof, with posts
-    COACH = 5  # a band of windows with posts; scale: its bottom and top as shares of the height
+    COACH = 5  # a band of windows with posts; scale: its bottom and top as fractions of the height
     LEAVES = 6  # light and dark clumps
     PLANKS = 7  # horizontal joints; scale: plank height [m]
 
 
 @dataclass(frozen=True)
 class Paint:
-    """Colours are albedos in [0, 1]; reflectivities, likewise, are what a lidar's laser sees of them."""
+    """The appearance of a part: colours are albedos for cameras, reflectivities are for lidars, both in [0, 1]."""
 
     colour: Colour
     accent: Colour = (0.1, 0.1, 0.1)

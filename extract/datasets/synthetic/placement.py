@@ -1,4 +1,4 @@
-"""Where there is room: keeps the objects of a scene out of each other, of the lanes and of the walkways."""
+"""Placement of objects: keeps standing objects apart from each other, and out of lanes and walkways."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from .street import Street
 from .world import Placed
 
 LAYERS_M = ((-1.0, 2.1), (2.1, 3.9), (3.9, 99.0))  # people and cars; trucks and low branches; crowns and arms of lamps
-TRAFFIC_LAYERS = 2  # vehicles reach up to there
+TRAFFIC_LAYERS = 2  # layers that vehicles reach
 CLEARANCE_M = 0.08
 
 
 class Room:
-    """Footprints taken so far, layer by layer of height, as rectangles on the ground.
+    """The occupied footprints, as rectangles on the ground for each layer of height.
 
-    Moving objects keep to their lane or walkway, so that only standing ones have to ask for a place.
+    Moving objects keep to their lane or walkway, so that only standing objects need a free place.
 
     Args:
-        street: the ground; its lanes are kept free as high as vehicles reach.
+        street: the ground; its lanes are kept free up to the height of vehicles.
         walkway: (from, to), the range of |d| that is kept free for pedestrians in the lowest layer [m].
     """
 
@@ -33,7 +33,7 @@ class Room:
         self._reserve([(layer, corridor) for layer in range(len(LAYERS_M))])
 
     def take(self, placed: Placed, *, on_median: bool = False) -> bool:
-        """Reserve the place of a standing object; False, and nothing reserved, where there is no room."""
+        """Reserve the place of a standing object; if it is not free, return False and reserve nothing."""
         footprints = self._footprints(placed)
         free = all(
             self._keeps_ways_free(corners, layer, on_median) and not self._is_taken(corners, layer)

@@ -1,4 +1,4 @@
-"""Invents a scene: a street, what stands along it, who moves on it, and the light; all from one random generator."""
+"""Generate a scene: a street, objects along it, traffic and light; all from one random generator."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .scenery import Quarter
 from .street import Street
 from .world import Light, Placed, World
 
-START_S, END_S = -70.0, 215.0  # what is built, along the street [m]; the ego vehicle starts at s = 0
-NEAR_S = -14.0  # from there on every class is made sure of: seen from the first keyframe on
-QUIET_S = (-25.0, 45.0)  # no large vehicle is parked there, where it would hide half of what the vehicle passes
+START_S, END_S = -70.0, 215.0  # range of the scene along the street [m]; the ego vehicle starts at s = 0
+NEAR_S = -14.0  # every class is placed from here on, so that the first keyframe sees it
+QUIET_S = (-25.0, 45.0)  # no large vehicle is parked here: it would occlude half of the scene
 GREENS = [(0.16, 0.38, 0.10), (0.24, 0.44, 0.12), (0.12, 0.32, 0.14), (0.32, 0.42, 0.10)]
 
 
 def invent_world(rng: Generator) -> tuple[World, Placed]:
-    """A world, and the ego vehicle's own track in it (an empty body: no sensor sees it)."""
+    """Generate a world, and the ego vehicle's track in it (an empty body, which no sensor sees)."""
     quarter = scenery.QUARTERS[rng.integers(len(scenery.QUARTERS))]
     street = _street(rng)
     ego = _ego(rng, street)
@@ -58,7 +58,7 @@ def _light(rng: Generator) -> Light:
     tint = np.array([1 + warmth, 1.0, 1 - warmth]) * rng.uniform(0.9, 1.1)
     sun_colour = tint * (1.15 - 0.5 * cloud)
     sky_light = tint * (0.62 + 0.25 * cloud) * np.array([0.96, 1.0, 1.06])
-    exposure = 1 / (0.5 * sun_colour + 0.8 * sky_light)  # of each colour: cameras balance what a typical wall gets
+    exposure = 1 / (0.5 * sun_colour + 0.8 * sky_light)  # per colour channel: cameras white-balance for a typical wall
     return Light(
         sun=sun,
         sun_colour=exposure * sun_colour,
@@ -81,7 +81,7 @@ class _Town:
         self.objects: list[Placed] = []
 
     def build(self) -> list[Placed]:
-        """All objects; those that need a place first come first."""
+        """Place all objects; those that need a certain place come first."""
         must = [MUST_PARK[i] for i in self.rng.permutation(len(MUST_PARK))]
         for side in (-1, 1):
             self._buildings(side)
@@ -95,7 +95,7 @@ class _Town:
             for lane in range(self.street.lanes):
                 if direction < 0:
                     self._drive(lane, direction, must[lane :: self.street.lanes])
-                else:  # not beside the ego vehicle, where a bus would hide everything
+                else:  # not beside the ego vehicle, where a bus would occlude everything
                     self._drive(lane, direction, must if self._is_ego_lane(lane, direction) else [])
         return self.objects
 
@@ -111,7 +111,7 @@ class _Town:
         """The turn of an object whose +y looks at the street, from that side of it."""
         return 0.0 if side < 0 else np.pi
 
-    # --- what stands ---------------------------------------------------------------------------------------------
+    # --- standing objects ----------------------------------------------------------------------------------------
 
     def _buildings(self, side: int) -> None:
         edge = self.street.half_width + self.street.sidewalk_width
@@ -122,7 +122,7 @@ class _Town:
             middle = edge + self.rng.uniform(*self.quarter.setback) + 0.6 + depth / 2
             fits = self._put(body, s + width / 2, side * middle, self._facing(side))
             s += width + self.rng.uniform(*self.quarter.gap) if fits else 3.0
-            s += self.rng.uniform(12, 24) * (self.rng.random() < 0.35)  # a plot that nobody has built on
+            s += self.rng.uniform(12, 24) * (self.rng.random() < 0.35)  # an empty plot
 
     def _park(self, side: int, must: list[Callable]) -> None:
         """Fill the parking strip; `must` is parked near the start of the ego vehicle."""
@@ -141,7 +141,7 @@ class _Town:
             s += taken or 2.5
 
     def _park_one(self, make: Callable, s: float, d: float, side: int, attribute: str = "vehicle.parked") -> float:
-        """Park a vehicle behind s; the length of kerb that it takes [m], 0 where it does not fit."""
+        """Park a vehicle behind s; return the length of kerb that it takes [m], 0 if it does not fit."""
         body = make(self.rng, attribute)
         lower, upper = body.bounds()
         turn = self._facing(side) + self.rng.normal(0, 0.012)
@@ -184,7 +184,7 @@ class _Town:
             reach = street.crossing_half_width + street.sidewalk_width + 0.5
             self._put(scenery.traffic_light(self.rng), street.crossing_s + ahead * reach, d, facing)
         for s in np.arange(START_S, END_S, self.quarter.tree_spacing) + self.rng.uniform(0, 5):
-            for size in (1.0, 0.75, 0.55):  # a smaller one where a truck or a house is close
+            for size in (1.0, 0.75, 0.55):  # a smaller one if a truck or a house is close
                 if self._put(scenery.tree(self.rng, self.greens, size), s, d, self.rng.uniform(0, 6)):
                     break
         for s in np.arange(START_S, END_S, 28.0) + self.rng.uniform(0, 12):
@@ -226,7 +226,7 @@ class _Town:
                 make = (scenery.sign, traffic.cone, scenery.bin_or_hydrant)[self.rng.integers(3)]
                 self._put(make(self.rng), s, 0.0, self.rng.choice([0, np.pi]), on_median=True)
 
-    # --- who moves -----------------------------------------------------------------------------------------------
+    # --- traffic -------------------------------------------------------------------------------------------------
 
     def _walk(self, side: int) -> None:
         """Pedestrians on two tracks of the walkway, one per direction, and a few who stand beyond it."""
@@ -246,7 +246,7 @@ class _Town:
         return -direction * self.street.lane_center(lane) == self.ego.d
 
     def _drive(self, lane: int, direction: int, must: list[Driver]) -> None:
-        """A lane's convoy: all of it at one speed, so that nobody ever runs into anybody; the last of `must` first."""
+        """Fill a lane with vehicles of one speed, so that none collide; the last of `must` comes first."""
         d, turn = -direction * self.street.lane_center(lane), 0.0 if direction > 0 else np.pi
         is_ego_lane = self._is_ego_lane(lane, direction)
         speed = self.ego.speed if is_ego_lane else direction * self.rng.uniform(3.5, 8.0)
@@ -279,7 +279,7 @@ LARGE_PARKED: tuple[Callable, ...] = (  # each is called with the town, s, d, si
     lambda town, s, d, side: town._park_one(traffic.truck, s, d, side),
     lambda town, s, d, side: town._park_one(traffic.bus, s, d, side, "vehicle.stopped"),
 )
-MUST_PARK: tuple[Callable, ...] = (  # likewise
+MUST_PARK: tuple[Callable, ...] = (  # called in the same way
     lambda town, s, d, side: town._park_one(traffic.trailer, s, d, side),
     _Town._construction,
     _Town._park_motorcycles,

@@ -1,4 +1,4 @@
-"""Rays against simple solids: which one does each ray of a sensor meet first, and how far away?
+"""Ray casting against simple solids: find the first solid on each ray of a sensor, and its distance.
 
 Everything is pure numpy over arrays; no scene content lives here. A solid is the affine image of a unit shape in
 [-1, 1]^3, so the ray parameter t is the same before and after moving a ray to the solid's own coordinates. Lidars
@@ -15,15 +15,15 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-NOTHING = -1  # entry of `Hits.solid` where a ray meets no solid
+NOTHING = -1  # entry of `Hits.solid` for rays that meet no solid
 
 
 class Shape(IntEnum):
-    """Unit shapes; `taper` is the share of the extent that is lost between bottom (z = -1) and top (z = 1)."""
+    """Unit shapes; `taper` is the fraction of the extent that is lost between bottom (z = -1) and top (z = 1)."""
 
     BOX = 0  # taper (front, rear, sides): (0, 0, 0) is a box, (0, 0, 1) a gable roof
     ROUND = 1  # around z; taper (radius, -, -): 0 is a cylinder, 1 a cone
-    ELLIPSOID = 2  # with `porosity`: the share of the surface that is holes, in cells of `PORE_SIZE_M`
+    ELLIPSOID = 2  # with `porosity`: the fraction of the surface that is holes, in cells of `PORE_SIZE_M`
 
 
 PORE_SIZE_M = 0.22
@@ -107,7 +107,7 @@ def cast(solids: Solids, rays: RayGrid, background: np.ndarray) -> Hits:
         for window in sorted(rays.windows(solids), key=lambda window: window.nearest):
             behind = distance[window.rows, window.columns]
             if behind.max() <= window.nearest:
-                continue  # all of it is hidden by what is drawn already
+                continue  # nearer solids occlude it completely
             direction = rays.directions(solids.local_from_world[window.solid], window.rows, window.columns)
             reached = intersect(solids, window.solid, origin[window.solid], direction)
             closer = reached < behind
@@ -117,10 +117,10 @@ def cast(solids: Solids, rays: RayGrid, background: np.ndarray) -> Hits:
 
 
 def intersect(solids: Solids, index: int, origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """t > 0 at which rays enter one solid, inf where they miss it or start inside; all in its local coordinates.
+    """t > 0 at which rays enter one solid, inf for rays that miss it or start inside; all in its local coordinates.
 
     Args:
-        solids, index: the solid.
+        solids, index: the solids, and the number of one of them.
         origin: (3,) in the dtype of the rays.
         direction: (3, ...), any shape.
     """

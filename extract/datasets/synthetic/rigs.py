@@ -1,4 +1,4 @@
-"""Sensor rigs as data: where lidars and cameras sit on the ego vehicle, and how they sample the world.
+"""Sensor rigs as data: the positions of lidars and cameras on the ego vehicle, and how they sample the world.
 
 The ego frame has its origin on the ground below the rear axle: x forward, y left, z up.
 """
@@ -23,19 +23,19 @@ class LidarRig:
 
     Attributes:
         channel: name of the sensor.
-        position: in the ego frame [m].
+        position: position in the ego frame [m].
         rotation_deg: yaw, pitch, roll of the lidar frame in the ego frame.
-        elevations_deg: of the beams, ascending; ring 0 is the lowest.
+        elevations_deg: elevations of the beams, ascending; ring 0 is the lowest.
         azimuths: firings of each beam per sweep.
         field_deg: azimuths that are swept, (from, to) counter-clockwise from the lidar's x axis; 360 wide, or a sector.
         min_range_m, max_range_m: returns outside are lost.
-        range_noise_m: standard deviation; noise is cut off at twice that.
-        drop_out: share of the returns that is lost anyway.
+        range_noise_m: standard deviation of the range; noise is truncated at twice that.
+        drop_out: fraction of the returns that are lost at random.
         intensity_floor: intensity of the weakest return.
-        intensity_scale: by how much a perfect reflector at right angles is above it.
-        intensity_max: the largest that is reported.
-        intensity_step: intensities are whole multiples of it.
-        noise_stream: tells apart the random numbers of lidars that sweep the same scene together.
+        intensity_scale: additional intensity of a perfect reflector at right angles.
+        intensity_max: largest reported intensity.
+        intensity_step: intensities are integer multiples of it.
+        noise_stream: number that separates the random numbers of lidars in the same scene.
     """
 
     channel: str
@@ -71,11 +71,11 @@ class CameraRig:
 
     Attributes:
         channel: name of the sensor.
-        position: in the ego frame [m].
-        yaw_deg, pitch_deg, roll_deg: of the viewing direction; positive pitch looks down.
+        position: position in the ego frame [m].
+        yaw_deg, pitch_deg, roll_deg: viewing direction; positive pitch looks down.
         field_deg: horizontal field of view.
         image_shape: (H, W) [px].
-        delay_us: when it fires, after the lidar's timestamp.
+        delay_us: delay of the exposure after the lidar's timestamp.
     """
 
     channel: str
@@ -107,7 +107,7 @@ class CameraRig:
 
 @dataclass(frozen=True, kw_only=True)
 class Rig:
-    """All sensors of a vehicle; the lidar's timestamps are the keyframes' own."""
+    """All sensors of a vehicle; the lidar's timestamps are those of the keyframes."""
 
     lidar: LidarRig
     cameras: tuple[CameraRig, ...]
@@ -159,8 +159,8 @@ KITTI_RIG = Rig(
         elevations_deg=(*np.linspace(-24.33, -8.83, 32).tolist(), *np.linspace(-8.33, 2.0, 32).tolist()),
         azimuths=900,
         max_range_m=80.0,
-        # Such that the same surfaces have the same intensities as on the other rigs once each is normalised by what is
-        # published of its dataset, as a model that was trained on one and used on another assumes.
+        # Chosen such that normalised intensities of a surface equal those on the other rigs, with the statistics that
+        # are published for each dataset. A model that is trained on one lidar and used on another assumes this.
         intensity_floor=0.17,
         intensity_scale=1.63,
         intensity_max=1.0,
@@ -224,7 +224,7 @@ PANDARGT_RIG = Rig(
     cameras=_PANDASET_CAMERAS[:1],
 )
 
-# As on SemanticPOSS' car: a Pandora of 40 beams, whose cameras are not part of the data.
+# As on SemanticPOSS' car: a Pandora with 40 beams; its cameras are not part of the dataset.
 POSS_RIG = Rig(
     lidar=LidarRig(
         channel="pandora",

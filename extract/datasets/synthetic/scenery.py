@@ -1,4 +1,4 @@
-"""What stands along the street: buildings, trees, hedges, poles, street furniture. Each function builds one `Body`."""
+"""Objects along the street: buildings, trees, hedges, poles, street furniture. Each function builds one `Body`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WINDOW: Colour = (0.20, 0.27, 0.34)
 
 @dataclass(frozen=True)
 class Quarter:
-    """How the buildings of a scene look; heights and widths are (lowest, highest) [m]."""
+    """The style of a scene's buildings; heights and widths are (lowest, highest) [m]."""
 
     name: str
     walls: tuple[Colour, ...]
@@ -129,7 +129,7 @@ def mound(rng: Generator) -> Body:
 
 
 def street_lamp(rng: Generator) -> Body:
-    """The arm reaches along +y."""
+    """A street lamp; the arm reaches along +y."""
     height = rng.uniform(5.5, 7.5)
     parts = (
         post(0, 0, 0, 0.32, 0.8, DARK_STEEL),
@@ -141,7 +141,7 @@ def street_lamp(rng: Generator) -> Body:
 
 
 def traffic_light(rng: Generator) -> Body:
-    """Lamps look along -x; the arm reaches along +y."""
+    """A traffic light; its lamps face -x, and the arm reaches along +y."""
     height, reach = rng.uniform(4.8, 5.6), rng.uniform(2.5, 4.0)
     yellow = Paint((0.75, 0.62, 0.14), reflectivity=0.3)
     parts = [post(0, 0, 0, 0.22, height, STEEL), rod((0, 0, height - 0.2), (0, reach, height - 0.1), 0.13, STEEL)]
@@ -154,7 +154,7 @@ def traffic_light(rng: Generator) -> Body:
 
 
 def sign(rng: Generator) -> Body:
-    """A road sign that looks along -x."""
+    """A road sign that faces -x."""
     height, board = rng.uniform(2.3, 2.8), shade(rng, [(0.10, 0.24, 0.66), (0.92, 0.90, 0.84), (0.80, 0.12, 0.10)])
     face = Paint(board, (0.95, 0.95, 0.95), Pattern.BANDS, (0.22, 0), 0.9, 0.95)
     return Body(MANMADE, (post(0, 0, 0, 0.09, height, STEEL), box(-0.06, 0, height - 0.7, (0.05, 0.7, 0.7), face)))

@@ -1,7 +1,8 @@
-"""Drives the ego vehicle through a world and takes its lidar sweeps and images.
+"""Drive the ego vehicle through a world and take its lidar sweeps and images.
 
 A sweep is motion compensated: all of its rays start at the lidar's pose at the sweep's timestamp and see the world
-of that instant. A camera fires at its own timestamp, from where the ego vehicle is then; what moves has moved on.
+of that instant. A camera fires at its own timestamp, from the ego vehicle's position at that time; moving objects have
+moved on.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ KEYFRAME_US = 500_000  # 2 Hz, as in nuScenes
 MAX_KEYFRAMES = 40  # the world is long enough for the 20 s of a nuScenes scene
 IMAGE_NOISE = 0.008
 NO_INSTANCE = 0
-_WORLD, _SWEEP, _IMAGE = range(3)  # what a random stream is for
+_WORLD, _SWEEP, _IMAGE = range(3)  # purposes of random streams
 
 
 class Sweep(NamedTuple):
@@ -40,7 +41,7 @@ class Sweep(NamedTuple):
 
 
 class Image(NamedTuple):
-    """One camera image, with the truth about each pixel's centre."""
+    """One camera image, with the ground truth at each pixel's centre."""
 
     rgb: np.ndarray  # (H, W, 3) uint8
     depth: np.ndarray  # (H, W) float32, along the optical axis [m]; inf for the sky
@@ -50,13 +51,13 @@ class Image(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
-    """A drive through a simulated world. Nothing is stored: every call computes its result anew, always the same.
+    """A drive through a simulated world. Nothing is stored: every call computes its result again, always the same.
 
     Attributes:
-        name: the scene's name; with the seed, it decides the content.
-        seed: of all scenes of a data set.
+        name: the scene's name; together with the seed, it determines the content.
+        seed: the seed of all scenes of a dataset.
         rig: the sensors.
-        world: what they see; object i has instance id i + 1.
+        world: the content of the scene; object i has instance id i + 1.
         ego: the track of the ego vehicle's origin.
         global_from_world: (4, 4) float64, from the scene's own coordinates to a map's.
         start_us: timestamp of the first sweep [us].
@@ -102,7 +103,7 @@ class Scene:
         return self.world.boxes(self._seconds(timestamp_us), margin_m)
 
     def part_centers(self, timestamp_us: int) -> np.ndarray:
-        """(P, 3) world positions of the centres of all parts at a timestamp [m]; `world.part_object` says whose."""
+        """World positions of the centres of all parts at a timestamp, (P, 3) [m]; `world.part_object` names objects."""
         return self.world.solids(self._seconds(timestamp_us)).center
 
     def _seconds(self, timestamp_us: int) -> float:
@@ -113,15 +114,15 @@ class Scene:
 
 
 def simulate_scene(name: str, *, seed: int = 0, rig: Rig = NUSCENES_RIG) -> Scene:
-    """Invent the scene of a name.
+    """Generate the scene of a name.
 
         scene = simulate_scene("scene-0001", seed=0)
         image = scene.render("CAM_FRONT", keyframe=3)
 
     Args:
-        name: any text; another name is another place.
-        seed: the same seed gives the same scenes.
-        rig: the sensors that see it; the world does not depend on them.
+        name: any text; each name gives another scene.
+        seed: random seed; the same seed gives the same scenes.
+        rig: the sensors; the world does not depend on them.
 
     Raises:
         DatasetError: a negative seed.
@@ -143,7 +144,7 @@ def simulate_scene(name: str, *, seed: int = 0, rig: Rig = NUSCENES_RIG) -> Scen
 
 
 def _generator(name: str, seed: int, *stream: int) -> np.random.Generator:
-    """Independent random streams, by what they are for: no result depends on which others were computed."""
+    """A random generator for one purpose: independent streams keep each result independent of other computations."""
     return np.random.default_rng([seed, zlib.crc32(name.encode()), *stream])
 
 
@@ -174,8 +175,8 @@ def _sweep(rig: LidarRig, world: World, world_from_lidar: np.ndarray, time_s: fl
 def _echo(
     rig: LidarRig, surface: Surface, forth: np.ndarray, distance: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Strength (N,) of what comes back along rays `forth` (3, N), 1 for a perfect reflector, and which of it is
-    heard: what is weak or far is lost more often."""
+    """The strength (N,) of the returns along rays `forth` (3, N), 1 for a perfect reflector, and which returns are
+    detected: weak and far ones are lost more often."""
     in_range = (distance > rig.min_range_m) & (distance < rig.max_range_m)
     incidence = np.clip(-(forth * surface.normal).sum(axis=0), 0, 1)
     strength = surface.reflectivity * (0.25 + 0.75 * incidence) * rng.lognormal(0, 0.35, len(distance))
@@ -205,8 +206,8 @@ def _image(
 
 
 def _sensor_noise(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """float32 noise of standard deviation `IMAGE_NOISE`: a stretch of a fixed table, which is far faster to read than
-    as many random numbers are to draw."""
+    """float32 noise of standard deviation `IMAGE_NOISE`, read from a random position of a fixed table, which is far
+    faster than drawing random numbers."""
     count = shape[0] * shape[1]
     start = int(rng.integers(len(_noise_table())))
     return np.resize(np.roll(_noise_table(), -start), count).reshape(shape)

@@ -13,7 +13,7 @@ import numpy as np
 
 from .texture import plane_noise
 
-GROUND_RANGE_M = 300.0  # the world ends there; beyond is haze
+GROUND_RANGE_M = 300.0  # the world ends here; beyond is haze
 KERB_STEPS = 14  # bisections of the stretch on which a ray passes through a kerb: far below a millimetre
 
 
@@ -112,7 +112,7 @@ class Street:
         return region
 
     def is_raised(self, x: np.ndarray, y: np.ndarray, distance=None, across=None) -> np.ndarray:
-        """Whether the ground at world x, y is a kerb higher than the road; `region` has two steps at hand already."""
+        """Whether the ground at world x, y is a kerb higher than the road; `region` passes intermediate values."""
         distance = np.abs(self.lateral(x, y)) if distance is None else distance
         raised = (distance > self.half_width) | (distance < self.median)
         maybe = np.flatnonzero(raised)
@@ -131,10 +131,10 @@ class Street:
         return np.where(self.is_raised(x, y), self.kerb_height, 0.0)
 
     def cast(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """t at which rays from above meet the ground, inf where they do not.
+        """t at which rays from above meet the ground, inf for rays that do not.
 
-        A ray that is above the raised ground where it sinks below the kerb's top lands there. Else it goes on to
-        the carriageway, unless it leaves it before: then it meets a kerb's face in between.
+        A ray that is above raised ground when it reaches the height of the kerb's top ends there. Otherwise it
+        continues to the carriageway, unless it leaves the carriageway before: then it meets a kerb's face in between.
 
         Args:
             origin: (3,) world [m].
@@ -157,8 +157,8 @@ class Street:
     def _kerb_or_road(self, top, bottom, level, x, y, dx, dy) -> np.ndarray:
         """t of the first kerb that rays meet between `top` and `bottom`, else `bottom`.
 
-        A flat ray could pass a whole island between the two, so long stretches are looked at in steps; corners that
-        it cuts between two steps are lost, about one ray in a thousand.
+        A flat ray could pass a complete island between the two, so long stretches are tested in steps. Corners that
+        it cuts between two steps are missed, for about one ray in a thousand.
         """
         reached, met = bottom.copy(), self.is_raised(*_at(bottom, x, y, dx, dy))
         long = np.flatnonzero((bottom - top) * level > self.median)
@@ -176,7 +176,7 @@ class Street:
         return reached
 
     def look(self, x: np.ndarray, y: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the ground looks like at world x, y (N,), `region` (N,).
+        """The appearance of the ground at world x, y (N,), `region` (N,).
 
         Returns:
             Albedo (3, N) float32 in [0, 1], and reflectivity for the lidar (N,) float32 in [0, 1].
@@ -195,7 +195,7 @@ class Street:
         return colour, reflectivity * (1 + grain * fine)
 
     def _accent(self, x: np.ndarray, y: np.ndarray, region: np.ndarray, coarse: np.ndarray) -> np.ndarray:
-        """Share of the second colour, (N,) float32: paint on the road, joints, bare soil."""
+        """Fraction of the second colour, (N,) float32: paint on the road, joints, bare soil."""
         s, d, across = self.along(x, y), self.lateral(x, y), np.abs(self.across(x, y))
         joints = (np.mod(s, 1.5) < 0.06) | (np.mod(d, 1.5) < 0.06)
         bricks = (np.floor(s / 0.5).astype(np.int32) + np.floor(d / 0.25).astype(np.int32)) & 1

@@ -1,6 +1,6 @@
-"""What a ray finds where it ends: class, object, orientation, colour and reflectivity of the surface there.
+"""The surface at the end of a ray: its class, object, orientation, colour and reflectivity.
 
-Cameras and lidars both ask here, so that they cannot disagree.
+Cameras and lidars both use this module, so that they cannot disagree.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .street import REGION_CATEGORY, Region
 from .texture import solid_noise
 from .world import World
 
-SKY = 255  # category of rays that end nowhere; nuScenes has no such id
+SKY = 255  # category of rays that meet nothing; nuScenes does not use this id
 
 
 class Surface(NamedTuple):
-    """Where N rays end. Vectors have their axis first: x, y, z and red, green, blue are arrays of their own."""
+    """The surfaces at the ends of N rays. Vectors have their axis first, so that x, y, z are separate arrays."""
 
     points: np.ndarray  # (3, N) world [m]
     normal: np.ndarray  # (3, N) float32, unit, world
@@ -71,7 +71,7 @@ def _ground(world: World, points: np.ndarray, directions: np.ndarray) -> tuple[n
     is_face = np.flatnonzero((z > 0.003) & (z < street.kerb_height - 0.003))
     level = directions[:2, is_face] / np.hypot(*directions[:2, is_face])
     x, y = x.copy(), y.copy()
-    x[is_face] += 0.02 * level[0]  # a kerb's face belongs to what lies behind it
+    x[is_face] += 0.02 * level[0]  # a kerb's face belongs to the ground behind it
     y[is_face] += 0.02 * level[1]
     region = street.region(x, y)
     region[is_face[region[is_face] == Region.ROAD]] = Region.SIDEWALK  # rounding left the point before the kerb
@@ -142,7 +142,7 @@ def _box_gradient(local: np.ndarray, lean: list[np.ndarray]) -> np.ndarray:
 
 
 def _accent(world: World, part, local, half_extent, gradient, noise) -> np.ndarray:
-    """Share of the second colour at each point, (N,) float32."""
+    """Fraction of the second colour at each point, (N,) float32."""
     accent = np.zeros(len(part), dtype=np.float32)
     pattern = world.paints.pattern[part]
     patterned = np.flatnonzero(pattern)

@@ -1,4 +1,4 @@
-"""Fixed noise that procedural textures are made of: tiling tables, read at world-anchored positions."""
+"""Fixed noise for procedural textures: tiling tables that are read at world positions."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def motorcycle(rng: Generator, attribute: str) -> Body:
 
 
 def _rider(rng: Generator, seat: float, jacket: Paint, x: float) -> list[Part]:
-    """Somebody on a two-wheeler; nuScenes counts riders as part of it."""
+    """A rider on a two-wheeler; in nuScenes, riders are part of the vehicle."""
     parts = [part.moved(x=x) for part in _figure(rng, 0.98, seat, jacket, lean=0.22)]
     for side in (-1, 1):
         knee = (x + 0.40, side * 0.20, seat - 0.12)

@@ -1,4 +1,4 @@
-"""A scene's content as arrays: the street, the objects on it and how they move, and the light.
+"""A scene's content as arrays: the street, its objects and their motion, and the light.
 
 World coordinates are local to the scene: z up, the street's s = 0 at the origin, heading along x.
 """
@@ -68,7 +68,7 @@ class Paints:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """What the sensors of one scene look at. Object i has instance id i + 1; 0 is ground and sky."""
+    """Everything that the sensors of one scene see. Object i has instance id i + 1; 0 is ground and sky."""
 
     street: Street
     light: Light
@@ -91,11 +91,11 @@ class World:
 
     @cached_property
     def is_moving(self) -> np.ndarray:
-        """(O,) bool."""
+        """Which objects move, (O,) bool."""
         return self._tracks[:, 3] != 0
 
     def object_poses(self, time_s: float) -> tuple[np.ndarray, np.ndarray]:
-        """Where all objects are: position (O, 3) [m] of their origins and heading (O,) [rad], in the world."""
+        """The poses of all objects in the world: position (O, 3) [m] of their origins, and heading (O,) [rad]."""
         s, d, turn, speed = self._tracks.T
         x, y, heading = self.street.pose(s + speed * time_s, d)
         on_road = ~np.isin(self.category, WALKERS) & self.is_moving

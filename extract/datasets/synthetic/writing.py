@@ -1,4 +1,4 @@
-"""What every layout needs: the scenes by name, and a folder that is whole or not there."""
+"""Common to all layouts: the names of the scenes, and a folder that is written atomically."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Writer(Protocol):
         ...
 
     def finish(self) -> None:
-        """Write what can only be written at the end."""
+        """Write the files that need all scenes."""
         ...
 
 
 def write_scenes(
     root: str | Path, writer: Callable[[Path], Writer], rig: Rig, scenes: Sequence[str], keyframes: int, seed: int
 ) -> None:
-    """Write scenes to a hidden folder next to `root`, which is renamed at the end: `root` is never half a data set.
+    """Write scenes to a temporary folder next to `root`, which is renamed at the end, so `root` is always complete.
 
     Raises:
         DatasetError: an argument out of range, a `root` that is in use, or a folder that cannot be written.
@@ -69,10 +69,10 @@ def write_scenes(
 def scene_names(
     train_scenes: int, val_scenes: int, most_train: int | None = None, most_val: int | None = None
 ) -> tuple[list[str], list[str]]:
-    """The first names of nuScenes' train and val splits: in every layout the same scenes, since a scene is its name.
+    """The first names of nuScenes' train and val splits; a scene depends on its name, so all layouts have the same.
 
     Raises:
-        DatasetError: fewer than one and none, or more than a layout has room for.
+        DatasetError: fewer than one scene of train, a negative number, or more than the layout has room for.
     """
     train, val = devkit_splits()["train"], devkit_splits()["val"]
     _check_range("train_scenes", train_scenes, 1, most_train or len(train))
@@ -81,10 +81,10 @@ def scene_names(
 
 
 def with_images(rig: Rig, image_shape: tuple[int, int] | None) -> Rig:
-    """The rig with images of (H, W) [px]; None for its own.
+    """The rig with images of (H, W) [px]; None keeps the rig's size.
 
     Raises:
-        DatasetError: not two whole numbers, or out of range.
+        DatasetError: not two integers, or out of range.
     """
     if image_shape is None:
         return rig
@@ -96,7 +96,7 @@ def with_images(rig: Rig, image_shape: tuple[int, int] | None) -> Rig:
 
 
 def save_jpeg(rgb: np.ndarray, path: Path) -> None:
-    """Save (H, W, 3) uint8 with little loss."""
+    """Save an image (H, W, 3) uint8 as JPEG of high quality."""
     PilImage.fromarray(rgb).save(path, **JPEG)
 
 

@@ -219,6 +219,9 @@ def test_what_cannot_be_gathered_is_a_warning(path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         create_store(path, "part-0-of-1").gather_indexes()
     assert "the indexes are not gathered, so that readers take longer to begin" in caplog.text
+    assert create_store(path, "part-0-of-1").set_aside(SCANS, 0) is not None  # it is in nobody's way
+    removal_of_teacher(open_store(path), "t").run()
+    assert not open_store(path).teachers
 
 
 def test_verify_passes_over_it_and_names_a_damaged_one_as_stray(path):
