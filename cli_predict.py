@@ -34,11 +34,20 @@ def lidar_names() -> list[str]:
     cls=Verb,
     epilog="scalr predict --model runs/finetune/model.safetensors --dataset nuscenes scans/ --out predictions",
 )
-@click.argument("scans", type=path, nargs=-1, required=True)
+@click.argument(
+    "scans",
+    type=path,
+    nargs=-1,
+    required=True,
+    help="Files (.bin, .pcd.bin, .pcd, .ply, .npy, .npz; .pkl.gz of PandaSet), folders, which are searched, or patterns"
+    " in quotes, for example 'scans/**/*.bin'.",
+)
 @under(
     "Network",
-    click.option("--model", type=path, help="model.safetensors of a probing or finetuning: classes are written."),
-    click.option("--student", type=path, help="student.safetensors of a distillation: features are written."),
+    click.option(
+        "--model", type=path, help="File model.safetensors of linear probing or finetuning: classes are written."
+    ),
+    click.option("--student", type=path, help="File student.safetensors of a distillation: features are written."),
 )
 @under(
     "Scans",
@@ -105,12 +114,9 @@ def lidar_names() -> list[str]:
     device_option,
 )
 @json_option
-@going_on_later("finished scans stay")
+@going_on_later("finished scans are kept")
 def predict(scans: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Predict the class of every point of lidar scans, or write a student's features.
-
-    SCANS are files (.bin, .pcd.bin, .pcd, .ply, .npy, .npz; .pkl.gz of PandaSet), folders, which are searched, or
-    patterns in quotes, such as 'scans/**/*.bin'.
 
     To continue an interrupted run, run the same command again. Finished scans are kept.
     """

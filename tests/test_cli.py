@@ -671,7 +671,7 @@ def test_ctrl_c_and_sigterm_leave_a_store_that_resumes(synthetic_world, tmp_path
         (
             "scalr.evaluate.predict.predict",
             "predict --model m scan.bin",
-            "finished scans stay. Run the same command again to go on",
+            "finished scans are kept. Run the same command again to continue",
         ),
     ],
 )

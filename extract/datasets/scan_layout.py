@@ -49,8 +49,8 @@ def refuse_other_layout(points: np.ndarray, path: Path) -> None:
             f"the values are no lidar scan with {points.shape[1]} float32 per point, but one with {columns}"
             f" {name} per point",
             where=path,
-            fix="Write the file in the dataset's own layout, use the dataset reader that fits the file, or pass --columns"
-            " to 'scalr predict'.",
+            fix="Write the file in the dataset's own layout, use the dataset reader that fits the file, or pass"
+            " --columns to 'scalr predict'.",
         )
     by_columns = points.reshape(points.shape[::-1]).T
     if _are_coordinates(by_columns) and min(_distances(by_columns)) > APART:
