@@ -489,7 +489,9 @@ def test_wrong_inputs_of_later_stages(tmp_path, synthetic_world):
 )
 def test_what_the_system_refuses_anywhere_is_one_line(monkeypatch, tmp_path, number, advice):
     calls_of(monkeypatch, check_module, "check", OSError(number, os.strerror(number), str(tmp_path / "a")))
-    assert_one_line_error(scalr("check", "--root", tmp_path), f"{tmp_path}/a: the operating system reports an error (", advice)
+    assert_one_line_error(
+        scalr("check", "--root", tmp_path), f"{tmp_path}/a: the operating system reports an error (", advice
+    )
 
 
 def test_a_package_that_is_not_installed_is_one_line(monkeypatch, tmp_path):
