@@ -38,9 +38,9 @@ def explained(path: Path, error: type[ScalrError], *, missing: str) -> Iterator[
         raise error("the weights file is missing", where=path, fix=missing) from None
     except pickle.UnpicklingError as problem:
         raise error(
-            f"the file is damaged, or holds more than tensors, which could run code{_what_it_names(problem)}",
+            f"the file is damaged, or holds objects besides tensors, which could run code{_what_it_names(problem)}",
             where=path,
-            fix="Copy it again, or save the model's state_dict alone.",
+            fix="Copy the file again, or save only the state_dict of the model.",
         ) from None
     except Exception as problem:  # each library raises its own types
         raise error(

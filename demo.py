@@ -67,7 +67,7 @@ def run_demo(out: Path, seed: int = 0, weights: str | None = None) -> DemoRun:
         ScalrError: `out` exists already, or the weights cannot be loaded.
     """
     if out.exists():
-        raise ScalrError("the folder is there already", where=out, fix="Remove it, or choose another --out.")
+        raise ScalrError("the folder exists already", where=out, fix="Remove the folder, or choose another --out.")
     weights = weights or ("hub" if hub_answers() else "random")
     load_teacher(TEACHER, image_size=IMAGE_SIZE, weights=weights)  # wrong weights are an error before any work
     steps, recipe = Steps(), load_recipe(RECIPE, [f"training.seed={seed}"])

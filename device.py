@@ -24,7 +24,7 @@ def resolve_device(name: str) -> torch.device:
         (numbers @ numbers).cpu()  # the device "meta" has shapes only
     except Exception as error:  # torch raises many types: missing backends, missing modules
         raise ScalrError(
-            f"no device '{name}' here ({textwrap.shorten(str(error), 100, placeholder=' …')})",
+            f"device '{name}' cannot be used here ({textwrap.shorten(str(error), 100, placeholder=' …')})",
             where="--device",
             fix="Use auto, cpu or cuda.",
         ) from None

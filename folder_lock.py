@@ -85,7 +85,7 @@ class Lock:
         """
         if not self._path.exists():
             raise StudentError(
-                "another run has begun here, since this one did not answer for a while",
+                "another run has started in this folder, because this run did not respond for more than a minute",
                 where=self.folder,
                 fix="Choose another --out for one of them.",
             )
@@ -169,7 +169,7 @@ def _hold(folder: Path) -> Lock:
             break
         time.sleep(random.uniform(0.02, 0.5))  # both have seen each other: the one that retries first gets the folder
     raise StudentError(
-        f"another run is at work here: {rival}", where=folder, fix="Choose another --out, or wait until it ends."
+        f"another run writes to this folder: {rival}", where=folder, fix="Choose another --out, or wait until it ends."
     )
 
 

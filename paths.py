@@ -32,16 +32,18 @@ def expanded(path: str | os.PathLike, error: type[ScalrError] = ScalrError) -> P
     """
     written = os.fsdecode(path)
     if "\0" in written:
-        raise error("a path with a NUL character", where=repr(written[:80]), fix="Write it without that character.")
+        raise error(
+            "the path holds a NUL character", where=repr(written[:80]), fix="Write the path without this character."
+        )
     if not written:
-        raise error("a path that is empty", where=repr(written), fix="Name a file or folder; . is the current one.")
+        raise error("the path is empty", where=repr(written), fix="Name a file or folder; . is the current folder.")
     filled = written if os.path.lexists(written) else _with_home(_with_variables(written, error), error)
     _refuse_url(filled, error)
     if ARCHIVE.fullmatch(filled) and not os.path.isdir(filled):
         raise error(
-            "the name of an archive, and only files and folders are read and written",
+            "archives are not read or written",
             where=filled,
-            fix="Unpack it and give what was in it, or give what is to be written another name.",
+            fix="Unpack the archive and pass its folder; for output, choose another name.",
         )
     return Path(filled)
 
@@ -54,7 +56,9 @@ def below(folder: Path, name: str, error: type[ScalrError] = ScalrError) -> Path
     """
     if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
         raise error(
-            f"the name {name!r} would lead out of the folder", where=folder, fix="Correct it in the dataset's files."
+            f"the name {name!r} in the dataset's tables leads out of the folder",
+            where=folder,
+            fix="Correct the name in the dataset's tables.",
         )
     return folder / name
 
@@ -63,7 +67,9 @@ def _with_variables(written: str, error: type[ScalrError]) -> str:
     for name in (match[1] or match[2] for match in VARIABLE.finditer(written)):
         if not os.environ.get(name):
             raise error(
-                f"the environment variable '{name}' is not set", where=written, fix="Set it, or write the whole path."
+                f"the environment variable '{name}' is not set",
+                where=written,
+                fix="Set the variable, or write the full path.",
             )
     return VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], written)
 
@@ -71,7 +77,11 @@ def _with_variables(written: str, error: type[ScalrError]) -> str:
 def _with_home(written: str, error: type[ScalrError]) -> str:
     filled = os.path.expanduser(written)
     if filled.startswith("~"):
-        raise error("its home folder is not known", where=written, fix="Write the whole path, or ./~ for such a name.")
+        raise error(
+            "the home folder of ~ is not known",
+            where=written,
+            fix="Write the full path, or ./~ for a file that is named so.",
+        )
     return filled
 
 
@@ -80,9 +90,9 @@ def _refuse_url(path: str, error: type[ScalrError]) -> None:
         scheme, rest = match[1], path[match.end() :]
         is_file = scheme.lower() == "file"
         rest = rest.removeprefix("localhost/") if is_file else rest
-        copy = "Copy it to a disk, or mount it as a folder: docs/batch.md, 'Object storage', says how."
+        copy = "Copy the data to a disk, or mount them as a folder; docs/batch.md, 'Object storage', says how."
         raise error(
-            "a URL, and only files and folders are read and written",
+            "URLs are not read or written",
             where=f"{scheme}://{'/' * is_file}{rest}",
             fix=f"Pass /{rest}." if is_file else copy,
         )

@@ -28,8 +28,8 @@ FORMAT = "scalr-student-2"
 WITHOUT_DIGESTS = "scalr-student"  # the format of files from before digests were introduced
 TENSORS_DIGEST, HEADER_DIGEST = "tensors_sha256", "header_sha256"
 PASS_ONE = "Pass the student.safetensors of a 'scalr distill' run."
-COPY_OR_TRAIN = "Copy or train it again."
-MAKE_ONE = "Run 'scalr convert' first, to make a student.safetensors of an official file."
+COPY_OR_TRAIN = "Copy the file again, or train the student again."
+MAKE_ONE = "Run 'scalr convert' first: it converts an official file to a student.safetensors."
 
 
 def save_student(student: Student, path: str | Path, provenance: dict) -> None:
@@ -76,11 +76,11 @@ def load_student(path: str | Path) -> Student:
         student.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StudentError(
-            f"its tensors and its configuration do not fit ({shortened(error)})",
+            f"the tensors of the file do not fit its configuration ({shortened(error)})",
             where=path,
-            fix="Train or convert it again.",
+            fix="Train or convert the student again.",
         ) from None
-    require_finite(tensors, path, "Train or convert it again.")
+    require_finite(tensors, path, "Train or convert the student again.")
     return student.eval()
 
 
@@ -101,7 +101,9 @@ def student_provenance(path: str | Path) -> dict:
         return json.loads(header["provenance"])
     except (KeyError, ValueError) as error:
         raise StudentError(
-            f"it does not say what it was trained on ({shortened(error)})", where=path, fix=COPY_OR_TRAIN
+            f"the file does not record what the student was trained on ({shortened(error)})",
+            where=path,
+            fix=COPY_OR_TRAIN,
         ) from None
 
 
@@ -124,7 +126,7 @@ def require_finite(tensors: Mapping[str, torch.Tensor], path: str | Path, fix: s
 def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
     """Header and tensors of a file, after a check of their digests."""
     if not path.is_file():
-        raise StudentError("no student here", where=path, fix=PASS_ONE)
+        raise StudentError("no student file exists here", where=path, fix=PASS_ONE)
     try:
         with path.open("rb") as opened, safe_open(_name_for_safetensors(path, opened), framework="pt") as file:
             header = file.metadata() or {}
@@ -133,7 +135,7 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
         fix = remedy(error, MAKE_ONE if path.suffix in (".pth", ".pt") else COPY_OR_TRAIN)
         raise StudentError(f"the file cannot be read ({error})", where=path, fix=fix) from None
     if header.get("format") not in (FORMAT, WITHOUT_DIGESTS):
-        raise StudentError("a safetensors file, but not a student of scalr", where=path, fix=PASS_ONE)
+        raise StudentError("the file is a safetensors file, but not a student of scalr", where=path, fix=PASS_ONE)
     _check_digests(header, values if tensors else None, path)
     return header, values
 
@@ -150,12 +152,14 @@ def _name_for_safetensors(path: Path, opened: BinaryIO) -> str:
 def _check_digests(header: Mapping[str, str], tensors: Mapping[str, torch.Tensor] | None, path: Path) -> None:
     if header["format"] == WITHOUT_DIGESTS:
         if tensors is not None:
-            logger.warning("%s: written before students had digests; nothing shows whether it is as it was", path)
+            logger.warning(
+                "%s: the file has no digest, so that damage cannot be found: an older release wrote it", path
+            )
         return
     same = header.get(HEADER_DIGEST) == _header_digest(header)
     if not same or (tensors is not None and header[TENSORS_DIGEST] != tensors_digest(tensors)):
         raise StudentError(
-            f"its {'tensors' if same else 'header values'} are not those that were written (their SHA-256 differs)",
+            f"the {'tensors' if same else 'header values'} of the file changed since it was written (other SHA-256)",
             where=path,
             fix=COPY_OR_TRAIN,
         )

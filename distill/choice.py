@@ -113,9 +113,9 @@ def _require_as_started(started: Started, wanted: Wanted, num_stores: int) -> No
     )
     if differing:
         raise StudentError(
-            f"the run was started otherwise: {differing}",
+            f"the run in --out was started with other options: {differing}",
             where=started.path,
-            fix="Resume it with its own command, or choose another --out.",
+            fix="Resume the run with the options that it was started with, or choose another --out.",
         )
 
 
@@ -143,8 +143,10 @@ def _sources_of(store: FeatureStore, name: str | None) -> tuple[Source, ...]:
     if name is not None and (wanted := _wanted(name, splits)) <= {*splits}:
         return tuple(source for source in store.sources if source.split in wanted)
     found = ", ".join(splits) or "none"
-    problem = "which split" if name is None else f"no split '{name}'"
-    raise StoreError(f"{problem}? The store has: {found}", where=store.path, fix="Pass --split with one of them.")
+    problem = "no --split is given" if name is None else f"no split '{name}'"
+    raise StoreError(
+        f"{problem}, and the store has the splits: {found}", where=store.path, fix="Pass --split with one of them."
+    )
 
 
 def _wanted(name: str, splits: Collection[str]) -> set[str]:
@@ -161,9 +163,9 @@ def _require_complete(chosen: Chosen) -> None:
         if missing:
             what = "scans" if kind == SCANS else f"targets of {kind}"
             raise StoreError(
-                f"{len(missing)} of {len(blocks)} blocks have no {what}: this file of the first one is missing",
+                f"block {missing[0]} lacks {what}, as {len(missing)} of {len(blocks)} blocks do: this file is missing",
                 where=index_path(chosen.store.path, kind, missing[0]),
-                fix="Run the same 'scalr extract' again: it goes on where it stopped.",
+                fix="Repeat the 'scalr extract' command that wrote the store: it completes the extraction.",
             )
 
 

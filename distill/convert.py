@@ -51,20 +51,22 @@ def convert(source: Path, target: Path, recipe: Recipe | None = None, activation
     """
     source, target = (expanded(path, StudentError) for path in (source, target))
     if target.exists():
-        raise StudentError("a file is there already", where=target, fix="Choose another name.")
+        raise StudentError("the file exists already", where=target, fix="Choose another name for the file.")
     if target.suffix not in TARGETS:
         raise StudentError(
-            f"no kind of file has the suffix '{target.suffix}'", where=target, fix=f"Use one of {', '.join(TARGETS)}."
+            f"'{target.suffix}' is not the suffix of a format that 'scalr convert' writes",
+            where=target,
+            fix=f"Use one of {', '.join(TARGETS)}.",
         )
     if (source.suffix == ".safetensors") == (target.suffix == ".safetensors"):
         raise StudentError(
-            f"it would be made from '{source.name}', a file of the same kind",
+            f"TARGET has the same format as SOURCE, '{source.name}'",
             where=target,
-            fix="Name one file .safetensors, the student; the other .pth or .pt, an official file, or .pt2, to export.",
+            fix="Name the student .safetensors and the other file .pth or .pt (official checkpoint) or .pt2 (export).",
         )
     if target.suffix != ".safetensors" and (recipe, activation) != (None, None):
         raise StudentError(
-            "a student's file says itself what it is",
+            "SOURCE is a student, whose file records backbone, inputs and activation",
             where=source,
             fix="Leave out --recipe, --set and --activation, which are for official files.",
         )
@@ -94,9 +96,9 @@ def require_of_inputs(overrides: Iterable[str]) -> None:
         key, _, _ = override.partition("=")
         if key != "student.backbone" and not key.startswith("inputs."):
             raise StudentError(
-                f"{key} has no effect here: what the network is, its file says",
+                f"{key} has no effect here: the network is recorded in the file",
                 where="--set",
-                fix="Leave it out, or use --activation where it is of student.activation.",
+                fix="Leave out this key; for student.activation pass --activation.",
             )
 
 
@@ -147,7 +149,7 @@ def _inputs(config: BackboneConfig, said: Mapping[str, Any], given: ScanInputs |
     ]
     if differences:
         raise StudentError(
-            f"it was trained with other inputs ({'; '.join(differences)})",
+            f"the file records other inputs than the recipe ({'; '.join(differences)})",
             where=path,
             fix="Leave --recipe and --set out, or set the file's values.",
         )
@@ -158,9 +160,9 @@ def _files(backbone: str, path: Path) -> OfficialFiles:
     found = backbone_class(backbone)
     if found.official is None:
         raise StudentError(
-            f"there are no official files of the backbone {backbone}",
+            f"the backbone {backbone} has no official file format",
             where=path,
-            fix="Use the .safetensors files of 'scalr distill', or write its attribute official.",
+            fix="Use the .safetensors file of 'scalr distill', or write the attribute official of the backbone.",
         )
     return found.official
 
@@ -171,7 +173,7 @@ def _files_with(tensors: Mapping[str, torch.Tensor], path: Path) -> OfficialFile
     counts = [len([name for name in tensors if _own_name(name).startswith(files.parts)]) for files in known]
     if not any(counts):
         raise StudentError(
-            "there is no backbone in it that scalr knows",
+            "the file has no backbone that scalr knows",
             where=path,
             fix=f"Pass an official checkpoint of {', or of '.join(files.source for files in known)}.",
         )
@@ -275,7 +277,7 @@ def _without_prefix(
             firsts.setdefault(PREFIX.match(name)[0], name)
     if len(firsts) > 1:
         raise StudentError(
-            f"which one is the student? Names begin in several ways ({', '.join(firsts.values())})",
+            f"the file holds several models: names of its tensors begin in several ways ({', '.join(firsts.values())})",
             where=path,
             fix="Pass a file with the tensors of one model alone.",
         )
@@ -292,7 +294,7 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     named = isinstance(values, dict) and all(isinstance(name, str) for name in values)
     if not named or not all(map(_has_real_numbers, values.values())):
         raise StudentError(
-            f"there is no {', '.join(WRAPPERS)} with tensors in it", where=path, fix="Pass an official checkpoint."
+            f"the file has no {', '.join(WRAPPERS)} with tensors", where=path, fix="Pass an official checkpoint."
         )
     return content, values
 

@@ -242,7 +242,7 @@ class DistillDataset(Dataset):
         return StoreError(
             f"views {rows} keep no point inside the field of view",
             where=self._cameras_of(rows),
-            fix="Enlarge the field of view: the recipe's inputs, such as inputs.fov_min_m and inputs.fov_max_m.",
+            fix="Enlarge the field of view, for example inputs.fov_min_m and inputs.fov_max_m of the recipe.",
         )
 
     def _no_segment(self, rows: list[int]) -> StoreError:
@@ -340,7 +340,7 @@ def _views_by_frame(store: FeatureStore, teachers: Sequence[str], sources: Seque
     rows = np.flatnonzero(used)
     if not len(rows):
         raise StoreError(
-            f"no view with targets of {' and '.join(teachers)}",
+            f"no view of the store has targets of {' and '.join(teachers)}",
             where=store.path,
             fix=f"Run 'scalr extract {' '.join(f'--teacher {teacher}' for teacher in teachers)}' first.",
         )

@@ -58,7 +58,9 @@ def as_float32(values: ArrayLike, what: str, *, where: str, wanted: str) -> np.n
         array = np.ma.asanyarray(values) if np.ma.isMaskedArray(values) else np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths; a tensor on a GPU
         raise StudentError(
-            f"{what} are no array ({shortened(error)})", where=where, fix="Pass a numpy array or a list of rows"
+            f"{what} are not an array of numbers ({shortened(error)})",
+            where=where,
+            fix="Pass a numpy array or a list of rows",
         ) from None
     if array.dtype.kind not in "fiu":
         raise StudentError(f"{what} are {array.dtype}, not numbers", where=where, fix=wanted)
@@ -78,11 +80,13 @@ def require_points(points: np.ndarray) -> None:
     """
     if points.ndim != 2 or points.shape[1] != 4:
         raise StudentError(
-            f"points have shape {points.shape}", where="scan", fix="Pass (N, 4): x, y, z in metres and raw intensity"
+            f"points have shape {points.shape}",
+            where="scan",
+            fix="Pass an array of shape (N, 4): x, y, z in metres and raw intensity",
         )
     if len(points) == 0:
         raise StudentError(
-            "no point is left inside the field of view",
+            "no point of the scan is inside the field of view",
             where="scan",
             fix="Leave this scan out, or enlarge the field of view of the student's inputs.",
         )
@@ -96,5 +100,7 @@ def check_finite(values: np.ndarray) -> None:
     if not np.isfinite(total) and not np.isfinite(values).all():
         count = int((~np.isfinite(values)).any(axis=1).sum())
         raise StudentError(
-            f"{count} of {len(values)} points are not finite", where="scan", fix="Remove these rows before the student"
+            f"{count} of {len(values)} points are not finite",
+            where="scan",
+            fix="Remove these rows before the scan is given to the student",
         )

@@ -173,11 +173,12 @@ class Checkpoints:
         of_before = _damage_seen_by_any(self.before)
         if of_before:
             raise StudentError(
-                f"no checkpoint to go on from: it {of_last}, and the one before, {self.before.name}, {of_before}",
+                f"no checkpoint can be resumed: this one {of_last}, and the one before, {self.before.name},"
+                f" {of_before}",
                 where=self.path,
-                fix="Remove both to begin anew, or choose another --out.",
+                fix="Remove both files to start again, or choose another --out.",
             )
-        logger.warning("%s %s: going on from the checkpoint before, %s", self.path, of_last, self.before)
+        logger.warning("%s %s: continuing from the previous checkpoint, %s", self.path, of_last, self.before)
         self._keeps_last = False  # it would replace the undamaged one
         return self.before
 

@@ -83,6 +83,16 @@ class ObjectiveConfig(Settings, section="objective"):
         return TargetParts(pairs=has_head, segments=True, means=not has_head, directions=self.loss == "st_slidr")
 
 
+def unrelated_loss(config: ObjectiveConfig) -> float | None:
+    """The loss of features at right angles to their targets; None for losses of several pairs at once.
+
+    >>> [unrelated_loss(ObjectiveConfig(loss=name)) for name in ("cosine", "contrastive")]
+    [1.0, None]
+    """
+    loss, (feature, target) = OF_EACH_PAIR.get(config.loss), torch.eye(2).split(1)
+    return None if loss is None else loss(feature, target).item()
+
+
 class _Losses(NamedTuple):
     """The losses of a batch, one per pair or segment; the loss of the batch is their weighted mean."""
 

@@ -55,7 +55,8 @@ def joined_processes(device_name: str) -> Iterator[torch.device]:
         raise ScalrError(
             f"another process of this run ended, or no longer answers ({shortened(error)})",
             where=f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}",
-            fix="Look for the error of the process that ended first, then run the same command with --resume.",
+            fix="Look in the log for the error of the process that ended first, then run the same command"
+            " with --resume.",
         ) from None
     finally:
         dist.destroy_process_group()
@@ -66,7 +67,8 @@ def _meet(backend: str) -> None:
         dist.init_process_group(backend, timeout=PATIENCE, **_meeting_place())
     except RuntimeError as error:  # torch's DistError, or an error of gloo, which has no class
         raise ScalrError(
-            f"the {os.environ['WORLD_SIZE']} processes of this run did not meet ({shortened(error)})",
+            f"the {os.environ['WORLD_SIZE']} processes of this run could not connect to each other"
+            f" ({shortened(error)})",
             where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
             fix="Check that torchrun runs on all --nnodes nodes with one --rdzv-id and --rdzv-endpoint, and that nodes"
             " reach each other.",

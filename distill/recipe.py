@@ -80,7 +80,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
             changed.setdefault(section, {})[option] = parsed(value)
         except yaml.YAMLError:
             raise StudentError(
-                f"the value of {shown(override)} is not YAML", where="--set", fix="Quote it for the shell."
+                f"the value of {shown(override)} is not YAML", where="--set", fix="Quote the value for the shell."
             ) from None
     return _build(on_base(read_recipe(name), changed), where=name)
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import torch
 
 from ..checkpoint_files import tensors_digest
+from ..counted import counted
 from ..errors import StudentError
 from ..extract.plan import frames_digest
 from ..extract.statistics import TeacherStatistics
@@ -25,7 +26,7 @@ from .checkpoint import load_student, save_student, student_provenance
 from .choice import KIND, Chosen, Wanted, choose, started
 from .dataset import DistillCollate, DistillDataset, SampleId
 from .interruption import Checkpoints
-from .objective import DistillObjective
+from .objective import DistillObjective, unrelated_loss
 from .processes import joined_processes, locked_by_first, num_processes, process_index, summed
 from .recipe import Recipe, recipe_values
 from .run_record import CONFIG, STATISTICS, TARGETS, RunRecord, read_record, run_record, write_record
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 STUDENT = "student.safetensors"
 CHECKPOINT = "checkpoint.pt"
+MUCH_WAITING = 0.1  # fraction of the time above which more workers would shorten a run
 SEEDS_APART = 1_000_003  # between the seeds of two stores in one run
 ROWS_AS_TEXT = 1 << 16  # rows of a store's views that become text at a time
 # Keys of `training` that say how the machine is used: a resumed run may have other values.
@@ -73,7 +75,7 @@ class DistillConfig(Settings):
                 raise StudentError(
                     f"the store {path} is given twice",
                     where="--cache",
-                    fix="Name each --cache once; sampling.store_weights says how often each is learnt from.",
+                    fix="Pass each --cache once; sampling.store_weights sets how often each store is sampled.",
                 )
 
 
@@ -84,6 +86,7 @@ class DistillSummary:
     student: Path
     losses: list[float] = field(repr=False)
     data_wait: float | None = None  # None if the run had already finished
+    unrelated_loss: float | None = None  # see `objective.unrelated_loss`
 
     def as_json(self) -> dict:
         """Plain JSON values."""
@@ -92,10 +95,15 @@ class DistillSummary:
     def as_text(self) -> str:
         """Lines for the command line."""
         if not self.losses:
-            return f"{self.student}: finished; log.csv does not have its losses any more"
-        text = f"{self.student}: loss {self.losses[0]:.3f} -> {self.losses[-1]:.3f}, {len(self.losses)} steps"
-        waited = "" if self.data_wait is None else f"\n{self.data_wait:.1%} of the time was spent waiting for data"
-        return text + waited
+            return f"{self.student}: finished; log.csv does not have the losses any more"
+        steps = counted(len(self.losses), "step")
+        text = f"{self.student}: {steps}, loss {self.losses[0]:.3f} (first step), {self.losses[-1]:.3f} (last)"
+        if self.unrelated_loss is not None:
+            text += f"; unrelated features give {self.unrelated_loss:.2f}"
+        if self.data_wait is not None:
+            text += f"\n{self.data_wait:.1%} of the time was spent waiting for data"
+            text += ": increase training.workers" if self.data_wait > MUCH_WAITING else ""
+        return text
 
 
 def distill(config: DistillConfig) -> DistillSummary:
@@ -112,9 +120,13 @@ def distill(config: DistillConfig) -> DistillSummary:
     path = config.out / STUDENT
     with joined_processes(config.device) as device, locked_by_first(config.out):
         if path.exists() and not config.resume:
-            raise StudentError("a student is there already", where=path, fix="Choose another --out.")
+            raise StudentError(
+                "a finished run is in this folder",
+                where=config.out,
+                fix="Choose another --out, or pass --resume to show its result again.",
+            )
         data_wait = _train(config, device)
-    return DistillSummary(path, _losses(config.out), data_wait)
+    return DistillSummary(path, _losses(config.out), data_wait, unrelated_loss(config.recipe.objective))
 
 
 def with_head_for(recipe: Recipe, dim: int) -> Recipe:
@@ -148,13 +160,15 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
         record.require_same(before.settings, config.out / CONFIG)
     if config.resume and _seen_by_all((path,), device):
         record.require_made_with(_provenance_of_whole(path), path)
-        logger.info("%s: finished already", path)
+        logger.info("%s: the run is finished already", path)
         checkpoints.remove()  # left if the run was killed before it removed them
         return None
     resume = _seen_by_all((checkpoints.path, checkpoints.before), device)
     if resume and not config.resume:
         raise StudentError(
-            "an interrupted run is here", where=config.out, fix="Go on with --resume, or choose another --out."
+            "an interrupted run is in this folder",
+            where=config.out,
+            fix="Continue it with --resume, or choose another --out.",
         )
     loader = _loader(datasets, recipe, device)
     objective = _new_objective(recipe, first, statistics)
@@ -191,7 +205,7 @@ def _say_mixed_superpixels(chosen: Sequence[Chosen]) -> None:
         methods.setdefault(source.superpixels["method"], []).append(f"{source.dataset} {source.split}")
     if len(methods) > 1:
         found = "; ".join(f"{method}: {', '.join(names)}" for method, names in methods.items())
-        logger.warning("superpixels of different kinds are learnt from together (%s)", found)
+        logger.warning("the student is trained on superpixels of different kinds (%s)", found)
 
 
 def _loader(datasets: Sequence[DistillDataset], recipe: Recipe, device: torch.device) -> EpochLoader:
@@ -240,7 +254,7 @@ def _provenance_of_whole(path: Path) -> dict:
         raise StudentError(
             f"the finished student cannot be used: {error.what}",
             where=path,
-            fix="Remove it and run the same command with --resume: it trains anew.",
+            fix="Remove the file and run the same command with --resume: it trains again.",
         ) from None
 
 

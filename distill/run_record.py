@@ -32,12 +32,15 @@ STATISTICS = "statistics"  # of the teachers, likewise; a run's checkpoint has t
 LISTED_DIFFERENCES = 3
 LONGEST_VALUE, LONGEST_DIGEST = 60, 12  # characters, in an error
 SHA256 = re.compile(r"[0-9a-f]{64}")
-BEGIN_ANEW = "Remove it to begin with the settings of this command, or choose another --out."
+BEGIN_ANEW = "Remove the file to start with the settings of this command, or choose another --out."
 NOT_SET = "not set"
-MACHINE_CHANGED = "the machine is used otherwise than before (%s): the last bits of results may differ"
+MACHINE_CHANGED = (
+    "the run continues on another machine or with other processes (%s): results may differ in the last bits"
+)
 CHANGED = {
-    TARGETS: "targets were extracted again since the run began (%s): it goes on with those that are there now",
-    STATISTICS: "statistics were made again since the run began (%s): it goes on with those in its checkpoint, if any",
+    TARGETS: "targets were extracted again since the run began (%s): the run continues with the new targets",
+    STATISTICS: "statistics were computed again since the run began (%s): the run continues with those of"
+    " its checkpoint, if any",
 }
 
 
@@ -68,7 +71,7 @@ class RunRecord(NamedTuple):
             raise StudentError(
                 f"the run was made with other settings: {'; '.join(found[:LISTED_DIFFERENCES])}{more}",
                 where=where,
-                fix="Run the command with the settings that it was started with, or choose another --out.",
+                fix="Use the settings that the run was started with, or choose another --out.",
             )
 
     def require_made_with(self, values: Any, where: Path) -> None:
@@ -80,7 +83,7 @@ class RunRecord(NamedTuple):
         theirs = record_of(values)
         if theirs is None:
             raise StudentError(
-                "it does not say with which settings it was made", where=where, fix="Choose another --out."
+                "the file does not record the settings that it was made with", where=where, fix="Choose another --out."
             )
         require_kind(theirs.settings, self.settings["kind"], where)
         self.require_same(theirs.settings, where)
@@ -106,7 +109,7 @@ def require_kind(settings: Mapping[str, Any], kind: str, where: Path) -> None:
     """
     if settings.get("kind") != kind:
         raise StudentError(
-            f"the run in this folder is a {_shown(settings.get('kind', NOT_SET))}, not a {kind}",
+            f"this file is of a {_shown(settings.get('kind', NOT_SET))} run, not of a {kind} run",
             where=where,
             fix="Choose another --out.",
         )
@@ -150,9 +153,7 @@ def read_record(folder: Path) -> RunRecord | None:
         ) from None
     record = record_of(values)
     if record is None:
-        raise StudentError(
-            "it is not what the run wrote when it began: it was cut off or changed", where=path, fix=BEGIN_ANEW
-        )
+        raise StudentError("the file was cut off or changed since the run wrote it", where=path, fix=BEGIN_ANEW)
     return record
 
 

@@ -85,16 +85,16 @@ class Standardisation(nn.Module):
         for number, (teacher, each) in enumerate(statistics.items()):
             if each.count == 0:
                 raise StudentError(
-                    f"the store's statistics of {teacher} are of no vectors: its sample of frames saw no point",
+                    f"the store's statistics of {teacher} are of 0 vectors: no sampled frame has a visible point",
                     where=where,
-                    fix="Run the same 'scalr extract' again once these frames can be used: it measures them anew.",
+                    fix="Repeat the 'scalr extract' command that wrote the store, once these frames can be used.",
                 )
             length = math.sqrt(max(0.0, float(np.trace(each.covariance))))
             if length <= ROUNDING * np.linalg.norm(each.mean):
                 raise StudentError(
                     f"the {each.count} vectors of {teacher} in the store's statistics are all the same",
                     where=where,
-                    fix="Check the teacher's weights, and extract its targets again: nothing can be learnt from these.",
+                    fix="Check the teacher's weights, and extract its targets again.",
                 )
             made.lengths[number] = length
             if kind == "phi_s":
@@ -204,7 +204,7 @@ def _rotation(teacher: str, statistics: TeacherStatistics, where: str) -> np.nda
         raise StudentError(
             f"no Hadamard matrix is known here for the {statistics.dim} channels of {teacher}, and phi_s needs one",
             where=where,
-            fix="Use centre.",
+            fix="Use objective.standardise=centre.",
         )
     _, axes = np.linalg.eigh(statistics.covariance)
     return mixing @ axes.T

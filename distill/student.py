@@ -20,7 +20,7 @@ from .heads import new_head
 from .inputs import as_float32, evaluation_input
 from .standardisation import Standardisation
 
-FEATURES_WANTED = "Pass what student.extract gives: (N, width)."
+FEATURES_WANTED = "Pass the result of student.extract, of shape (N, width)."
 BATCH_POINTS = 100_000  # points per batch in `Student.extract_all`
 BESIDE = ("classif.", "standardisation.")  # prefixes of tensors that are not the backbone's
 
@@ -64,9 +64,9 @@ class Student(nn.Module):
         taken = sorted(name for name in self.backbone.state_dict() if name.startswith(BESIDE))
         if taken:
             raise StudentError(
-                f"the name of its tensor {taken[0]} begins as that of the head's or the standardisation's does",
+                f"the backbone's tensor {taken[0]} has a name that is reserved for the head or the standardisation",
                 where=self.config.backbone,
-                fix="Name it otherwise.",
+                fix="Choose another name for the module that holds the tensor.",
             )
 
     @property
@@ -112,7 +112,11 @@ class Student(nn.Module):
                 user-defined backbone that does not return a feature per row.
         """
         if self.training and batch.num_points < 2:
-            raise StudentError("a batch of one point", where="training", fix="Enlarge the batch or drop such scans")
+            raise StudentError(
+                "the batch has a single point",
+                where="training",
+                fix="Enlarge the batch, or leave out scans with so few points",
+            )
         return features_of(self.backbone, batch, next(self.classif.parameters()).dtype)
 
     @torch.no_grad()
@@ -131,7 +135,8 @@ class Student(nn.Module):
             features = torch.from_numpy(as_float32(features, "features", where="project", wanted=FEATURES_WANTED))
         if features.shape[-1:] != (self.width,) or features.is_complex():
             raise StudentError(
-                f"features are {features.dtype} of shape {tuple(features.shape)}, and the student is {self.width} wide",
+                f"features are {features.dtype} of shape {tuple(features.shape)}, and the student's have"
+                f" {self.width} columns",
                 where="project",
                 fix=FEATURES_WANTED,
             )
@@ -157,9 +162,9 @@ class Student(nn.Module):
         """
         if self.backbone.activation_checkpointing is None:
             raise StudentError(
-                f"{type(self.backbone).__name__} cannot compute activations again",
+                f"{type(self.backbone).__name__} does not support activation checkpointing",
                 where=where,
-                fix="Leave it out, and where memory is short make batches smaller.",
+                fix="Leave out this setting; to save memory, use smaller batches.",
             )
         self.backbone.activation_checkpointing = True
 

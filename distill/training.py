@@ -68,7 +68,7 @@ class TrainingConfig(Settings, section="training"):
         super().__post_init__()
         if self.min_learning_rate > self.learning_rate:
             raise StudentError(
-                f"learning_rate is {self.learning_rate} and min_learning_rate {self.min_learning_rate}",
+                f"learning_rate {self.learning_rate} is below min_learning_rate {self.min_learning_rate}",
                 where="training",
                 fix="Use 0 <= min_learning_rate <= learning_rate.",
             )
@@ -246,9 +246,9 @@ class _Trainer:
             self.step = state["epoch"] * self.steps_per_epoch + state["step_of_epoch"]
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise StudentError(
-                f"its tensors do not fit the student ({shortened(error)})",
+                f"the tensors of the checkpoint do not fit the student ({shortened(error)})",
                 where=self.checkpoints.path,
-                fix="Choose another --out, or remove it to begin anew.",
+                fix="Choose another --out, or remove the checkpoint to start again.",
             ) from None
 
     def _state(self) -> dict[str, Any]:
@@ -355,7 +355,7 @@ class _Trainer:
             raise StoppedError(
                 f"stopped by a signal after step {self.step} of {self.total_steps}",
                 where=self.checkpoints.path,
-                fix="Run the same command with --resume to go on.",
+                fix="Run the same command with --resume to continue.",
             )
 
 

@@ -121,7 +121,7 @@ def read_log(path: Path) -> list[dict[str, str]]:
         raise StudentError(
             f"the log cannot be read ({error})",
             where=path,
-            fix="Remove it: the run does not need it.",
+            fix="Remove the log: the run does not need it.",
         ) from None
 
 

@@ -78,7 +78,7 @@ class VaryingTargets:
                     f"{len(self._seen)} samples, of which this is the first, have the same target of"
                     f" {self.teachers[number]} at all points",
                     where=self.describe(self._seen[0]),
-                    fix="Check the teacher's weights, and extract its targets again: nothing can be learnt from these.",
+                    fix="Check the teacher's weights, and extract its targets again.",
                 )
 
 

@@ -72,14 +72,16 @@ def class_map(classes: str, dataset: str) -> LabelMap:
     """
     if classes not in RAW_IDS:
         raise StudentError(
-            f"no set of classes '{classes}'{did_you_mean(classes, RAW_IDS)}",
+            f"no class set '{classes}'{did_you_mean(classes, RAW_IDS)}",
             where="--classes",
             fix=f"Use one of: {', '.join(RAW_IDS)}.",
         )
     of_dataset = RAW_IDS[classes]
     if dataset not in of_dataset:
         raise StudentError(
-            f"{classes} has no mapping for {dataset}", where="--classes", fix=f"Use it with {' or '.join(of_dataset)}."
+            f"class set {classes} is not defined for dataset {dataset}",
+            where="--classes",
+            fix=f"Use it with {' or '.join(of_dataset)}.",
         )
     mapped = {raw for ids in of_dataset[dataset].values() for raw in ids}
     own = OWN[dataset]

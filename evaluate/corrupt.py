@@ -128,12 +128,12 @@ def corrupt(config: CorruptConfig) -> CorruptSummary:
         _link_tables(dataset.tables, config.out)
     jobs = list(_jobs(config, frames, copies))
     total, todo = len(frames) * len(copies), sum(len(job.copies) for job in jobs)
-    logger.info("%d of %d corrupted scans to make in %s", todo, total, config.out)
+    logger.info("%d of %d corrupted scans remain to be written into %s", todo, total, config.out)
     with progress(total, "corrupt", "scan", done=total - todo) as bar:
         for made in _results(config, jobs):
             bar.update(made)
     left_out = {
-        copy.folder: f"Robo3D has published the light strength only; give all three with {OPTIONS[copy.corruption]}"
+        copy.folder: f"only the light strength is published by Robo3D; pass all three with {OPTIONS[copy.corruption]}"
         for copy in asked
         if copy.strength is None
     }
@@ -159,7 +159,9 @@ def _results(config: CorruptConfig, jobs: Sequence[_Job]) -> Iterator[int]:
             yield from pool.map(make, jobs)
         except BrokenProcessPool:
             raise ScalrError(
-                "a process died, perhaps out of memory", where="--workers", fix="Use fewer; what is there is kept."
+                "a worker process died, perhaps because memory ran out",
+                where="--workers",
+                fix="Use fewer workers, and run the same command again: finished scans are kept.",
             ) from None
 
 
@@ -188,7 +190,8 @@ def _frames(dataset: Dataset, config: CorruptConfig) -> list[Frame]:
             dataset.read_labels(frame)  # raises an error that says which archive to unpack
     if len({LAYOUTS[config.dataset].paths(frame) for frame in frames}) < len(frames):
         raise DatasetError(
-            f"scans of '{config.split}' have the same numbers, and Robo3D's layout has no sequences",
+            f"scans of several sequences of '{config.split}' have the same numbers, and Robo3D's layout has"
+            " no sequences",
             where="--split",
             fix="Use val, or one sequence.",
         )
@@ -232,7 +235,7 @@ def _write_manifest(config: CorruptConfig, copies: Sequence[Copy]) -> None:
         strangers = [copy.folder for copy in copies if (config.out / copy.folder).exists()]
         if strangers:
             raise ScalrError(
-                f"{strangers[0]} is here without a {MANIFEST}: it was not made by 'scalr corrupt'",
+                f"the folder holds {strangers[0]} and no {MANIFEST}: 'scalr corrupt' did not write it",
                 where=config.out,
                 fix="Choose another --out.",
             )
@@ -241,7 +244,8 @@ def _write_manifest(config: CorruptConfig, copies: Sequence[Copy]) -> None:
         for name in ours.keys() & theirs.keys():
             if ours[name] != theirs[name]:
                 raise ScalrError(
-                    f"copies made otherwise are here: {name} was {_shown(theirs[name])}, and is {_shown(ours[name])}",
+                    f"the folder holds copies made with other settings: {name} was {_shown(theirs[name])},"
+                    f" and is {_shown(ours[name])} now",
                     where=config.out,
                     fix="Choose another --out, or the same settings.",
                 )
@@ -258,7 +262,7 @@ def _read_manifest(path: Path) -> dict | None:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ScalrError(
-            f"it does not say how the copies were made ({type(error).__name__}: {error})",
+            f"the file does not record how the copies were made ({type(error).__name__}: {error})",
             where=path,
             fix=f"{remedy(error, 'Choose another --out')}.",
         ) from None
@@ -273,7 +277,7 @@ def _link_tables(tables: Path, out: Path) -> None:
         link.unlink(missing_ok=True)  # a link to tables that were moved
         link.symlink_to(os.path.relpath(tables.resolve(), out.resolve()), target_is_directory=True)
     except OSError as error:
-        logger.info("%s cannot be a link (%s): set $NUSCENES to read the copies", link, error.strerror)
+        logger.info("the link %s cannot be made (%s): set $NUSCENES before you read the copies", link, error.strerror)
 
 
 def _shown(value: object) -> str:
@@ -287,4 +291,4 @@ def _check_names(option: str, names: Sequence[str], choices: Sequence[str]) -> N
                 f"'{name}' is unknown{did_you_mean(name, choices)}", where=option, fix=f"Use {', '.join(choices)}."
             )
     if not names:
-        raise ScalrError("nothing is chosen", where=option, fix=f"Use some of {', '.join(choices)}.")
+        raise ScalrError("no value is given", where=option, fix=f"Use some of {', '.join(choices)}.")

@@ -209,7 +209,7 @@ def unlabelled(dataset: Dataset) -> DatasetError:
     return DatasetError(
         f"no point of split {dataset.split} of {dataset.name} has a label of its {len(dataset.class_names)} classes",
         where=dataset.root,
-        fix="Check the label files: all of them say 'ignored'.",
+        fix="Check the label files: all of their labels are of ignored classes.",
     )
 
 

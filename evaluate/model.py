@@ -153,7 +153,7 @@ def load_model(path: str | Path) -> Model:
     student, provenance = load_student(path), student_provenance(path)
     if not student.config.tells_classes:
         raise StudentError(
-            "a student without a head for classes",
+            "the student has no head for classes",
             where=path,
             fix="Pass the model.safetensors of 'scalr evaluate probe' or 'scalr evaluate finetune'.",
         )
@@ -173,9 +173,10 @@ def require_classes(model: Model, dataset: Dataset, path: Path) -> None:
     if not same:
         found = ", ".join(model.class_names) if model.class_names else f"{model.student.config.out_channels} classes"
         raise StudentError(
-            f"it tells {found}; the dataset has {', '.join(theirs)}",
+            f"the model predicts {found}; the dataset has {', '.join(theirs)}",
             where=path,
-            fix="Train it for these classes: 'scalr evaluate probe' and 'finetune' take --dataset and --classes.",
+            fix="Train a model for the dataset's classes with 'scalr evaluate probe' or 'finetune'"
+            " (--dataset, --classes).",
         )
 
 

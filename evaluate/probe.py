@@ -46,7 +46,7 @@ class ProbeConfig(SupervisionConfig):
         super().__post_init__()
         if self.fast and self.augmentation != "official":
             raise StudentError(
-                "fast probing does not augment", where="--augmentation", fix="Leave out --augmentation, or --fast."
+                "--fast does not augment", where="--augmentation", fix="Leave out --augmentation, or --fast."
             )
 
     @property
@@ -83,7 +83,9 @@ class ProbeConfig(SupervisionConfig):
             scans = self.training_scans(dataset, model.input_config)
             return train_on_scans(objective, scans, training, device, checkpoints)
         if num_processes() > 1:
-            raise StudentError("fast probing is for one process", where="--fast", fix="Start it without torchrun.")
+            raise StudentError(
+                "--fast runs in one process only", where="--fast", fix="Start the command without torchrun."
+            )
         return train_on_features(model, dataset, training, device, self.out)
 
 

@@ -34,7 +34,7 @@ IN_EVERY_RESULT = (
     *("title", "setting", "departures", "departures_of_protocol", "figures", "interval_95"),
     *("model", "protocol", "provenance", RECORD, DIGEST),
 )
-RUN_AGAIN = "Remove it and run the evaluation again."
+RUN_AGAIN = "Remove the file and run the evaluation again."
 ABSENT_AS_0 = "absent classes as 0"  # in the names of values from SemanticKITTI's own mean
 
 
@@ -176,20 +176,24 @@ def read_result(folder: Path) -> dict:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise StudentError("no result here", where=path, fix="Pass the --out of a finished evaluation.") from None
+        raise StudentError(
+            "no result file exists here", where=path, fix="Pass the --out of a finished evaluation."
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         fix = remedy(error, RUN_AGAIN)
-        raise StudentError(f"the result cannot be read ({shortened(error)})", where=path, fix=fix) from None
+        raise StudentError(f"the result file cannot be read ({shortened(error)})", where=path, fix=fix) from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise StudentError("not a result of scalr", where=path, fix="Pass the --out of a finished evaluation.")
+        raise StudentError(
+            "the file is not a result of scalr", where=path, fix="Pass the --out of a finished evaluation."
+        )
     if missing := [key for key in IN_EVERY_RESULT if key not in values]:
         raise StudentError(
-            f"it lacks {', '.join(missing)}, as results of other versions of scalr do",
+            f"the result lacks {', '.join(missing)}; another version of scalr wrote it",
             where=path,
             fix=RUN_AGAIN,
         )
     if sha256_of_values({key: value for key, value in values.items() if key != DIGEST}) != values[DIGEST]:
-        raise StudentError("the result was cut off or changed since it was written", where=path, fix=RUN_AGAIN)
+        raise StudentError("the result file was cut off or changed since it was written", where=path, fix=RUN_AGAIN)
     return values
 
 

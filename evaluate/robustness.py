@@ -87,7 +87,7 @@ def robustness(config: RobustnessConfig) -> RobustnessResult:
     """
     if config.dataset not in CLEAN:
         raise StudentError(
-            f"{config.dataset} is not a set of corruptions", where="--dataset", fix=f"Use {' or '.join(CLEAN)}."
+            f"{config.dataset} is not a corruption benchmark", where="--dataset", fix=f"Use {' or '.join(CLEAN)}."
         )
     with joined_processes(config.device) as device, locked_by_first(config.out):
         return _robustness(config, device)
@@ -105,7 +105,7 @@ def _require_own_folder(out: Path) -> None:
     if (out / RESULT).exists():
         finished = record_of(read_result(out)[RECORD])
         if finished is None:
-            raise StudentError("a result of another command is here", where=out, fix="Choose another --out.")
+            raise StudentError("the folder holds a result of another command", where=out, fix="Choose another --out.")
         require_kind(finished.settings, KIND, out / RESULT)
 
 
@@ -119,9 +119,9 @@ def _robustness(config: RobustnessConfig, device: torch.device) -> RobustnessRes
     whole = [name for name in CORRUPTIONS if not any(copy.startswith(f"{name}/") for copy in missing)]
     if not whole:
         raise StudentError(
-            f"no corruption has all of {', '.join(SEVERITIES)}",
+            f"no corruption has all the severities {', '.join(SEVERITIES)}",
             where=config.root,
-            fix="Pass --root with the folder of the corruptions; 'scalr corrupt' makes them.",
+            fix="Pass --root with the folder that holds fog, snow and others; 'scalr corrupt' writes such a folder.",
         )
     clean_set = open_dataset(CLEAN[config.dataset], config.clean_root, "val", need="labels")
     clean = _scores_on(model, clean_set, config.out / "clean", config, device)

@@ -108,14 +108,14 @@ def changed(official: Schedule, values: dict[str, float | None]) -> tuple[Schedu
     wanted = {name: value for name, value in values.items() if value is not None}
     if official.decay == "cosine_epochs" and wanted.get("warmup_epochs"):
         raise ScalrError(
-            f"{wanted['warmup_epochs']:g} epochs of warm-up, which the schedule slidr does not have",
+            f"{wanted['warmup_epochs']:g} warm-up epochs are given, and the schedule slidr has no warm-up",
             where="--warmup-epochs",
             fix="Leave out --warmup-epochs.",
         )
     least = official.min_learning_rate
     if wanted.get("learning_rate", least) < least:
         raise ScalrError(
-            f"{wanted['learning_rate']:g} is below the learning rate that the published schedule ends with",
+            f"{wanted['learning_rate']:g} is below the final learning rate of the published schedule",
             where="--learning-rate",
             fix=f"Give at least {least:g}.",
         )

@@ -63,7 +63,7 @@ def _score(config: ScoreConfig, device: torch.device) -> Scores | None:
     labelled = keep is None or any(frame.labels is not None for frame in dataset.frames)
     scores = score(model.student.to(device), dataset, device, labelled=labelled, keep=keep, workers=config.workers)
     if not labelled:
-        logger.info("split %s has no labels: predictions only", config.split)
+        logger.info("split %s has no labels: only predictions are written", config.split)
         return None
     scores = replace(scores, mean_over=MEAN_WITH[config.absent_classes])
     if process_index() == 0:

@@ -44,7 +44,7 @@ USUAL_CLASS = "car"  # as in the figure, if neither a point nor a class is given
 AROUND_M = 1.0
 PCA_RANGE = (2, 98)  # percentiles of a component at the ends of its colour range
 ROUNDING = 1e-5  # a component with a smaller range, relative to the largest value, is rounding error
-COMPARED = {True: "the mean of the scan taken away", False: "plain cosine"}  # by the value of `centre`
+COMPARED = {True: "mean feature of the scan subtracted", False: "plain cosine"}  # by the value of `centre`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,15 @@ class SimilarityConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.point is not None and self.class_name is not None:
-            raise ScalrError("both are given", where="--point and --class", fix="Pass one of the two.")
+            raise ScalrError(
+                "a point and a class are given", where="--point and --class", fix="Pass one of the two options."
+            )
         if self.teacher is not None and self.cache is None:
-            raise ScalrError("no store is given", where="--teacher", fix="Pass --cache with one of its targets, too.")
+            raise ScalrError(
+                "--teacher needs a store",
+                where="--teacher",
+                fix="Pass --cache with a store that has targets of the teacher.",
+            )
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ def _similarity_maps(config: SimilarityConfig) -> SimilarityResult:
         store.require_targets_of_pairs(teacher)
         stored = stored_features(store, teacher, dataset, frame, scan)
     query, vector = chosen_query(scan, dataset.class_names, config.point, config.class_name)
-    logger.info("%s of %s: compared with %s", frame.token, dataset.name, query.text)
+    logger.info("frame %s of %s: cosine similarity to %s", frame.token, dataset.name, query.text)
     areas = areas_under_curve(
         student, dataset, config.dataset, num_frames=config.area_frames, store=store, teacher=teacher
     )
@@ -210,7 +216,7 @@ def chosen_frame(dataset: Dataset, token: str | None) -> Frame:
         raise DatasetError(
             f"no frame '{token}' in split {dataset.split} of {dataset.name}{did_you_mean(token, tokens)}",
             where="--frame",
-            fix=f"Pass a token of one of its {len(tokens)} frames, such as {tokens[0]}.",
+            fix=f"Pass the ID of one of its {len(tokens)} frames, for example {tokens[0]}.",
         )
     return found
 
@@ -234,7 +240,7 @@ def chosen_query(
         raise ScalrError(
             f"no point {point}, the scan has {len(scan.points)}",
             where="--point",
-            fix=f"Use a row of it, 0 to {len(scan.points) - 1}.",
+            fix=f"Use a row of the scan, 0 to {len(scan.points) - 1}.",
         )
     label = IGNORE_LABEL if scan.labels is None else scan.labels[point]
     of_class = "" if label == IGNORE_LABEL else f" ({class_names[label]})"

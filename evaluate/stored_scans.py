@@ -21,7 +21,8 @@ def rows_in_scan(stored: np.ndarray, scan: np.ndarray, frame: Frame, store: Path
     rows = np.flatnonzero(np.isin(_as_values(scan), _as_values(stored)))
     if len(rows) != len(stored):
         raise StoreError(
-            f"the scan of frame {frame.token} is not that of the dataset ({len(stored)} points, {len(scan)} there)",
+            f"the stored scan of frame {frame.token} differs from the dataset's ({len(stored)} points,"
+            f" {len(scan)} in the dataset)",
             where=store,
             fix="Pass --root with the dataset that the store was extracted from.",
         )

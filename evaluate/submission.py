@@ -36,12 +36,16 @@ def writer_for(dataset: Dataset, folder: Path) -> KeepPredictions:
     writers = {"nuscenes": _nuscenes, "semantic_kitti": _kitti, "semantic_poss": _kitti}
     if dataset.name not in writers:
         raise ScalrError(
-            f"no form of submission is known for {dataset.name}",
+            f"no submission format is known for {dataset.name}",
             where="--predictions",
-            fix=f"Leave it out; it is there for {', '.join(writers)}.",
+            fix=f"Leave out --predictions; it supports {', '.join(writers)}.",
         )
     if dataset.class_names != type(dataset).class_names:
-        raise ScalrError("benchmarks take the dataset's own classes", where="--predictions", fix="Leave out --classes.")
+        raise ScalrError(
+            "benchmarks take predictions of the dataset's own classes only",
+            where="--predictions",
+            fix="Leave out --classes.",
+        )
     return writers[dataset.name](dataset, folder)
 
 

@@ -48,7 +48,8 @@ from .segmentation_losses import segmentation_loss
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
-GO_ON = "Go on with --resume, or choose another --out."
+CONTINUE = "Continue it with --resume, or choose another --out."
+SHOW_AGAIN = "Choose another --out, or pass --resume to show its result again."
 # Splits for training and scoring; the second pair is the 600 and 100 scenes of the paper's Table 1.
 OFFICIAL_SPLITS = (("train", "val"), ("slidr_train", "slidr_val"))
 
@@ -259,7 +260,7 @@ def _finished_before(out: Path, record: RunRecord, checkpoints: Checkpoints) -> 
     result = read_result(out)
     record.require_made_with(result[RECORD], out / RESULT)
     record.require_made_with(_provenance_of_whole(out / MODEL).get(RECORD), out / MODEL)
-    logger.info("%s: finished already", out)
+    logger.info("%s: the run is finished already", out)
     if process_index() == 0:
         checkpoints.remove()  # if the run was killed before it removed them
     return SupervisedResult(scores_of(result), [], out / MODEL)
@@ -274,7 +275,7 @@ def _provenance_of_whole(path: Path) -> dict:
         raise StudentError(
             f"the model of this finished run cannot be used: {error.what}",
             where=path,
-            fix=f"Remove the {RESULT} beside it and run the same command with --resume: it trains anew.",
+            fix=f"Remove the {RESULT} beside it and run the same command with --resume: it trains again.",
         ) from None
 
 
@@ -375,7 +376,7 @@ def require_new(out: Path) -> None:
         StudentError: the folder has one.
     """
     if (out / RESULT).exists():
-        raise StudentError("a result is there already", where=out, fix="Choose another --out.")
+        raise StudentError("a finished run is in this folder", where=out, fix="Choose another --out.")
 
 
 def _require_nothing_begun(out: Path) -> None:
@@ -385,6 +386,6 @@ def _require_nothing_begun(out: Path) -> None:
         StudentError: the folder has one.
     """
     if (out / RESULT).exists():
-        raise StudentError("a result is there already", where=out, fix=GO_ON)
+        raise StudentError("a finished run is in this folder", where=out, fix=SHOW_AGAIN)
     if checkpoints_at(out / CHECKPOINT):
-        raise StudentError("an interrupted run is here", where=out, fix=GO_ON)
+        raise StudentError("an interrupted run is in this folder", where=out, fix=CONTINUE)

@@ -50,7 +50,9 @@ def transfer(config: TransferConfig) -> Scores:
     """
     if config.dataset not in TARGETS:
         raise StudentError(
-            f"no conventions for {config.dataset}", where="--dataset", fix=f"Use {' or '.join(TARGETS)}."
+            f"domain generalisation is not defined for {config.dataset}",
+            where="--dataset",
+            fix=f"Use {' or '.join(TARGETS)}.",
         )
     with joined_processes(config.device) as device, locked_by_first(config.out):
         require_new(config.out)
@@ -65,7 +67,7 @@ def _transfer(config: TransferConfig, device: torch.device) -> Scores:
         raise StudentError(
             f"the model was trained for other classes than {classes}",
             where=config.model,
-            fix=f"Train it with 'scalr evaluate finetune --dataset nuscenes --classes {classes}'.",
+            fix=f"Train a model with 'scalr evaluate finetune --dataset nuscenes --classes {classes}'.",
         )
     require_classes(model, dataset, config.model)
     inputs = model.student.input_config

@@ -151,4 +151,16 @@ scores = probe(
         learning_rate=0.1,
     )
 ).scores
-print(f"mIoU {scores.miou:.1%}; everything is in {folder}")
+print(f"mIoU {scores.miou:.1%}")
+
+# %% [markdown]
+# ## Prediction
+#
+# The probe wrote a model: the student with the trained layer. It predicts the class of every point of a raw scan.
+
+# %%
+model = scalr.load_model(folder / "probe" / "model.safetensors")
+classes = model.predict(points)  # (N,) uint8: indexes into model.class_names
+for index, count in zip(*np.unique(classes, return_counts=True), strict=True):
+    print(f"{count:6,} points: {model.class_names[index]}")
+print(f"everything is in {folder}")

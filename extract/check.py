@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..counted import counted
 from ..errors import DatasetError, DoubtfulError
 from ..progress import progress
 from .datasets import open_dataset
@@ -54,9 +55,9 @@ class DatasetReport:
     def as_text(self) -> str:
         """A summary for people, then a line for each problem."""
         lines = [
-            f"{self.dataset} {self.split}: {self.frames:,} frames, {self.views:,} views",
-            f"{self.points_per_frame:,.0f} points a frame, {self.visible_share:.1%} of them visible;"
-            f" {self.pairs_per_frame:,.0f} pairs a frame, {self.hidden_share:.1%} of them hidden by something nearer",
+            f"{self.dataset} {self.split}: {counted(self.frames, 'frame')}, {counted(self.views, 'view')}",
+            f"{self.points_per_frame:,.0f} points per frame, {self.visible_share:.1%} of them visible;"
+            f" {self.pairs_per_frame:,.0f} pairs per frame, {self.hidden_share:.1%} of them occluded",
             *self.problems,
             *(f"warning: {warning}" for warning in self.warnings),
             self._counts(),
@@ -65,8 +66,7 @@ class DatasetReport:
 
     def _counts(self) -> str:
         counts = {"problem": len(self.problems), "warning": len(self.warnings)}
-        found = [f"{count} {noun}{'s' * (count > 1)}" for noun, count in counts.items() if count]
-        return ", ".join(found) or "no problem found"
+        return ", ".join(counted(count, noun) for noun, count in counts.items() if count) or "no problem found"
 
 
 def check(name: str, root: Path, split: str) -> DatasetReport:

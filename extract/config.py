@@ -48,15 +48,17 @@ class ExtractConfig(Settings):
         super().__post_init__()
         if self.workers and self.scheduler:
             raise ScalrError(
-                "the cluster at --scheduler brings its own workers", where="--workers", fix="Pass one of the two."
+                "--workers and --scheduler are given, and a dask cluster has its own workers",
+                where="--workers",
+                fix="Pass one of the two options.",
             )
         if twice := [name for name in set(self.teachers) if self.teachers.count(name) > 1]:
-            raise ScalrError(f"{twice[0]} is given twice", where="--teacher", fix="Name each teacher once.")
+            raise ScalrError(f"teacher {twice[0]} is given twice", where="--teacher", fix="Name each teacher once.")
         if self.encoding == "segments" and self.superpixels is None:
             raise ScalrError(
-                "segments are of superpixels, and there are none",
+                "segments need superpixels, and no superpixels are given",
                 where="--encoding segments",
-                fix="Pass --superpixels slic or a folder of maps, too.",
+                fix="Pass --superpixels slic, or --superpixels with a folder of maps.",
             )
         choose_weights(self.teachers, self.weights)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..counted import counted
 from ..errors import DatasetError, StoreError
 from ..progress import progress
 from .datasets.frame import Dataset
@@ -84,17 +85,17 @@ class Estimate:
     def as_text(self) -> str:
         """A table for people."""
         lines = [
-            f"{self.frames:,} frames, {self.views:,} views, about {self.pairs:,} pairs"
-            f" (extrapolated from {self.sampled_frames} frames)",
+            f"{counted(self.frames, 'frame')}, {counted(self.views, 'view')}, about {counted(self.pairs, 'pair')}"
+            f" (extrapolated from {counted(self.sampled_frames, 'frame')})",
             f"scans and pairs: {readable_bytes(self.scan_bytes)} in {self.scan_files:,} files"
             + (
-                f", ids of superpixels: {readable_bytes(self.superpixel_bytes)} of these"
+                f", including {readable_bytes(self.superpixel_bytes)} of superpixel ids"
                 if self.superpixel_bytes
                 else ""
             ),
             "",
-            f"{'targets as':<18}{'size':>10}{'bytes/pair':>12}{'files':>10}"
-            f"{'mean cosine':>14}{'worst':>10}{'less mean':>12}{'worst':>10}",
+            f"{'encoding':<18}{'size':>10}{'bytes/pair':>12}{'files':>10}"
+            f"{'mean cosine':>14}{'minimum':>10}{'centred':>12}{'minimum':>10}",
         ]
         for each in self.encodings:
             name = f"{each.encoding.layout} {each.encoding.dtype}"
@@ -105,14 +106,15 @@ class Estimate:
             lines.append(
                 f"{name:<18}{readable_bytes(each.bytes):>10}{each.bytes / max(1, self.pairs):>12.1f}{each.files:>10,}"
                 + (cosines if each.encoding.of_pairs else f"{'-':>14}{'-':>10}{'-':>12}{'-':>10}")
-                + ("   as asked for" if each.encoding == self.chosen else "")
+                + ("   chosen" if each.encoding == self.chosen else "")
             )
         if OF_SEGMENTS in [each.encoding for each in self.encodings]:
-            lines.append("each with the vectors of superpixels; 'segments' is those alone")
-        lines += ["", f"free space at the target: {readable_bytes(self.free_bytes)}"]
+            lines.append("All encodings include the vectors of superpixels; 'segments' holds only these.")
+        lines.append("Cosines compare stored with unrounded features; centred: after subtracting the mean feature.")
+        lines += ["", f"free disk space: {readable_bytes(self.free_bytes)}"]
         if self.bytes > self.free_bytes:
-            lines.append(f"NOT ENOUGH: {readable_bytes(self.bytes)} are needed")
-        lines.append(f"memory of a process: about {readable_bytes(self.memory_bytes)} at its peak")
+            lines.append(f"NOT ENOUGH DISK SPACE: {readable_bytes(self.bytes)} are needed")
+        lines.append(f"peak memory of a process: about {readable_bytes(self.memory_bytes)}")
         lines.append(f"time on this machine, in one process: about {readable_seconds(self.seconds)}")
         return "\n".join(lines)
 
@@ -211,9 +213,9 @@ def _sampled_frames(
     frames = [frame for frame in tried if isinstance(frame, PreparedFrame)]
     if not frames:
         raise DatasetError(
-            f"none of {len(tried)} sampled frames can be used, the first since {tried[0].reason}",
+            f"none of {len(tried)} sampled frames can be used; the first: {tried[0].reason}",
             where=dataset.root,
-            fix="Run 'scalr check' on this dataset: it lists all that is wrong.",
+            fix="Run 'scalr check' on this dataset: it lists all problems.",
         )
     return frames
 
@@ -284,7 +286,8 @@ def warn_of_size(frame: PreparedFrame, num_frames: int, teachers: Sequence[Teach
     smallest = min(sizes, key=sizes.__getitem__)
     if sizes[chosen] > MUCH_SMALLER * sizes[smallest]:
         logger.warning(
-            "the targets of the whole split take about %s as --encoding %s --dtype %s; %s as --encoding %s --dtype %s"
+            "the targets of the whole split take about %s with --encoding %s --dtype %s; %s with --encoding"
+            " %s --dtype %s"
             " (before compression; 'scalr extract --dry-run' measures)",
             *(readable_bytes(sizes[chosen]), chosen.layout, chosen.dtype),
             *(readable_bytes(sizes[smallest]), smallest.layout, smallest.dtype),
@@ -298,12 +301,15 @@ def too_large(teacher: Teacher, num_views: int) -> StoreError:
     pair = Encoding("point", "int8").bytes_per_view(1, 0, teacher.dim)
     segment = OF_SEGMENTS.bytes_per_view(0, 0, teacher.dim, num_segments=1)
     return StoreError(
-        f"its maps of {height}x{width} vectors are too large to be kept: up to {readable_bytes(whole_map)} an image as"
-        f" --encoding patch, even in int8 ({readable_bytes(num_views * whole_map)} for all {num_views:,} images), or"
-        f" {readable_bytes(pair)} a pair as point; vectors of superpixels take {readable_bytes(segment)} a segment",
+        f"the patch maps of {height}x{width} vectors are too large to store: up to"
+        f" {readable_bytes(whole_map)} per image"
+        f" with --encoding patch --dtype int8 ({readable_bytes(num_views * whole_map)} for all"
+        f" {num_views:,} images), or"
+        f" {readable_bytes(pair)} per pair with --encoding point; superpixels take"
+        f" {readable_bytes(segment)} per segment",
         where=teacher.name,
-        fix="Pass --superpixels slic or a folder of maps, and no --encoding; extract other teachers in a run of their"
-        " own ('scalr extract --dry-run' measures sizes).",
+        fix="Pass --superpixels slic or a folder of maps, and no --encoding; extract other teachers in a separate run"
+        " ('scalr extract --dry-run' measures sizes).",
     )
 
 

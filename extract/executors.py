@@ -52,23 +52,24 @@ def run_on_cluster(
     except KilledWorker:
         lost = [futures[future].index for future in futures if future.status == "error"]
         raise ScalrError(
-            f"workers died again and again with block {lost[0] if lost else '?'}, perhaps out of memory",
+            f"dask workers died repeatedly with block {lost[0] if lost else '?'}, perhaps because memory ran out",
             where=client.scheduler.address,
-            fix="Look at the workers' logs; give them more memory or take a smaller --batch-size, then run again.",
+            fix="Look at the workers' logs; give the workers more memory or pass a smaller --batch-size,"
+            " then run again.",
         ) from None
     except (CancelledError, CommClosedError):
         raise ScalrError(
-            "the dask scheduler is gone",
+            "the dask scheduler does not respond any more",
             where=client.scheduler.address,
-            fix="Start it again, and run the same command again: committed blocks stay.",
+            fix="Start the scheduler again, and run the same command again: committed blocks are kept.",
         ) from None
     except (ImportError, RuntimeError) as error:
         if not isinstance(error, ImportError) and "deserialization" not in str(error):
             raise
         raise ScalrError(
-            f"the cluster cannot take the work ({shortened(error.__cause__ or error)})",
+            f"the dask cluster cannot run the extraction ({shortened(error.__cause__ or error)})",
             where=client.scheduler.address,
-            fix="Install the same releases of scalr and dask where its scheduler and its workers run.",
+            fix="Install the same releases of scalr and dask on the scheduler and all workers.",
         ) from None
     finally:
         if client.status == "running":
@@ -119,7 +120,7 @@ def existing_cluster(address: str) -> Iterator[Client]:
         raise ScalrError(
             f"no dask scheduler answers ({str(error) or type(error).__name__})",
             where=address,
-            fix="Pass --scheduler with the address that 'dask scheduler' prints, such as tcp://node1:8786.",
+            fix="Pass --scheduler with the address that 'dask scheduler' prints, for example tcp://node1:8786.",
         ) from None
     with client:
         yield client

@@ -24,7 +24,7 @@ class IntensityStatistics:
             raise DatasetError(
                 f"mean {self.mean} and standard deviation {self.std} cannot normalise an intensity",
                 where="intensity statistics",
-                fix="Give finite values, the deviation above zero",
+                fix="Give finite values, and a standard deviation above 0",
             )
 
 

@@ -154,7 +154,7 @@ class Pipeline:
         for kind in (SCANS, *(teacher.name for teacher in self.teachers)):
             if not self.writer.store.is_committed(kind, block.index) and self.writer.put_back(kind, block.index):
                 logger.warning(
-                    "block %d cannot be made anew now: what was set aside of it (%s) is back in its place",
+                    "block %d cannot be extracted again now: its removed %s are restored from the folder 'aside'",
                     *(block.index, kind),
                 )
 

@@ -44,7 +44,7 @@ class Part:
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
             raise ScalrError(
-                f"there is no part {self.index} of {self.count}",
+                f"part {self.index} of {self.count} does not exist",
                 where="--part",
                 fix=f"Count parts from 0: 0/{self.count} to {max(0, self.count - 1)}/{self.count}.",
             )
@@ -61,7 +61,9 @@ class Part:
         """Parse K/N."""
         match = re.fullmatch(r"(\d+)/([1-9]\d*)", text)
         if not match:
-            raise ScalrError(f"'{text}' is not K/N", where="--part", fix="Pass for example 0/8, the first of eight.")
+            raise ScalrError(
+                f"'{text}' is not K/N", where="--part", fix="Pass K/N, for example 0/8 for the first of eight parts."
+            )
         return cls(*map(int, match.groups()))
 
     def select(self, blocks: Sequence[Block]) -> list[Block]:

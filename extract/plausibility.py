@@ -166,25 +166,26 @@ def _of_cameras(dataset: Dataset, seen: Sequence[SeenFrame]) -> Iterator[Dataset
         yield DatasetError(
             f"no camera sees any point of {len(seen)} sampled frames, and each is expected to see some",
             where=dataset.root,
-            fix="Check the calibration: the way from the lidar to each camera, and x right, y down, z forward there.",
+            fix="Check the calibration: it leads from the lidar to each camera, with x right, y down, z forward.",
         )
         return
     for camera, views in by_camera.items():
         where = f"{dataset.root}: camera {camera}"
         if not pairs[camera]:
             yield DoubtfulError(
-                f"it sees no point of {len(views)} sampled frames, and is expected to see some",
+                f"the camera sees no point of {len(views)} sampled frames, and is expected to see some",
                 where=where,
-                fix="Check its calibration, or leave the camera out.",
+                fix="Check the calibration of the camera, or leave the camera out.",
             )
             continue
         ahead = sum(_points_ahead(each.points, view, dataset.visibility) for each, view in views)
         if pairs[camera] < FEWEST_SEEN * ahead:
             yield DoubtfulError(
-                f"{pairs[camera] / ahead:.1%} of the points in its horizontal field of view are in its images, and more"
+                f"{pairs[camera] / ahead:.1%} of the points in the camera's horizontal field of view are in"
+                " its images, and more"
                 f" than {FEWEST_SEEN:.0%} are expected",
                 where=where,
-                fix="Check its calibration.",
+                fix="Check the calibration of the camera.",
             )
 
 
@@ -229,11 +230,13 @@ def _of_calibration(
     looks_up_or_down = abs(rotation[2, 2]) > LEVEL and not np.allclose(rotation, np.eye(3), atol=0.2)
     if tilt > TILTED_DEG and (is_published or not looks_up_or_down):
         yield (DatasetError if is_published else DoubtfulError)(
-            f"its images' lower edge is {tilt:.0f} degrees from the lidar's down, and less than {TILTED_DEG:.0f} are"
+            f"the lower edge of the camera's images is {tilt:.0f} degrees from the lidar's down, and less"
+            f" than {TILTED_DEG:.0f} are"
             " expected",
             where=where,
-            fix="Check whether the calibration is transposed or inverted, unless the camera is mounted like this: it is"
-            " to lead from the lidar, z up, to the camera, y down.",
+            fix="Check whether the calibration is transposed or inverted, unless the camera is mounted like"
+            " this: it leads"
+            " from the lidar, z up, to the camera, y down.",
         )
     distance = float(np.linalg.norm(translation))
     if not distance <= FARTHEST_CAMERA_M:

@@ -112,7 +112,7 @@ def prepare_frame(
         raise DatasetError(
             f"frame {frame.token} of {frame.dataset} has no image",
             where=dataset.root / frame.scan,
-            fix="Leave it out, or give it one.",
+            fix="Leave the frame out, or give it an image.",
         )
     prepared = _committed_frame(committed, frame) if committed else _new_frame(dataset, frame, selection)
     if teachers:
@@ -153,7 +153,8 @@ def _refuse_other_inputs(committed: ScanBlock, prepared: PreparedFrame, dataset:
             )
         if view.superpixels_sha256 not in (None, row["superpixels_sha256"]):
             raise StoreError(
-                f"other superpixels than when frame {prepared.frame.token}, camera {view.record.camera}, was stored",
+                f"the superpixels have changed since frame {prepared.frame.token}, camera"
+                f" {view.record.camera}, was stored",
                 where=dataset.root / view.record.image,
                 fix="Put the map back as it was (SLIC: use a machine of the same kind), or extract into another --out.",
             )

@@ -148,7 +148,7 @@ def project(
     height, width = image_shape
     if visibility.border_px >= min(image_shape):
         raise DatasetError(
-            f"{visibility.border_px} px leave nothing of an image of {height}x{width} pixels",
+            f"a border of {visibility.border_px} px leaves no pixel of an image of {height}x{width} pixels",
             where="visibility.border_px",
             fix="Give a smaller border.",
         )

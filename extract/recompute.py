@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..counted import counted
 from ..errors import StoreError
 from ..paths import expanded
 from ..progress import progress
@@ -67,17 +68,17 @@ class Recomputed:
         return same_input and self.mean_cosine >= self.least_cosine and same_segments
 
     def __str__(self) -> str:
-        name = f"view {self.row} ({self.of}), {self.teacher}: {self.pairs} pairs"
+        name = f"view {self.row} ({self.of}), {self.teacher}: {counted(self.pairs, 'pair')}"
         if not self.same_pairs:
             return f"{name}, OTHER POINTS OR PIXELS than the dataset gives"
         cosines, least = [], []
         if self.has_targets:
-            worst = f"(worst {self.worst_cosine:.6f}), loss within {self.loss_difference:.2g}"
-            cosines.append(f"cosine {self.mean_cosine:.6f} {worst}")
-            least.append(f"{self.least_cosine:.6f} or more")
+            least_of_all = f"minimum {self.worst_cosine:.6f}; loss differs by {self.loss_difference:.2g} at most"
+            cosines.append(f"cosine to recomputed features: mean {self.mean_cosine:.6f}, {least_of_all}")
+            least.append(f"mean {self.least_cosine:.6f} or more")
         if self.segments and self.same_superpixels:
-            cosines.append(f"{self.segments} segments, cosine {self.segments_cosine:.6f}")
-            least.append(f"{self.least_segments_cosine:.6f} or more of segments")
+            cosines.append(f"{counted(self.segments, 'segment')}, mean cosine {self.segments_cosine:.6f}")
+            least.append(f"mean {self.least_segments_cosine:.6f} or more of segments")
         cosine = "".join(f", {each}" for each in cosines)
         if not self.same_image:
             return f"{name}, ANOTHER IMAGE than the store was made from{cosine}"
@@ -186,7 +187,8 @@ def _require_made_by(store: FeatureStore, superpixels: str | Path | None) -> Non
     given = SLIC if superpixels == SLIC else FOLDER
     if superpixels is not None and given not in methods:
         raise StoreError(
-            f"its superpixels are from {' and '.join(KINDS[each] for each in sorted(methods)) or 'nothing'},"
+            "the superpixels of the store are from"
+            f" {' and '.join(KINDS[each] for each in sorted(methods)) or 'no method'},"
             f" and --superpixels names {KINDS[given]}",
             where=store.path,
             fix="Leave out --superpixels, or pass the folder of maps that the store was made from.",
@@ -203,7 +205,7 @@ def _recorded_selection(source: Source, dataset: Dataset, folder: Path | None) -
     differing = [name for name in superpixels.settings if superpixels.settings[name] != recorded.get(name)]
     if differing and recorded["method"] == SLIC:
         logger.warning(
-            "superpixels of %s %s were made by SLIC with %s, and are compared with SLIC with %s",
+            "the superpixels of %s %s were made by SLIC with %s, and are compared with SLIC with %s",
             *(source.dataset, source.split),
             *(", ".join(f"{name} {each.get(name)}" for name in differing) for each in (recorded, superpixels.settings)),
         )
@@ -232,7 +234,9 @@ def _recorded_teacher(store: FeatureStore, name: str, weights: str | None, devic
     provenance = store.teachers[name]
     if weights is None and provenance["weights"] == "file":
         raise StoreError(
-            f"the targets of {name} were made from a weights file", where=store.path, fix="Pass it with --weights."
+            f"the targets of {name} were made from a weights file",
+            where=store.path,
+            fix="Pass --weights with this file.",
         )
     teacher = load_teacher(
         name,
@@ -246,7 +250,7 @@ def _recorded_teacher(store: FeatureStore, name: str, weights: str | None, devic
             f"the targets of {name} were made with other weights (SHA-256 {provenance['weights_sha256'][:12]},"
             f" these have {teacher.provenance.weights_sha256[:12]})",
             where=store.path,
-            fix="Pass --weights with the file they were made from.",
+            fix="Pass --weights with the file that the targets were made from.",
         )
     return teacher
 

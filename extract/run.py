@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from ..counted import counted
 from ..device import resolve_device
 from ..errors import DatasetError, DoubtfulError, StoreError
 from ..progress import progress
@@ -61,7 +62,7 @@ class ExtractSummary:
 
     def as_text(self) -> str:
         """A table for people, without the skipped frames, which are reported separately."""
-        return f"{self.store.as_text()}\n{self.blocks_written} blocks written now"
+        return f"{self.store.as_text()}\n{counted(self.blocks_written, 'block')} written in this run"
 
 
 def extract(config: ExtractConfig) -> ExtractSummary:
@@ -82,7 +83,7 @@ def extract(config: ExtractConfig) -> ExtractSummary:
     selection = _selection(config, dataset)
     writer = create_store(config.out, config.part.folder_name)
     if leftovers := writer.clear_leftovers():
-        logger.info("cleared %d leftovers of a run of part %s that was killed", leftovers, config.part)
+        logger.info("removed %d temporary files of a killed run of part %s", leftovers, config.part)
     for teacher in teachers:
         if teacher.provenance.weights == "random":
             logger.warning("%s has RANDOM weights: its targets are for tests and demos only", teacher.name)
@@ -92,7 +93,7 @@ def extract(config: ExtractConfig) -> ExtractSummary:
     mended = _mended(config, dataset, writer, blocks, selection)
     todo = [replace(block, anew=block in mended) for block in blocks]
     todo = [block for block in todo if block.anew or _is_missing(writer, config.teachers, block)]
-    logger.info("%d of %d blocks to extract into %s", len(todo), len(blocks), config.out)
+    logger.info("%d of %d blocks remain to be extracted into %s", len(todo), len(blocks), config.out)
     if todo:
         first = _first_frame(config, dataset, writer.store, todo[0])
         if isinstance(first, PreparedFrame):
@@ -135,7 +136,7 @@ def extractor(config: ExtractConfig) -> Extractor:
     """
     if not (config.out / "zarr.json").exists():
         raise StoreError(
-            "a worker does not see the store",
+            "a worker cannot see the store",
             where=f"{config.out} on {socket.gethostname()}",
             fix="Put --out on storage that every worker mounts under the same path.",
         )
@@ -271,18 +272,19 @@ def _mended(
         others = [name for name in others if name not in config.teachers]
         if usable and others:
             logger.warning(
-                "block %d stays as it is: %s can be used now, but the block has targets of %s, too; to make it anew,"
-                " name all its teachers with --teacher",
+                "block %d is not extracted again: %s can be used now, but the block also has targets of %s;"
+                " to extract it"
+                " again, name all these teachers with --teacher",
                 *(block.index, _some(usable), " and ".join(others)),
             )
         elif usable and len(usable) < len(skipped):
             still = [token for token in skipped if token not in usable]
             logger.warning(
-                "block %d stays as it is: %s can be used now, but %s still cannot",
+                "block %d is not extracted again: %s can be used now, but %s still cannot",
                 *(block.index, _some(usable), _some(still)),
             )
         elif usable:
-            logger.warning("block %d is made anew: %s can be used now", block.index, _some(usable))
+            logger.warning("block %d is extracted again: %s can be used now", block.index, _some(usable))
             mended.add(block)
     return mended
 
@@ -371,10 +373,10 @@ def _refuse_other_frames(store: FeatureStore, source: Source, frames: pa.Table) 
         difference = "its table of frames, which would tell where, is lost"
     if difference is not None:
         raise StoreError(
-            f"the dataset's tables say something else of {source.dataset} {source.split} than when the store was begun:"
+            f"the dataset's tables of {source.dataset} {source.split} have changed since the extraction began:"
             f" {difference}",
             where=store.path,
-            fix="Use the dataset as it was, or another --out.",
+            fix="Use the unchanged dataset, or choose another --out.",
         )
 
 
@@ -405,9 +407,9 @@ def _refuse_other_maps(superpixels: SuperpixelFolder, dataset: Dataset, store: F
         ids = read_map(superpixels.path_of(view), (row["image_height"], row["image_width"]))
         if map_sha256(ids) != row["superpixels_sha256"]:
             raise StoreError(
-                f"another superpixel map than when frame {row['token']}, camera {row['camera']}, was stored",
+                f"the superpixel map has changed since frame {row['token']}, camera {row['camera']}, was stored",
                 where=superpixels.path_of(view),
-                fix="Pass the folder that the store was begun with as --superpixels, or another --out.",
+                fix="Pass --superpixels with the folder that the store was made from, or choose another --out.",
             )
 
 

@@ -71,7 +71,8 @@ def small_image(dataset: Dataset, view: View, doubts: list[DoubtfulError]) -> tu
                 DoubtfulError(
                     f"EXIF says orientation {orientation}, and 1 is expected: the pixels are taken as they are stored",
                     where=path,
-                    fix="Check that the calibration is for the image as it is stored, and remove the orientation.",
+                    fix="Check that the calibration fits the pixels as they are stored, and remove the EXIF"
+                    " orientation.",
                 )
             )
         image.draft("RGB", (THUMBNAIL, THUMBNAIL))  # decodes a JPEG at reduced size
@@ -89,7 +90,7 @@ def small_image(dataset: Dataset, view: View, doubts: list[DoubtfulError]) -> tu
                 DoubtfulError(
                     f"16-bit values up to {largest}, and up to 65535 are expected: the image is taken for a dark one",
                     where=path,
-                    fix="Write the image so that its values fill 16 bits, or with 8 bits a channel.",
+                    fix="Write the image with values that fill 16 bits, or with 8 bits per channel.",
                 )
             )
         small = thumbnail(as_rgb(image, path))

@@ -74,7 +74,7 @@ class SlicSuperpixels:
             raise ScalrError(
                 "SLIC needs scikit-image, which is not installed",
                 where="--superpixels slic",
-                fix="Run pip install 'scalr-distill[superpixels]', or pass a folder of maps.",
+                fix="Install scikit-image: pip install 'scalr-distill[superpixels]', or pass a folder of maps.",
             ) from None
         self._slic = slic
         version = importlib.metadata.version("scikit-image")
@@ -98,7 +98,11 @@ class SuperpixelFolder:
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
         if not os.path.isdir(folder):  # pathlib's raises without permission
-            raise ScalrError("no such folder", where=folder, fix="Pass --superpixels slic, or a folder of PNG files.")
+            raise ScalrError(
+                "the folder of superpixel maps does not exist",
+                where=folder,
+                fix="Pass --superpixels slic, or a folder of PNG files.",
+            )
         self.folder = folder
         names, sizes = self._chosen_names(dataset)
         self._name = NAMES[names]
@@ -125,7 +129,8 @@ class SuperpixelFolder:
                 return names, found
         tried = [str(name_of(views[0])) for name_of in NAMES.values() if views and name_of(views[0]) is not None]
         raise DatasetError(
-            f"no map of any of {len(views)} sampled images, the first as {' or '.join(dict.fromkeys(tried))}",
+            f"the folder has no map of {len(views)} sampled images; tried for the first:"
+            f" {' or '.join(dict.fromkeys(tried))}",
             where=self.folder,
             fix="Name the maps as docs/datasets.md says, or check --superpixels.",
         )
@@ -156,21 +161,23 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise DatasetError(
-            "the superpixel map is missing", where=path, fix="Make it, or check that --superpixels is complete."
+            "the superpixel map is missing",
+            where=path,
+            fix="Make the map, or check that the folder of --superpixels is complete.",
         ) from None
     except OSError as error:
         raise DatasetError(
             f"the superpixel map cannot be read ({error.strerror})",
             where=path,
-            fix="Check that it is a file, and its permissions.",
+            fix="Check that the map is a file, and its permissions.",
         ) from None
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if image.mode not in ID_MODES:
                 raise DatasetError(
-                    f"a superpixel map of colours ({image.mode}), not of ids",
+                    f"the superpixel map holds colours ({image.mode}), not ids",
                     where=path,
-                    fix="Write it with one channel of 8 or 16 bits, or with a palette.",
+                    fix="Write the map with one channel of 8 or 16 bits, or with a palette.",
                 )
             ids = np.array(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -182,13 +189,13 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
         raise DatasetError(
             f"the superpixel map is {ids.shape[0]}x{ids.shape[1]} pixels, its image {shape[0]}x{shape[1]}",
             where=path,
-            fix="Make the maps of the images at their own resolution.",
+            fix="Make the maps at the resolution of the images.",
         )
     if ids.max(initial=0) > LARGEST_ID:
         raise DatasetError(
-            f"the superpixel map has the id {ids.max()}, and ids go from 0 to {LARGEST_ID}",
+            f"the superpixel map has the id {ids.max()}, and the largest valid id is {LARGEST_ID}",
             where=path,
-            fix="Give the segments of each image ids from 0.",
+            fix="Count the segments of each image from 0.",
         )
     return ids.astype(np.uint16)
 
@@ -222,7 +229,7 @@ def _refuse_equal_stems(dataset: Dataset, folder: Path) -> None:
         before = images.setdefault(Path(view.image).stem, view.image)
         if before != view.image:
             raise DatasetError(
-                f"the maps are named as images are, and {before} and {view.image} would have the same",
+                f"the images {before} and {view.image} would have the same map, because maps are named after images",
                 where=folder,
                 fix="Put the maps into folders like those of the images, below --superpixels.",
             )

@@ -252,7 +252,7 @@ def _to_float16(vectors: torch.Tensor) -> torch.Tensor:
         raise StoreError(
             f"a target holds {most:g}, which float16 cannot store",
             where="teacher features",
-            fix="Use --dtype int8, whose scales hold larger ones, or check the teacher's weights.",
+            fix="Use --dtype int8, which can hold larger values, or check the teacher's weights.",
         )
     return vectors.to(torch.float16)
 
@@ -294,7 +294,7 @@ def largest(vectors: torch.Tensor) -> float:
         raise StoreError(
             f"a target is not finite ({most})",
             where="teacher features",
-            fix="Check the teacher's weights, or run it with --precision float32.",
+            fix="Check the teacher's weights, or pass --precision float32.",
         )
     if most > LARGEST:
         raise StoreError(

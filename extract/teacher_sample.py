@@ -99,7 +99,7 @@ def sample_statistics(
             _add(sums[teacher.name], teacher, position, waiting[teacher.name])
     if left_out:
         logger.warning(
-            "%d frames of the sample for the teacher's statistics cannot be used, %s first: they are of the others",
+            "the sample for the teacher's statistics omits %d frames that cannot be used; the first: %s",
             *(len(left_out), left_out[0]),
         )
     return {name: each.statistics(len(left_out)) for name, each in sums.items()}

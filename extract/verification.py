@@ -6,15 +6,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..counted import counted
 from ..device import resolve_device
 from ..settings import CountOrZero, Settings
 from .recompute import Recomputed, recompute_targets
-from .store.format import ASIDE, SCANS
-from .store.inspect import ranges
+from .store.format import ASIDE
+from .store.inspect import missing
 from .store.repair import repair_store
 from .store.verify import Damage, Findings, open_to_verify, verify_store
 
 MOST_STRAYS = 8  # number of stray files that are listed
+REPEAT = "Repeat the 'scalr extract' command that wrote this store: it extracts what is missing."
 LISTED = ("blocks", "unreadable", "stray", "missing", "without_statistics")  # findings that JSON output copies
 
 
@@ -66,28 +68,28 @@ class Verification:
     def as_text(self) -> str:
         """A table for people."""
         found = self.found
-        lines = [f"{self.store}: {found.blocks} blocks read, {len(self.damage)} damaged", *map(str, self.damage)]
+        lines = [
+            f"{self.store}: {counted(found.blocks, 'block')} read, {counted(len(self.damage), 'problem')} found",
+            *map(str, self.damage),
+        ]
         if self.repaired and self.damage:
             if self.kept:
-                lines.append(f"What was damaged is out of the way, in {self.store / ASIDE}:")
+                lines.append(f"{counted(len(self.kept), 'damaged item')} moved to {self.store / ASIDE}:")
                 lines += [f"  {path}" for path in self.kept]
-                lines.append(f"When all is well, 'rm -r {self.store / ASIDE}' throws it away.")
-            lines.append("Run the same 'scalr extract' again: it makes what is still missing.")
+                lines.append(f"When the store is complete again, delete them with 'rm -r {self.store / ASIDE}'.")
+            lines.append(REPEAT)
         elif self.damage:
-            lines.append(f"Run 'scalr verify {self.store} --repair', then the same 'scalr extract' again.")
+            lines.append(f"Run 'scalr verify {self.store} --repair'. {REPEAT}")
         lines += [f"cannot be read now: {each}" for each in found.unreadable]
         if found.unreadable:
-            lines.append("Nothing is known of these files. Look at their permissions and the storage they are on.")
-        for kind, blocks in found.missing.items():
-            whose = "scans" if kind == SCANS else f"targets of {kind}"
-            lines.append(f"incomplete: {len(blocks)} blocks of {whose} are missing ({ranges(blocks)})")
-        for each in found.without_statistics:
-            lines.append(f"incomplete: the statistics of {each} are missing")
+            lines.append("No damage of these files is known. Check their permissions and their storage.")
+        lines += [missing(kind, blocks) for kind, blocks in found.missing.items()]
+        lines += [f"statistics of {each}: missing" for each in found.without_statistics]
         if (found.missing or found.without_statistics) and not self.damage:
-            lines.append("Run the same 'scalr extract' again: it makes what is missing.")
-        lines += [f"stray, no file of the store: {each}" for each in found.stray[:MOST_STRAYS]]
+            lines.append(REPEAT)
+        lines += [f"stray, not a file of the store: {each}" for each in found.stray[:MOST_STRAYS]]
         if len(found.stray) > MOST_STRAYS:
-            lines.append(f"and {len(found.stray) - MOST_STRAYS} more stray files, which change nothing")
+            lines.append(f"and {len(found.stray) - MOST_STRAYS} more stray files, which are ignored")
         return "\n".join([*lines, *map(str, self.sample)])
 
 

@@ -16,8 +16,8 @@ from error_sites import error_sites, site_at
 from scalr.errors import ScalrError
 
 VERBS = (
-    "Add|Check|Choose|Copy|Correct|Count|Enlarge|Extract|Fetch|Fill|Give|Go|Install|Keep|Leave|Look|Make|Mend|Name|Pass"
-    "|Put|Quote|Remove|Restore|Resume|Run|See|Set|Start|Train|Unpack|Use|Write"
+    "Add|Check|Choose|Continue|Copy|Correct|Count|Download|Enlarge|Extract|Fill|Fix|Give|Install|Keep|Leave|Look|Make"
+    "|Name|Pass|Put|Quote|Remove|Repeat|Restore|Resume|Run|See|Set|Start|Train|Unpack|Use|Write"
 )
 LONGEST = 1000  # characters of a message
 CHOICES = ("keyword", "lf", "deselect", "ignore", "ignore_glob", "collectonly")  # options that leave tests out

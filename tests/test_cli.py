@@ -198,7 +198,7 @@ def test_a_world_in_another_layout_is_whole(tmp_path):
     assert scalr("synth", "--out", tmp_path / "poss", *options).exit_code == 0
     checked = scalr("check", "--dataset", "semantic_poss", "--root", tmp_path / "poss")
     assert checked.exit_code == 0
-    assert "semantic_poss train: 1 frames, 0 views" in checked.output
+    assert "semantic_poss train: 1 frame, 0 views" in checked.output
     report = json.loads(scalr("check", "--dataset", "semantic_poss", "--root", tmp_path / "poss", "--json").stdout)
     assert report["problems"] == []
     assert report["points_per_frame"] > 10_000
@@ -257,7 +257,7 @@ def test_two_teachers_with_features_of_their_choice(synthetic_world, tmp_path):
     assert "timm:test_vit.r160_in1k" in scalr("inspect", out).output
     checked = scalr("verify", out, "--sample", 1, *own[:2])
     assert checked.exit_code == 0, checked.output
-    assert checked.output.count("(worst 1.000000)") == 2
+    assert checked.output.count("minimum 1.000000") == 2
     assert_one_line_error(scalr("verify", out, "--sample", 1), "made from a weights file", "--weights")
     assert_one_line_error(
         scalr("extract", *asked, *common, "--feature", "x_prenorm"), "feature is 'x_norm:2,5' in the store", "x_prenorm"
@@ -289,8 +289,8 @@ def test_inspect_and_verify(synthetic_world, tmp_path):
     assert "block 1, targets of dinov2_vits14" in found.output
     repaired = scalr("verify", out, "--repair")
     assert repaired.exit_code == 1
-    assert "2 blocks read, 1 damaged" in repaired.output
-    assert "missing dinov2_vits14: 1 blocks, 1" in scalr("inspect", out).output
+    assert "2 blocks read, 1 problem found" in repaired.output
+    assert "targets of dinov2_vits14: 1 block missing (number 1)" in scalr("inspect", out).output
     assert "1 block written in this run" in scalr(*command, "--dtype", "int8").output
     assert scalr("verify", out).exit_code == 0
 
@@ -321,7 +321,7 @@ def test_a_dry_run_says_what_the_run_then_takes(synthetic_world, tmp_path):
     assert dry.exit_code == 0, dry.output
     assert "2 frames, 12 views" in dry.output
     assert not (tmp_path / "s.zarr").exists()
-    (line,) = [line for line in dry.output.splitlines() if "as asked for" in line]
+    (line,) = [line for line in dry.output.splitlines() if line.endswith("   chosen")]
     assert line.startswith("patch int8")
     assert scalr(*command).exit_code == 0
     report = json.loads(scalr("inspect", tmp_path / "s.zarr", "--json").stdout)
@@ -386,7 +386,7 @@ def test_another_image_size_on_the_same_store_is_refused(synthetic_world, tmp_pa
     ("arguments", "parts"),
     [
         (("--root", "nowhere"), ("nowhere", "the dataset folder is missing", "Pass --root")),
-        (("--split", "mini_val"), ("v1.0-mini", "version folder is missing", "--split")),
+        (("--split", "mini_val"), ("split 'mini_val' needs the folder v1.0-mini", "--split")),
         (("--split", "tran"), ("no split and no scene 'tran', did you mean 'train'? Use one of",)),
         (("--teacher", "dino"), ("unknown teacher 'dino'", "--list-teachers")),
         (("--image-size", "30x56"), ("30x56", "nearest valid sizes: 28x56, 42x56")),
@@ -437,7 +437,7 @@ def test_superpixels_from_a_folder_to_a_store_of_segments_alone(synthetic_world,
     options = ("--root", synthetic_world, "--superpixels", "maps", "--encoding", "segments")
     estimated = scalr("extract", *TINY_TEACHER, *options, "--dry-run")
     assert estimated.exit_code == 0, estimated.output
-    assert re.search(r"segments float16 .* as asked for", estimated.stdout)
+    assert re.search(r"segments float16 .* chosen", estimated.stdout)
     extracted = scalr("extract", *TINY_TEACHER, *options, "--out", "s.zarr")
     assert extracted.exit_code == 0, extracted.output
     assert "superpixels of nuscenes train: method folder, names stem" in extracted.stdout
@@ -446,14 +446,14 @@ def test_superpixels_from_a_folder_to_a_store_of_segments_alone(synthetic_world,
     assert {*store.read_view(0).superpixel.tolist()} <= {0, 1}
     os.rename("maps", "elsewhere")
     refused = scalr("verify", "s.zarr", "--sample", "1")
-    assert_one_line_error(refused, "maps: no such folder")
+    assert_one_line_error(refused, "maps: the folder of superpixel maps does not exist")
     verified = scalr("verify", "s.zarr", "--sample", "1", "--superpixels", "elsewhere")
     assert verified.exit_code == 0, verified.output
-    assert "segments, cosine 1.000000" in verified.stdout
+    assert "segments, mean cosine 1.000000" in verified.stdout
     save_student(Student(WaffleIronConfig(width=8, depth=3, out_channels=4)), tmp_path / "student.safetensors", {})
     for words in (("teacher",), ("similarity", "--student", "student.safetensors", "--split", "train")):
         result = scalr("evaluate", *words, "--cache", "s.zarr", "--root", synthetic_world, "--out", "out")
-        assert_one_line_error(result, "it keeps segments of dinov2_vits14 alone, and no targets of points")
+        assert_one_line_error(result, "the store holds only segments of dinov2_vits14, and no targets of points")
     damaged = tmp_path / "elsewhere" / sorted(os.listdir("elsewhere"))[0]
     damaged.write_bytes(b"")
     assert_one_line_error(
@@ -471,12 +471,12 @@ def test_no_root_explains_itself(monkeypatch, synthetic_world, tmp_path):
 
 
 def test_wrong_inputs_of_later_stages(tmp_path, synthetic_world):
-    assert_one_line_error(scalr("distill", "--cache", tmp_path / "no.zarr"), "no.zarr", "no feature store here")
+    assert_one_line_error(scalr("distill", "--cache", tmp_path / "no.zarr"), "no.zarr", "no feature store exists here")
     assert_one_line_error(scalr("distill", "--recipe", "scalr"), "no recipe 'scalr'")
     student = ("evaluate", "probe", "--student", tmp_path / "no.safetensors", "--root", synthetic_world)
-    assert_one_line_error(scalr(*student), "no.safetensors", "no student here")
+    assert_one_line_error(scalr(*student), "no.safetensors", "no student file exists here")
     assert_one_line_error(scalr("synth", "--out", synthetic_world), str(synthetic_world))
-    assert_one_line_error(scalr("demo", "--out", tmp_path), "the folder is there already")
+    assert_one_line_error(scalr("demo", "--out", tmp_path), "the folder exists already")
 
 
 @pytest.mark.parametrize(
@@ -489,7 +489,9 @@ def test_wrong_inputs_of_later_stages(tmp_path, synthetic_world):
 )
 def test_what_the_system_refuses_anywhere_is_one_line(monkeypatch, tmp_path, number, advice):
     calls_of(monkeypatch, check_module, "check", OSError(number, os.strerror(number), str(tmp_path / "a")))
-    assert_one_line_error(scalr("check", "--root", tmp_path), f"{tmp_path}/a: the operating system reports an error (", advice)
+    assert_one_line_error(
+        scalr("check", "--root", tmp_path), f"{tmp_path}/a: the operating system reports an error (", advice
+    )
 
 
 def test_a_package_that_is_not_installed_is_one_line(monkeypatch, tmp_path):
@@ -560,7 +562,8 @@ def test_help_of_every_verb(words, command):
         pytest.param(
             ("distill",),
             (
-                "--cache STORE Feature store to train on. Repeat the option to train on several datasets: for four, pass"
+                "--cache STORE Feature store to train on. Repeat the option to train on several datasets:"
+                " for four, pass"
                 " --cache four times, one store for each.",
             ),
             id="how do I train on four datasets",

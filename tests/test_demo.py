@@ -154,6 +154,6 @@ def wait_for(browser, script: str) -> None:
 
 def test_what_stands_is_not_written_over(run: DemoRun):
     before = run.report.stat().st_mtime_ns
-    with pytest.raises(demo.ScalrError, match="the folder is there already"):
+    with pytest.raises(demo.ScalrError, match="the folder exists already"):
         demo.run_demo(Path(run.out))
     assert run.report.stat().st_mtime_ns == before

@@ -84,7 +84,7 @@ def test_a_message_that_reads_badly_is_noticed(what, where, fix, complaint):
 
 
 def test_sites_are_found_with_their_templates():
-    plain = next(site for site in error_sites() if site.template == "no feature store here")
+    plain = next(site for site in error_sites() if site.template == "no feature store exists here")
     assert (plain.module, plain.function) == ("extract/store/reader.py", "open_store")
     assert site_at(str(PACKAGE / plain.module), plain.last_line) == plain
     assert site_at(str(PACKAGE / plain.module), plain.last_line + 1) is None

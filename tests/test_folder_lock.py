@@ -55,7 +55,9 @@ def quick(monkeypatch):
 
 def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
     holder = hold_elsewhere(tmp_path / "run")
-    with pytest.raises(StudentError, match=f"another run is at work here: process {holder.pid} on .*Choose another"):
+    with pytest.raises(
+        StudentError, match=f"another run writes to this folder: process {holder.pid} on .*Choose another"
+    ):
         locked(tmp_path / "run").__enter__()
     holder.communicate("")
     with locked(tmp_path / "run"):
@@ -95,7 +97,7 @@ def test_through_another_mount_of_the_folder(tmp_path):
         pytest.skip(f"no second mount can be made here: {mounted.stderr.strip()}")
     try:
         holder = hold_elsewhere(tmp_path / "one")
-        with pytest.raises(StudentError, match=f"another run is at work here: process {holder.pid} on "):
+        with pytest.raises(StudentError, match=f"another run writes to this folder: process {holder.pid} on "):
             locked(tmp_path / "two").__enter__()
         holder.kill()
         holder.wait()
@@ -115,7 +117,7 @@ def test_a_process_of_another_machine_that_lives_is_seen_by_its_touches(tmp_path
     beat = threading.Thread(target=touch)
     beat.start()
     try:
-        with pytest.raises(StudentError, match="another run is at work here: process 1234 on node7"):
+        with pytest.raises(StudentError, match="another run writes to this folder: process 1234 on node7"):
             locked(tmp_path).__enter__()
     finally:
         ended.set()

@@ -212,9 +212,7 @@ def test_a_figure_that_fails_costs_no_other_and_none_is_begun_too_late(benchmark
         try:
             raise torch.OutOfMemoryError
         except torch.OutOfMemoryError:
-            raise TeacherError(
-                "64 images at once are too many", where="a", fix="Pass a smaller --batch-size."
-            ) from None
+            raise TeacherError("64 images do not fit", where="a", fix="Pass a smaller --batch-size.") from None
 
     monkeypatch.setattr(gpu.Benchmark, "measure_wait", too_large)
     assert gpu.measure_all(bench, ["wait"])["figures"] == {"wait 0": {"not_measured": "out of memory"}}

@@ -72,22 +72,22 @@ def test_a_name_that_is_no_text_stays_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        (URL, r"^s3://bucket/x\.zarr: a URL, .*Copy it to a disk, or mount it"),
-        (Path(URL), r"^s3://bucket/x\.zarr: a URL"),
-        ("gs://bucket", "^gs://bucket: a URL"),
-        ("https://host/a.pth", "^https://host/a.pth: a URL"),
-        ("HDFS://host/a", "^HDFS://host/a: a URL"),
-        ("file:///data/x", r"^file:///data/x: a URL.* Pass /data/x$"),
-        ("file://localhost/data/x", r"^file:///data/x: a URL.* Pass /data/x$"),
-        ("$BUCKET/x", "^s3://mine/x: a URL"),
-        ("data/nuscenes.zip", "nuscenes.zip: the name of an archive"),
-        ("nuscenes.tar.gz", "nuscenes.tar.gz: the name of an archive"),
-        ("a.TGZ", "the name of an archive"),
-        ("a\0b", r"^'a\\x00b': a path with a NUL"),
-        ("", "^'': a path that is empty"),
+        (URL, r"^s3://bucket/x\.zarr: URLs are not read or written\. Copy the data to a disk"),
+        (Path(URL), r"^s3://bucket/x\.zarr: URLs are not read"),
+        ("gs://bucket", "^gs://bucket: URLs are not read"),
+        ("https://host/a.pth", "^https://host/a.pth: URLs are not read"),
+        ("HDFS://host/a", "^HDFS://host/a: URLs are not read"),
+        ("file:///data/x", r"^file:///data/x: URLs are not read.* Pass /data/x$"),
+        ("file://localhost/data/x", r"^file:///data/x: URLs are not read.* Pass /data/x$"),
+        ("$BUCKET/x", "^s3://mine/x: URLs are not read"),
+        ("data/nuscenes.zip", "nuscenes.zip: archives are not read or written"),
+        ("nuscenes.tar.gz", "nuscenes.tar.gz: archives are not read or written"),
+        ("a.TGZ", "archives are not read or written"),
+        ("a\0b", r"^'a\\x00b': the path holds a NUL character"),
+        ("", "^'': the path is empty"),
         ("$NOT_SET_ANYWHERE/x", r"^\$NOT_SET_ANYWHERE/x: the environment variable 'NOT_SET_ANYWHERE' is not set"),
         ("${NOT_SET_ANYWHERE}/x", "'NOT_SET_ANYWHERE' is not set"),
-        ("~nobody-of-this-name/x", "^~nobody-of-this-name/x: its home folder is not known"),
+        ("~nobody-of-this-name/x", "^~nobody-of-this-name/x: the home folder of ~ is not known"),
     ],
 )
 def test_what_is_no_path_of_a_file_system_is_refused(monkeypatch, written, message):
@@ -98,7 +98,7 @@ def test_what_is_no_path_of_a_file_system_is_refused(monkeypatch, written, messa
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "..", "", "a\0b"])
 def test_a_name_from_a_file_never_leads_out_of_a_folder(tmp_path, name):
-    with pytest.raises(DatasetError, match="would lead out of the folder"):
+    with pytest.raises(DatasetError, match="in the dataset's tables leads out of the folder"):
         below(tmp_path, name, DatasetError)
 
 
@@ -110,7 +110,7 @@ def test_other_names_stay_as_they_are(tmp_path, name):
 def test_without_a_home_folder_the_path_is_asked_for(monkeypatch):
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
-    with pytest.raises(ScalrError, match="its home folder is not known"):
+    with pytest.raises(ScalrError, match="the home folder of ~ is not known"):
         expanded("~/x")
 
 
@@ -170,14 +170,14 @@ def test_each_verb_refuses_a_url_in_one_line_and_makes_no_folder(words, tmp_path
 )
 def test_so_does_python(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ScalrError, match=r"^s3://bucket/x\.zarr: a URL"):
+    with pytest.raises(ScalrError, match=r"^s3://bucket/x\.zarr: URLs are not read"):
         call(URL)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_option_is_named():
     done = CliRunner().invoke(main, ["inspect", ""])
-    assert done.stderr == "Error: store: '': a path that is empty. Name a file or folder; . is the current one\n"
+    assert done.stderr == "Error: store: '': the path is empty. Name a file or folder; . is the current folder\n"
     done = CliRunner().invoke(main, ["check", "--root", "$NOT_SET_ANYWHERE"])
     assert done.stderr.startswith("Error: --root: $NOT_SET_ANYWHERE: the environment variable")
 

@@ -119,7 +119,7 @@ def test_parts_that_are_stopped_and_submitted_again_are_parts_of_as_many(slurm):
     for task in (1, 2):
         text = logs[task].read_text()[len(before[task]) :]
         assert "Traceback" not in text
-        assert "stopped by SIGTERM; committed blocks stay. Run the same command again to go on" in text
+        assert "stopped by SIGTERM; committed blocks are kept. Run the same command again to continue" in text
     again = "\n".join(indented("batch.md", "To run the failed parts again"))
     again = of_this_machine(slurm, again.replace("store.zarr", "again.zarr"))
     last = slurm.bash(f"{again}\necho; echo $failed").split()

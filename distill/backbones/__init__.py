@@ -45,7 +45,9 @@ def backbone_class(name: Any, where: object = "student.backbone") -> type[Backbo
         found = getattr(importlib.import_module(module, __name__), attribute)
     for lacking in _lacking(found):
         raise StudentError(
-            f"the backbone {name} has no {lacking}", where=where, fix="Add it; docs/backbones.md says what one has."
+            f"the backbone {name} has no {lacking}",
+            where=where,
+            fix="Add the attribute; docs/backbones.md lists what a backbone has.",
         )
     return found
 
@@ -67,7 +69,7 @@ def settings_of(student: Any, inputs: Any) -> tuple[BackboneConfig, ScanInputs]:
     for given, wanted in ((student, backbone.Config), (inputs, backbone.Inputs)):
         if isinstance(given, Settings) and not isinstance(given, wanted):
             raise StudentError(
-                f"{type(given).__name__} is not of the backbone {name}",
+                f"{type(given).__name__} is not the configuration of the backbone {name}",
                 where="student.backbone",
                 fix=f"Use {wanted.__name__}.",
             )

@@ -237,7 +237,7 @@ class OfficialFiles(ABC):
         return StudentError(
             f"not an official checkpoint of {self.source} ({reason})",
             where=path,
-            fix="Pass another file, or the --recipe of its backbone.",
+            fix="Pass another file, or --recipe with a recipe of the file's backbone.",
         )
 
 
@@ -289,7 +289,7 @@ class Backbone(nn.Module, ABC):
         raise StudentError(
             f"{type(self).__name__} has no layers for torch.compile",
             where="training.compile",
-            fix="Set it to false, or write the method compile_layers.",
+            fix="Set training.compile to false, or write the method compile_layers.",
         )
 
     def exported(self, student: nn.Module) -> Exported:
@@ -299,7 +299,7 @@ class Backbone(nn.Module, ABC):
             StudentError: the backbone has no such program.
         """
         raise StudentError(
-            "the backbone has no program that runs without scalr",
+            "the backbone cannot be exported to a program that runs without scalr",
             where=type(self).__name__,
-            fix="Keep the .safetensors file, or write the method exported.",
+            fix="Use the .safetensors file, or write the method exported.",
         )

@@ -34,7 +34,9 @@ def network_of(config: BackboneConfig, inputs: ScanInputs) -> Backbone:
             raise
     if "_modules" not in vars(network):
         raise StudentError(
-            "its __init__ has not called super().__init__()", where=_name_of(network), fix="Put that call first."
+            "__init__ of the backbone has not called super().__init__()",
+            where=_name_of(network),
+            fix="Put the call super().__init__() first.",
         )
     width = network.width
     if not (_is_whole(width) and width >= 1):
@@ -185,9 +187,9 @@ def _is_whole(value: Any) -> bool:
 
 def _wrong(owner: Any, method: str, found: str, wanted: str) -> StudentError:
     return StudentError(
-        f"its {method} gave {found}, not {wanted}",
+        f"the method {method} returned {found}, not {wanted}",
         where=_name_of(owner),
-        fix="Correct it; docs/backbones.md says what it gives.",
+        fix="Correct the method; docs/backbones.md says what it returns.",
     )
 
 

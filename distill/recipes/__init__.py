@@ -54,11 +54,11 @@ def read_recipe(name: str) -> dict[str, dict]:
     try:
         values = parsed(_text_of(name))
     except yaml.YAMLError as error:
-        raise StudentError(f"not valid YAML ({shortened(error)})", where=name, fix="Correct that line.") from None
-    if not values:
         raise StudentError(
-            "no section in it: it would train by defaults alone", where=name, fix="Copy the shape of a bundled recipe."
-        )
+            f"the recipe is not valid YAML ({shortened(error)})", where=name, fix="Correct the line that is named."
+        ) from None
+    if not values:
+        raise StudentError("the recipe has no section", where=name, fix="Copy the form of a bundled recipe.")
     if not isinstance(values, dict):
         raise _no_section(values, name)
     base = values.pop("base", None)
@@ -70,7 +70,7 @@ def read_recipe(name: str) -> dict[str, dict]:
     if base not in recipe_names() or base == name:
         near = did_you_mean(base, recipe_names()) if isinstance(base, str) else ""
         raise StudentError(
-            f"base {shown(base)} is no bundled recipe{near}",
+            f"base {shown(base)} is not a bundled recipe{near}",
             where=name,
             fix=f"Use one of: {', '.join(recipe_names())}.",
         )
@@ -107,7 +107,9 @@ def parsed(text: str | bytes) -> Any:
 
 def _no_section(found: Any, name: str) -> StudentError:
     return StudentError(
-        f"{shown(found)} is no section with lines of key: value", where=name, fix="Copy the shape of a bundled recipe."
+        f"{shown(found)} is not a section with lines of key: value",
+        where=name,
+        fix="Copy the form of a bundled recipe.",
     )
 
 

@@ -42,6 +42,10 @@ PAGES = {
             "scalr.distill.backbones.backbone",
         ],
     ),
+    "Prediction": (
+        "What `scalr predict` calls.",
+        ["scalr.evaluate.predict.PredictConfig", "scalr.evaluate.predict.predict"],
+    ),
     "Evaluation": (
         "What the commands of `scalr evaluate` call.",
         [

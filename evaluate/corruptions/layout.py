@@ -49,7 +49,9 @@ class NuScenesLayout:
         ring = np.fromfile(scan, np.float32).reshape(-1, 5)[:, 4]
         check_length(len(labels), len(points), frame.scan, label_file)
         if not np.isin(ring, np.arange(BENCHMARKS["nuscenes"].num_rings)).all():
-            raise DatasetError("the fifth value is not always a ring", where=scan, fix=COPY_AGAIN)
+            raise DatasetError(
+                "the fifth value of a point is not a ring number in all rows", where=scan, fix=COPY_AGAIN
+            )
         return Scan(points=points, ring=ring.astype(np.int64), labels=labels, raw_labels=raw_labels)
 
     def paths(self, frame: Frame) -> tuple[str, str]:

@@ -68,14 +68,18 @@ def open_dataset(
     missing = [attribute for attribute in NEEDED if not hasattr(dataset, attribute)]
     if missing:
         raise DatasetError(
-            f"{name} has no '{missing[0]}'",
+            f"the dataset reader {name} has no attribute '{missing[0]}'",
             where="--dataset",
-            fix="Add it; docs/own_dataset.md says what a reader gives.",
+            fix="Add the attribute; docs/own_dataset.md lists what a dataset reader has.",
         )
     if need == "images" and not any(frame.views or frame.error for frame in dataset.frames):
         raise DatasetError(
-            "no frame has an image", where=root, fix=f"Choose a dataset with cameras: {dataset.name} is for evaluation."
+            "no frame of the dataset has an image",
+            where=root,
+            fix=f"Choose a dataset with cameras; {dataset.name} can be used for evaluation only.",
         )
     if need == "labels" and not getattr(dataset, "class_names", ()):
-        raise DatasetError("it has no classes", where=root, fix="Name them; docs/own_dataset.md says how.")
+        raise DatasetError(
+            "the dataset has no classes", where=root, fix="Name the classes; docs/own_dataset.md says how."
+        )
     return dataset

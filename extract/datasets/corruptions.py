@@ -21,7 +21,11 @@ def corruption_folder(root: Path, split: str) -> str:
         DatasetError: an unknown corruption or severity, or a missing folder.
     """
     if "," in split:
-        raise DatasetError(f"several splits, '{split}'", where="--split", fix="Name one corruption and severity.")
+        raise DatasetError(
+            f"several splits are given, '{split}'",
+            where="--split",
+            fix="Name one corruption and severity, for example fog/light.",
+        )
     corruption, _, severity = split.partition("/")
     for name, choices in ((corruption, CORRUPTIONS), (severity, SEVERITIES)):
         if name not in choices:
@@ -32,8 +36,8 @@ def corruption_folder(root: Path, split: str) -> str:
             )
     if not (root / corruption / severity).is_dir():
         raise DatasetError(
-            "the folder is missing",
+            "the folder of this corruption is missing",
             where=root / corruption / severity,
-            fix="Pass --root with the folder of the corruptions, and unpack this one there.",
+            fix="Pass --root with the folder that holds all corruptions, and unpack this corruption there.",
         )
     return f"{corruption}/{severity}"

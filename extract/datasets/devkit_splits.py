@@ -34,7 +34,7 @@ def _source() -> str:
         if file.is_file():
             return file.read_text()
     raise DatasetError(
-        "it is not installed, and its list of scenes is needed for nuScenes and for simulated worlds",
+        "nuscenes-devkit is not installed, and its list of scenes is needed for nuScenes and simulated datasets",
         where="nuscenes-devkit",
         fix="Run 'pip install nuscenes-devkit', with numpy 2 'pip install --no-deps nuscenes-devkit'.",
     )

@@ -50,7 +50,7 @@ def file_of(root: Path, name: str) -> Path:
         raise DatasetError(
             f"'{name}' leads out of the folder",
             where=folder,
-            fix=f"Put the file below it, link it there, or name its folder in the variable {OTHER_FOLDERS}.",
+            fix=f"Put or link the file below this folder, or name its folder in the variable {OTHER_FOLDERS}.",
         )
     return Path(written) if ".." in rest else path
 
@@ -86,7 +86,7 @@ def checked_points(points: np.ndarray, path: Path) -> np.ndarray:
     """Return a scan's first four columns as float32; refuse empty scans and non-finite values, naming `path`."""
     if points.ndim != 2 or points.shape[1] < 4 or len(points) == 0:
         raise DatasetError(
-            f"a scan of shape {points.shape}: points need x, y, z and intensity, and there must be some",
+            f"the scan has shape {points.shape}, not (N, 4): x, y, z and intensity of one point or more",
             where=path,
             fix=COPY_AGAIN,
         )
@@ -163,9 +163,9 @@ def as_rgb(image: Image.Image, path: Path) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "F" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise DatasetError(
-            f"pixels of {values.dtype} from {values.min():g} to {values.max():g}, which is not 8 or 16 bits a channel",
+            f"the pixels are {values.dtype} from {values.min():g} to {values.max():g}, not 8 or 16 bits per channel",
             where=path,
-            fix="Write the image with 8 or 16 bits a channel.",
+            fix="Write the image with 8 or 16 bits per channel.",
         )
     return Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8)).convert("RGB")
 
@@ -205,10 +205,10 @@ def read_bytes(path: Path) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise missing_file(path) from None
     except IsADirectoryError:
-        raise DatasetError("a folder, not a file", where=path, fix="Put the file in its place.") from None
+        raise DatasetError("a folder has the name of this file", where=path, fix="Put the file in its place.") from None
     except OSError as error:
         raise DatasetError(
-            f"the file cannot be read ({error.strerror})", where=path, fix="Check its permissions."
+            f"the file cannot be read ({error.strerror})", where=path, fix="Check the permissions of the file."
         ) from None
 
 
@@ -271,7 +271,7 @@ def _check_size(image: Image.Image, root: Path, view: View) -> None:
             f"the image is stored as {found[0]}x{found[1]} pixels, its calibration is for the image as EXIF turns it"
             f" (orientation {image.getexif()[ORIENTATION]})",
             where=root / view.image,
-            fix="Write the image with its pixels turned, and without the orientation.",
+            fix="Write the image with rotated pixels, and without the EXIF orientation.",
         )
     if view.image_shape is not None and found != tuple(view.image_shape):
         height, width = view.image_shape

@@ -48,8 +48,8 @@ BOUNDS = {"timestamp": (-(2**63), 2**63 - 1), **dict.fromkeys(("image_height", "
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 NoReturns = Literal["keep", "drop"]
 DESCRIPTION_KEYS = ("name", "intensity", "classes", "ignored", "visibility", "no_returns")
-COLUMNS = f"Give it {', '.join(REQUIRED)}, and if you like {', '.join(OPTIONAL)}."
-CORRECT = "Correct the table as 'A rig of your own' in docs/own_dataset.md describes its columns."
+COLUMNS = f"Add the column; required are {', '.join(REQUIRED)}, optional {', '.join(OPTIONAL)}."
+CORRECT = "Correct the table; docs/own_dataset.md describes its columns."
 WRITE_AGAIN = "Write the table again as parquet, with pandas, polars or pyarrow."
 
 
@@ -96,7 +96,7 @@ class Frames:
         if self._no_returns == "drop":
             if len(scan) and not is_return.any():
                 raise DatasetError(
-                    f"none of {len(scan)} points is a return", where=path, fix="Leave the frame out of the table."
+                    f"none of the {len(scan)} points is a return", where=path, fix="Leave the frame out of the table."
                 )
             return checked_points(scan[is_return], path)
         if missing := int((~np.isfinite(scan[:, :3]).all(axis=1)).sum()):
@@ -122,20 +122,22 @@ class Frames:
             raise DatasetError(
                 f"frame {frame.token} has no labels",
                 where=self.root / "frames.parquet",
-                fix="Fill the column 'labels', or leave the frame out.",
+                fix="Fill the column 'labels' of the frame, or leave the frame out.",
             )
         path = file_of(self.root, frame.labels)
         read = LABEL_READERS.get(path.suffix.lower())
         if read is None:
             raise DatasetError(
-                f"labels whose name ends in '{path.suffix}' are not read",
+                f"files of labels with the suffix '{path.suffix}' cannot be read",
                 where=path,
-                fix=f"Write them as one of: {', '.join(LABEL_READERS)}.",
+                fix=f"Write the labels as one of: {', '.join(LABEL_READERS)}.",
             )
         raw = read(path)
         if raw.ndim != 1 or not np.issubdtype(raw.dtype, np.integer):
             raise DatasetError(
-                f"labels of shape {raw.shape} and dtype {raw.dtype}", where=path, fix="Write (N,) whole numbers."
+                f"the labels have shape {raw.shape} and dtype {raw.dtype}, not (N,) integers",
+                where=path,
+                fix="Write one integer per point.",
             )
         return self.label_map.train_ids(raw, path)
 
@@ -177,7 +179,7 @@ def _read_rows(path: Path) -> list[dict]:
         table = pq.ParquetFile(pa.BufferReader(content)).read()
         columns = {name: _values(table[name], kind) for name, kind in _known_columns(table, path).items()}
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise DatasetError(f"not a parquet file that can be read ({error})", where=path, fix=WRITE_AGAIN) from None
+        raise DatasetError(f"the file cannot be read as parquet ({error})", where=path, fix=WRITE_AGAIN) from None
     names = [*columns, "row"]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), range(table.num_rows), strict=True)]
 
@@ -189,15 +191,15 @@ def _known_columns(table: pa.Table, path: Path) -> dict[str, type]:
     unknown = [name for name in names if name not in known]
     twice = [name for name in known if names.count(name) > 1]
     if missing:
-        raise DatasetError(f"no column '{missing[0]}'", where=path, fix=COLUMNS)
+        raise DatasetError(f"the table has no column '{missing[0]}'", where=path, fix=COLUMNS)
     if unknown:
         raise DatasetError(
-            f"unknown column '{unknown[0]}'{did_you_mean(unknown[0], known)}",
+            f"the table has an unknown column '{unknown[0]}'{did_you_mean(unknown[0], known)}",
             where=path,
-            fix=f"Leave it out, or name it as one of {', '.join(known)}.",
+            fix=f"Remove the column, or rename it to one of {', '.join(known)}.",
         )
     if twice:
-        raise DatasetError(f"two columns '{twice[0]}'", where=path, fix="Leave one of them.")
+        raise DatasetError(f"the table has two columns '{twice[0]}'", where=path, fix="Remove one of the two columns.")
     return {name: known[name] for name in names}
 
 
@@ -229,7 +231,7 @@ def _rows_of_split(rows: list[dict], split: str, path: Path) -> list[dict]:
     if missing:
         refuse_share(missing[0])
         raise DatasetError(
-            f"no row of split '{missing[0]}'{did_you_mean(missing[0], there)}",
+            f"the table has no row of split '{missing[0]}'{did_you_mean(missing[0], there)}",
             where=path,
             fix=f"Choose a value of its column 'split' ({', '.join([*there][:20]) or 'it has none'}).",
         )
@@ -369,7 +371,9 @@ def _read_description(path: Path) -> Description:
         raise error.inside(str(path)) from None
     except (yaml.YAMLError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DatasetError(
-            f"it cannot be used ({error})", where=path, fix="See docs/own_dataset.md for its keys."
+            f"the description of the dataset cannot be used ({error})",
+            where=path,
+            fix="See docs/own_dataset.md for the keys of dataset.yaml.",
         ) from None
 
 

@@ -21,7 +21,7 @@ def check_length(num_labels: int, num_points: int, scan: str, path: Path) -> Non
     """
     if num_labels != num_points:
         raise DatasetError(
-            f"{num_labels} labels for the {num_points} points of {scan}",
+            f"the file has {num_labels} labels, and the scan {scan} has {num_points} points",
             where=path,
             fix="Copy both files again from the dataset's archives.",
         )
@@ -59,8 +59,8 @@ class LabelMap:
         unknown = np.unique(raw[train_ids == _UNKNOWN])
         if len(unknown):
             raise DatasetError(
-                f"label ids that the dataset does not have: {', '.join(map(str, unknown[:5]))}",
+                f"the file has label ids that the dataset does not define: {', '.join(map(str, unknown[:5]))}",
                 where=path,
-                fix="Check that the labels are those of this dataset, in its own raw ids.",
+                fix="Check that the labels are raw ids of this dataset.",
             )
         return train_ids

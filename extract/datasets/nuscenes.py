@@ -84,17 +84,18 @@ class NuScenes:
         scenes = chosen_scenes(wanted.base, splits, table["scene"].unique().to_pylist(), wanted.every_nth)
         if scenes and len(scenes) < wanted.every_nth:
             raise DatasetError(
-                f"'{split}' keeps every {wanted.every_nth}th scene of split '{wanted.base}', which has {len(scenes)}",
+                f"split '{split}' keeps every {wanted.every_nth}th scene of split '{wanted.base}', which has"
+                f" {len(scenes)} here",
                 where=tables / "scene.json",
-                fix="Choose a larger share (--labels or --split), or a split with more scenes.",
+                fix="Choose a larger fraction (--labels or --split), or a split with more scenes.",
             )
         scenes = scenes[wanted.every_nth - 1 :: wanted.every_nth]
         self.frames = FrameTable(self.name, table.filter(pc.is_in(table["scene"], pa.array(scenes, pa.string()))))
         if not len(self.frames):
             raise DatasetError(
-                f"no scene of split '{split}'",
+                f"the tables have no scene of split '{split}'",
                 where=tables / "scene.json",
-                fix="Choose a split that is in this folder.",
+                fix="Choose a split whose scenes are in this folder.",
             )
 
     def read_points(self, frame: Frame) -> np.ndarray:
@@ -127,18 +128,18 @@ def _version_folder(root: Path, base: str) -> Path:
     versions = {VERSIONS[name] for name in several(base) if name in VERSIONS}
     if len(versions) > 1:
         raise DatasetError(
-            f"'{base}' is of several versions: {', '.join(sorted(versions))}",
+            f"the splits '{base}' belong to several versions of nuScenes: {', '.join(sorted(versions))}",
             where="--split",
-            fix="Name splits of one version (train, val: v1.0-trainval; mini_train, mini_val: v1.0-mini).",
+            fix="Name splits of one version: train and val of v1.0-trainval, mini_train and mini_val of v1.0-mini.",
         )
     usual = next(iter(versions), "v1.0-trainval")
     if usual in found:
         return root / usual
     if versions or not found:
         raise DatasetError(
-            f"the version folder is missing (found here: {found or 'none'})",
-            where=root / usual,
-            fix="Pass --root with the folder that holds it, or a --split of a version that is there"
-            " (train, val: v1.0-trainval; mini_train, mini_val: v1.0-mini).",
+            f"split '{base}' needs the folder {usual}, and this one has {', '.join(found) or 'no v1.0-*'}",
+            where=root,
+            fix=f"Pass --root with the folder that holds {usual}, or a --split of a version that exists there"
+            " (train, val: v1.0-trainval; mini_train, mini_val: v1.0-mini; test: v1.0-test).",
         )
     return root / found[0]

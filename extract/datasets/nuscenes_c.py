@@ -73,7 +73,7 @@ def _folder_of_tables(root: Path) -> Path:
         if (place / "v1.0-trainval").is_dir():
             return place
     raise DatasetError(
-        "nuScenes-C comes without tables, and those of nuScenes were not found",
+        "nuScenes-C has no tables of its own, and the tables of nuScenes were not found",
         where=" or ".join(str(place / "v1.0-trainval") for place in places),
-        fix="Set $NUSCENES to nuScenes' folder, or link its v1.0-trainval there.",
+        fix="Set $NUSCENES to the folder of nuScenes, or link its v1.0-trainval into the folder of nuScenes-C.",
     )

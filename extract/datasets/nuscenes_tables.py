@@ -68,7 +68,8 @@ def keyframe_table(tables: Path) -> tuple[pa.Table, dict[str, list[str]]]:
     kept, fingerprint = _kept_table(tables), _fingerprint(tables)
     if kept is None:
         logger.warning(
-            "the tables will be read again next time: there is no home folder; $XDG_CACHE_HOME names another"
+            "the tables cannot be cached and will be read again in the next run: there is no home folder;"
+            " set $XDG_CACHE_HOME"
         )
         return frames_as_table(read_keyframes(tables)), named_splits()
     try:
@@ -78,13 +79,17 @@ def keyframe_table(tables: Path) -> tuple[pa.Table, dict[str, list[str]]]:
             return kept_table.read().cast(SCHEMA), about["splits"]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         pass  # the cached table is missing or incomplete
-    logger.info("reading the tables in %s", tables)
+    logger.info("reading nuScenes tables in %s", tables)
     table, splits = _table_of_keyframes(tables), named_splits()
     try:
         about = {"tables": fingerprint, "splits": splits}
         write_table(table.replace_schema_metadata({"scalr": json.dumps(about)}), kept)
     except OSError as error:
-        logger.warning("the tables will be read again next time: %s cannot be written (%s)", kept, error.strerror)
+        logger.warning(
+            "the tables cannot be cached and will be read again in the next run: %s cannot be written (%s)",
+            kept,
+            error.strerror,
+        )
     return table, splits
 
 
@@ -176,7 +181,7 @@ class _Tables:
         intrinsics = np.array(sensor["camera_intrinsic"], dtype=np.float64)
         if intrinsics.shape != (3, 3):
             raise DatasetError(
-                f"the intrinsics of {sensor['token']} are not 3x3 numbers",
+                f"the intrinsics of calibrated sensor {sensor['token']} are not 3x3 numbers",
                 where=self.folder / "calibrated_sensor.json",
                 fix=UNPACK,
             )

@@ -52,7 +52,7 @@ def read_columns(path: Path, names: Sequence[str]) -> np.ndarray:
         return np.stack([np.asarray(table[name], dtype=np.float64) for name in names], axis=1)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise DatasetError(
-            f"not a table of numbers with the columns {', '.join(names)}", where=path, fix=COPY_AGAIN
+            f"the pickle is not a table of numbers with the columns {', '.join(names)}", where=path, fix=COPY_AGAIN
         ) from None
 
 
@@ -76,7 +76,7 @@ def _load(path: Path) -> object:
         raise DatasetError(
             "PandaSet's files are pickled pandas tables, and pandas is not installed",
             where=path,
-            fix="Install it: pip install 'scalr-distill[pandaset]'.",
+            fix="Install pandas: pip install 'scalr-distill[pandaset]'.",
         ) from None
     content = read_bytes(path)
     try:
@@ -85,11 +85,11 @@ def _load(path: Path) -> object:
         return _TableUnpickler(io.BytesIO(content)).load()
     except _ForbiddenError as name:
         raise DatasetError(
-            f"the pickle names {name}, which no table of numbers needs and which could run code",
+            f"the pickle names {name}, which a table of numbers does not need and which could run code",
             where=path,
             fix=f"{COPY_AGAIN[:-1]}, or write it with pandas 1 or 2.",
         ) from None
     except Exception as error:  # a damaged file can raise any error in gzip, pickle, numpy or pandas
         raise DatasetError(
-            f"not a pickle that can be read ({type(error).__name__}: {error})", where=path, fix=COPY_AGAIN
+            f"the pickle cannot be read ({type(error).__name__}: {error})", where=path, fix=COPY_AGAIN
         ) from None

@@ -89,14 +89,16 @@ class PandaSet:
         labelled = sorted(path.parent.parent.name for path in root.glob("*/annotations/semseg"))
         if not labelled:
             raise DatasetError(
-                "no scene with annotations/semseg here",
+                "no scene in this folder has annotations/semseg",
                 where=root,
                 fix="Pass --root with the folder that holds PandaSet's scenes 001, 002, …",
             )
         scenes = chosen_scenes(split, self._splits(labelled), labelled)
         self.frames = [frame for scene in scenes for frame in self._frames(scene)]
         if not self.frames:
-            raise DatasetError(f"no scan of split '{split}'", where=root, fix=f"Choose among scenes {labelled}.")
+            raise DatasetError(
+                f"the folder has no scan of split '{split}'", where=root, fix=f"Name scenes of: {labelled}."
+            )
 
     def read_points(self, frame: Frame) -> np.ndarray:
         """Read a scan, (N, 4) float32: x y z [m] in the lidar pose's frame, z reduced by 1.6 m, intensity 0..255."""
@@ -191,7 +193,7 @@ class _JsonFiles:
             return of(self._contents[path])
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise DatasetError(
-                f"the file is not as PandaSet's are ({type(error).__name__}: {error})",
+                f"the file does not have PandaSet's format ({type(error).__name__}: {error})",
                 where=path,
                 fix="Copy it again from the dataset's archive.",
             ) from None

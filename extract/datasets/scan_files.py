@@ -33,9 +33,9 @@ def read_scan_file(path: Path, values_per_point: int | None = None) -> np.ndarra
     if ending is not None:
         return READERS[ending](path)
     raise DatasetError(
-        f"a scan whose name ends in '{path.suffix}' is not read",
+        f"scans with the suffix '{path.suffix}' cannot be read",
         where=path,
-        fix=f"Write it as one of: {', '.join(READERS)}.",
+        fix=f"Write the scan as one of: {', '.join(READERS)}.",
     )
 
 
@@ -49,7 +49,7 @@ def read_array(path: Path) -> np.ndarray:
     try:
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header makes numpy raise what it likes
-        raise DatasetError(f"not an array that can be read ({error})", where=path, fix=COPY_AGAIN) from None
+        raise DatasetError(f"the file cannot be read as an array ({error})", where=path, fix=COPY_AGAIN) from None
 
 
 def _npz(path: Path) -> np.ndarray:
@@ -79,7 +79,7 @@ def _points_of(array: np.ndarray, path: Path) -> np.ndarray:
     is_row_of_columns = array.ndim == 2 and array.shape[1] > max(array.shape[0], MOST_COLUMNS)
     if array.ndim != 2 or array.shape[1] < 4 or is_row_of_columns or array.dtype.kind not in "fiu":
         raise DatasetError(
-            f"a scan of shape {array.shape} and dtype {array.dtype}",
+            f"the scan has shape {array.shape} and dtype {array.dtype}, not (N, 4) numbers",
             where=path,
             fix="Write (N, 4) numbers: x, y, z and intensity.",
         )
@@ -122,9 +122,9 @@ def _columns(fields: Mapping[str, np.ndarray], num_points: int, path: Path) -> n
     missing = [name for name in ("x", "y", "z", intensity) if name not in names]
     if missing:
         raise DatasetError(
-            f"no field '{missing[0]}' among {', '.join(fields) or 'none'}",
+            f"the scan has no field '{missing[0]}' (it has: {', '.join(fields) or 'none'})",
             where=path,
-            fix="Write points with x, y, z and intensity; docs/own_dataset.md has the names that are known.",
+            fix="Write points with x, y, z and intensity; docs/own_dataset.md lists the accepted field names.",
         )
     try:
         columns = [np.asarray(fields[names[each]]).reshape(num_points) for each in ("x", "y", "z", intensity)]
@@ -133,22 +133,24 @@ def _columns(fields: Mapping[str, np.ndarray], num_points: int, path: Path) -> n
         return np.stack(columns, axis=1).astype(np.float64)
     except (TypeError, ValueError) as error:
         raise DatasetError(
-            f"its fields are not a number for each of {num_points} points ({error})", where=path, fix=COPY_AGAIN
+            f"the fields of the scan do not have a number for each of the {num_points} points ({error})",
+            where=path,
+            fix=COPY_AGAIN,
         ) from None
 
 
 def _not_installed(package: str, path: Path) -> DatasetError:
     return DatasetError(
-        f"this kind of scan is read by {package}, and it is not installed",
+        f"{package}, which reads scans of this format, is not installed",
         where=path,
-        fix="Install it: pip install 'scalr-distill[scans]'.",
+        fix="Install the readers of scans: pip install 'scalr-distill[scans]'.",
     )
 
 
 def _damaged(kind: str, error: Exception, path: Path) -> DatasetError:
     reason = str(error)[:200]  # some tell a story
     return DatasetError(
-        f"not a {kind} file that can be read ({type(error).__name__}: {reason})", where=path, fix=COPY_AGAIN
+        f"the file cannot be read as {kind} ({type(error).__name__}: {reason})", where=path, fix=COPY_AGAIN
     )
 
 

@@ -46,17 +46,19 @@ def refuse_other_layout(points: np.ndarray, path: Path) -> None:
     if fitting:
         name, columns = max(fitting, key=fitting.get)
         raise DatasetError(
-            f"{points.shape[1]} float32 values a point make no scan of a lidar, and {columns} {name} values do",
+            f"the values are no lidar scan with {points.shape[1]} float32 per point, but one with {columns}"
+            f" {name} per point",
             where=path,
-            fix="Write the file as the dataset has it, use the reader of the dataset that it comes from, or pass"
+            fix="Write the file in the dataset's own layout, use the dataset reader that fits the file, or pass"
             " --columns to 'scalr predict'.",
         )
     by_columns = points.reshape(points.shape[::-1]).T
     if _are_coordinates(by_columns) and min(_distances(by_columns)) > APART:
         raise DatasetError(
-            f"{points.shape[1]} values a point make no scan of a lidar, and do where all x stand first, then all y",
+            f"the values are no lidar scan with {points.shape[1]} values per point, but one with all x"
+            " first, then all y",
             where=path,
-            fix="Write the values of each point one after the other.",
+            fix="Write the file point by point: x, y, z and intensity of the first point, then of the second.",
         )
 
 

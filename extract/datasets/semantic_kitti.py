@@ -91,14 +91,16 @@ class SemanticKitti:
         )
         if not available:
             raise DatasetError(
-                "no sequences here",
+                "the folder has no sequences",
                 where=root / "sequences",
                 fix="Pass --root with the folder that holds sequences/ or dataset/sequences/.",
             )
         sequences = chosen_scenes(wanted.base, SPLITS, available, wanted.every_nth)
         self.frames = [frame for name in sequences for frame in self._frames(name)][:: wanted.every_nth]
         if not self.frames:
-            raise DatasetError(f"no scan of split '{split}'", where=root, fix=f"Choose among sequences {available}.")
+            raise DatasetError(
+                f"the folder has no scan of split '{split}'", where=root, fix=f"Name sequences of: {available}."
+            )
 
     def read_points(self, frame: Frame) -> np.ndarray:
         """Read a scan, (N, 4) float32: x forward, y left, z up [m] and intensity 0..1."""
@@ -169,7 +171,7 @@ def read_calibration(path: Path) -> Calibration:
     except (KeyError, ValueError) as error:
         what = f"no row {error}" if isinstance(error, KeyError) else str(error)
         raise DatasetError(
-            f"not a calibration of KITTI odometry, which has P2 and Tr of 3x4 numbers ({what})",
+            f"the file is not a calibration of KITTI odometry, with P2 and Tr of 3x4 numbers ({what})",
             where=path,
             fix="Copy calib.txt again from data_odometry_calib.zip.",
         ) from None

@@ -47,7 +47,9 @@ class SemanticKittiC:
             *numbered_files(root / folder / "labels", ".label"),
         }
         if not numbers:
-            raise DatasetError("no scans here", where=root / folder / "velodyne", fix="Unpack SemanticKITTI-C again.")
+            raise DatasetError(
+                "the folder has no scans", where=root / folder / "velodyne", fix="Unpack SemanticKITTI-C again."
+            )
         self.frames = [
             numbered_frame(self.name, "08", number, f"{folder}/velodyne", f"{folder}/labels")
             for number in sorted(numbers)

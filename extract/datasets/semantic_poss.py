@@ -62,9 +62,10 @@ class SemanticPoss:
         self.frames = [frame for name in sequences for frame in self._frames(folder, name)]
         if not self.frames:
             raise DatasetError(
-                f"no scan of split '{split}'",
+                f"the folder has no scan of split '{split}'",
                 where=root / folder,
-                fix=f"Pass --root with SemanticPOSS' top folder (sequences found: {', '.join(available) or 'none'}).",
+                fix="Pass --root with the top folder of SemanticPOSS (sequences found:"
+                f" {', '.join(available) or 'none'}).",
             )
 
     def read_points(self, frame: Frame) -> np.ndarray:

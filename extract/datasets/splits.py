@@ -19,9 +19,11 @@ def several(text: str) -> list[str]:
     """
     names = [name.strip() for name in text.split(",")]
     if "" in names:
-        raise DatasetError(f"an empty name in '{text}'", where="--split", fix="Name splits, with one comma between.")
+        raise DatasetError(
+            f"'{text}' holds an empty name", where="--split", fix="Name splits, separated by single commas."
+        )
     if twice := [name for name in names if names.count(name) > 1]:
-        raise DatasetError(f"'{twice[0]}' is named twice in '{text}'", where="--split", fix="Name each once.")
+        raise DatasetError(f"'{twice[0]}' is named twice in '{text}'", where="--split", fix="Name each split once.")
     return names
 
 
@@ -34,7 +36,7 @@ def refuse_share(name: str) -> None:
     base, every_nth = Split.parse(name)
     if every_nth > 1:
         raise DatasetError(
-            f"this dataset has no subsets of the labels, as '{name}' would be",
+            f"'{name}' is unknown: this dataset has no published subsets of the labels",
             where="--split",
             fix=f"Use all labels (--labels 100% or --split {base}), or name scenes.",
         )
@@ -59,7 +61,7 @@ class Split(NamedTuple):
         base, percent = match.groups()
         if percent not in EVERY_NTH:
             raise DatasetError(
-                f"no label subset of {percent} % in '{text}'",
+                f"'{text}' is unknown: there is no label subset of {percent} %",
                 where="--split",
                 fix=f"Use one of: {', '.join(f'{base}-{each}%' for each in EVERY_NTH)}.",
             )
@@ -83,9 +85,9 @@ def chosen_scenes(
     names = several(base)
     if len(names) > 1 and any(Split.parse(name).every_nth > 1 or (every_nth > 1 and name in named) for name in names):
         raise DatasetError(
-            f"a share of the labels among several splits in '{base}'",
+            f"'{base}' has several splits with a fraction of the labels, which is ambiguous",
             where="--split",
-            fix="Name one split alone with its share, or scenes, as in scene-0001,scene-0002-10%.",
+            fix="Name one split alone with its fraction, or scenes, as in scene-0001,scene-0002-10%.",
         )
     missing = [name for name in names if name not in named and name not in available]
     if missing:

@@ -93,7 +93,7 @@ class ArrayWriter:
             # Bytes are compared, since NaN then equals itself and float16 is fast.
             if read[self.rows + start : self.rows + start + len(part)].tobytes() != part.tobytes():
                 raise StoreError(
-                    "the values read back are not the ones written",
+                    "the values read back differ from the values written",
                     where=self.path,
                     fix="Check the disk, then run again.",
                 )

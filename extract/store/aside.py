@@ -120,7 +120,7 @@ def _said(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"it cannot be moved ({error.strerror or error})",
+            f"the folder cannot be moved to 'aside' ({error.strerror or error})",
             where=path,
             fix=f"{remedy(error, 'Check the storage there')}.",
         ) from None

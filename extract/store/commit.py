@@ -103,14 +103,16 @@ class ScratchFolder:
             yield self.path
         except Exception as error:
             if not (self.path / MARKER).exists() and (self._made or isinstance(error, FileNotFoundError)):
-                logger.warning("%s was cleared by another run: is the same part running twice?", self.path.parent)
+                logger.warning(
+                    "another run removed the temporary folder %s: is the same part running twice?", self.path.parent
+                )
                 raise ScratchTakenError from error
             if isinstance(error, OSError):
                 fix = remedy(error, "Check the storage there")
                 raise StoreError(
                     f"the file system refuses to write ({error.strerror or error})",
                     where=self.path.parent.parent.parent,
-                    fix=f"{fix}, then run the same command again: what is committed stays.",
+                    fix=f"{fix}, then run the same command again: committed blocks are kept.",
                 ) from error
             raise
 
@@ -121,7 +123,9 @@ class ScratchFolder:
 def taken_away_again(folder: Path) -> StoreError:
     """The error after all retries."""
     return StoreError(
-        f"its scratch folder was taken away {ATTEMPTS} times", where=folder, fix="Run each part once at a time."
+        f"another run removed the temporary folder of this part {ATTEMPTS} times",
+        where=folder,
+        fix="Run each part in one job at a time.",
     )
 
 

@@ -33,9 +33,9 @@ def readable(path: Path | str) -> Iterator[None]:
     except FileNotFoundError:
         if link := _dangling_link(Path(path)):
             raise UnreadableError(
-                "it cannot be read now (a link to something that is not there)",
+                "the link cannot be followed now: its target does not exist",
                 where=link,
-                fix="Check that the storage it points to is mounted; nothing is known to be damaged.",
+                fix="Check that the storage of its target is mounted; no damage is known.",
             ) from None
         raise
     except UnreadableError:
@@ -44,9 +44,9 @@ def readable(path: Path | str) -> Iterator[None]:
         if error.errno is None:
             raise
         raise UnreadableError(
-            f"it cannot be read now ({error.strerror})",
+            f"the file cannot be read now ({error.strerror})",
             where=path,
-            fix=f"{remedy(error, 'Check the storage there')}; nothing is known to be damaged.",
+            fix=f"{remedy(error, 'Check the storage there')}; no damage is known.",
         ) from None
 
 

@@ -48,7 +48,7 @@ ASIDE, TMP = "aside", "tmp"
 GATHERED = "gathered"
 DIGEST = "sha256"  # attribute of a record with the digest of the others, which reveals changes
 ALTERED = "altered since it was written"
-MAKE_ONE = "Pass the folder of a store; 'scalr extract' makes one."
+MAKE_ONE = "Pass the folder of a store, which 'scalr extract' writes."
 SUPERPIXEL = "pairs/superpixel"  # array of a block's scans, if the source has superpixels
 SEGMENTS = "segments"  # group of a teacher's targets, if the source has superpixels; two of its arrays have D columns:
 SEGMENT_ARRAYS = {"id": "uint16", "pixels": "uint32", "mean": "float16", "direction": "float16"}
@@ -192,14 +192,14 @@ def check_root(path: Path) -> None:
     attributes, signature = _parse_record(read_bytes(path), path)
     version, known = attributes.get("format_version"), (FORMAT_VERSION, SUPERPIXELS_VERSION)
     if signature is None and attributes.get("format") != FORMAT:
-        raise StoreError("a zarr group, but not a feature store", where=path.parent, fix=MAKE_ONE)
+        raise StoreError("the folder is a zarr group, but not a feature store", where=path.parent, fix=MAKE_ONE)
     if signature != digest(attributes) and (signature is not None or version in known):
         raise damaged(path, ALTERED)
     if version not in known:
         raise StoreError(
-            f"format version {version}, this release reads {FORMAT_VERSION} and {SUPERPIXELS_VERSION}",
+            f"the store has format version {version}; this release reads {FORMAT_VERSION} and {SUPERPIXELS_VERSION}",
             where=path.parent,
-            fix="Use the release that wrote it, or extract again into a new store.",
+            fix="Use the release of scalr that wrote the store, or extract again into a new store.",
         )
 
 
@@ -210,7 +210,7 @@ def digest(attributes: Mapping) -> str:
 
 def damaged(path: Path, reason: str) -> DamagedError:
     return DamagedError(
-        f"its metadata cannot be used ({reason})",
+        f"the metadata cannot be used ({reason})",
         where=path,
         fix="Run 'scalr verify' with --repair: it restores the file from the blocks.",
     )
@@ -350,9 +350,9 @@ def _signature(metadata: Mapping[bytes, object]) -> str:
 def _damaged_index(path: Path, error: object) -> DamagedError:
     reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return DamagedError(
-        f"an index cannot be read ({reason})",
+        f"the index file cannot be read ({reason})",
         where=path,
-        fix="Run 'scalr verify' with --repair, then the same 'scalr extract' again.",
+        fix="Run 'scalr verify' with --repair, then repeat the 'scalr extract' command that wrote the store.",
     )
 
 

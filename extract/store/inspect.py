@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from math import nan
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ...counted import counted
 from ...errors import UnreadableError
 from .files import readable, size_of
 from .format import ASIDE, COSINES, GATHERED, SCANS
@@ -39,7 +41,7 @@ class StatisticsReport:
 
 @dataclass(frozen=True)
 class TargetsReport(KindReport):
-    """One teacher's targets; the cosines compare stored and exact vectors, as they are and less their mean."""
+    """One teacher's targets; cosines of stored and exact vectors, as they are and less their mean, NaN without any."""
 
     provenance: dict
     vectors: int
@@ -82,15 +84,16 @@ class StoreReport:
         total_pairs = sum(self.pairs.values())
         width = 2 + max(len(name) for name in ("scans and pairs", *self.teachers, *self.pairs))
         lines = [
-            f"{self.path}: {splits}; {self.frames:,} frames, {self.views:,} views, {total_pairs:,} pairs",
-            f"{readable_bytes(self.bytes)} in {self.files:,} files,"
-            f" {self.bytes / max(1, total_pairs):.1f} bytes a pair",
+            f"{self.path}: {splits}; {counted(self.frames, 'frame')}, {counted(self.views, 'view')},"
+            f" {counted(total_pairs, 'pair')}",
+            f"{readable_bytes(self.bytes)} in {self.files:,} files, {per_pair(self.bytes, total_pairs)} bytes per pair",
             "",
-            f"{'':<{width}}{'blocks':>13}{'size':>10}{'bytes/pair':>12}{'files':>8}  kept as",
-            _row(width, "scans and pairs", self.scans, self.num_blocks, self.scans.bytes / max(1, total_pairs), ""),
+            f"{'':<{width}}{'blocks':>13}{'size':>10}{'bytes/pair':>12}{'files':>8}  encoding",
+            _row(width, "scans and pairs", self.scans, self.num_blocks, per_pair(self.scans.bytes, total_pairs), ""),
         ]
         for name, targets in self.teachers.items():
-            lines.append(_row(width, name, targets, self.num_blocks, targets.bytes_per_pair, _kept_as(targets)))
+            bytes_per_pair = f"{targets.bytes_per_pair:.1f}" if targets.vectors else "–"
+            lines.append(_row(width, name, targets, self.num_blocks, bytes_per_pair, _encoding(targets)))
         for source in self.sources:
             if superpixels := source.get("superpixels"):
                 how = ", ".join(f"{name} {value}" for name, value in superpixels.items())
@@ -98,20 +101,22 @@ class StoreReport:
         for name, targets in self.teachers.items():
             for split, found in targets.statistics.items():
                 lines.append(
-                    f"{name} in a sample of {split}: {found.count:,} vectors, their mean unit vector"
-                    f" {found.mean_unit_length:.3f} long, effective rank {found.effective_rank:.1f}"
+                    f"{name} in a sample of {split}: {found.count:,} vectors, length of their mean unit vector"
+                    f" {found.mean_unit_length:.3f}, effective rank {found.effective_rank:.1f}"
                 )
         lines += ["", *(f"{camera:<{width}}{count:>13,} pairs" for camera, count in self.pairs.items())]
-        for name, kind in {"scans": self.scans, **self.teachers}.items():
+        for name, kind in {SCANS: self.scans, **self.teachers}.items():
             if kind.missing_blocks:
-                lines.append(f"missing {name}: {len(kind.missing_blocks)} blocks, {ranges(kind.missing_blocks)}")
+                lines.append(missing(name, kind.missing_blocks))
         if self.pairs_hidden:
-            lines.append(f"found hidden by something nearer: {self.pairs_hidden:,} pairs")
-        lines += [f"skipped {token}: {reason}" for token, reason in self.skipped.items()]
+            choices = {"keep": "kept", "drop": "dropped"}
+            done = " or ".join(choices[each] for each in sorted({source["occlusion"] for source in self.sources}))
+            lines.append(f"occluded pairs: {self.pairs_hidden:,} ({done})")
+        lines += [f"skipped frame {token}: {reason}" for token, reason in self.skipped.items()]
         for owner, num_bytes in self.leftovers.items():
-            lines.append(f"unfinished: {readable_bytes(num_bytes)} of {owner}, running or killed")
+            lines.append(f"temporary files: {readable_bytes(num_bytes)} of {owner}, a running or killed job")
         if self.aside:
-            lines.append(f"set aside: {readable_bytes(self.aside)} in {self.path / ASIDE}, which may be deleted")
+            lines.append(f"removed by --repair: {readable_bytes(self.aside)} in {self.path / ASIDE}, may be deleted")
         return "\n".join(lines)
 
 
@@ -167,6 +172,7 @@ def _targets_report(store: FeatureStore, teacher: str, sizes: _Sizes) -> Targets
     vectors = targets["stop"].to_numpy() - targets["start"].to_numpy()
     cosines = {name: targets[name].to_numpy() for name in COSINES}
     means = {name: values for name, values in cosines.items() if name.startswith("mean")}
+    has_vectors = bool(vectors.any())
     return TargetsReport(
         **_completeness(store, teacher),
         files=sizes.files[teacher],
@@ -175,8 +181,8 @@ def _targets_report(store: FeatureStore, teacher: str, sizes: _Sizes) -> Targets
         vectors=int(vectors.sum()),
         segments=_num_segments(targets),
         bytes_per_pair=sizes.bytes[teacher] / max(1, num_pairs),
-        **{name: float(np.average(each, weights=vectors)) if vectors.any() else 1.0 for name, each in means.items()},
-        **{name: float(each.min(initial=1.0)) for name, each in cosines.items() if name not in means},
+        **{name: float(np.average(each, weights=vectors)) if has_vectors else nan for name, each in means.items()},
+        **{name: float(each.min()) if has_vectors else nan for name, each in cosines.items() if name not in means},
         statistics=_statistics_reports(store, teacher),
     )
 
@@ -201,7 +207,7 @@ def describe_weights(provenance: dict) -> str:
     """Describe a teacher's weights for people; random ones in capitals."""
     origin = provenance["weights"]
     if origin == "random":
-        return "RANDOM weights (no meaning)"
+        return "RANDOM weights (for tests only)"
     return f"weights from {origin}, SHA-256 {provenance['weights_sha256'][:12]}"
 
 
@@ -218,23 +224,44 @@ def readable_bytes(number: float) -> str:
     return f"{number:.3g} TB"
 
 
-def _row(width: int, name: str, kind: KindReport, num_blocks: int, bytes_per_pair: float, kept_as: str) -> str:
+def per_pair(num_bytes: float, num_pairs: int) -> str:
+    """Bytes per pair for people; "–" without pairs.
+
+    >>> per_pair(100, 8), per_pair(100, 0)
+    ('12.5', '–')
+    """
+    return f"{num_bytes / num_pairs:.1f}" if num_pairs else "–"
+
+
+def missing(kind: str, blocks: list[int]) -> str:
+    """One line for people.
+
+    >>> missing("scans", [3]), missing("dinov2_vits14", [0, 1])
+    ('scans: 1 block missing (number 3)', 'targets of dinov2_vits14: 2 blocks missing (numbers 0-1)')
+    """
+    what = "scans" if kind == SCANS else f"targets of {kind}"
+    number = "number" if len(blocks) == 1 else "numbers"
+    return f"{what}: {counted(len(blocks), 'block')} missing ({number} {ranges(blocks)})"
+
+
+def _row(width: int, name: str, kind: KindReport, num_blocks: int, bytes_per_pair: str, encoding: str) -> str:
     blocks = f"{kind.committed_blocks} of {num_blocks}"
     size = readable_bytes(kind.bytes)
-    return f"{name:<{width}}{blocks:>13}{size:>10}{bytes_per_pair:>12.1f}{kind.files:>8}  {kept_as}".rstrip()
+    return f"{name:<{width}}{blocks:>13}{size:>10}{bytes_per_pair:>12}{kind.files:>8}  {encoding}".rstrip()
 
 
-def _kept_as(targets: TargetsReport) -> str:
+def _encoding(targets: TargetsReport) -> str:
     provenance = targets.provenance
-    kept = [f"{provenance['encoding']} {provenance['dtype']}, {provenance['dim']} dimensions"]
-    if provenance["encoding"] != "segments":
-        kept.append(
-            f"cosine {targets.mean_cosine:.6f} (worst {targets.worst_cosine:.6f}), less the mean vector"
-            f" {targets.mean_cosine_centred:.6f} (worst {targets.worst_cosine_centred:.6f})"
+    parts = [f"{provenance['encoding']} {provenance['dtype']}, {provenance['dim']} dimensions"]
+    if provenance["encoding"] != "segments" and targets.vectors:
+        parts.append(
+            f"cosine to unrounded features: mean {targets.mean_cosine:.6f}, minimum {targets.worst_cosine:.6f};"
+            f" after subtracting the mean feature: {targets.mean_cosine_centred:.6f},"
+            f" {targets.worst_cosine_centred:.6f}"
         )
     if targets.segments:
-        kept.append(f"{targets.segments:,} segments")
-    return f"{', '.join(kept)}; {describe_weights(provenance)}"
+        parts.append(f"{targets.segments:,} segments")
+    return f"{', '.join(parts)}; {describe_weights(provenance)}"
 
 
 def ranges(numbers: list[int], most: int = 8) -> str:

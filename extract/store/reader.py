@@ -231,9 +231,9 @@ class FeatureStore:
             found = []
         if not found:
             raise StoreError(
-                f"no statistics of {teacher}",
+                f"the store has no statistics of {teacher}",
                 where=self.path / "teachers" / teacher / STATISTICS,
-                fix=f"Run the same 'scalr extract --teacher {teacher}' on this store again: it makes them.",
+                fix=f"Repeat the 'scalr extract --teacher {teacher}' command that wrote the store: it computes them.",
             )
         return TeacherStatistics.pooled(found)
 
@@ -267,7 +267,11 @@ class FeatureStore:
         """
         num_views = len(self.column("block"))
         if not 0 <= row < num_views:
-            raise StoreError(f"no view {row}, it has {num_views}", where=self.path, fix="Use a row of .views.")
+            raise StoreError(
+                f"the store has no view {row}, but {num_views} views",
+                where=self.path,
+                fix=f"Use a row of store.views, 0 to {num_views - 1}.",
+            )
         block = int(self.column("block")[row])
         source = self._source_of(block)
         names, pairs = self._scan_arrays(source), self._rows("pairs", row)
@@ -389,7 +393,7 @@ class FeatureStore:
         if not self.encoding(teacher).of_pairs:
             extract = "" if keeps_only_segments(teacher) else ", or extract with --encoding patch into another --out"
             raise StoreError(
-                f"it keeps segments of {teacher} alone, and no targets of points",
+                f"the store holds only segments of {teacher}, and no targets of points",
                 where=self.path,
                 fix=f"{instead}{extract}.",
             )
@@ -438,7 +442,7 @@ class FeatureStore:
             raise StoreError(
                 f"block {block} has no targets of {teacher}",
                 where=self.path,
-                fix=f"Run 'scalr extract --teacher {teacher}' on this store again.",
+                fix=f"Repeat the 'scalr extract --teacher {teacher}' command that wrote the store.",
             )
         return block
 
@@ -480,7 +484,7 @@ class FeatureStore:
         )
 
     def _wrong(self, path: Path, how: str) -> DamagedError:
-        return DamagedError(f"the file is {how}", where=path, fix=self._repair)
+        return DamagedError(f"the file of the store is {how}", where=path, fix=self._repair)
 
     def _first_wrong_file(self, groups: Iterable[tuple[str, int]]) -> tuple[Path, str] | None:
         found = (self._wrong_file(kind, block, read=False) for kind, block in groups)
@@ -499,7 +503,7 @@ class FeatureStore:
             return other
         for name, listed in metadata.files.items() if read else ():
             if fmt.describe_file(group / name) != listed:
-                return group / name, "not as it was written (SHA-256)"
+                return group / name, "changed since it was written (SHA-256)"
         return None
 
     def wrong_metadata(self, kind: str, block: int, metadata: fmt.IndexMetadata) -> str | None:
@@ -553,11 +557,11 @@ class FeatureStore:
             where, whose = self.path / "sources", f"block {block}"
         else:
             where, whose = self.path / "teachers" / kind / "zarr.json", f"the targets of {kind}"
-        return DamagedError(f"what {whose} depends on is no longer recorded", where=where, fix=self._repair)
+        return DamagedError(f"the settings of {whose} are not recorded any more", where=where, fix=self._repair)
 
     @property
     def _repair(self) -> str:
-        return f"Run 'scalr verify {self.path} --repair', then the same 'scalr extract' again."
+        return f"Run 'scalr verify {self.path} --repair', then repeat the 'scalr extract' command that wrote the store."
 
     def teacher(self, name: str) -> dict:
         """The record of a teacher: everything that its targets depend on.
@@ -570,9 +574,9 @@ class FeatureStore:
         if name in self.teachers_without_record():
             raise self._lost_record(name)
         raise StoreError(
-            f"no targets of teacher '{name}' (it has: {', '.join(self.teachers) or 'none'})",
+            f"the store has no targets of teacher '{name}' (it has: {', '.join(self.teachers) or 'none'})",
             where=self.path,
-            fix=f"Run 'scalr extract --teacher {name}' on this store, or choose one it has.",
+            fix=f"Run 'scalr extract --teacher {name}' on this store, or choose a teacher that it has.",
         )
 
     def only_teacher(self) -> str:
@@ -585,7 +589,9 @@ class FeatureStore:
             return next(iter(self.teachers))
         found = ", ".join(self.teachers) or "none"
         raise StoreError(
-            f"which teacher? The store has: {found}", where=self.path, fix="Pass --teacher with one or several of them."
+            f"no --teacher is given, and the store has the teachers: {found}",
+            where=self.path,
+            fix="Pass --teacher with one or several of them.",
         )
 
     def require_same_targets(self, other: FeatureStore, teacher: str) -> None:
@@ -599,9 +605,9 @@ class FeatureStore:
         differing = "; ".join(f"{key} is {left!r} and {right!r}" for key, left, right in pairs if left != right)
         if differing:
             raise StoreError(
-                f"targets of {teacher} that cannot be mixed: {differing}",
+                f"the targets of {teacher} in these stores cannot be mixed: {differing}",
                 where=f"{self.path} and {other.path}",
-                fix="Extract both with the same teacher and settings.",
+                fix="Extract both stores with the same teacher and settings.",
             )
 
     @functools.cached_property
@@ -678,9 +684,9 @@ class FeatureStore:
                 return dict(zip(blocks, tables, strict=True))
         except FileNotFoundError as error:
             raise StoreError(
-                "an index is gone since the store was opened",
+                "an index file was removed since the store was opened",
                 where=error.filename,
-                fix="Run the command again: it opens the store anew.",
+                fix="Run the same command again: it opens the store again.",
             ) from None
 
     def _read_index(self, path: Path, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -705,11 +711,11 @@ def open_store(path: str | Path) -> FeatureStore:
     except FileNotFoundError:
         if any(name in names_in(path) for name in (*fmt.SKELETON, "index")):
             raise StoreError(
-                "a store without its zarr.json",
+                "the zarr.json of the store is missing",
                 where=path,
                 fix="Run 'scalr verify' with --repair: it restores the file.",
             ) from None
-        raise StoreError("no feature store here", where=path, fix=fmt.MAKE_ONE) from None
+        raise StoreError("no feature store exists here", where=path, fix=fmt.MAKE_ONE) from None
     require_folders(path)
     return FeatureStore(path)
 
@@ -745,7 +751,7 @@ def require_folders(store: Path) -> None:
     for name in (*fmt.SKELETON, "index", *(f"index/{kind}" for kind in (SCANS, *names_in(store / "teachers")))):
         if is_there(store / name) and not is_folder(store / name):
             raise DamagedError(
-                "a file where the store has a folder",
+                "a file has the name of a folder of the store",
                 where=store / name,
-                fix="Remove it, then run the same 'scalr extract': blocks that are whole count again.",
+                fix="Remove the file, then repeat the 'scalr extract' command that wrote the store.",
             )

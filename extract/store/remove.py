@@ -57,7 +57,7 @@ class Removal:
                     scratch.discard(path)
                 except OSError as error:
                     raise StoreError(
-                        f"it cannot be deleted ({error.strerror or error})",
+                        f"the file or folder cannot be deleted ({error.strerror or error})",
                         where=path,
                         fix=f"{remedy(error, 'Check the storage there')}, then run the same command again.",
                     ) from None
@@ -73,9 +73,9 @@ def removal_of_teacher(store: FeatureStore, teacher: str) -> Removal:
     """
     if teacher not in (*store.teachers, *store.teachers_without_record()):
         raise StoreError(
-            f"no teacher '{teacher}' (it has: {', '.join(store.teachers) or 'none'})",
+            f"the store has no teacher '{teacher}' (it has: {', '.join(store.teachers) or 'none'})",
             where=store.path,
-            fix="Name one that it has with --teacher.",
+            fix="Pass --teacher with a teacher of the store.",
         )
     groups = [fmt.group_path(store.path, teacher, block) for block in _blocks_on_disk(store)]
     return Removal(
@@ -117,9 +117,9 @@ def _source_named(store: FeatureStore, name: str) -> Source:
     named = {f"{source.dataset}/{source.split}": source for source in store.sources}
     if name not in named:
         raise StoreError(
-            f"no split '{name}' (it has: {', '.join(named) or 'none'})",
+            f"the store has no split '{name}' (it has: {', '.join(named) or 'none'})",
             where=store.path,
-            fix="Name one that it has with --split, as DATASET/SPLIT.",
+            fix="Pass --split with a split of the store, as DATASET/SPLIT.",
         )
     return named[name]
 

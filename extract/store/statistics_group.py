@@ -26,7 +26,7 @@ from .files import readable
 STATISTICS = "statistics"  # folder inside a teacher's folder
 ARRAYS = ("mean", "covariance", "mean_unit")
 NEEDED = ("count", "frames_left_out", "mean_unit_length", "effective_rank", "sha256_of")
-MAKE_ANEW = "Run 'scalr verify' with --repair, then the same 'scalr extract' again: it makes them anew."
+MAKE_ANEW = "Run 'scalr verify' with --repair, then repeat the 'scalr extract' command that wrote the store."
 
 
 def statistics_name(teacher: str, source: str) -> str:
@@ -102,4 +102,4 @@ def _sha256(values: np.ndarray) -> str:
 
 
 def _damaged(group: Path, reason: str) -> DamagedError:
-    return DamagedError(f"a teacher's statistics cannot be used ({reason})", where=group, fix=MAKE_ANEW)
+    return DamagedError(f"the statistics of a teacher cannot be used ({reason})", where=group, fix=MAKE_ANEW)

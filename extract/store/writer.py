@@ -62,7 +62,7 @@ class StoreWriter:
                     self._scratch.attempt(partial(self._gather, kind))
                     before = left
         except StoreError as error:
-            logger.warning("the indexes are not gathered, so that readers take longer to begin: %s", error)
+            logger.warning("the index files were not merged, so that the store opens more slowly: %s", error)
 
     def _gather(self, kind: str, scratch: Path) -> None:
         target = fmt.gathered_path(self.path, kind)
@@ -334,7 +334,7 @@ class StoreWriter:
         for teacher in self.store.teachers:
             if not self.store.is_committed(teacher, block) and self.aside.give_back_targets(teacher, block):
                 if self.recover(teacher, block) and self._targets_fit(teacher, block):
-                    logger.info("block %d: the targets of %s that were set aside are back", block, teacher)
+                    logger.info("block %d: the targets of %s were restored from the folder 'aside'", block, teacher)
                 elif self.store.is_committed(teacher, block):
                     self.set_aside(teacher, block)
 
@@ -352,7 +352,7 @@ class StoreWriter:
         drafted = {name: draft.record_of(name) for name in draft.teachers}
         if self.store.record_of(SCANS, draft.block) != draft.source or recorded != drafted:
             raise StoreError(
-                "another run has replaced the settings of this one, or removed them, before a block was committed",
+                "another run replaced or removed the settings of this run before a block was committed",
                 where=self.path,
                 fix="Run all jobs of one extraction with the same options.",
             )
@@ -399,7 +399,7 @@ class StoreWriter:
             return self.store.statistics(teacher, [source])
         except DamagedError as error:
             kept = self.aside.take_file(self.path / statistics_name(teacher, folder))
-            logger.warning("%s; they are made anew, and the damaged ones kept in %s", error.what, kept)
+            logger.warning("%s; they are computed again, and the damaged ones are kept in %s", error.what, kept)
             return None
 
     def _may_be_replaced(self, teacher: str, source: Source, found: TeacherStatistics | None) -> bool:
@@ -419,7 +419,9 @@ class StoreWriter:
     def _drop(self, folder: Path, differing: list[str]) -> None:
         """Delete the record of a source or teacher without committed blocks."""
         logger.warning(
-            "%s: %s of a run that committed nothing is replaced by this one's", folder, " and ".join(differing)
+            "%s: %s of an earlier run that committed nothing are replaced by those of this run",
+            folder,
+            " and ".join(differing),
         )
         self._scratch.discard(folder)
 
@@ -490,7 +492,11 @@ def _refuse_other_content(path: Path) -> None:
     found = set() if is_file else {name for name in names_in(path) if not is_litter(name)}
     ours = {*fmt.SKELETON, "index", fmt.GATHERED, fmt.TMP, fmt.ASIDE}
     if is_file or ("zarr.json" not in found and not found <= ours):
-        raise StoreError("something else is there, not a feature store", where=path, fix="Choose another --out.")
+        raise StoreError(
+            "a file or folder with this name exists, and it is not a feature store",
+            where=path,
+            fix="Choose another --out.",
+        )
 
 
 def _write_skeleton(path: Path, scratch: Path) -> None:
@@ -523,5 +529,11 @@ def _other_settings(path: Path, there: dict, now: dict, differing: list[str]) ->
             values += [(f"{key}.{name}", before.get(name), after.get(name)) for name in inner]
         else:
             values.append((key, before, after))
-    pairs = "; ".join(f"{name} is {before!r} in the store and {after!r} now" for name, before, after in values)
-    return StoreError(f"made with other settings: {pairs}", where=path, fix="Use these settings or another --out.")
+    pairs = "; ".join(
+        f"{name} is {before!r} in the store and {after!r} in this command" for name, before, after in values
+    )
+    return StoreError(
+        f"the store was made with other settings: {pairs}",
+        where=path,
+        fix="Use the settings of the store, or choose another --out.",
+    )

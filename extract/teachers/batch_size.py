@@ -38,7 +38,7 @@ def fitting_batch_size(teacher: Teacher) -> int:
         if seconds > LONG_S:
             break
         size *= 2
-    logger.info("%s sees %d images at once: %.3g images/s on %s", teacher.name, chosen, best_rate, teacher.device)
+    logger.info("%s: batch size %d chosen (%.3g images/s on %s)", teacher.name, chosen, best_rate, teacher.device)
     return chosen
 
 

@@ -79,19 +79,21 @@ def model_in(content: object, origin: str) -> Checkpoint:
     vits = {found["prefix"] for found in map(VIT.fullmatch, tensors) if found}
     models = _by_prefix(tensors, vits)
     if not models:
-        raise TeacherError("there are no tensors with names in it", where=origin, fix="Pass a model's checkpoint.")
+        raise TeacherError("the file has no named tensors", where=origin, fix="Pass a model's checkpoint.")
     chosen = _chosen(models, vits, origin)
     own = models.pop(chosen)
     tensors = _once_each(((IN_A_CHUNK.sub("blocks.", name), tensor) for name, tensor in own.items()), origin)
     left_out = [prefix + name for prefix, others in models.items() for name in others]
     if chosen:
-        logger.info("%s: the teacher is what begins with '%s'", origin, chosen)
+        logger.info("%s: tensors whose names begin with '%s' are loaded", origin, chosen)
     if is_hugging_face(tensors):
-        logger.info("%s: its names are those of Hugging Face's transformers", origin)
+        logger.info("%s: the file is in the format of Hugging Face transformers", origin)
         tensors, beside = renamed(tensors)
         left_out += [chosen + name for name in beside]
     if OF_KEYS in chosen.split("."):
-        logger.warning("%s: this is MoCo's momentum encoder; published features are those of encoder_q", origin)
+        logger.warning(
+            "%s: these weights are MoCo's momentum encoder; published features are those of encoder_q", origin
+        )
     return Checkpoint(origin, tensors, tuple(left_out))
 
 
@@ -100,7 +102,7 @@ def _once_each(named: Iterable[tuple[str, torch.Tensor]], origin: str) -> Tensor
     for name, tensor in named:
         if name in tensors:
             raise TeacherError(
-                f"it holds two tensors that are '{name}', once without what tools write into names",
+                f"the file holds the tensor '{name}' twice, once with a prefix of a tool",
                 where=origin,
                 fix="Pass a file with the tensors of the teacher alone.",
             )
@@ -129,7 +131,8 @@ def _chosen(models: dict[str, Tensors], vits: set[str], origin: str) -> str:
             candidates = [prefix for prefix in candidates if not others & {*prefix.split(".")}] or candidates
     if len(candidates) > 1:
         raise TeacherError(
-            f"it holds several models ({', '.join(prefix + next(iter(models[prefix])) for prefix in candidates)})",
+            "the file holds several models"
+            f" ({', '.join(prefix + next(iter(models[prefix])) for prefix in candidates)})",
             where=origin,
             fix="Pass a file with the tensors of the teacher alone.",
         )

@@ -28,7 +28,9 @@ def choose_weights(teachers: tuple[str, ...], given: tuple[str, ...]) -> dict[st
     for name, equals, value in (each.partition("=") for each in given):
         if equals and name in teachers and own.setdefault(name, value) != value:
             raise TeacherError(
-                f"{name} has two: {own[name]} and {value}", where="--weights", fix="Give each teacher one file."
+                f"teacher {name} has two weights: {own[name]} and {value}",
+                where="--weights",
+                fix="Give each teacher one file.",
             )
     for_all = [each for each in given if each.partition("=")[0] not in own]
     others = [name for name in teachers if name not in own]

@@ -57,7 +57,7 @@ class Feature:
         beyond = [layer for layer in self.layers if not -depth <= layer < depth]
         if beyond:
             raise TeacherError(
-                f"there is no layer {beyond[0]} in a model of {depth} blocks",
+                f"layer {beyond[0]} does not exist in a model of {depth} layers",
                 where="--feature",
                 fix=f"Count from 0 to {depth - 1}, or from -1 to -{depth} backwards.",
             )
@@ -106,7 +106,7 @@ class FeatureReader:
             self.dim = model.embed_dim * len(feature.layers)
         if feature.kind == "x_norm" and isinstance(getattr(model, "norm", None), torch.nn.Identity | None):
             raise TeacherError(
-                "the model pools its tokens before the final norm, so x_norm does not exist",
+                "x_norm does not exist, because the model pools its patch tokens before the final norm",
                 where="--feature",
                 fix="Use x_prenorm.",
             )
@@ -148,7 +148,7 @@ def _check_clip(model: torch.nn.Module) -> None:
     if isinstance(head, torch.nn.Linear) and type(model).__name__ == "VisionTransformer" and len(model.blocks) > 1:
         return
     raise TeacherError(
-        "the model has no projection as CLIP's image encoders have",
+        "the feature maskclip needs a projection as in CLIP's image encoders, and the model has none",
         where="--feature",
         fix="Use x_prenorm; maskclip is for maskclip_vitb16 and for CLIP models of timm, such as"
         " timm:vit_large_patch14_clip_224.openai.",

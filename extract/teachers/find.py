@@ -25,7 +25,7 @@ def find_teacher(name: str) -> TeacherSpec:
     raise TeacherError(
         f"unknown teacher '{name}'{did_you_mean(name, TEACHERS)}",
         where="--teacher",
-        fix="Choose one that 'scalr extract --list-teachers' lists; timm:NAME takes any ViT of timm.",
+        fix="Choose a teacher from 'scalr extract --list-teachers', or timm:NAME for any ViT of timm.",
     )
 
 
@@ -39,7 +39,7 @@ def _of_timm(name: str) -> TeacherSpec:
         raise TeacherError(
             f"timm {timm.__version__} has no model '{timm_name}'{close}",
             where="--teacher",
-            fix="Choose one of timm.list_models('vit*', pretrained=True), which have weights.",
+            fix="Choose a model of timm.list_models('vit*', pretrained=True).",
         ) from None
     try:
         with torch.device("meta"):  # no memory, no arithmetic
@@ -70,7 +70,7 @@ def _check_patch_map(spec: TeacherSpec) -> None:
 
 def _not_a_vit(name: str, reason: str) -> TeacherError:
     return TeacherError(
-        f"it is no plain vision transformer ({reason})",
+        f"the model is not a plain vision transformer ({reason})",
         where=name,
-        fix="Use a model whose last block gives a token a square patch, such as timm's vit_*, deit*, beit*, eva*.",
+        fix="Use a model with one patch token per square patch, for example vit_*, deit*, beit* or eva* of timm.",
     )

@@ -68,7 +68,7 @@ def check_fit(spec: TeacherSpec, origin: str, fit: Fit, optional: Collection[str
         raise TeacherError(
             f"the weights are damaged ({listed({'tensors hold NaN or infinite values': broken})})",
             where=origin,
-            fix="Copy or download the file again; if it is of your own training, use an earlier checkpoint.",
+            fix="Copy or download the file again; if you trained the model, use an earlier checkpoint.",
         )
 
 
@@ -87,9 +87,9 @@ def check_size(
     if resized.misshapen.keys() - optional:
         height, width = own_size
         raise TeacherError(
-            f"timm does not resize the position embeddings of {spec.timm_name}",
+            f"timm cannot resize the position embeddings of {spec.timm_name}",
             where=origin,
-            fix=f"Pass --image-size {height}x{width}, that of the weights.",
+            fix=f"Pass --image-size {height}x{width}, the size of the weights.",
         )
 
 
@@ -106,5 +106,5 @@ def does_not_fit(spec: TeacherSpec, origin: str, reason: str, unplaced: Sequence
         where=origin,
         fix=f"Pass --teacher timm:{other}, which has these biases."
         if only_biases and import_timm().is_model(other)
-        else "Pass the official or timm checkpoint of this very teacher.",
+        else "Pass the official or timm checkpoint of the named teacher.",
     )

@@ -97,7 +97,7 @@ class Teacher:
                 return self._read(images).permute(0, 2, 3, 1).float()
         except torch.OutOfMemoryError:
             raise TeacherError(
-                f"{len(images)} images at once are too many for the memory of {self.device}",
+                f"a batch of {len(images)} images does not fit into the memory of {self.device}",
                 where=self.name,
                 fix="Pass a smaller --batch-size.",
             ) from None
@@ -136,7 +136,7 @@ def load_teacher(
     _check_hub(name, spec, weights)
     pos_embed = pos_embed or spec.pos_embed
     if spec.for_research_only and weights != "random":
-        logger.warning("the weights of %s are not for commercial use (%s)", name, spec.licence)
+        logger.warning("the licence of the weights of %s excludes commercial use (%s)", name, spec.licence)
     with quietly():
         model, sha256 = build_model(spec, image_size, weights, pos_embed, needs_head=feature == "maskclip")
     reader = _reader(spec, model, feature)
@@ -198,9 +198,9 @@ def _check_hub(name: str, spec: TeacherSpec, weights: str) -> None:
     """Refuse `--weights hub` for MoCo: the model of that name is supervised, with the same names of tensors."""
     if weights == "hub" and spec.weights_url is not None:
         raise TeacherError(
-            "its weights are not in timm's hub",
+            "timm has no weights of this teacher",
             where=name,
-            fix=f"Fetch {spec.weights_url}, then pass --weights FILE; --weights random makes a trial.",
+            fix=f"Download {spec.weights_url}, then pass --weights FILE; for tests, pass --weights random.",
         )
 
 

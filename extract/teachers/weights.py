@@ -62,7 +62,7 @@ def hub_answers() -> bool:
     try:
         return get_session().head(ENDPOINT, timeout=HUB_TIMEOUT_S).status_code < 400
     except Exception as error:  # an error of any HTTP library, or offline mode
-        logger.info("the hub does not answer: %s", first_line(error))
+        logger.info("the Hugging Face Hub cannot be reached: %s", first_line(error))
         return False
 
 
@@ -110,7 +110,7 @@ def _own_image_size(
     )
     if in_official_code != in_timm and not officially:
         logger.warning(
-            "%s: its position embeddings may be of %dx%d or of %dx%d patches; timm takes the latter, "
+            "%s: the position embeddings may be of %dx%d or of %dx%d patches; timm assumes the latter, "
             "--pos-embed official the former",
             *(checkpoint.origin, *in_official_code, *in_timm),
         )
@@ -119,7 +119,7 @@ def _own_image_size(
 
 
 def _log_what_is_left(spec: TeacherSpec, checkpoint: Checkpoint, fit: Fit) -> None:
-    kinds = {"ignored": [*fit.ignored, *checkpoint.left_out], "missing, and not needed": fit.missing}
+    kinds = {"ignored": [*fit.ignored, *checkpoint.left_out], "missing (not needed)": fit.missing}
     for kind, names in kinds.items():
         if names:
             told = ", ".join(_one_of_each_kind(names))
@@ -139,15 +139,15 @@ def _from_hub(spec: TeacherSpec) -> Checkpoint:
     from huggingface_hub.utils import logging as hub_logging
 
     hub_logging.set_verbosity_error()  # suppresses twelve lines about retries; the failure is reported
-    logger.info("weights of %s: from %s, else from the hub", spec.timm_name, HF_HUB_CACHE)
+    logger.info("weights of %s: from the cache %s, else from the Hugging Face Hub", spec.timm_name, HF_HUB_CACHE)
     try:
         content = Skeleton.of(spec.timm_name, spec.options).fetch()
     except Exception as error:  # timm, torch, safetensors and the hub's client have errors of their own
         raise TeacherError(
-            f"its weights cannot be had from the hub ({first_line(error)})",
+            f"the weights cannot be downloaded from the Hugging Face Hub ({first_line(error)})",
             where=spec.timm_name,
-            fix="Fetch them where there is a network, then pass --weights FILE, or copy the cache in which timm looks"
-            f" first, {HF_HUB_CACHE} ($HF_HOME moves it); --weights random makes a trial.",
+            fix="Download them on a machine with a network, then pass --weights FILE, or copy the cache that timm reads"
+            f" first, {HF_HUB_CACHE} ($HF_HOME moves it); for tests, pass --weights random.",
         ) from error
     return model_in(content, spec.timm_name)
 

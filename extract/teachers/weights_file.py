@@ -87,14 +87,14 @@ def _in_folder(folder: Path, names: list[str]) -> Path:
             return folder / name
     if ".metadata" in names:
         raise TeacherError(
-            "the weights are a distributed checkpoint of PyTorch, which a training wrote in parts",
+            "the folder is a distributed checkpoint of PyTorch",
             where=folder,
             fix="Run 'python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE', then pass FILE.",
         )
     raise TeacherError(
-        f"the weights' folder has no {', '.join(IN_A_FOLDER[:-1])} or {IN_A_FOLDER[-1]}",
+        f"the folder of weights has no {', '.join(IN_A_FOLDER[:-1])} or {IN_A_FOLDER[-1]}",
         where=folder,
-        fix="Pass the path of the file.",
+        fix="Pass the path of the weights file.",
     )
 
 
@@ -102,7 +102,7 @@ def _check_alone(path: Path) -> None:
     shard = SHARD.match(path.name)
     if shard and int(shard["count"]) > 1:
         raise TeacherError(
-            f"it is file {int(shard['number'])} of the {int(shard['count'])} that hold these weights",
+            f"the file is number {int(shard['number'])} of the {int(shard['count'])} that hold the weights",
             where=path,
             fix=f"Pass their index, {shard['stem']}.{shard['suffix']}{INDEX}, or the folder.",
         )
@@ -118,13 +118,13 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
         raise TeacherError(
             f"the index of the weights' files cannot be used ({first_line(problem)})",
             where=index,
-            fix="Copy or download it again.",
+            fix="Copy or download the index again.",
         ) from None
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(set(files.values())):
         if Path(file).name != file or file == "..":
             raise TeacherError(
-                f"the index names '{file}', which is not the name of a file beside it",
+                f"the index names '{file}', which is not a file in the same folder",
                 where=index,
                 fix="Use an index that was downloaded together with its files.",
             )
@@ -133,7 +133,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
         lacking = [name for name in listed if not isinstance(content, dict) or name not in content]
         if lacking:
             raise TeacherError(
-                f"{len(lacking)} of the {len(listed)} tensors that {index.name} lists are not in it: {lacking[0]} …",
+                f"{len(lacking)} of the {len(listed)} tensors that {index.name} lists are missing: {lacking[0]} …",
                 where=index.with_name(file),
                 fix="Copy or download the file again.",
             )
@@ -148,9 +148,9 @@ def _read(path: Path) -> object:
         if not start.startswith(POINTER):
             return _content(path, start)
     raise TeacherError(
-        "it is a pointer of Git LFS, not the weights themselves",
+        "the file is a Git LFS pointer, not the weights",
         where=path,
-        fix="Run 'git lfs pull' in its repository, or download the file itself.",
+        fix="Run 'git lfs pull' in the repository, or download the weights.",
     )
 
 

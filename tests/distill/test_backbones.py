@@ -317,9 +317,13 @@ def test_another_backbone_begins_with_its_own_defaults(tmp_path):
 
 def test_settings_of_two_backbones_are_refused():
     for make in (Student, lambda student, inputs: Recipe(student=student, inputs=inputs)):
-        with pytest.raises(StudentError, match=r"WaffleIronInputs is not of the backbone toy_b.*. Use ToyInputs"):
+        with pytest.raises(
+            StudentError, match=r"WaffleIronInputs is not the configuration of the backbone toy_b.*. Use ToyInputs"
+        ):
             make(ToyConfig(), WaffleIronInputs())
-        with pytest.raises(StudentError, match=r"ToyConfig is not of the backbone waffleiron. Use WaffleIronConfig"):
+        with pytest.raises(
+            StudentError, match=r"ToyConfig is not the configuration of the backbone waffleiron. Use WaffleIronConfig"
+        ):
             make(ToyConfig(backbone="waffleiron"), ToyInputs())
     recipe = Recipe(student=ToyConfig(width=4))
     assert recipe.inputs == ToyInputs()
@@ -363,18 +367,21 @@ def changed(monkeypatch):
 
 
 PREPARED = {
-    "None": (lambda scan: None, "gave None, not a PreparedScan"),
-    "tuple": (tuple, "gave a tuple, not a PreparedScan"),
-    "row -1": (lambda scan: scan._replace(row=scan.row - 1), r"gave 'row' from -1 to \d+, not from 0 to \d+"),
-    "row too high": (lambda scan: scan._replace(row=scan.row + 1), r"gave 'row' from 1 to \d+, not from 0 to"),
-    "row missing": (lambda scan: scan._replace(row=scan.row[1:]), "gave 39 rows in 'row', not one for each of 40"),
-    "row list": (lambda scan: scan._replace(row=scan.row.tolist()), "gave 'row' as a list, not int64 of one axis"),
-    "row float": (lambda scan: scan._replace(row=scan.row * 1.0), r"gave 'row' as float64 of shape \(40,\), not int64"),
-    "row None": (lambda scan: scan._replace(row=None), "gave 'row' as None"),
-    "kept high": (lambda scan: scan._replace(kept=scan.kept + 40), r"gave 'kept' from 4\d to \d+, not from 0 to 39"),
-    "kept none": (lambda scan: scan._replace(kept=scan.kept[:0]), "gave no row in 'kept', not one at least"),
-    "kept column": (lambda scan: scan._replace(kept=scan.kept[:, None]), r"gave 'kept' as int64 of shape \(\d+, 1\)"),
-    "kept bool": (lambda scan: scan._replace(kept=scan.kept > 3), "gave 'kept' as bool"),
+    "None": (lambda scan: None, "returned None, not a PreparedScan"),
+    "tuple": (tuple, "returned a tuple, not a PreparedScan"),
+    "row -1": (lambda scan: scan._replace(row=scan.row - 1), r"returned 'row' from -1 to \d+, not from 0 to \d+"),
+    "row too high": (lambda scan: scan._replace(row=scan.row + 1), r"returned 'row' from 1 to \d+, not from 0 to"),
+    "row missing": (lambda scan: scan._replace(row=scan.row[1:]), "returned 39 rows in 'row', not one for each of 40"),
+    "row list": (lambda scan: scan._replace(row=scan.row.tolist()), "returned 'row' as a list, not int64 of one axis"),
+    "row float": (lambda scan: scan._replace(row=scan.row * 1.0), r"returned 'row' as float64 of shape"
+    r" \(40,\), not int64"),
+    "row None": (lambda scan: scan._replace(row=None), "returned 'row' as None"),
+    "kept high": (lambda scan: scan._replace(kept=scan.kept + 40), r"returned 'kept' from 4\d to \d+, not"
+    r" from 0 to 39"),
+    "kept none": (lambda scan: scan._replace(kept=scan.kept[:0]), "returned no row in 'kept', not one at least"),
+    "kept column": (lambda scan: scan._replace(kept=scan.kept[:, None]), r"returned 'kept' as int64 of"
+    r" shape \(\d+, 1\)"),
+    "kept bool": (lambda scan: scan._replace(kept=scan.kept > 3), "returned 'kept' as bool"),
 }  # fmt: skip
 
 
@@ -384,10 +391,10 @@ def test_a_prepared_scan_whose_rows_are_not_of_the_points_is_refused(changed, fa
     function, message = PREPARED[fault]
     changed(OwnInputs, "prepare", function)
     for make in (evaluation_input, training_input):
-        with pytest.raises(StudentError, match=rf"test_backbones:OwnInputs: its prepare {message}"):
+        with pytest.raises(StudentError, match=rf"test_backbones:OwnInputs: the method prepare {message}"):
             make(points_of(0, 40), UNIT, OwnInputs())
     changed(OwnInputs, "prepare_whole", function)
-    with pytest.raises(StudentError, match=r"OwnInputs: its prepare gave"):
+    with pytest.raises(StudentError, match=r"OwnInputs: the method prepare returned"):
         training_input(points_of(0, 40), UNIT, OwnInputs())
 
 
@@ -406,14 +413,16 @@ class PlainBatch(PackedBatch):
 
 
 PACKED = {
-    "None": (lambda batch: None, "gave None, not a frozen dataclass derived from PackedBatch"),
-    "dict": (vars, "gave a dict, not a frozen dataclass"),
-    "plain": (lambda batch: PlainBatch(batch.scan_offsets), "gave a PlainBatch, not a frozen dataclass"),
-    "short": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets[:-1]), r"gave scan_offsets \[0\], not "),
-    "more": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets * 2), r"gave scan_offsets .* sizes of"),
-    "later": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets + 1), r"gave scan_offsets \[1, "),
-    "array": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets.numpy()), "gave scan_offsets as int64 of"),
-    "float": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets.float()), "gave scan_offsets as float32 of"),
+    "None": (lambda batch: None, "returned None, not a frozen dataclass derived from PackedBatch"),
+    "dict": (vars, "returned a dict, not a frozen dataclass"),
+    "plain": (lambda batch: PlainBatch(batch.scan_offsets), "returned a PlainBatch, not a frozen dataclass"),
+    "short": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets[:-1]), r"returned scan_offsets \[0\], not "),
+    "more": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets * 2), r"returned scan_offsets .* sizes of"),
+    "later": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets + 1), r"returned scan_offsets \[1, "),
+    "array": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets.numpy()), "returned scan_offsets"
+    " as int64 of"),
+    "float": (lambda batch: replace(batch, scan_offsets=batch.scan_offsets.float()), "returned scan_offsets"
+    " as float32 of"),
 }  # fmt: skip
 
 
@@ -421,7 +430,7 @@ PACKED = {
 def test_a_batch_that_is_not_of_its_scans_is_refused(changed, fault):
     function, message = PACKED[fault]
     changed(OwnInputs, "pack", function)
-    with pytest.raises(StudentError, match=rf"test_backbones:OwnInputs: its pack {message}"):
+    with pytest.raises(StudentError, match=rf"test_backbones:OwnInputs: the method pack {message}"):
         packed(OwnInputs(), [evaluation_input(points_of(0), UNIT, OwnInputs())])
 
 
@@ -439,7 +448,9 @@ FORWARD = {
 def test_features_that_are_not_of_the_rows_are_refused(changed, fault):
     function, found = FORWARD[fault]
     changed(Own, "forward", function)
-    with pytest.raises(StudentError, match=rf"Own: its forward gave {found}, not floating-point numbers of shape"):
+    with pytest.raises(
+        StudentError, match=rf"Own: the method forward returned {found}, not floating-point numbers of shape"
+    ):
         Student(OwnConfig()).extract(points_of(0), UNIT)
 
 
@@ -457,14 +468,16 @@ def test_features_of_another_precision_are_taken_to_the_head_s(changed, dtype):
 @pytest.mark.parametrize("width", [None, 0, -3, 12.0, "12", True])
 def test_a_width_is_a_whole_number(changed, width):
     changed(Own, "width", lambda sound: width)
-    with pytest.raises(StudentError, match=rf"Own: its width gave {width!r}, not a whole number from 1 on"):
+    with pytest.raises(StudentError, match=rf"Own: the method width returned {width!r}, not a whole number from 1 on"):
         Student(OwnConfig())
 
 
 @pytest.mark.parametrize("layer", [None, -1, 3, 1.0])
 def test_a_layer_is_one_of_the_backbone(changed, layer):
     changed(Own, "layer_of", lambda sound: layer)
-    with pytest.raises(StudentError, match=rf"Own: its layer_of gave {layer}, not a layer from 0 to below num_l"):
+    with pytest.raises(
+        StudentError, match=f"Own: the method layer_of returned {layer}, not a layer from 0 to below num_l"
+    ):
         layer_scale(0.9, Own(OwnConfig(), OwnInputs()))("model.backbone.stem.weight")
 
 
@@ -472,7 +485,11 @@ def test_a_layer_is_one_of_the_backbone(changed, layer):
 def test_a_backbone_that_is_no_module_yet_is_refused(changed, monkeypatch, function):
     monkeypatch.setattr(Own, "__init__", lambda self, config, inputs: function(self))
     changed(Own, "width", lambda sound: 12)
-    with pytest.raises(StudentError, match=r"Own: its __init__ has not called super\(\).__init__\(\). Put that call f"):
+    with pytest.raises(
+        StudentError,
+        match="Own: __init__ of the backbone has not called"
+        r" super\(\).__init__\(\). Put the call super\(\).__init__\(\) first",
+    ):
         Student(OwnConfig())
 
 
@@ -485,12 +502,12 @@ def test_what_the_code_of_a_backbone_raises_stays_as_it_is(changed):
 RUNS = {
     "prepare": (
         lambda scan: scan._replace(kept=np.append(scan.kept, 0)),
-        r"pack gave scan_offsets .* the sizes of 'kept'",
+        r"pack returned scan_offsets .* the sizes of 'kept'",
     ),
-    "drawn": (lambda rows: rows * 1.0, r"drawn gave rows as float64 of shape \(\d+,\), not int64 of one axis"),
-    "inside": (lambda mask: mask[1:], r"inside gave bool of shape \(\d+,\), not bool of shape \(\d+,\)"),
-    "for_distillation": (lambda inputs: None, "for_distillation gave None, not a OwnInputs"),
-    "for_dataset": (lambda inputs: ToyInputs(), "for_dataset gave a ToyInputs, not a OwnInputs"),
+    "drawn": (lambda rows: rows * 1.0, r"drawn returned rows as float64 of shape \(\d+,\), not int64 of one axis"),
+    "inside": (lambda mask: mask[1:], r"inside returned bool of shape \(\d+,\), not bool of shape \(\d+,\)"),
+    "for_distillation": (lambda inputs: None, "for_distillation returned None, not a OwnInputs"),
+    "for_dataset": (lambda inputs: ToyInputs(), "for_dataset returned a ToyInputs, not a OwnInputs"),
 }
 
 
@@ -500,7 +517,7 @@ def test_distillation_says_what_a_method_gave(changed, store, tmp_path, method):
     function, message = RUNS[method]
     changed(OwnInputs, method, function)
     recipe = load_recipe("scalr_wi256", (f"student.backbone={HERE}:Own", *SHORT))
-    with pytest.raises(StudentError, match=f"test_backbones:OwnInputs: its {message}"):
+    with pytest.raises(StudentError, match=f"test_backbones:OwnInputs: the method {message}"):
         distill(DistillConfig(caches=(store,), out=tmp_path, recipe=recipe, device="cpu"))
     assert not (tmp_path / "student.safetensors").exists()
 
@@ -509,7 +526,7 @@ def test_distillation_says_what_a_method_gave(changed, store, tmp_path, method):
 def test_extraction_says_what_a_method_gave(changed, method):
     function, message = RUNS[method]
     changed(OwnInputs, method, function)
-    with pytest.raises(StudentError, match=f"OwnInputs: its {message}"):
+    with pytest.raises(StudentError, match=f"OwnInputs: the method {message}"):
         Student(OwnConfig()).extract(points_of(0))
 
 
@@ -520,35 +537,39 @@ def test_samples_of_labels_say_what_a_method_gave(changed):
     changed(OwnInputs, "pack", PACKED["more"][0])
     refused = _ErrorsAside(LabelledCollate(OwnInputs()))([(scan, labels)])
     assert isinstance(refused, StudentError)
-    assert "its pack gave scan_offsets" in str(refused)
+    assert "the method pack returned scan_offsets" in str(refused)
 
 
 def test_a_training_scan_without_points_is_refused_for_all_backbones():
     for inputs in (ToyInputs(), WaffleIronInputs()):
-        with pytest.raises(StudentError, match="no point is left inside the field of view"):
+        with pytest.raises(StudentError, match="no point of the scan is inside the field of view"):
             training_input(points_of(0)[:0], UNIT, inputs)
 
 
 def test_names_of_the_head_are_refused(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, HERE, SimpleNamespace(**globals()))
-    with pytest.raises(StudentError, match=r"the name of its tensor classif.bias begins as that of the head"):
+    with pytest.raises(StudentError, match=r"the backbone's tensor classif.bias has a name that is reserved"):
         Student(ToyConfig(backbone=f"{HERE}:Clashing"))
 
 
 def test_what_a_backbone_cannot_do_is_said(store, tmp_path):
     with pytest.raises(StudentError, match=r"training.compile: Toy has no layers for torch.compile"):
         run(store, tmp_path, NAME, "training.compile=true")
-    with pytest.raises(StudentError, match=r"training.activation_checkpointing: Toy cannot compute activations again"):
+    with pytest.raises(
+        StudentError, match=r"training.activation_checkpointing: Toy does not support activation checkpointing"
+    ):
         run(store, tmp_path, NAME, "training.activation_checkpointing=true")
     path = tmp_path / "student.safetensors"
     save_student(small_student(NAME), path, {})
-    with pytest.raises(StudentError, match=r"Toy: the backbone has no program that runs without scalr. Keep the"):
+    with pytest.raises(
+        StudentError, match=r"Toy: the backbone cannot be exported to a program that runs without scalr. Use the"
+    ):
         convert(path, tmp_path / "student.pt2")
-    with pytest.raises(StudentError, match=r"student.pth: there are no official files of the backbone toy_b"):
+    with pytest.raises(StudentError, match=r"student.pth: the backbone toy_backbone:Toy has no official file format"):
         convert(path, tmp_path / "student.pth")
     torch.save({"model_point": small_student("waffleiron").state_dict()}, tmp_path / "official.pth")
     toy = load_recipe("scalr_wi256", SMALL[NAME])
-    with pytest.raises(StudentError, match=r"official.pth: there are no official files of the backbone toy_b"):
+    with pytest.raises(StudentError, match=r"official.pth: the backbone toy_backbone:Toy has no official file format"):
         convert(tmp_path / "official.pth", tmp_path / "new.safetensors", toy)
     assert {each.name for each in tmp_path.iterdir()} == {"student.safetensors", "official.pth"}
 

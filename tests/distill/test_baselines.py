@@ -126,7 +126,7 @@ def test_superpixels_of_two_kinds_in_one_run_are_said(tiny_store, tmp_path, capl
         recipe = load_recipe("table2_scalr_minkunet", (*SMALL, "training.epochs=1", f"objective.loss={loss}"))
         distill(DistillConfig(caches=(tiny_store, other), out=tmp_path / loss, recipe=recipe, device="cpu"))
         message = (
-            "superpixels of different kinds are learnt from together (slic: nuscenes train; folder: nuscenes train)"
+            "the student is trained on superpixels of different kinds (slic: nuscenes train; folder: nuscenes train)"
         )
         assert (message in caplog.text) == said
 

@@ -83,22 +83,43 @@ def test_a_student_of_before_there_were_digests_loads_with_a_warning(path, caplo
     found = load_student(rewritten(path, without_digests)).state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert student_provenance(path) == {"recipe": "none"}
-    assert caplog.messages == [f"{path}: written before students had digests; nothing shows whether it is as it was"]
+    assert caplog.messages == [
+        f"{path}: the file has no digest, so that damage cannot be found: an older release wrote it"
+    ]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header, tensors: tensors["classif.bias"].add_(1e-6), "its tensors are not those that were written"),
-        (lambda header, tensors: tensors.update(more=torch.zeros(1)), "its tensors are not those that were written"),
-        (lambda header, tensors: header.update(provenance="{}"), "its header values are not those that were written"),
-        (lambda header, tensors: header.update(more=""), "its header values are not those that were written"),
-        (lambda header, tensors: header.pop("header_sha256"), "its header values are not those that were written"),
-        (lambda header, tensors: header.pop("tensors_sha256"), "its header values are not those that were written"),
+        (
+            lambda header, tensors: tensors["classif.bias"].add_(1e-6),
+            "the tensors of the file changed since it was written",
+        ),
+        (
+            lambda header, tensors: tensors.update(more=torch.zeros(1)),
+            "the tensors of the file changed since it was written",
+        ),
+        (
+            lambda header, tensors: header.update(provenance="{}"),
+            "the header values of the file changed since it was written",
+        ),
+        (lambda header, tensors: header.update(more=""), "the header values of the file changed since it was written"),
+        (
+            lambda header, tensors: header.pop("header_sha256"),
+            "the header values of the file changed since it was written",
+        ),
+        (
+            lambda header, tensors: header.pop("tensors_sha256"),
+            "the header values of the file changed since it was written",
+        ),
     ],
 )
 def test_what_is_not_as_it_was_written_is_refused(path, change, message):
-    with pytest.raises(StudentError, match=rf"{message} \(their SHA-256 differs\)\. Copy or train it again"):
+    with pytest.raises(
+        StudentError,
+        match=rf"{message} \(other SHA-256\)\. Copy the file again, or train"
+        " the student again",
+    ):
         load_student(rewritten(path, change))
     if "header" in message:
         with pytest.raises(StudentError, match=message):
@@ -128,7 +149,11 @@ def test_a_provenance_that_cannot_be_read_is_said(path, provenance):
         without_digests(header, tensors)
         header.pop("provenance") if provenance is None else header.update(provenance=provenance)
 
-    with pytest.raises(StudentError, match=r"it does not say what it was trained on \(.+\)\. Copy or train it again"):
+    with pytest.raises(
+        StudentError,
+        match="the file does not record what the student was trained on"
+        r" \(.+\)\. Copy the file again, or train the student again",
+    ):
         student_provenance(rewritten(path, change))
 
 
@@ -147,7 +172,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(path, value):
         without_digests(header, tensors)
         tensors.update(student.state_dict())
 
-    with pytest.raises(StudentError, match=r"2 of \d+ tensors hold NaN .*\. Train or convert it again"):
+    with pytest.raises(StudentError, match=r"2 of \d+ tensors hold NaN .*\. Train or convert the student again"):
         load_student(rewritten(path, change))
     with torch.no_grad():
         for parameter in student.parameters():
@@ -189,7 +214,9 @@ def test_a_digest_of_tensors_is_of_what_they_hold_alone():
 def test_tensors_that_are_not_of_the_configuration_are_one_line(path, change):
     """As of another release, in a file that is whole."""
     rewritten(path, without_digests)
-    with pytest.raises(StudentError, match=r"do not fit \(.+\)\. Train or convert it again") as caught:
+    with pytest.raises(
+        StudentError, match=r"do not fit its configuration \(.+\)\. Train or convert the student again"
+    ) as caught:
         load_student(rewritten(path, change))
     assert len(str(caught.value)) < 700
 

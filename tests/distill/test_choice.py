@@ -159,21 +159,21 @@ def test_what_contradicts_the_start_is_refused(grown, asked, difference, name):
     before = config.read_bytes()
     with pytest.raises(StudentError) as caught:
         grown.resume(out=name, **asked)
-    remedy = "Resume it with its own command, or choose another --out"
-    assert str(caught.value) == f"{config}: the run was started otherwise: {difference}. {remedy}"
+    remedy = "Resume the run with the options that it was started with, or choose another --out"
+    assert str(caught.value) == f"{config}: the run in --out was started with other options: {difference}. {remedy}"
     assert config.read_bytes() == before
 
 
 def test_another_number_of_stores_is_refused(grown, tmp_path):
     copy = shutil.copytree(grown.folder / "s.zarr", tmp_path / "copy.zarr")
-    message = r"config\.yaml: the run was started otherwise: number of stores was 1 and is 2\. Resume"
+    message = r"config\.yaml: the run in --out was started with other options: number of stores was 1 and is 2"
     with pytest.raises(StudentError, match=message):
         grown.resume("s.zarr", str(copy), out="started")
 
 
 def test_a_first_run_takes_every_dataset_of_its_split(grown, tmp_path):
     store, out = str(shutil.copytree(grown.folder / "s.zarr", tmp_path / "s.zarr")), str(tmp_path / "run")
-    with pytest.raises(StoreError, match=r"000005.parquet: 1 of 4 blocks have no targets of coordinates"):
+    with pytest.raises(StoreError, match=r"000005.parquet: block 5 lacks targets of coordinates, as 1 of 4 blocks do"):
         grown.start(store, out=out, teachers=("coordinates",), split="train")
     grown.extract(store, dataset="other")
     grown.start(store, out=out, teachers=("coordinates",), split="train")
@@ -201,20 +201,26 @@ def test_without_resume_a_run_begins_anew(grown, copied):
 def test_an_incomplete_store_is_refused(extract_tiny, tmp_path):
     store = extract_tiny(frames_per_block=1)
     (store.path / "index/coordinates/000001.parquet").unlink()
-    with pytest.raises(StoreError, match=r"coordinates/000001.parquet: 1 of 3 blocks have no targets of coordinates"):
+    with pytest.raises(
+        StoreError, match=r"coordinates/000001.parquet: block 1 lacks targets of coordinates, as 1 of 3 blocks do"
+    ):
         distill(DistillConfig(caches=(store.path,), out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_that_the_store_lacks_is_said_with_those_it_has(extract_tiny, tmp_path):
-    store, message = extract_tiny(), r"s\.zarr: no targets of teacher 'foo' \(it has: coordinates\)\. Run"
+    store, message = extract_tiny(), r"s\.zarr: the store has no targets of teacher 'foo' \(it has: coordinates\)\. Run"
     with pytest.raises(StoreError, match=message):
         distill(DistillConfig(caches=(store.path,), out=tmp_path / "run", teachers=("foo",)))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("split", "message"), [("val", "no split 'val'? The store has: train. Pass --split"), (None, "which split? The")]
+    ("split", "message"),
+    [
+        ("val", "no split 'val', and the store has the splits: train. Pass --split"),
+        (None, "no --split is given, and the store has"),
+    ],
 )
 def test_a_split_that_is_not_clear_is_said(extract_tiny, tiny_dataset, tmp_path, split, message):
     store = extract_tiny()
@@ -228,7 +234,7 @@ def test_a_split_that_is_not_clear_is_said(extract_tiny, tiny_dataset, tmp_path,
 
 def test_two_teachers_want_a_choice(extract_tiny, tmp_path):
     store = extract_tiny("coordinates", "doubled")
-    with pytest.raises(StoreError, match="which teacher"):
+    with pytest.raises(StoreError, match="no --teacher is given"):
         distill(DistillConfig(caches=(store.path,), out=tmp_path / "run"))
 
 
@@ -264,7 +270,7 @@ def test_a_checkpoint_without_configuration_chooses_as_a_first_run(place):
     config = place.folder / "run/config.yaml"
     config.unlink()
     place.extract(teacher="doubled")
-    with pytest.raises(StoreError, match="which teacher"):
+    with pytest.raises(StoreError, match="no --teacher is given"):
         place.resume()
     # The checkpoint refuses what differs; the next try is not bound to what was refused.
     with pytest.raises(

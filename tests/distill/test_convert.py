@@ -112,7 +112,7 @@ def named(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 def test_two_models_in_one_file_are_told_apart_by_the_user(checkpoint, tmp_path):
     """A student and its average, say; or tensors of which some alone have the prefix."""
-    message = r"which one is the student\? Names begin in several ways \({}\)\. Pass a file with"
+    message = r"the file holds several models: names of its tensors begin in several ways \({}\)\. Pass a file with"
     both = named("student.", official()) | named("model.", official(seed=1))
     with pytest.raises(StudentError, match=message.format("student.embed.norm.weight, model.embed.norm.weight")):
         convert(checkpoint(both), tmp_path / "student.safetensors", None)
@@ -226,10 +226,13 @@ class Payload:
     ("content", "what"),
     [
         ({"model_point": {"embed.weight": 1}}, "no model_point, model_points, net, state_dict, model with tensors"),
-        ({"blocks.0.attn.qkv.weight": torch.zeros(3)}, "there is no backbone in it that scalr knows"),
-        ({"net": official() | {"embed.conv1.weight": torch.zeros(8, 4, 1)}}, "it reads 4 features of a point"),
+        ({"blocks.0.attn.qkv.weight": torch.zeros(3)}, "the file has no backbone that scalr knows"),
+        (
+            {"net": official() | {"embed.conv1.weight": torch.zeros(8, 4, 1)}},
+            "the model reads 4 input features per point",
+        ),
         ({k: v for k, v in official().items() if not k.startswith("classif")}, "its embedding or head is missing"),
-        ({"net": Payload()}, "holds more than tensors, which could run code"),
+        ({"net": Payload()}, "the file is damaged, or holds objects besides tensors, which could run code"),
         ({0: torch.zeros(1)}, "no model_point, model_points, net, state_dict, model with tensors"),
         (official() | {"classif.weight": torch.tensor(1.0)}, "its embedding or head is missing"),
         (official() | {"classif.weight": torch.zeros(6, 8, 1, device="meta")}, "no model_point, model_points"),
@@ -297,14 +300,18 @@ def test_the_command(checkpoint, tmp_path):
     assert load_student(student).input_config.voxel_size_m == 0.05
     assert student_provenance(student)["converted_from"]["file"] == source.name
     for argument, option, message in (
-        (source, "student.width=9", "--set: student.width has no effect here: what the network is, its file says"),
-        (student, "inputs.voxel_size_m=0.1", "student.safetensors: a student's file says itself what it is"),
+        (source, "student.width=9", "--set: student.width has no effect here: the network is recorded in the file"),
+        (
+            student,
+            "inputs.voxel_size_m=0.1",
+            "student.safetensors: SOURCE is a student, whose file records backbone, inputs and activation",
+        ),
     ):
         ignored = run(main, ["convert", str(argument), str(tmp_path / "new.pth"), "--set", option])
         assert (ignored.exit_code, ignored.output.count(message)) == (1, 1)
     again = run(main, ["convert", str(source), str(student)])
-    assert (again.exit_code, again.output.count("a file is there already")) == (1, 1)
+    assert (again.exit_code, again.output.count("the file exists already")) == (1, 1)
     same = run(main, ["convert", str(student), str(tmp_path / "x.safetensors")])
-    assert (same.exit_code, same.output.count("a file of the same kind")) == (1, 1)
+    assert (same.exit_code, same.output.count("TARGET has the same format as SOURCE")) == (1, 1)
     other = run(main, ["convert", str(student), str(tmp_path / "x.onnx")])
-    assert (other.exit_code, other.output.count("no kind of file has the suffix '.onnx'")) == (1, 1)
+    assert (other.exit_code, other.output.count("'.onnx' is not the suffix of a format")) == (1, 1)

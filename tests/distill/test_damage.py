@@ -74,10 +74,12 @@ def test_a_damaged_checkpoint_is_never_gone_on_from(student, tmp_path, caplog, t
         assert f"{checkpoints.path} " in warning
         assert str(checkpoints.before) in warning
         checkpoints.before.write_bytes(damaged(before, trial + DAMAGES))
-        with pytest.raises(StudentError, match=r"no checkpoint to go on from: it .*, and the one before") as caught:
+        with pytest.raises(
+            StudentError, match=r"no checkpoint can be resumed: this one .*, and the one before"
+        ) as caught:
             checkpoints.load()
         assert caught.value.where == str(checkpoints.path)
-        assert "Remove both to begin anew, or choose another --out" in str(caught.value)
+        assert "Remove both files to start again, or choose another --out" in str(caught.value)
         checkpoints.before.write_bytes(before)
 
 

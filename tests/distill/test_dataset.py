@@ -187,7 +187,7 @@ def test_a_source_is_its_frames_alone(extract_tiny, tiny_dataset):
     assert frames(other) == [[8, 9]]
     assert frames(first, other) == [[0, 1], [2, 3], [4, 5], [8, 9]]
     assert len(tiny(store)) == 5
-    with pytest.raises(StoreError, match="no view with targets of coordinates"):
+    with pytest.raises(StoreError, match="no view of the store has targets of coordinates"):
         frames()
 
 
@@ -218,7 +218,7 @@ def test_a_store_without_pairs_is_said(extract_tiny, tiny_dataset, monkeypatch):
     monkeypatch.setattr(run, "findings", lambda *_: [])  # which would refuse it
     for frame in tiny_dataset.frames:
         tiny_dataset.read_points(frame)[:, 0] = -5
-    with pytest.raises(StoreError, match="no view with targets of coordinates"):
+    with pytest.raises(StoreError, match="no view of the store has targets of coordinates"):
         tiny(extract_tiny())
 
 

@@ -347,7 +347,7 @@ def interrupted(extract_tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize("left", ["checkpoint.pt", "checkpoint.before.pt"])
 def test_an_interrupted_run_is_not_begun_again_by_accident(interrupted, tmp_path, left):
     (tmp_path / "run/checkpoint.pt").rename(tmp_path / "run" / left)
-    with pytest.raises(StudentError, match=r"an interrupted run is here\. Go on with --resume"):
+    with pytest.raises(StudentError, match=r"an interrupted run is in this folder\. Continue it with --resume"):
         interrupted(resume=False)
 
 
@@ -383,5 +383,9 @@ def test_a_checkpoint_that_lacks_tensors_is_said(interrupted, tmp_path):
     state = torch.load(path, weights_only=True)
     state["objective"].popitem()
     Checkpoints(path, 0, RunRecord(state.pop("settings"), {})).save(state)
-    with pytest.raises(StudentError, match=r"its tensors do not fit the student \(.*Missing key.*Choose another --out"):
+    with pytest.raises(
+        StudentError,
+        match="the tensors of the checkpoint do not fit the student"
+        r" \(.*Missing key.*Choose another --out",
+    ):
         interrupted()

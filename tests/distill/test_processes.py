@@ -130,7 +130,9 @@ def test_a_lost_process_is_said_in_one_line(group, lost):
 def test_processes_that_do_not_meet_are_told_where(group, monkeypatch):
     calls_of(monkeypatch, processes.dist, "init_process_group", dist.DistStoreError("Timed out after 601 seconds"))
     with (
-        pytest.raises(ScalrError, match=r"node1:29500: the 2 processes of this run did not meet \(Timed out"),
+        pytest.raises(
+            ScalrError, match=r"node1:29500: the 2 processes of this run could not connect to each other \(Timed out"
+        ),
         processes.joined_processes("cpu"),
     ):
         raise AssertionError
@@ -265,10 +267,10 @@ def test_batch_norm_sees_the_rows_of_all_processes(tmp_path, children):
 
 
 def test_all_processes_are_refused_where_the_first_one_is(tmp_path, monkeypatch):
-    refusal = StudentError("another run is at work here", where=tmp_path, fix="Choose another --out.")
+    refusal = StudentError("another run writes to this folder", where=tmp_path, fix="Choose another --out.")
     monkeypatch.setattr(processes, "process_index", lambda: 1)
     monkeypatch.setattr(processes, "gathered", lambda mine: [*mine, refusal])
-    with pytest.raises(StudentError, match="another run is at work here"), locked_by_first(tmp_path):
+    with pytest.raises(StudentError, match="another run writes to this folder"), locked_by_first(tmp_path):
         raise AssertionError
     monkeypatch.setattr(processes, "gathered", lambda mine: mine)
     with locked_by_first(tmp_path):  # which the first process holds

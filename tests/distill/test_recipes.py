@@ -26,7 +26,7 @@ def test_a_recipe_is_its_base_s_with_its_own_values_over_them():
 
 def test_a_text_in_place_of_a_recipe_is_said_by_its_beginning(tmp_path):
     (tmp_path / "mine.yaml").write_text("a" * 400)
-    with pytest.raises(StudentError, match=r"mine\.yaml: .*aaa.* is no section with lines of key: value") as error:
+    with pytest.raises(StudentError, match=r"mine\.yaml: .*aaa.* is not a section with lines of key: value") as error:
         read_recipe(str(tmp_path / "mine.yaml"))
     assert len(error.value.what) < 200
 
@@ -50,11 +50,11 @@ LAUGHS = "\n".join(  # three times as long with each line
         (b"training: {epochs: !!python/object:os.system {}}", "not valid YAML"),
         (b"training: &a {epochs: *a}", r"training\.epochs: {'epochs': {.*cannot be used"),
         (b"&a [*a]", "is no section"),
-        (LAUGHS.encode(), "'a' is no section"),
-        (b"[" + b"1, " * 1000 + b"1]", r"\[1, 1, 1, 1, 1, 1, \.\.\.\] is no section"),
-        (b"3: {epochs: 3}", "3 is no section"),
-        (b"null: {epochs: 3}", "None is no section"),
-        (b"base: [demo]", r"base \['demo'\] is no bundled recipe"),
+        (LAUGHS.encode(), "'a' is not a section"),
+        (b"[" + b"1, " * 1000 + b"1]", r"\[1, 1, 1, 1, 1, 1, \.\.\.\] is not a section"),
+        (b"3: {epochs: 3}", "3 is not a section"),
+        (b"null: {epochs: 3}", "None is not a section"),
+        (b"base: [demo]", r"base \['demo'\] is not a bundled recipe"),
         (b"training: {3: 3}", "unknown key 3"),
         (b"training: {null: 3}", "unknown key None"),
     ],
@@ -79,7 +79,7 @@ def test_a_recipe_that_cannot_be_read_is_said(tmp_path):
 @pytest.mark.parametrize("text", ["", "# to be written\n", "{}"])
 def test_an_empty_file_is_no_recipe(tmp_path, text):
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(StudentError, match=r"mine\.yaml: no section in it.* Copy the shape"):
+    with pytest.raises(StudentError, match=r"mine\.yaml: the recipe has no section\. Copy the form"):
         read_recipe(str(tmp_path / "mine.yaml"))
 
 

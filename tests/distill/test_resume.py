@@ -150,7 +150,7 @@ def test_another_use_of_the_machine_is_said(folder, tmp_path, caplog, run, field
     copy, name = shutil.copytree(folder / run, tmp_path / run), field.partition(".")[2]
     with caplog.at_level(logging.INFO, "scalr"):
         assert len(go_on(folder, str(copy), (f"{field}={HARMLESS[field]}",)).losses) == 2
-    said = [line for line in caplog.messages if "the last bits of results may differ" in line]
+    said = [line for line in caplog.messages if "results may differ in the last bits" in line]
     assert len(said) == (run == "stopped")
     assert all(
         f"{name} was {'false' if HARMLESS[field] == 'true' else 0 if name == 'workers' else 1}" in s for s in said
@@ -202,7 +202,11 @@ def test_a_finished_student_that_was_cut_off_is_not_finished(folder, tmp_path, s
     copy = shutil.copytree(folder / "finished", tmp_path / "run")
     student = copy / "student.safetensors"
     student.write_bytes(student.read_bytes()[:size])
-    with pytest.raises(ScalrError, match=r"the finished student cannot be used: .* Remove it and run the same"):
+    with pytest.raises(
+        ScalrError,
+        match=r"the finished student cannot be used: .* Remove the file and run"
+        r" the same command with --resume: it trains again",
+    ):
         go_on(folder, str(copy))
 
 
@@ -214,19 +218,22 @@ def test_a_finished_run_of_the_same_settings_is_finished(folder):
 
 def test_another_kind_of_run_is_not_resumed(folder, tmp_path):
     write_record(tmp_path, run_record({"kind": "probing"}, torch.device("cpu")))
-    with pytest.raises(StudentError, match=r"config\.yaml: the run in this folder is a probing, not a distillation"):
+    with pytest.raises(StudentError, match=r"config\.yaml: this file is of a probing run, not of a distillation run"):
         go_on(folder, str(tmp_path))
 
 
 def test_a_folder_in_which_another_run_is_at_work_is_refused(folder, tmp_path):
-    with locked(tmp_path), pytest.raises(StudentError, match="another run is at work here: process"):
+    with locked(tmp_path), pytest.raises(StudentError, match="another run writes to this folder: process"):
         go_on(folder, str(tmp_path))
 
 
 def test_a_run_that_was_taken_for_gone_writes_no_checkpoint(folder, tmp_path, monkeypatch):
     """Its claim was removed by another run while it stood still."""
     monkeypatch.setattr(Signals, "save", property(remove_claims(tmp_path), lambda self, value: None), raising=False)
-    with pytest.raises(StudentError, match="another run has begun here, since this one did not answer for a while"):
+    with pytest.raises(
+        StudentError,
+        match="another run has started in this folder, because this run did not respond for more than a minute",
+    ):
         go_on(folder, str(tmp_path))
     assert not (tmp_path / "checkpoint.pt").exists()
 
@@ -287,7 +294,7 @@ def test_a_run_keeps_the_standardisation_that_it_began_with(tmp_path, monkeypatc
     stop(tmp_path, "untouched", phi_s)
     statistics = FeatureStore.statistics
     go_on(tmp_path, "untouched", phi_s)
-    assert not any("statistics were made again" in line for line in caplog.messages)
+    assert not any("statistics were computed again" in line for line in caplog.messages)
     monkeypatch.setattr(FeatureStore, "statistics", lambda *arguments: moved(statistics(*arguments)))
     with pytest.raises(
         StudentError, match=r"student\.safetensors: the run was made with other settings: statistics\.four"
@@ -295,7 +302,7 @@ def test_a_run_keeps_the_standardisation_that_it_began_with(tmp_path, monkeypatc
         go_on(tmp_path, "finished", phi_s)
     with caplog.at_level(logging.WARNING, "scalr"):
         go_on(tmp_path, "stopped", phi_s)
-    assert sum("statistics were made again since the run began" in line for line in caplog.messages) == 1
+    assert sum("statistics were computed again since the run began" in line for line in caplog.messages) == 1
     finished, *others = (
         load_student(tmp_path / run / "student.safetensors") for run in ("finished", "stopped", "untouched")
     )

@@ -102,15 +102,20 @@ def test_times_that_make_no_sense_are_said(tmp_path, values):
 
 def test_a_student_is_never_overwritten(distilled):
     distilled()
-    with pytest.raises(StudentError, match="a student is there already"):
+    with pytest.raises(StudentError, match="a finished run is in this folder"):
         distilled()
 
 
 def test_a_summary_says_how_long_it_waited_where_that_is_known(tmp_path):
     summary = DistillSummary(tmp_path, [1.0, 0.5], data_wait=0.125)
-    line = f"{tmp_path}: loss 1.000 -> 0.500, 2 steps"
-    assert summary.as_text() == f"{line}\n12.5% of the time was spent waiting for data"
+    line, waited = (
+        f"{tmp_path}: 2 steps, loss 1.000 (first step), 0.500 (last)",
+        "of the time was spent waiting for data",
+    )
+    assert summary.as_text() == f"{line}\n12.5% {waited}: increase training.workers"
+    assert replace(summary, data_wait=0.1).as_text() == f"{line}\n10.0% {waited}"
     assert replace(summary, data_wait=None).as_text() == line
+    assert replace(summary, data_wait=None, unrelated_loss=2**0.5).as_text() == f"{line}; unrelated features give 1.41"
 
 
 @pytest.mark.parametrize("log", [None, b"", b"step,epoch,loss\n", bytes(range(256))])
@@ -124,7 +129,7 @@ def test_a_finished_run_without_its_log_is_still_finished(distilled, tmp_path, l
         (tmp_path / "run/log.csv").write_bytes(log)
     summary = distill(config)
     assert (summary.student, summary.losses) == (student, [])
-    assert summary.as_text() == f"{student}: finished; log.csv does not have its losses any more"
+    assert summary.as_text() == f"{student}: finished; log.csv does not have the losses any more"
     assert json.loads(json_text(summary.as_json()))["losses"] == []
 
 
@@ -188,7 +193,7 @@ def test_several_teachers_make_one_target(extract_tiny, tmp_path):
         (
             "image_size",
             (48, 64),
-            r"coordinates that cannot be mixed: image_size is \[24, 32\] and \[48, 64\]",
+            r"coordinates in these stores cannot be mixed: image_size is \[24, 32\] and \[48, 64\]",
         ),
         ("weights_sha256", "f00d", r"cannot be mixed: weights_sha256 is '\w+' and 'f00d'"),
     ],
@@ -271,7 +276,7 @@ def test_a_killed_save_leaves_no_student(distilled, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "cannot be read"), (b"\x00" * 64, "cannot be read"), (None, "no student here")],
+    [(b"", "cannot be read"), (b"\x00" * 64, "cannot be read"), (None, "no student file exists here")],
 )
 def test_what_is_no_student_is_said(tmp_path, content, message):
     path = tmp_path / "student.safetensors"
@@ -358,17 +363,17 @@ def test_a_recipe_can_build_on_another(tmp_path):
     path.write_text("base: scalr_plus\ntraining: {epochs: 3}\n")
     assert load_recipe(str(path)) == load_recipe("scalr_plus", ["training.epochs=3"])
     path.write_text("base: scalr_plu\n")
-    with pytest.raises(StudentError, match="base 'scalr_plu' is no bundled recipe, did you mean 'scalr_plus'"):
+    with pytest.raises(StudentError, match="base 'scalr_plu' is not a bundled recipe, did you mean 'scalr_plus'"):
         load_recipe(str(path))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training: {epochs: 3", r"mine\.yaml: not valid YAML \(.*line 1.*\)\. Correct that line"),
-        ("epochs: 3", "'epochs' is no section"),
-        ("base: demo\ntraining:\n", "'training' is no section"),
-        ("[1, 2]", r"\[1, 2\] is no section with lines of key: value\. Copy the shape"),
+        ("training: {epochs: 3", r"mine\.yaml: the recipe is not valid YAML \(.*line 1.*\)\. Correct the line"),
+        ("epochs: 3", "'epochs' is not a section"),
+        ("base: demo\ntraining:\n", "'training' is not a section"),
+        ("[1, 2]", r"\[1, 2\] is not a section with lines of key: value\. Copy the form"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_said(tmp_path, text, message):

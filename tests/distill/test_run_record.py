@@ -62,7 +62,7 @@ def test_a_difference_is_named_with_both_values(record, tmp_path, change, differ
         record.require_same({**SETTINGS, **change}, tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: the run was made with other settings: {difference}. "
-        "Run the command with the settings that it was started with, or choose another --out"
+        "Use the settings that the run was started with, or choose another --out"
     )
 
 
@@ -91,7 +91,7 @@ def test_another_machine_is_said_once_and_not_refused(record, caplog):
         record.say_changes_of_machine({**record.machine, "workers": 2, "torch": "1.0"})
     (line,) = caplog.messages
     assert "torch was 1.0 and is" in line
-    assert "workers was 2 and is 0): the last bits of results may differ" in line
+    assert "workers was 2 and is 0): results may differ in the last bits" in line
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,7 @@ def test_a_configuration_that_cannot_be_parsed_is_said(tmp_path, content):
 )
 def test_a_configuration_that_no_run_has_written_is_said(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(
-        StudentError, match=r"it is not what the run wrote when it began: it was cut off or changed\. R"
-    ):
+    with pytest.raises(StudentError, match=r"the file was cut off or changed since the run wrote it\. R"):
         read_record(tmp_path)
 
 
@@ -121,16 +119,16 @@ def test_a_configuration_that_was_cut_off_or_changed_is_said(record, tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     for kept in range(len(lines)):
         path.write_text("".join(lines[:kept]))
-        with pytest.raises(StudentError, match="it was cut off or changed"):
+        with pytest.raises(StudentError, match="the file was cut off or changed since the run wrote it"):
             read_record(tmp_path)
     path.write_text("".join(lines).replace("epochs: 25", "epochs: 26"))
-    with pytest.raises(StudentError, match="it was cut off or changed"):
+    with pytest.raises(StudentError, match="the file was cut off or changed since the run wrote it"):
         read_record(tmp_path)
 
 
 def test_a_result_without_a_record_is_no_result_of_this_run(record, tmp_path):
     record.require_made_with(record.values, tmp_path)
-    with pytest.raises(StudentError, match="it does not say with which settings it was made"):
+    with pytest.raises(StudentError, match="the file does not record the settings that it was made with"):
         record.require_made_with(yaml.safe_load("distilled: {}"), tmp_path)
-    with pytest.raises(StudentError, match="the run in this folder is a other, not a c"):
+    with pytest.raises(StudentError, match="this file is of a other run, not of a c"):
         record.require_made_with(run_record({**SETTINGS, "kind": "other"}, torch.device("cpu")).values, tmp_path)

@@ -202,7 +202,7 @@ def test_superpixels_too_small_for_features_are_said(store, monkeypatch):
 )
 def test_a_store_of_segments_alone_is_refused_with_what_helps(store, monkeypatch, parts, fix):
     monkeypatch.setattr(store.store, "encoding", lambda teacher: Encoding("segments", "float16"))
-    with pytest.raises(StoreError, match=f"it keeps segments of coordinates alone.*{fix}, or extract"):
+    with pytest.raises(StoreError, match=f"the store holds only segments of coordinates,.*{fix}, or extract"):
         samples_of(store, parts)
     samples_of(store, MEANS)
 

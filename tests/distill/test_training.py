@@ -244,7 +244,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
             "training.warmup_epochs: -0.5 cannot be used. Give a number, at least 0 and at most 1,000,000,000 or null$",
         ),
         ({"min_learning_rate": -1e-6}, "training.min_learning_rate: -1e-06"),
-        ({"learning_rate": 1e-6}, "learning_rate is 1e-06 and min_learning_rate 1e-05"),
+        ({"learning_rate": 1e-6}, "learning_rate 1e-06 is below min_learning_rate 1e-05"),
     ],
 )
 def test_values_that_make_no_sense_are_said(values, message):

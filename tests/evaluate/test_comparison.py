@@ -102,7 +102,9 @@ def test_an_absent_class_is_a_dash(tmp_path):
 def test_a_card_that_was_cut_off_is_said(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(
-        StudentError, match=r"result\.json: the result cannot be read \(.+\)\. Remove it and run the evaluation again"
+        StudentError,
+        match=r"result\.json: the result file cannot be read \(.+\)\. Remove the file and run"
+        " the evaluation again",
     ):
         read_result(tmp_path)
 
@@ -286,7 +288,7 @@ def test_runs_of_one_table_share_columns(tmp_path):
 
 
 def test_a_folder_without_a_result_is_said(tmp_path):
-    with pytest.raises(StudentError, match="no result here"):
+    with pytest.raises(StudentError, match="no result file exists here"):
         compare([tmp_path])
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(StudentError, match="not a result of scalr"):
@@ -299,7 +301,8 @@ def test_a_card_of_another_version_is_said(tmp_path):
     del values["model"]
     (tmp_path / "result.json").write_text(json.dumps(values))
     with pytest.raises(
-        StudentError, match=r"it lacks model, as results of other versions.*Remove it and run the evaluation"
+        StudentError,
+        match=r"the result lacks model; another version of scalr wrote it.*Remove the file and run",
     ):
         compare([tmp_path])
 

@@ -61,7 +61,7 @@ def test_the_whole_model_is_trained_and_scored(config):
     text = (config.out / "result.md").read_text()
     for word in ("voxel_size_m", "training_frames_sha256", "ignored_label", "IoU by class", "epochs 2, not 25"):
         assert word in text
-    with pytest.raises(StudentError, match="a result is there already"):
+    with pytest.raises(StudentError, match="a finished run is in this folder"):
         finetune(config)
     again = finetune(replace(config, resume=True))  # as a batch job that is started once too often
     assert (again.losses, again.model) == ([], result.model)
@@ -119,7 +119,7 @@ def test_stopped_and_resumed_gives_the_same_model(config, tmp_path, monkeypatch,
         patch.setattr(supervision, "AugmentedScans", StopsAfterAStep)
         with pytest.raises(StoppedError):
             finetune(replace(stopped, checkpoint_minutes=0.0))
-    with pytest.raises(StudentError, match="an interrupted run is here"):
+    with pytest.raises(StudentError, match="an interrupted run is in this folder"):
         finetune(stopped)
     resumed = finetune(replace(stopped, resume=True))
     assert resumed.losses == whole.losses[2:]
@@ -284,7 +284,7 @@ def test_few_labels_are_the_official_subset(config, simulated, tmp_path):
     protocol = json.loads((kitti.out / "result.json").read_text())["protocol"]
     assert (protocol["training_split"], protocol["training_frames"]) == ("train-1%", 1)
     with pytest.raises(
-        DatasetError, match=r"'train-1%' keeps every 100th scene of split 'train', which has 1\..*--labels"
+        DatasetError, match=r"'train-1%' keeps every 100th scene of split 'train', which has 1 here\..*--labels"
     ):
         finetune(replace(config, labels="1%", out=tmp_path / "none"))
 
@@ -364,5 +364,5 @@ def test_choices_that_there_are_not_are_said(config, changes, message):
 def test_an_interrupted_run_is_not_begun_again_by_accident(config):
     config.out.mkdir()
     (config.out / "checkpoint.pt").touch()
-    with pytest.raises(StudentError, match=r"an interrupted run is here\. Go on with --resume"):
+    with pytest.raises(StudentError, match=r"an interrupted run is in this folder\. Continue it with --resume"):
         finetune(config)

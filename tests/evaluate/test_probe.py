@@ -111,7 +111,7 @@ def test_labels_of_another_length_are_said(student_file, synthetic_world, tmp_pa
     world = Path(shutil.copytree(synthetic_world, tmp_path / "world"))
     labels = world / open_dataset("nuscenes", world, "train").frames[0].labels
     labels.write_bytes(labels.read_bytes()[:-5])
-    with pytest.raises(DatasetError, match="labels for the") as caught:
+    with pytest.raises(DatasetError, match="labels, and the scan") as caught:
         probe(ProbeConfig(student=student_file, root=world, out=tmp_path / "out", epochs=1))
     token = open_dataset("nuscenes", world, "train").frames[0].token
     assert caught.value.where == f"nuscenes split train frame {token}: {labels}"
@@ -232,10 +232,14 @@ def test_a_quick_probe_needs_labels(tmp_path, synthetic_world):
 def test_fast_probing_by_several_processes_is_refused(student_file, synthetic_world, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "num_processes", lambda: 2)
     config = ProbeConfig(student=student_file, root=synthetic_world, out=tmp_path / "out", fast=True)
-    with pytest.raises(StudentError, match=r"--fast: fast probing is for one process\. Start it without torchrun"):
+    with pytest.raises(
+        StudentError,
+        match=r"--fast: --fast runs in one process only\. Start the command"
+        " without torchrun",
+    ):
         probe(config)
 
 
 def test_fast_probing_has_nothing_to_augment(student_file, tmp_path):
-    with pytest.raises(StudentError, match=r"--augmentation: fast probing does not augment\. Leave out"):
+    with pytest.raises(StudentError, match=r"--augmentation: --fast does not augment\. Leave out"):
         ProbeConfig(student=student_file, root=tmp_path, out=tmp_path, fast=True, augmentation="joint")

@@ -130,7 +130,7 @@ def test_another_setting_is_refused_by_name(folder, runs, simulated, tmp_path, v
 def test_labels_that_are_not_there_are_said(runs, verb, state):
     """So is a student."""
     config = runs[f"{verb} {state}"]
-    with pytest.raises(ScalrError, match="no student here"):
+    with pytest.raises(ScalrError, match="no student file exists here"):
         VERBS[verb][1](replace(config, student=config.student.with_name("none.safetensors")))
     if verb == "finetune":
         with pytest.raises(ScalrError, match="train-1%"):
@@ -177,7 +177,7 @@ def test_a_finished_model_that_was_cut_off_is_not_finished(runs, tmp_path, verb)
     with pytest.raises(StudentError, match=message.format("the file cannot be read")):
         VERBS[verb][1](config)
     model.unlink()
-    with pytest.raises(StudentError, match=message.format("no student here")):
+    with pytest.raises(StudentError, match=message.format("no student file exists here")):
         VERBS[verb][1](config)
     (config.out / "result.json").unlink()
     VERBS[verb][1](config)
@@ -190,7 +190,9 @@ def test_a_damaged_result_is_made_again_where_it_is_removed(runs, tmp_path, verb
     shutil.copytree(runs[f"{verb} finished"].out, config.out)
     result = config.out / "result.json"
     result.write_bytes(result.read_bytes()[:-9])
-    with pytest.raises(StudentError, match=r"the result cannot be read .* Remove it and run the evaluation again"):
+    with pytest.raises(
+        StudentError, match=r"the result file cannot be read .* Remove the file and run the evaluation again"
+    ):
         VERBS[verb][1](config)
     result.unlink()
     VERBS[verb][1](replace(config, resume=False))
@@ -214,7 +216,7 @@ def test_another_kind_of_run_is_not_resumed(runs, tmp_path, kind):
         write_result(card, tmp_path)
     else:
         write_record(tmp_path, settings)
-    with pytest.raises(StudentError, match=f"the run in this folder is a {kind}, not a probing"):
+    with pytest.raises(StudentError, match=f"this file is of a {kind} run, not of a probing run"):
         probe(replace(runs["probe finished"], out=tmp_path))
 
 
@@ -236,5 +238,5 @@ MANY = {"student": Path("s"), "model": Path("m"), "root": Path("r"), "clean_root
 def test_a_folder_in_which_another_run_is_at_work_is_refused(tmp_path, kind, run):
     """Before anything else is looked at."""
     values = {name: value for name, value in MANY.items() if name in kind.__dataclass_fields__}
-    with locked(tmp_path), pytest.raises(StudentError, match="another run is at work here: process"):
+    with locked(tmp_path), pytest.raises(StudentError, match="another run writes to this folder: process"):
         run(kind(**values, out=tmp_path))

@@ -181,7 +181,7 @@ def test_missing_copies_are_listed_and_left_out_of_the_means(config):
 
 def test_copies_of_which_no_corruption_is_whole_are_refused(only_fog):
     shutil.rmtree(only_fog.root / "fog/light")
-    with pytest.raises(StudentError, match="no corruption has all of light, moderate, heavy"):
+    with pytest.raises(StudentError, match="no corruption has all the severities light, moderate, heavy"):
         robustness(only_fog)
 
 
@@ -191,7 +191,11 @@ def test_results_of_another_model_are_not_taken(only_fog):
     assert read_result(only_fog.out)["run"]["kind"] == "robustness"
     damaged = only_fog.out / "fog/light/result.json"
     damaged.write_bytes(damaged.read_bytes()[:-9])
-    with pytest.raises(StudentError, match=r"fog/light/result\.json: the result cannot be read .*Remove it and run"):
+    with pytest.raises(
+        StudentError,
+        match=r"fog/light/result\.json: the result file cannot be read"
+        " .*Remove the file and run",
+    ):
         robustness(only_fog)
     damaged.unlink()
     robustness(only_fog)
@@ -224,14 +228,14 @@ def test_the_folder_of_another_command_is_left_alone(config, tmp_path):
     (tmp_path / "begun").mkdir()
     write_record(tmp_path / "begun", record)
     for name, message in (
-        ("begun", "the run in this folder is a probing, not a robustness"),
-        ("finished", "the run in this folder is a probing, not a robustness"),
-        ("score", "a result of another command is here"),
+        ("begun", "this file is of a probing run, not of a robustness run"),
+        ("finished", "this file is of a probing run, not of a robustness run"),
+        ("score", "the folder holds a result of another command"),
     ):
         with pytest.raises(StudentError, match=message):
             robustness(replace(config, out=tmp_path / name))
 
 
 def test_a_clean_set_is_no_set_of_corruptions(config):
-    with pytest.raises(StudentError, match=r"nuscenes is not a set of corruptions\. Use nuscenes_c or semantic"):
+    with pytest.raises(StudentError, match=r"nuscenes is not a corruption benchmark\. Use nuscenes_c or semantic"):
         robustness(replace(config, dataset="nuscenes"))

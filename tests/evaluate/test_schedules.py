@@ -113,7 +113,11 @@ def test_a_learning_rate_below_the_last_one_is_refused():
 
 def test_a_warm_up_that_the_schedule_does_not_have_is_refused():
     official = probing("slidr", "nuscenes")
-    with pytest.raises(ScalrError, match=r"--warmup-epochs: 0\.5 epochs of warm-up, which the schedule slidr does not"):
+    with pytest.raises(
+        ScalrError,
+        match=r"--warmup-epochs: 0\.5 warm-up epochs are given, and the schedule"
+        " slidr has no warm-up",
+    ):
         changed(official, {"warmup_epochs": 0.5})
     assert changed(official, {"warmup_epochs": 0}) == (official, [])
 

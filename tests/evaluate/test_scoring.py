@@ -81,7 +81,7 @@ def test_a_token_never_leads_out_of_the_folder_of_predictions(tmp_path, token):
     record = fields | {"filename": "scan.bin", "token": token, "is_key_frame": True}
     (NuScenesOfSomebody.tables / "sample_data.json").write_text(json.dumps([record]))
     keep = writer_for(NuScenesOfSomebody(), tmp_path / "a/b/submission")
-    with pytest.raises(ScalrError, match=rf"the name '{token}_.* would lead out of the folder"):
+    with pytest.raises(ScalrError, match=rf"the name '{token}_.* in the dataset's tables leads out of the folder"):
         keep(replace(a_frame("scene", 0), scan="scan.bin"), np.zeros(1, np.uint8))
     assert not list(tmp_path.rglob("*_lidarseg.bin"))
 
@@ -91,7 +91,7 @@ def test_nor_does_a_scene(tmp_path):
         name, class_names, label_map = "semantic_kitti", (), KITTI_LABELS
 
     keep = writer_for(KittiOfSomebody(), tmp_path / "submission")
-    with pytest.raises(ScalrError, match="would lead out of the folder"):
+    with pytest.raises(ScalrError, match="in the dataset's tables leads out of the folder"):
         keep(a_frame("../..", 0), np.zeros(1, np.uint8))
     assert not list(tmp_path.rglob("*.label"))
 
@@ -184,18 +184,22 @@ def test_a_split_without_labels_is_predicted_only(simulated, tmp_path, kitti_mod
 
 def test_predictions_that_no_benchmark_takes_are_refused(tiny_dataset, tmp_path):
     tiny_dataset.class_names = ("left", "right", "behind")
-    with pytest.raises(ScalrError, match=r"benchmarks take the dataset's own classes\. Leave out --classes"):
+    with pytest.raises(
+        ScalrError,
+        match=r"benchmarks take predictions of the dataset's own classes only\."
+        " Leave out --classes",
+    ):
         writer_for(tiny_dataset, tmp_path)
     tiny_dataset.name = "my_rig"
-    with pytest.raises(ScalrError, match=r"no form of submission is known for my_rig\. .*nuscenes, semantic_kitti"):
+    with pytest.raises(ScalrError, match=r"no submission format is known for my_rig\. .*nuscenes, semantic_kitti"):
         writer_for(tiny_dataset, tmp_path)
 
 
 def test_a_model_of_other_classes_is_refused(simulated, tmp_path, kitti_model):
-    with pytest.raises(StudentError, match="it tells car, bicycle"):
+    with pytest.raises(StudentError, match="the model predicts car, bicycle"):
         score_model(ScoreConfig(model=kitti_model, root=simulated("nuscenes"), out=tmp_path / "out"))
     save_student(Student(WaffleIronConfig(width=8, depth=3)), tmp_path / "student.safetensors", {})
-    with pytest.raises(StudentError, match="without a head for classes"):
+    with pytest.raises(StudentError, match="the student has no head for classes"):
         load_model(tmp_path / "student.safetensors")
 
 
@@ -204,7 +208,7 @@ def test_a_finished_result_is_not_overwritten(simulated, tmp_path, kitti_model):
         model=kitti_model, root=simulated("semantic_kitti"), out=tmp_path / "out", dataset="semantic_kitti"
     )
     score_model(config)
-    with pytest.raises(StudentError, match="a result is there already"):
+    with pytest.raises(StudentError, match="a finished run is in this folder"):
         score_model(config)
 
 

@@ -319,7 +319,7 @@ def test_the_pictures_of_a_scan(student_file, synthetic_world, tmp_path):
     features -= features.mean(axis=0)
     exact = similarity.similarity(features, features[result.query.point])
     assert result.cosines == pytest.approx(pictures.cosines_at_shares(exact), abs=1e-4)
-    assert result.compared == "the mean of the scan taken away"
+    assert result.compared == "mean feature of the scan subtracted"
     for path in (result.top_view, result.perspective_view):
         assert_picture(path)
     assert f"{len(points):,} points" in result.page.read_text()
@@ -461,7 +461,7 @@ def test_what_is_missing_is_said(student_file, synthetic_world, simulated, store
         similarity_maps(replace(base, cache=stores["all"], teacher="dino_vits8"))
     with pytest.raises(ScalrError, match="Pass --cache"):
         replace(base, teacher=TEACHER)
-    with pytest.raises(ScalrError, match="--point and --class: both are given"):
+    with pytest.raises(ScalrError, match="--point and --class: a point and a class are given"):
         replace(base, point=0, class_name="car")
     assert not (tmp_path / "out").exists()
     occupied = tmp_path / "file"
@@ -474,7 +474,7 @@ def test_a_store_of_another_scan_is_noticed(student_file, synthetic_world, store
     world = Path(shutil.copytree(synthetic_world, tmp_path / "world"))
     scan = world / open_dataset("nuscenes", world, "val").frames[0].scan
     (np.fromfile(scan, dtype=np.float32) + 1).tofile(scan)
-    with pytest.raises(StoreError, match="is not that of the dataset"):
+    with pytest.raises(StoreError, match="differs from the dataset's"):
         similarity_maps(
             SimilarityConfig(student=student_file, root=world, out=tmp_path / "out", cache=stores["visible"], point=0)
         )
@@ -505,7 +505,7 @@ def test_a_reader_of_ones_own(student_file, synthetic_world, tmp_path, monkeypat
         student=student_file, root=synthetic_world, out=tmp_path / "out", dataset="my_similarity_reader:Mine"
     )
     assert similarity_maps(config).page.exists()
-    with pytest.raises(DatasetError, match="it has no classes"):
+    with pytest.raises(DatasetError, match="the dataset has no classes"):
         similarity_maps(replace(config, class_name="car"))
 
 

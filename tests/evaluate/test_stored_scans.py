@@ -22,7 +22,7 @@ def test_each_stored_point_has_its_row_in_the_scan(rows):
 def test_points_that_differ_anywhere_are_of_another_scan(column):
     stored = SCAN[:10].copy()
     stored[3, column] = np.nextafter(stored[3, column], np.float32(9))
-    message = r"s\.zarr: the scan of frame frame7 is not that of the dataset \(10 points, 50 there\)\. Pass --root"
+    message = r"s\.zarr: the stored scan of frame frame7 differs from the dataset's \(10 points, 50 in "
     with pytest.raises(StoreError, match=message):
         rows_in_scan(stored, SCAN, FRAME, STORE)
 

@@ -190,7 +190,7 @@ def test_a_store_of_another_dataset_is_noticed(stores, simulated, tmp_path):
     scan = root / dataset.frames[0].scan
     points = np.fromfile(scan, dtype=np.float32)
     (points + 1).tofile(scan)
-    with pytest.raises(StoreError, match="is not that of the dataset"):
+    with pytest.raises(StoreError, match="differs from the dataset's"):
         targets.read(0)
 
 

@@ -131,11 +131,15 @@ def test_a_model_of_other_classes_is_told_how_to_train(simulated, tmp_path):
         transfer(TransferConfig(model=model, root=simulated("semantic_kitti"), out=tmp_path / "out"))
     with pytest.raises(StudentError, match="did you mean 'semantic_kitti_10'"):
         class_map("semantic_kitti_1", "nuscenes")
-    with pytest.raises(StudentError, match="has no mapping for pandaset_64"):
+    with pytest.raises(StudentError, match="is not defined for dataset pandaset_64"):
         class_map("semantic_poss_6", "pandaset_64")
 
 
 def test_other_targets_have_no_conventions(tmp_path):
     config = TransferConfig(model=tmp_path, root=tmp_path, out=tmp_path, dataset="pandaset_64")
-    with pytest.raises(StudentError, match=r"no conventions for pandaset_64\. Use semantic_kitti or semantic_poss"):
+    with pytest.raises(
+        StudentError,
+        match=r"domain generalisation is not defined for pandaset_64\. Use"
+        " semantic_kitti or semantic_poss",
+    ):
         transfer(config)

@@ -57,7 +57,7 @@ REPORT = DatasetReport(
 def test_a_report_is_a_summary_and_a_line_a_problem():
     assert REPORT.as_text().splitlines() == [
         "nuscenes val: 6,019 frames, 36,114 views",
-        "34,688 points a frame, 45.7% of them visible; 22,115 pairs a frame, 1.2% of them hidden by something nearer",
+        "34,688 points per frame, 45.7% of them visible; 22,115 pairs per frame, 1.2% of them occluded",
         "a.bin: cut off.",
         "b.jpg: missing.",
         "2 problems",

@@ -79,7 +79,7 @@ def test_values_on_the_border_of_sense_are_taken():
         (
             {"workers": 1, "scheduler": "tcp://here:1"},
             ScalrError,
-            "--workers: the cluster at --scheduler brings its own",
+            "--workers: --workers and --scheduler are given, and a dask cluster has its own workers",
         ),
         ({"teachers": ("a", "b", "a")}, ScalrError, "--teacher: a is given twice"),
         ({"weights": ("w.pth",)}, TeacherError, "--weights: w.pth cannot serve a and b alike"),
@@ -88,7 +88,8 @@ def test_values_on_the_border_of_sense_are_taken():
         (
             {"encoding": "segments"},
             ScalrError,
-            "--encoding segments: segments are of superpixels, and there are none. Pass --superpixels slic or a folder",
+            "--encoding segments: segments need superpixels, and no superpixels are given. Pass"
+            " --superpixels slic, or --superpixels with a folder of maps",
         ),
     ],
 )

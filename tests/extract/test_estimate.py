@@ -57,13 +57,13 @@ def test_an_estimate_is_a_table():
         "28,130 frames, 168,780 views, about 1,000,000 pairs (extrapolated from 4 frames)",
         "scans and pairs: 3 kB in 12,345 files",
         "",
-        "targets as              size  bytes/pair     files   mean cosine     worst   less mean     worst",
+        "encoding                size  bytes/pair     files   mean cosine   minimum     centred   minimum",
         "point float16         2.5 MB         2.5     1,234      0.999999  0.999950    0.999999  0.998700",
-        "patch int8            500 kB         0.5        56      0.999800  0.987000    0.996500  0.950000"
-        "   as asked for",
+        "patch int8            500 kB         0.5        56      0.999800  0.987000    0.996500  0.950000   chosen",
+        "Cosines compare stored with unrounded features; centred: after subtracting the mean feature.",
         "",
-        "free space at the target: 503 kB",
-        "memory of a process: about 1.57 GB at its peak",
+        "free disk space: 503 kB",
+        "peak memory of a process: about 1.57 GB",
         "time on this machine, in one process: about 1.5 hours",
     ]
 
@@ -72,7 +72,7 @@ def test_what_is_needed_is_scans_and_the_chosen_targets():
     """As much as is free is enough; a byte less is not."""
     assert ESTIMATE.bytes == 503_000
     (line,) = set(replace(ESTIMATE, free_bytes=502_999).as_text().splitlines()) - set(ESTIMATE.as_text().splitlines())
-    assert line == "NOT ENOUGH: 503 kB are needed"
+    assert line == "NOT ENOUGH DISK SPACE: 503 kB are needed"
     assert replace(ESTIMATE, chosen=POINT).bytes == 2_503_000
     assert "0.0" in replace(ESTIMATE, pairs=0, encodings=[replace(ESTIMATE.encodings[1], bytes=0)]).as_text()
 
@@ -191,7 +191,9 @@ def test_an_estimate_needs_one_frame_that_can_be_used(measure, tiny_dataset):
     found = measure(tiny_dataset, on_error="skip")
     assert (found.frames, found.sampled_frames) == (3, 1)
     images[2].write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"none of 3 sampled frames can be used, .*0_RIGHT\.png.*Run 'scalr check'"):
+    with pytest.raises(
+        DatasetError, match=r"none of 3 sampled frames can be used; the first: .*0_RIGHT\.png.*Run 'scalr check'"
+    ):
         measure(tiny_dataset, on_error="skip")
     with pytest.raises(DatasetError, match=r"frame0_RIGHT\.png: the image cannot be decoded"):
         measure(tiny_dataset)
@@ -317,9 +319,9 @@ def test_superpixels_are_a_part_of_what_is_said(measure, extract_tiny, tiny_data
     assert max(added.values()) < rows[OF_SEGMENTS].bytes
     assert found.memory_bytes - plain.memory_bytes >= 3 * 125 * 48 * 64
     lines = found.as_text().splitlines()
-    assert lines[1].endswith(f"ids of superpixels: {readable_bytes(found.superpixel_bytes)} of these")
+    assert lines[1].endswith(f"including {readable_bytes(found.superpixel_bytes)} of superpixel ids")
     assert re.search(r"segments float16 .* - +- +- +-", lines[8])
-    assert lines[9] == "each with the vectors of superpixels; 'segments' is those alone"
+    assert lines[9] == "All encodings include the vectors of superpixels; 'segments' holds only these."
     assert not [line for line in plain.as_text().splitlines() if "superpixel" in line or "segments" in line]
     assert report.teachers["coordinates"].segments == sum(
         len(store.read_segments(row, "coordinates")) for row in range(6)

@@ -121,7 +121,9 @@ def test_a_job_whose_settings_were_replaced_commits_nothing(tmp_path, other):
         ({**SETTINGS, "frames_per_block": 4}, PROVENANCE) if other == "source" else (SETTINGS, {**PROVENANCE, "dim": 4})
     )
     second.add_inputs(settings, {}, {"t": provenance})
-    with pytest.raises(StoreError, match="another run has replaced the settings of this one"):
+    with pytest.raises(
+        StoreError, match="another run replaced or removed the settings of this run before a block was committed"
+    ):
         first.commit(draft)
     draft.scratch.remove()
     assert open_store(path).committed_blocks() == set()
@@ -186,7 +188,10 @@ def test_a_block_that_lacks_a_frame_is_replaced_by_a_whole_one_of_all_its_teache
     left_out()
     store = extract_tiny("coordinates", **OF_TWO, on_error="skip")
     assert len(store.views) == 4
-    assert "block 0 stays as it is: frame frame1 can be used now, but the block has targets of doubled" in caplog.text
+    assert (
+        "block 0 is not extracted again: frame frame1 can be used now, but the block also has targets of doubled"
+        in caplog.text
+    )
     assert list(store.skipped_frames(0)) == ["frame1"]
     store = extract_tiny("coordinates", "doubled", **OF_TWO)
     whole = extract_tiny("coordinates", "doubled", out="whole.zarr", **OF_TWO)
@@ -220,7 +225,7 @@ def test_it_stays_until_all_of_its_frames_can_be_used(extract_tiny, tiny_dataset
     images[0].write_bytes(contents[0])
     store = extract_tiny(**OF_THREE, on_error="skip")
     assert set(store.skipped_frames(0)) == {"frame0", "frame1"}
-    assert "block 0 stays as it is: frame frame0 can be used now, but frame frame1 still cannot" in caplog.text
+    assert "block 0 is not extracted again: frame frame0 can be used now, but frame frame1 still cannot" in caplog.text
     images[1].write_bytes(contents[1])
     assert_same_views(extract_tiny(**OF_THREE), extract_tiny(out="whole.zarr", **OF_THREE), "coordinates")
 
@@ -280,7 +285,7 @@ def test_what_was_taken_out_comes_back_where_it_cannot_be_made_again(extract_tin
     with pytest.raises(DatasetError, match="frame1_RIGHT"):
         extract_tiny(frames_per_block=1)
     assert files(whole.path / "blocks") == before
-    assert "block 1 cannot be made anew now: what was set aside of it" in caplog.text
+    assert "block 1 cannot be extracted again now: its removed" in caplog.text
     assert open_store(whole.path).is_committed("coordinates", 1)
     image.write_bytes(sound)
     verify(VerifyConfig(store=whole.path, repair=True))

@@ -82,8 +82,11 @@ def ahead_only(points):
 
 
 MISUSES = {  # what is done, then what is told
-    "transposed": ({"frames": with_cam_from_lidar(transposed)}, "lower edge is 90 degrees from the lidar's down"),
-    "inverted": ({"frames": with_cam_from_lidar(inverse_rigid)}, "lower edge is 90 degrees"),
+    "transposed": (
+        {"frames": with_cam_from_lidar(transposed)},
+        "lower edge of the camera's images is 90 degrees from the lidar's down",
+    ),
+    "inverted": ({"frames": with_cam_from_lidar(inverse_rigid)}, "lower edge of the camera's images is 90 degrees"),
     "left-handed": (
         {"frames": with_cam_from_lidar(lambda matrix: np.diag([1.0, -1, 1, 1]) @ matrix)},
         "DatasetError: .*has the determinant -1, and a rotation's 1 is expected",
@@ -123,7 +126,7 @@ MISUSES = {  # what is done, then what is told
             "frames": of_views(lambda view: looking_back(view) if view.camera == "LEFT" else view),
             "points": ahead_only,
         },
-        "DoubtfulError: .*camera LEFT: it sees no point of 3 sampled frames",
+        "DoubtfulError: .*camera LEFT: the camera sees no point of 3 sampled frames",
     ),
     "no camera that sees anything": (
         {"frames": of_views(looking_back), "points": ahead_only},
@@ -197,7 +200,9 @@ def test_a_camera_that_looks_over_the_points_is_doubtful(tiny_dataset):
         return points
 
     lines = found(Changed(tiny_dataset, frames=with_cam_from_lidar(over), points=on_the_ground))
-    assert any("of the points in its horizontal field of view are in its images" in line for line in lines), lines
+    assert any("of the points in the camera's horizontal field of view are in its images" in line for line in lines), (
+        lines
+    )
 
 
 def test_statistics_that_are_not_known_say_nothing_of_the_scale(tiny_dataset):
@@ -373,7 +378,7 @@ def test_an_extraction_refuses_what_cannot_be_before_a_teacher_runs(tiny_dataset
     teachers, seen = tiny_teachers(), []
     teachers["coordinates"].patch_maps = lambda images: seen.append(images)
     changed = Changed(tiny_dataset, frames=with_cam_from_lidar(transposed))
-    with pytest.raises(DatasetError, match="lower edge is 90 degrees"):
+    with pytest.raises(DatasetError, match="lower edge of the camera's images is 90 degrees"):
         extract_with(changed, teachers, tmp_path / "s.zarr", teachers=("coordinates",))
     assert not seen
     assert not open_store(tmp_path / "s.zarr").sources
@@ -385,7 +390,7 @@ def test_each_part_of_an_extraction_looks_at_its_own_first_block(tiny_dataset, t
 
     changed = Changed(tiny_dataset, frames=last_is_transposed)
     options = {"teachers": ("coordinates",), "frames_per_block": 1}
-    with pytest.raises(DatasetError, match="lower edge is 90 degrees"):
+    with pytest.raises(DatasetError, match="lower edge of the camera's images is 90 degrees"):
         extract_with(changed, tiny_teachers(), tmp_path / "s.zarr", part=Part(2, 3), **options)
     extract_with(changed, tiny_teachers(), tmp_path / "s.zarr", part=Part(0, 3), **options)
 

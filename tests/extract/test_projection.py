@@ -105,7 +105,9 @@ def test_a_rule_of_what_is_seen_that_cannot_be_is_named(values, message):
 def test_a_border_that_leaves_nothing_of_the_image_is_refused(border):
     calibration = Calibration(cam_from_lidar=np.eye(4), intrinsics=np.eye(3))
     assert project(np.ones((1, 3)), calibration, (60, 80), Visibility(border_px=59)) is not None
-    with pytest.raises(DatasetError, match=rf"border_px: {border} px leave nothing of an image of 60x80 pixels"):
+    with pytest.raises(
+        DatasetError, match=rf"border_px: a border of {border} px leaves no pixel of an image of 60x80 pixels"
+    ):
         project(np.ones((1, 3)), calibration, (60, 80), Visibility(border_px=border))
 
 

@@ -44,7 +44,7 @@ def test_what_a_killed_run_left_is_cleared_and_said(extract_tiny, caplog):
         left = store.path / "tmp" / "part-0-of-1" / "left"
         left.mkdir(parents=True)
         extract_tiny()
-    assert "cleared 1 leftovers of a run of part 0/1 that was killed" in caplog.text
+    assert "removed 1 temporary files of a killed run of part 0/1" in caplog.text
     assert not left.exists()
 
 

@@ -241,8 +241,8 @@ def test_an_inspection_shows_them(extract_tiny):
     assert shown.mean_unit_length == pytest.approx(found.mean_unit_length, rel=1e-5)
     assert shown.effective_rank == pytest.approx(found.effective_rank, rel=1e-5)
     assert (
-        f"coordinates in a sample of nuscenes train: {found.count} vectors, their mean unit vector"
-        f" {found.mean_unit_length:.3f} long, effective rank {found.effective_rank:.1f}"
+        f"coordinates in a sample of nuscenes train: {found.count} vectors, length of their mean unit vector"
+        f" {found.mean_unit_length:.3f}, effective rank {found.effective_rank:.1f}"
     ) in report.as_text()
 
 
@@ -252,14 +252,14 @@ def test_no_block_is_made_for_statistics_that_were_lost_or_damaged(extract_tiny,
     group, before = store.path / "teachers/coordinates/statistics/000", files(store.path)
     for damage in (lambda: shutil.rmtree(group), lambda: (group / "covariance/c/0/0").write_bytes(b"")):
         damage()
-        with pytest.raises(StoreError, match=r"no statistics of coordinates\. Run the same|a teacher's statistics"):
+        with pytest.raises(StoreError, match=r"no statistics of coordinates\. Repeat|the statistics of a teacher"):
             open_store(store.path).statistics("coordinates")
         extract_tiny()
         after = files(store.path)
         changed = {name for name in before if before[name] != after[name]}
         assert all(name.startswith("teachers/coordinates/statistics/000/") for name in changed)
         assert {name: after[name][1] for name in before} == {name: content for name, (_, content) in before.items()}
-    assert "they are made anew" in caplog.text
+    assert "they are computed again" in caplog.text
     assert (store.path / "aside/teachers.coordinates.statistics.000.0/000/mean").is_dir()
 
 
@@ -288,8 +288,8 @@ def test_damaged_statistics_are_named_and_set_aside(tmp_path, name, damage):
     assert repaired.kept == [path / "aside/teachers.t.statistics.000.0"]
     after = verify(VerifyConfig(store=path))
     assert (after.damage, after.whole) == ([], False)
-    assert "incomplete: the statistics of t of nuscenes train are missing" in after.as_text()
-    assert "Run the same 'scalr extract' again" in after.as_text()
+    assert "statistics of t of nuscenes train: missing" in after.as_text()
+    assert "Repeat the 'scalr extract' command that wrote the store" in after.as_text()
     filled_store(path)
     assert verify(VerifyConfig(store=path)).whole
 
@@ -306,7 +306,9 @@ def test_statistics_of_replaced_settings_go_with_them(tmp_path):
     writer.add_inputs(SETTINGS, {}, {"t": {**PROVENANCE, "dim": 4}})
     left = [path.relative_to(writer.path).parts[1::2] for path in writer.path.glob("teachers/*/statistics/*")]
     assert left == [("u", "001")]
-    with pytest.raises(StoreError, match=r"teachers/t/statistics: no statistics of t\. Run the same 'scalr extract"):
+    with pytest.raises(
+        StoreError, match=r"teachers/t/statistics: the store has no statistics of t\. Repeat the 'scalr extract"
+    ):
         open_store(writer.path).statistics("t")
 
 

@@ -160,7 +160,7 @@ def test_segments_alone_can_be_kept(dataset, maps, of_maps, tmp_path, monkeypatc
         ours, theirs = store.read_segments(row, "coordinates"), of_maps.read_segments(row, "coordinates")
         for mine, other in zip(ours.arrays, theirs.arrays, strict=True):
             np.testing.assert_array_equal(mine, other)
-    message = r"it keeps segments of coordinates alone, and no targets of points\. Use a store of another teacher"
+    message = r"the store holds only segments of coordinates, and no targets of points\. Use a store of another teacher"
     with pytest.raises(StoreError, match=rf"{message}, or extract with --encoding patch into another --out$"):
         store.read_view(0, "coordinates")
     monkeypatch.setattr(reader, "keeps_only_segments", lambda teacher: teacher == "coordinates")  # as of stride 4
@@ -234,7 +234,7 @@ def test_another_folder_is_noticed(dataset, maps, tmp_path, compress_level):
     """Also where the teacher is the same and the run is to make the blocks that are missing."""
     extracted(dataset, tmp_path / "s.zarr", superpixels=str(maps), part=Part(0, 3))
     others = write_maps(dataset, tmp_path / "others", seed=99, compress_level=compress_level)
-    message = r"frame0_\w+\.png: another superpixel map than when frame frame0, camera \w+, was stored\. Pass"
+    message = r"frame0_\w+\.png: the superpixel map has changed since frame frame0, camera \w+, was stored\. Pass"
     with pytest.raises(StoreError, match=message):
         extracted(dataset, tmp_path / "s.zarr", superpixels=str(others))
 
@@ -252,7 +252,7 @@ def test_a_map_that_changed_under_a_stored_view_is_noticed(dataset, maps, copied
     path = changed / "frame2_RIGHT.png"
     ids = np.array(Image.open(path))
     Image.fromarray(ids[::-1].copy()).save(path, compress_level=0)
-    with pytest.raises(StoreError, match="other superpixels than when frame frame2, camera RIGHT, was stored"):
+    with pytest.raises(StoreError, match="the superpixels have changed since frame frame2, camera RIGHT, was stored"):
         extracted(dataset, copied, "doubled", superpixels=str(changed))
     assert 2 not in open_store(copied).committed_blocks("doubled")
 
@@ -301,8 +301,8 @@ def test_a_sample_is_recomputed_with_its_superpixels(dataset, maps, tmp_path, mo
 def test_superpixels_of_another_kind_than_the_store_s_are_refused(of_maps, of_slic, maps, monkeypatch, dataset):
     fix = "Leave out --superpixels, or pass the folder of maps that the store was made from"
     for store, given, what in (
-        (of_maps, "slic", "its superpixels are from a folder of maps, and --superpixels names SLIC"),
-        (of_slic, str(maps), "its superpixels are from SLIC, and --superpixels names a folder of maps"),
+        (of_maps, "slic", "the superpixels of the store are from a folder of maps, and --superpixels names SLIC"),
+        (of_slic, str(maps), "the superpixels of the store are from SLIC, and --superpixels names a folder of maps"),
     ):
         with pytest.raises(StoreError) as caught:
             recomputed(dataset, monkeypatch, store, superpixels=given)
@@ -422,18 +422,22 @@ def test_a_store_whose_root_does_not_tell_of_superpixels_is_mended(copied):
         (np.zeros((48, 63), np.uint8), "the superpixel map is 48x63 pixels, its image 48x64. Make the maps of"),
         (
             np.zeros((*SHAPE, 3), np.uint8),
-            r"a superpixel map of colours \(RGB\), not of ids\. Write it with one channel",
+            r"the superpixel map holds colours \(RGB\), not ids\. Write the map with one channel of 8 or 16"
+            r" bits, or with a palette",
         ),
-        (np.full(SHAPE, 65_535, np.uint16), "the superpixel map has the id 65535, and ids go from 0 to 65534. Give"),
+        (
+            np.full(SHAPE, 65_535, np.uint16),
+            "the superpixel map has the id 65535, and the largest valid id is 65534. Give",
+        ),
         (b"", r"the superpixel map is not a PNG that can be decoded \(cannot identify image file"),
         (b"no image", "the superpixel map is not a PNG that can be decoded"),
         ("cut", "the superpixel map is not a PNG that can be decoded"),
         ("jpeg", "the superpixel map is not a PNG that can be decoded"),
-        (None, "the superpixel map is missing. Make it, or check that --superpixels is complete"),
+        (None, "the superpixel map is missing. Make the map, or check that the folder of --superpixels is complete"),
         ("loop", r"the superpixel map cannot be read \(Too many levels of symbolic links\)\. Check that it is a file"),
         (
             "folder",
-            r"the superpixel map cannot be read \(Is a directory\)\. Check that it is a file, and its permissions",
+            r"the superpixel map cannot be read \(Is a directory\)\. Check that the map is a file, and its permissions",
         ),
     ],
 )
@@ -478,9 +482,14 @@ def test_a_map_is_read_by_its_ids_however_it_is_kept(tmp_path, kind):
 
 
 def test_a_folder_that_cannot_be_used_is_said(dataset, tmp_path):
-    with pytest.raises(ScalrError, match=r"nowhere: no such folder\. Pass --superpixels slic, or a folder"):
+    with pytest.raises(
+        ScalrError,
+        match=r"nowhere: the folder of superpixel maps does not exist\. Pass --superpixels slic, or a folder",
+    ):
         open_superpixels(str(tmp_path / "nowhere"), dataset)
-    message = r"no map of any of 6 sampled images, the first as frame0_LEFT\.png\. Name the maps as docs"
+    message = (
+        r"the folder has no map of 6 sampled images; tried for the first: frame0_LEFT\.png\. Name the maps as docs"
+    )
     with pytest.raises(DatasetError, match=message):
         open_superpixels(str(tmp_path), dataset)
 
@@ -535,12 +544,18 @@ def test_no_map_is_read_outside_of_its_folder(dataset, tmp_path):
         Image.fromarray(tiled()).save(path)
     view = replace(dataset.frames[0].views[0], image="../LEFT.png")
     alone = SimpleNamespace(frames=[replace(dataset.frames[0], views=[view])])
-    with pytest.raises(DatasetError, match=r"maps: no map of any of 1 sampled images, the first as LEFT\.png\. Name"):
+    with pytest.raises(
+        DatasetError, match=r"maps: the folder has no map of 1 sampled images; tried for the first: LEFT\.png\. Name"
+    ):
         SuperpixelFolder(tmp_path / "maps", alone)
     Image.fromarray(tiled()).save(tmp_path / "maps/LEFT.png")
     assert SuperpixelFolder(tmp_path / "maps", alone).settings["names"] == "stem"
     alone.frames[0].views[0] = replace(view, image="a.png", image_token="../x")
-    with pytest.raises(DatasetError, match=r"maps: the name '\.\./x\.png' would lead out of the folder"):
+    with pytest.raises(
+        DatasetError,
+        match=r"maps: the name '\.\./x\.png' in the dataset's tables leads out"
+        " of the folder",
+    ):
         SuperpixelFolder(tmp_path / "maps", alone)
 
 
@@ -551,7 +566,10 @@ def test_stems_that_two_images_share_are_said(dataset, tmp_path):
         for frame in dataset.frames
     ]
     Image.fromarray(tiled()).save(tmp_path / "LEFT.png")
-    message = "the maps are named as images are, and frame0/LEFT.png and frame1/LEFT.png would have the same. Put"
+    message = (
+        "the images frame0/LEFT.png and frame1/LEFT.png would have the same map, because maps are"
+        " named after images. Put"
+    )
     with pytest.raises(DatasetError, match=message):
         SuperpixelFolder(tmp_path, SimpleNamespace(frames=frames))
 

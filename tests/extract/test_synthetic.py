@@ -303,7 +303,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DatasetError, match="not empty"):
         write_world(tmp_path, **SMALL)
-    with pytest.raises(DatasetError, match="a file of that name"):
+    with pytest.raises(DatasetError, match="a file has this name"):
         write_world(tmp_path / "notes.txt", **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -348,7 +348,7 @@ def test_arguments_out_of_range_are_refused(tmp_path, argument, value):
 
 
 def test_a_scene_of_a_negative_seed_is_refused():
-    with pytest.raises(DatasetError, match=r"the seed is -1\. Use a whole number from 0 on"):
+    with pytest.raises(DatasetError, match=r"the seed -1 cannot be used\. Use a whole number, at least 0"):
         simulate_scene("a", seed=-1)
 
 

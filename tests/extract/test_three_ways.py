@@ -87,7 +87,7 @@ def test_a_worker_that_sees_something_else_writes_nothing(synthetic_world, tmp_p
     """Another disk under the same path, or another weights file: only the worker can tell."""
     config = tiny_config(synthetic_world, tmp_path / "s.zarr", frames_per_block=1)
     if other == "store":
-        with pytest.raises(StoreError, match=r"a worker does not see the store\. Put --out on storage"):
+        with pytest.raises(StoreError, match=r"a worker cannot see the store\. Put --out on storage"):
             extractor(config)
         assert not config.out.exists()
         return
@@ -102,17 +102,26 @@ def test_a_block_that_kills_its_workers_is_named(monkeypatch):
     future = mock.Mock(status="error", result=mock.Mock(side_effect=distributed.scheduler.KilledWorker("b", None, 3)))
     client = mock.Mock(submit=lambda *_, **__: future, scheduler=mock.Mock(address="tcp://here:1"))
     monkeypatch.setattr(distributed, "as_completed", list)
-    with pytest.raises(ScalrError, match=r"tcp://here:1: workers died again and again with block 3, .*--batch-size"):
+    with pytest.raises(ScalrError, match=r"tcp://here:1: dask workers died repeatedly with block 3, .*--batch-size"):
         list(run_on_cluster(client, killing_extractor, None, [Block(3, 0, 1)]))
 
 
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        (distributed.client.FutureCancelledError("b", "scheduler-connection-lost"), "dask scheduler is gone"),
-        (distributed.comm.CommClosedError("in <TCP (closed)>: Connection reset by peer"), "dask scheduler is gone"),
-        (ModuleNotFoundError("No module named 'scalr'"), r"cluster cannot take the work \(No module named 'scalr'\)"),
-        (RuntimeError("Error during deserialization of the"), r"cluster cannot take the work \(Error during"),
+        (
+            distributed.client.FutureCancelledError("b", "scheduler-connection-lost"),
+            "the dask scheduler does not respond any more",
+        ),
+        (
+            distributed.comm.CommClosedError("in <TCP (closed)>: Connection reset by peer"),
+            "the dask scheduler does not respond any more",
+        ),
+        (
+            ModuleNotFoundError("No module named 'scalr'"),
+            r"cluster cannot run the extraction \(No module named 'scalr'\)",
+        ),
+        (RuntimeError("Error during deserialization of the"), r"cluster cannot run the extraction \(Error during"),
     ],
 )
 def test_a_cluster_that_fails_is_said_in_one_line(monkeypatch, failure, message):
@@ -144,14 +153,14 @@ def test_a_scheduler_that_ends_is_said(world, tmp_path, capfd):
         scheduler.kill()
         assert job.wait() == 1
     said = capfd.readouterr().err
-    assert "the dask scheduler is gone. Start it again" in said, said
+    assert "the dask scheduler does not respond any more. Start it again" in said, said
 
 
 @pytest.mark.slow
 def test_a_block_that_kills_its_workers_ends_the_run():
     with (
         local_cluster(1) as client,
-        pytest.raises(ScalrError, match=r"again and again with block 3, .*--batch-size"),
+        pytest.raises(ScalrError, match=r"repeatedly with block 3, .*--batch-size"),
     ):
         list(run_on_cluster(client, killing_extractor, None, [Block(3, 0, 1)]))
 

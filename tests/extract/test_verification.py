@@ -41,8 +41,9 @@ def test_a_sample_is_recomputed_from_the_dataset_and_weights_that_are_given(tmp_
     assert sampled == [(store.path, 4, options)]
     assert (result.whole, result.found.blocks, result.sample, result.damage) == (True, 2, [VIEW], [])
     assert result.as_text().splitlines() == [
-        f"{store.path}: 2 blocks read, 0 damaged",
-        "view 3 (frame 1-0, camera CAM), t: 7 pairs, cosine 0.900000 (worst 0.800000), loss within 0.01",
+        f"{store.path}: 2 blocks read, 0 problems found",
+        "view 3 (frame 1-0, camera CAM), t: 7 pairs, cosine to recomputed features: mean 0.900000,"
+        " minimum 0.800000; loss differs by 0.01 at most",
     ]
     assert result.as_json()["whole"] is True
 
@@ -59,7 +60,7 @@ def test_nothing_is_recomputed_without_a_sample_or_from_a_damaged_store(tmp_path
     assert f"Run 'scalr verify {store.path} --repair'" in result.as_text()
     assert store.committed_blocks("t") == {0, 1}
     repaired = verify(VerifyConfig(store=store.path, repair=True))
-    assert f"What was damaged is out of the way, in {store.path / 'aside'}:" in repaired.as_text()
+    assert f"1 damaged item moved to {store.path / 'aside'}:" in repaired.as_text()
     assert store.committed_blocks("t") == {0}
     assert verify(VerifyConfig(store=store.path)).damage == []
 
@@ -68,13 +69,19 @@ def test_nothing_is_recomputed_without_a_sample_or_from_a_damaged_store(tmp_path
     ("change", "said"),
     [
         ({"same_pairs": False}, "OTHER POINTS OR PIXELS than the dataset gives"),
-        ({"same_image": False}, "ANOTHER IMAGE than the store was made from, cosine 0.900000"),
+        (
+            {"same_image": False},
+            "ANOTHER IMAGE than the store was made from, cosine to recomputed features: mean 0.900000",
+        ),
         ({"same_superpixels": False, "segments": 2}, "OTHER SUPERPIXELS than the store was made from"),
         (
             {"segments": 2, "segments_cosine": 0.5, "least_segments_cosine": 0.75},
-            "OTHER TARGETS .*, 2 segments, cosine 0.500000; expected: .* and 0.750000 or more of segments",
+            "OTHER TARGETS .*, 2 segments, mean cosine 0.500000; expected: .* and mean 0.750000 or more of segments",
         ),
-        ({"least_cosine": 0.91}, "OTHER TARGETS than the teacher gives, cosine 0.900000 .*expected: 0.910000 or more"),
+        (
+            {"least_cosine": 0.91},
+            "OTHER TARGETS than the teacher gives, .* mean 0.900000, .*expected: mean 0.910000 or more",
+        ),
     ],
 )
 def test_a_view_that_is_not_as_stored_is_named_and_is_not_whole(tmp_path, monkeypatch, change, said):

@@ -62,9 +62,9 @@ class MinkUNet(Backbone):
         """
         if self.training and num_processes() == 1 and batch.children[-1].num_targets < 2:
             raise StudentError(
-                "a batch of one voxel on the coarsest grid",
+                "the batch has a single voxel on the coarsest grid",
                 where="training",
-                fix="Enlarge the batch or drop such scans.",
+                fix="Enlarge the batch, or leave out scans with so few points.",
             )
         on_gpu = batch.features.device.type == "cuda"
         return self.through(SpconvGrids(batch) if on_gpu and self.config.convolution == "spconv" else batch, batch)

@@ -52,7 +52,7 @@ class SLidRFiles(OfficialFiles):
         if "classif.weight" not in tensors:
             head, _ = head_among(tensors)
             raise StudentError(
-                f"a file of SLidR has no place for a head of the kind {head}",
+                f"SLidR's file format cannot hold a head of the kind {head}",
                 where="student",
                 fix="Use a student with a linear head.",
             )
@@ -61,9 +61,9 @@ class SLidRFiles(OfficialFiles):
     def config(self, tensors: Mapping[str, torch.Tensor], path: Path, activation: str | None) -> MinkUNetConfig:
         if activation not in (None, "relu"):
             raise StudentError(
-                f"--activation {activation} is not that of a MinkUNet",
+                f"--activation {activation} is not the activation of a MinkUNet",
                 where=path,
-                fix="Leave the option out: it is relu.",
+                fix="Leave out --activation: a MinkUNet uses relu.",
             )
         stages = [f"{way}.{number}.blocks." for way in ("down", "up") for number in range(STAGES_DOWN)]
         blocks = [len({name.split(".")[3] for name in tensors if name.startswith(stage)}) for stage in stages]
@@ -90,9 +90,9 @@ class SLidRFiles(OfficialFiles):
         features = next((name for name, count in FEATURE_CHANNELS.items() if count == channels), None)
         if features is None:
             raise StudentError(
-                f"it reads {channels} features of a voxel",
+                f"the model reads {channels} input features per voxel",
                 where=path,
-                fix="Use a model that reads 1, intensity, or 5: intensity, x, y, z and radius.",
+                fix="Use a model that reads 1 (intensity) or 5 (intensity, x, y, z and radius).",
             )
         said = content.get("config")
         said = said if isinstance(said, Mapping) else {}

@@ -36,9 +36,10 @@ class SpconvGrids:
             import spconv.pytorch as spconv
         except ImportError:
             raise StudentError(
-                "spconv is not installed",
+                "student.convolution is spconv, and spconv is not installed",
                 where="student.convolution",
-                fix="Set it to gather, or install the package spconv of this CUDA, such as spconv-cu126.",
+                fix="Set student.convolution to gather, or install the spconv package of this CUDA version,"
+                " such as spconv-cu126.",
             ) from None
         self._layers, self._options = spconv, {"bias": False, "algo": algorithm}
         self._tensor = spconv.SparseConvTensor(batch.features, batch.voxels, list(batch.extent), batch.num_scans)

@@ -42,7 +42,7 @@ class WaffleIronFiles(OfficialFiles):
             raise self.refused(path, reason)
         if embedding.shape[1] != POINT_FEATURES:
             raise StudentError(
-                f"it reads {embedding.shape[1]} features of a point",
+                f"the model reads {embedding.shape[1]} input features per point",
                 where=path,
                 fix=f"Use a model that reads {POINT_FEATURES}: intensity, x, y, z and radius.",
             )
@@ -50,9 +50,9 @@ class WaffleIronFiles(OfficialFiles):
         norm = "batch" if "waffleiron.spatial_mix.0.norm.running_mean" in tensors else "layer"
         if activation is None and (kind, norm) == ("probe", "layer"):
             raise StudentError(
-                "relu or gelu? The file does not say, and its head fits both ScaLR and ScaLR+",
+                "the activation is not recorded in the file, and its head fits both ScaLR (relu) and ScaLR+ (gelu)",
                 where=path,
-                fix="Pass --activation relu for a model of ScaLR, gelu for one of ScaLR+.",
+                fix="Pass --activation relu for a ScaLR model, --activation gelu for a ScaLR+ model.",
             )
         found = {
             "width": len(embedding),

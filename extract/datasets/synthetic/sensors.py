@@ -128,7 +128,7 @@ def simulate_scene(name: str, *, seed: int = 0, rig: Rig = NUSCENES_RIG) -> Scen
         DatasetError: a negative seed.
     """
     if seed < 0:
-        raise DatasetError(f"the seed is {seed}", where="seed", fix="Use a whole number from 0 on.")
+        raise DatasetError(f"the seed {seed} cannot be used", where="seed", fix="Use a whole number, at least 0.")
     rng = _generator(name, seed, _WORLD)
     world, ego = invent_world(rng)
     x, y, heading = rng.uniform(300, 2000), rng.uniform(300, 2000), rng.uniform(-np.pi, np.pi)

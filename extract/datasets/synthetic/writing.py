@@ -89,7 +89,9 @@ def with_images(rig: Rig, image_shape: tuple[int, int] | None) -> Rig:
     if image_shape is None:
         return rig
     if not isinstance(image_shape, Sequence) or len(image_shape) != 2:
-        raise DatasetError(f"{image_shape!r} is not possible", where="image_shape", fix="Use (height, width).")
+        raise DatasetError(
+            f"the image shape {image_shape!r} cannot be used", where="image_shape", fix="Use (height, width)."
+        )
     for size in image_shape:
         _check_range("image_shape", size, 16, 4096)
     return rig.with_image_shape(tuple(image_shape))
@@ -103,7 +105,7 @@ def save_jpeg(rgb: np.ndarray, path: Path) -> None:
 def _check_range(argument: str, value: int, lowest: int, highest: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
         raise DatasetError(
-            f"{value!r} is not possible", where=argument, fix=f"Use a whole number from {lowest} to {highest}."
+            f"{value!r} cannot be used", where=argument, fix=f"Use a whole number from {lowest} to {highest}."
         )
 
 
@@ -113,4 +115,4 @@ def _check_root(root: Path) -> None:
         if any(root.iterdir()):
             raise DatasetError("the folder exists and is not empty", where=root, fix=fix)
     elif root.exists():
-        raise DatasetError("there is a file of that name", where=root, fix=fix)
+        raise DatasetError("a file has this name", where=root, fix=fix)

@@ -148,7 +148,7 @@ def test_a_single_voxel_has_features_but_no_statistics_to_train_with():
     batch = inputs.pack([inputs.prepare(points, NUSCENES).input])
     net = network(NARROW, inputs, torch.float32).eval()
     assert net(batch).shape == (1, 4)
-    with pytest.raises(StudentError, match="a batch of one voxel on the coarsest grid"):
+    with pytest.raises(StudentError, match="the batch has a single voxel on the coarsest grid"):
         net.train()(batch)
 
 

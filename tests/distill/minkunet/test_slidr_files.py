@@ -176,7 +176,7 @@ def test_a_converted_student_gives_the_file_s_answers(tmp_path, checkpoint):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"conv0p1s1.kernel": torch.zeros(27, 3, 2)}, "it reads 3 features of a voxel"),
+        ({"conv0p1s1.kernel": torch.zeros(27, 3, 2)}, "the model reads 3 input features per voxel"),
         ({"final.kernel": None, "conv0p1s1.kernel": None}, "(2 missing: conv0p1s1.kernel, final.kernel)"),
         ({"final.kernel": torch.zeros(1, 3, 6)}, "(1 of another shape: final.kernel (1, 3, 6), not of 2 dimensions)"),
         ({"final.kernel": torch.tensor(1.0)}, "(1 of another shape: final.kernel (), not of 2 dimensions)"),
@@ -217,10 +217,10 @@ def test_voxels_that_cannot_be_are_refused(checkpoint, said, message):
 
 
 def test_what_such_files_do_not_hold_is_refused(tmp_path, checkpoint):
-    with pytest.raises(StudentError, match="--activation gelu is not that of a MinkUNet"):
+    with pytest.raises(StudentError, match="--activation gelu is not the activation of a MinkUNet"):
         read_official(checkpoint({"model_points": slidr(**SMALL)}), activation="gelu")
     narrow = MinkUNetConfig(stem_width=2, widths=(2,) * 8, blocks=(1,) * 8, head="mlp", out_channels=3)
-    with pytest.raises(StudentError, match="a file of SLidR has no place for a head of the kind mlp"):
+    with pytest.raises(StudentError, match="SLidR's file format cannot hold a head of the kind mlp"):
         write_official(Student(narrow), tmp_path / "back.pth")
 
 

@@ -234,7 +234,7 @@ def test_pandaset_has_larger_planes_of_the_same_cells():
 
 
 def test_evaluation_of_a_scan_that_is_all_outside():
-    with pytest.raises(StudentError, match=r"no point is left inside the field of view. Leave this scan out"):
+    with pytest.raises(StudentError, match=r"no point of the scan is inside the field of view. Leave this scan out"):
         evaluation_input(random_points(7, 20) + np.float32(100), UNIT, SMALL)
 
 

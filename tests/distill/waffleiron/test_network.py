@@ -393,8 +393,8 @@ def test_points_are_numbers_of_any_kind(dtype):
 @pytest.mark.parametrize(
     ("points", "message"),
     [
-        ([[1, 2, 3, 4], [1, 2]], r"points are no array \(.*\)\. Pass a numpy array or a list of rows"),
-        (torch.zeros(3, 4, device="meta"), "points are no array"),
+        ([[1, 2, 3, 4], [1, 2]], r"points are not an array of numbers \(.*\)\. Pass a numpy array or a list of rows"),
+        (torch.zeros(3, 4, device="meta"), "points are not an array of numbers"),
         ([["1", "2", "3", "4"]], "points are <U1, not numbers. Pass x, y, z in metres and raw intensity"),
         ([[None, 1, 2, 3]], "points are object, not numbers"),
         (np.ones((3, 4), complex), "points are complex128, not numbers"),
@@ -428,11 +428,15 @@ def test_numbers_of_any_kind_can_be_projected(kind):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        (torch.zeros(3, 7), r"features are torch.float32 of shape \(3, 7\), and the student is \d+ wide\. Pass what"),
+        (
+            torch.zeros(3, 7),
+            r"features are torch.float32 of shape \(3, 7\), and the student's have \d+"
+            r" columns\. Pass the result",
+        ),
         (np.zeros(()), r"of shape \(\)"),
         (torch.zeros(3, 8, dtype=torch.complex64), "features are torch.complex64"),
         ([["a"] * 8], "features are <U1, not numbers"),
-        ([[1, 2], [1]], "features are no array"),
+        ([[1, 2], [1]], "features are not an array of numbers"),
         (np.ma.masked_equal(np.zeros((1, 8)), 0), "features have 8 masked values"),
     ],
 )
@@ -499,7 +503,7 @@ def test_extract_of_an_unknown_dataset():
 def test_one_point_trains_nothing_but_has_features():
     batch = batch_of([scan(0, 1)])
     assert student().eval()(batch).isfinite().all()
-    with pytest.raises(StudentError, match="a batch of one point"):
+    with pytest.raises(StudentError, match="the batch has a single point"):
         student().train()(batch)
 
 
@@ -547,5 +551,5 @@ def test_two_points_are_enough_to_train():
     module = student().train()
     two, one = (SMALL.pack([scan(0, count)]) for count in (2, 1))
     assert module.tokens(replace(two, features=two.features.double())).shape == (2, 8)
-    with pytest.raises(StudentError, match="training: a batch of one point"):
+    with pytest.raises(StudentError, match="training: the batch has a single point"):
         module.tokens(replace(one, features=one.features.double()))

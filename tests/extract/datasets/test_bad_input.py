@@ -183,11 +183,13 @@ DAMAGES = {
     "NaN points": Damage(with_a_nan, "scan", r"\d+ of \d+ points are not finite"),
     "no labels": Damage(lambda world: world.labels.unlink(), "labels", "the file is missing", stops_extraction=False),
     "cut labels": Damage(
-        lambda world: cut(world.labels), "labels", f"{NOT_WHOLE}|labels for the", stops_extraction=False
+        lambda world: cut(world.labels), "labels", f"{NOT_WHOLE}|labels, and the scan", stops_extraction=False
     ),
-    "fewer labels": Damage(with_fewer_labels, "labels", r"\d+ labels for the \d+ points", stops_extraction=False),
+    "fewer labels": Damage(
+        with_fewer_labels, "labels", r"\d+ labels, and the scan .* has \d+ points", stops_extraction=False
+    ),
     "unknown id": Damage(
-        with_an_unknown_id, "labels", "label ids that the dataset does not have: 77", stops_extraction=False
+        with_an_unknown_id, "labels", "label ids that the dataset does not define: 77", stops_extraction=False
     ),
     "no image": Damage(lambda world: world.image.unlink(), "image", "the file is missing", tuple(WITH_CAMERAS)),
     "empty image": Damage(
@@ -298,7 +300,7 @@ def change_json(path: Path, change: Callable) -> None:
 CALIBRATIONS = {
     "KITTI, 11 numbers": (
         "semantic_kitti", "sequences/00/calib.txt", lambda path: path.write_text("P2: 1 2\nTr: " + "1 " * 12),
-        "has P2 and Tr of 3x4 numbers",
+        "the file is not a calibration of KITTI odometry, with P2 and Tr of 3x4 numbers",
     ),
     "KITTI, no P2": ("semantic_kitti", "sequences/00/calib.txt", lambda path: path.write_text("P0: 1"), "no row 'P2'"),
     "KITTI, singular": (
@@ -354,11 +356,11 @@ def test_nuscenes_intrinsics_of_wrong_shape(world):
 @pytest.mark.parametrize("world", PANDASET, indirect=True)
 def test_broken_gps_data_leaves_no_split(world):
     (world.root / "001/meta/gps.json").write_text("[]")
-    with pytest.raises(DatasetError, match=r"001/meta/gps\.json: the file is not as PandaSet's are"):
+    with pytest.raises(DatasetError, match=r"001/meta/gps\.json: the file does not have PandaSet's format"):
         open_dataset(world.name, world.root, world.split)
 
 
 @pytest.mark.parametrize("world", ["semantic_poss"], indirect=True)
 def test_a_dataset_without_images_is_not_extracted(world, tmp_path):
-    with pytest.raises(DatasetError, match=r"no frame has an image\. Choose a dataset with cameras"):
+    with pytest.raises(DatasetError, match=r"no frame of the dataset has an image\. Choose a dataset with cameras"):
         extracted(world, tmp_path / "s.zarr")

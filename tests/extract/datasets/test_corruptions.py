@@ -12,8 +12,8 @@ from scalr.extract.datasets.corruptions import corruption_folder
     [
         ("val", "no split 'val': 'val' is unknown. Use CORRUPTION/SEVERITY, of fog, wet_ground"),
         ("fog/hevy", "no split 'fog/hevy': 'hevy' is unknown, did you mean 'heavy'?"),
-        ("fog/heavy", "fog/heavy: the folder is missing"),
-        ("fog/heavy,fog/light", "several splits, 'fog/heavy,fog/light'. Name one corruption and severity"),
+        ("fog/heavy", "fog/heavy: the folder of this corruption is missing"),
+        ("fog/heavy,fog/light", "several splits are given, 'fog/heavy,fog/light'. Name one corruption and severity"),
     ],
 )
 @pytest.mark.parametrize("name", ["nuscenes_c", "semantic_kitti_c"])

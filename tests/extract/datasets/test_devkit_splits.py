@@ -33,5 +33,7 @@ def test_a_devkit_that_is_missing_is_said(without_devkit, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     importlib.invalidate_caches()
     assert (importlib.util.find_spec("nuscenes") is not None) == bool(beside)
-    with pytest.raises(DatasetError, match=r"nuscenes-devkit: it is not installed.* Run 'pip install nuscenes-devkit'"):
+    with pytest.raises(
+        DatasetError, match=r"nuscenes-devkit: nuscenes-devkit is not installed.* Run 'pip install nuscenes-devkit'"
+    ):
         devkit_splits()

@@ -53,7 +53,10 @@ def test_one_point_is_a_scan(tmp_path):
 
 @pytest.mark.parametrize("shape", [(12,), (0, 4), (3, 3), (2, 3, 4)])
 def test_what_is_no_scan_is_said(shape):
-    with pytest.raises(DatasetError, match=r"a\.bin: a scan of shape \(.*\): points need x, y, z and intensity"):
+    with pytest.raises(
+        DatasetError,
+        match=r"a\.bin: the scan has shape \(.*\), not \(N, 4\): x, y, z and intensity of one point or more",
+    ):
         checked_points(np.zeros(shape), Path("a.bin"))
 
 
@@ -129,7 +132,7 @@ def test_16_bits_are_scaled_to_8(tmp_path, mode):
 @pytest.mark.parametrize("values", [np.full((5, 7), 0.5, np.float32), np.full((5, 7), 70_000, np.int32)])
 def test_pixels_of_no_known_scale_are_refused(tmp_path, values):
     Image.fromarray(values).save(tmp_path / "a.tif")
-    with pytest.raises(DatasetError, match=r"a\.tif: pixels of .* which is not 8 or 16 bits a channel"):
+    with pytest.raises(DatasetError, match=r"a\.tif: the pixels are .*, not 8 or 16 bits per channel"):
         read_image(tmp_path, a_view(None, "a.tif"))
 
 
@@ -199,7 +202,7 @@ def test_a_missing_file_is_said(tmp_path, name):
 
 
 def test_a_folder_in_place_of_a_file_is_said(tmp_path):
-    with pytest.raises(DatasetError, match=r"a folder, not a file\. Put the file in its place"):
+    with pytest.raises(DatasetError, match=r"a folder has the name of this file\. Put the file in its place"):
         read_bytes(tmp_path)
 
 
@@ -268,7 +271,7 @@ def test_links_lead_where_whoever_made_them_wants(places):
     ("name", "message"),
     [
         ("s3://b/0.bin", "a URL"),
-        ("a\0b", "a path with a NUL character"),
+        ("a\0b", "the path holds a NUL character"),
         ("$NOWHERE/0.bin", "'NOWHERE' is not set"),
     ],
 )

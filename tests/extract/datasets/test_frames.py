@@ -262,7 +262,7 @@ def test_rays_that_hit_nothing_are_dropped_if_asked(rig):
     np.testing.assert_array_equal(found[0], points[is_return])
     np.testing.assert_array_equal(found[1], labels[is_return])
     (rig.root / "f0.label").write_bytes((rig.root / "f0.label").read_bytes()[:-4])
-    with pytest.raises(DatasetError, match="399 labels for the 400 points"):
+    with pytest.raises(DatasetError, match=r"399 labels, and the scan .* has 400 points"):
         dataset.read_labels(dataset.frames[0])
     np.zeros((400, 4), np.float32).tofile(rig.root / "f0.bin")
     with pytest.raises(DatasetError, match=r"f0\.bin: none of 400 points is a return\. Leave the frame out"):
@@ -276,7 +276,7 @@ def test_several_splits_are_one(rig):
     assert [frame.token for frame in open_dataset("frames", rig.root, "c,a").frames] == ["f0", "f2", "f3"]
     with pytest.raises(DatasetError, match=r"no row of split 'd'\. Choose a value of its column 'split' \(a, b, c\)"):
         open_dataset("frames", rig.root, "a,d")
-    with pytest.raises(DatasetError, match="this dataset has no subsets of the labels, as 'a-1%' would be"):
+    with pytest.raises(DatasetError, match="'a-1%' is unknown: this dataset has no published subsets"):
         open_dataset("frames", rig.root, "a-1%")
 
 
@@ -296,10 +296,18 @@ def test_other_label_files(rig, ending, dtype):
     ("labels", "message"),
     [
         (None, r"frames\.parquet: frame f0 has no labels\. Fill the column 'labels'"),
-        (np.zeros((400, 2), np.int64), r"l\.npy: labels of shape \(400, 2\) and dtype int64\. Write \(N,\) whole"),
-        (np.zeros(400), r"l\.npy: labels of shape \(400,\) and dtype float64"),
-        (np.array([{}]), r"l\.npy: not an array that can be read"),
-        ("l.csv", r"l\.csv: labels whose name ends in '\.csv' are not read\. Write them as one of: \.label, \.bin"),
+        (
+            np.zeros((400, 2), np.int64),
+            r"l\.npy: the labels have shape \(400, 2\) and dtype int64, not \(N,\) integers\. Write one"
+            r" integer per point",
+        ),
+        (np.zeros(400), r"l\.npy: the labels have shape \(400,\) and dtype float64"),
+        (np.array([{}]), r"l\.npy: the file cannot be read as an array"),
+        (
+            "l.csv",
+            r"l\.csv: files of labels with the suffix '\.csv' cannot be read\. Write the labels as one of:"
+            r" \.label, \.bin",
+        ),
     ],
 )
 def test_labels_that_cannot_be_used_are_said(rig, labels, message):
@@ -503,16 +511,22 @@ def test_rows_of_a_frame_that_do_not_follow_each_other(rig):
         (lambda rig: [row.pop("scan") for row in rig.rows] and rig.write(), "no column 'scan'"),
         (
             lambda rig: [row.update(projektion=1) for row in rig.rows] and rig.write(),
-            "unknown column 'projektion', did you mean 'projection'? Leave it out, or name it as one of",
+            "unknown column 'projektion', did you mean 'projection'? Remove the column, or rename it to one of",
         ),
         (
             lambda rig: (rig.root / "dataset.yaml").write_text("clases: {}"),
             "unknown key 'clases', did you mean 'classes'",
         ),
-        (lambda rig: (rig.root / "dataset.yaml").write_text("intensity: 3"), "it cannot be used"),
+        (
+            lambda rig: (rig.root / "dataset.yaml").write_text("intensity: 3"),
+            "the description of the dataset cannot be used",
+        ),
         (lambda rig: (rig.root / "dataset.yaml").write_text("intensity: {mean: 1, std: 0}"), "cannot normalise"),
-        (lambda rig: (rig.root / "dataset.yaml").write_text("classes: {car: [x]}"), "it cannot be used"),
-        (lambda rig: (rig.root / "dataset.yaml").write_text("[1, 2"), "it cannot be used"),
+        (
+            lambda rig: (rig.root / "dataset.yaml").write_text("classes: {car: [x]}"),
+            "the description of the dataset cannot be used",
+        ),
+        (lambda rig: (rig.root / "dataset.yaml").write_text("[1, 2"), "the description of the dataset cannot be used"),
         (lambda rig: (rig.root / "dataset.yaml").write_text("name: 5"), "'name' is 5, not a text"),
         (lambda rig: (rig.root / "dataset.yaml").write_text("visibility: {min_depth_m: -1}"), "min_depth_m: -1 can"),
         (lambda rig: (rig.root / "dataset.yaml").write_text("visibility: {border_px: -500}"), "border_px: -500 can"),
@@ -570,7 +584,7 @@ def test_points_of_one_s_own_reader_are_checked(own_reader, monkeypatch):
 
 def test_probing_without_classes_is_said(rig):
     (rig.root / "dataset.yaml").unlink()
-    with pytest.raises(DatasetError, match="it has no classes"):
+    with pytest.raises(DatasetError, match="the dataset has no classes"):
         open_dataset("frames", rig.root, "train", need="labels")
 
 
@@ -579,7 +593,7 @@ def test_probing_without_classes_is_said(rig):
     [
         ("nowhere_at_all:Reader", "No module named 'nowhere_at_all'"),
         ("scalr.errors:Reader", "has no attribute 'Reader'"),
-        ("pathlib:PurePath", "has no 'split'"),
+        ("pathlib:PurePath", "has no attribute 'split'"),
     ],
 )
 def test_a_reader_that_is_none(rig, name, message):

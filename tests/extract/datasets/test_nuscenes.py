@@ -33,10 +33,18 @@ def test_frames_are_those_of_the_split_in_order(synthetic_world):
     [
         ("nowhere", "train", "the dataset folder is missing"),
         ("", "tran", "no split and no scene 'tran'"),
-        ("", "mini_train", r"v1.0-mini: the version folder is missing \(found here: \['v1.0-trainval'\]\)"),
+        (
+            "",
+            "mini_train",
+            "split 'mini_train' needs the folder v1.0-mini, and this one has v1.0-trainval. Pass --root",
+        ),
         ("", "slidr_val", r"scene\.json: no scene of split 'slidr_val'\. Choose a split"),
-        ("", "train-1%", r"'train-1%' keeps every 100th scene of split 'train', which has \d\. Choose a larger share"),
-        ("samples", "train", r"the version folder is missing \(found here: none\)"),
+        (
+            "",
+            "train-1%",
+            r"'train-1%' keeps every 100th scene of split 'train', which has \d here\. Choose a larger fraction",
+        ),
+        ("samples", "train", "split 'train' needs the folder v1.0-trainval, and this one has no v1.0-"),
     ],
 )
 def test_a_wrong_root_or_split_is_said(synthetic_world, root, split, message):
@@ -147,10 +155,10 @@ def test_several_splits_are_one(trainval):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("train-3%", "no label subset of 3 % in 'train-3%'. Use one of: train-1%, train-5%"),
+        ("train-3%", "'train-3%' is unknown: there is no label subset of 3 %. Use one of: train-1%, train-5%"),
         ("scene-0001,scene-9999", "no split and no scene 'scene-9999'"),
         ("slidr_tran", "did you mean 'slidr_train'?"),
-        ("train,mini_val", "'train,mini_val' is of several versions: v1.0-mini, v1.0-trainval"),
+        ("train,mini_val", "'train,mini_val' belong to several versions of nuScenes: v1.0-mini, v1.0-trainval"),
     ],
 )
 def test_splits_that_are_none(trainval, split, message):
@@ -174,7 +182,7 @@ def test_classes_are_those_of_the_lidar_segmentation_challenge():
         *("barrier", "bicycle", "bus", "car", "construction_vehicle", "motorcycle", "pedestrian", "traffic_cone"),
         *("trailer", "truck", "driveable_surface", "other_flat", "sidewalk", "terrain", "manmade", "vegetation"),
     )
-    with pytest.raises(DatasetError, match="does not have: 32"):
+    with pytest.raises(DatasetError, match="does not define: 32"):
         nuscenes.LABELS.train_ids(np.array([32]), Path("lidarseg.bin"))
 
 

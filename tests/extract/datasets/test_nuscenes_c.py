@@ -45,7 +45,7 @@ def test_nuscenes_c_takes_scans_and_labels_from_the_corrupted_tree(nuscenes_c, s
 
 def test_nuscenes_c_without_tables_says_where_they_were_looked_for(nuscenes_c, monkeypatch):
     monkeypatch.delenv("NUSCENES", raising=False)
-    with pytest.raises(DatasetError, match=r"Set \$NUSCENES to nuScenes' folder, or link its v1.0-trainval there"):
+    with pytest.raises(DatasetError, match=r"Set \$NUSCENES to the folder of nuScenes, or link its v1.0-trainval into"):
         open_dataset("nuscenes_c", nuscenes_c, "snow/heavy")
 
 
@@ -54,7 +54,7 @@ def test_clean_nuscenes_has_no_points_of_snow(simulated, tmp_path):
     dataset = open_dataset("nuscenes", root, "val")
     path = root / dataset.frames[0].labels
     path.write_bytes(path.read_bytes()[:-1] + bytes([42]))
-    with pytest.raises(DatasetError, match="label ids that the dataset does not have: 42"):
+    with pytest.raises(DatasetError, match="label ids that the dataset does not define: 42"):
         dataset.read_labels(dataset.frames[0])
 
 
@@ -63,7 +63,7 @@ def test_points_of_fog_snow_and_crosstalk_are_ignored_and_all_others_as_they_wer
     raw = np.arange(32)
     np.testing.assert_array_equal(LABELS.train_ids(raw, "lidarseg"), CLEAN.train_ids(raw, "lidarseg"))
     assert (LABELS.train_ids(np.array([41, 42, 43]), "lidarseg") == IGNORE_LABEL).all()
-    with pytest.raises(DatasetError, match="does not have: 32, 40, 44"):
+    with pytest.raises(DatasetError, match="does not define: 32, 40, 44"):
         LABELS.train_ids(np.array([32, 40, 44]), "lidarseg")
 
 

@@ -45,7 +45,7 @@ def test_without_a_home_folder_the_tables_are_read_each_time(world, monkeypatch,
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
     assert len(open_dataset("nuscenes", world, "train").frames)
-    assert "there is no home folder; $XDG_CACHE_HOME names another" in caplog.text
+    assert "there is no home folder; set $XDG_CACHE_HOME" in caplog.text
 
 
 def test_a_missing_field_is_named(world):
@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(world, tmp_path, monkeypatc
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(open_dataset("nuscenes", world, "train").frames) == 2
-    assert "will be read again next time" in caplog.text
+    assert "will be read again in the next run" in caplog.text
 
 
 # CUSTOM_SPLIT of SLidR, as in BEVContrast, ALSO and ScaLR.

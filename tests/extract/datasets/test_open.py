@@ -27,5 +27,5 @@ def test_one_frame_with_an_image_is_enough(monkeypatch, tmp_path, frames, has_im
     if has_images:
         assert open_dataset("mine", tmp_path, "train", need="images") is dataset
     else:
-        with pytest.raises(DatasetError, match="no frame has an image"):
+        with pytest.raises(DatasetError, match="no frame of the dataset has an image"):
             open_dataset("mine", tmp_path, "train", need="images")

@@ -62,7 +62,9 @@ class Calls:
 def test_no_function_is_called_that_a_table_does_not_need(tmp_path, function, protocol):
     """Not even those of pandas and numpy, some of which open files or run code."""
     path = write(tmp_path / "t.pkl.gz", Calls(function, "1"), protocol)
-    with pytest.raises(DatasetError, match=r"the pickle names .*, which no table of numbers needs"):
+    with pytest.raises(
+        DatasetError, match=r"the pickle names .*, which a table of numbers does not need and which could run code"
+    ):
         read_columns(path, ("x",))
 
 
@@ -89,7 +91,7 @@ def test_a_column_that_is_missing_or_no_numbers_is_said(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"text", gzip.compress(b"text", mtime=0)])  # names of tests: the same always
 def test_a_damaged_file_is_said(tmp_path, content):
     (tmp_path / "t.pkl.gz").write_bytes(content)
-    with pytest.raises(DatasetError, match="not a pickle that can be read"):
+    with pytest.raises(DatasetError, match="the pickle cannot be read"):
         read_columns(tmp_path / "t.pkl.gz", ("x",))
     with pytest.raises(DatasetError, match="the file is missing"):
         read_columns(tmp_path / "nowhere.pkl.gz", ("x",))

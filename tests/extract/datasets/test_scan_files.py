@@ -68,15 +68,27 @@ def test_arrays_with_named_fields_are_read_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"1 2 3 4", r"a scan whose name ends in '\.txt' is not read\. Write it as one of: \.pcd\.bin, \.bin"),
-        ("a.pcd", pcd("binary") + SCAN[:-1].tobytes(), "its fields are not a number for each of 9 points"),
-        ("a.pcd", pcd("binary") + SCAN.tobytes()[:-3], "not a PCD file that can be read"),
-        ("a.pcd", SCAN.tobytes(), "not a PCD file that can be read"),
+        (
+            "a.txt",
+            b"1 2 3 4",
+            r"scans with the suffix '\.txt' cannot be read\. Write the scan as one of: \.pcd\.bin, \.bin",
+        ),
+        (
+            "a.pcd",
+            pcd("binary") + SCAN[:-1].tobytes(),
+            "the fields of the scan do not have a number for each of the 9 points",
+        ),
+        ("a.pcd", pcd("binary") + SCAN.tobytes()[:-3], "the file cannot be read as PCD"),
+        ("a.pcd", SCAN.tobytes(), "the file cannot be read as PCD"),
         ("a.pcd", pcd("binary", "x y z rgb") + SCAN.tobytes(), "no field 'intensity' among x, y, z, rgb"),
         ("a.pcd", pcd("binary", "x y i intensity") + SCAN.tobytes(), "no field 'z' among x, y, i, intensity"),
-        ("a.ply", ply("binary_little_endian") + SCAN.tobytes()[:-16], "not a PLY file that can be read"),
-        ("a.ply", ply("ascii") + TEXT[: TEXT.rindex(b" ")], "its fields are not a number for each of 9 points"),
-        ("a.ply", b"ply", "not a PLY file that can be read"),
+        ("a.ply", ply("binary_little_endian") + SCAN.tobytes()[:-16], "the file cannot be read as PLY"),
+        (
+            "a.ply",
+            ply("ascii") + TEXT[: TEXT.rindex(b" ")],
+            "the fields of the scan do not have a number for each of the 9 points",
+        ),
+        ("a.ply", b"ply", "the file cannot be read as PLY"),
     ],
 )
 def test_what_is_no_scan_is_said(tmp_path, name, content, message):
@@ -99,7 +111,9 @@ def test_what_is_no_scan_is_said(tmp_path, name, content, message):
 )
 def test_arrays_of_another_form_are_said(tmp_path, array, found):
     np.save(tmp_path / "a.npy", array)
-    with pytest.raises(DatasetError, match=rf"a\.npy: a scan of shape {found}\. Write \(N, 4\) numbers"):
+    with pytest.raises(
+        DatasetError, match=rf"a\.npy: the scan has shape {found}, not \(N, 4\) numbers\. Write \(N, 4\) numbers"
+    ):
         read_scan_file(tmp_path / "a.npy")
 
 
@@ -110,5 +124,7 @@ def test_without_its_package_the_extra_is_named(tmp_path, monkeypatch, ending, p
     monkeypatch.setitem(sys.modules, module, None)
     path = Path(tmp_path / f"a.{ending}")
     path.touch()
-    with pytest.raises(DatasetError, match=rf"read by {package}, and it is not installed.*scalr-distill\[scans\]"):
+    with pytest.raises(
+        DatasetError, match=rf"{package}, which reads scans of this format, is not installed.*scalr-distill\[scans\]"
+    ):
         read_scan_file(path)

@@ -29,7 +29,9 @@ def test_each_layout_is_told_from_all_others(points, declared, tmp_path):
             if (dtype, columns) == (np.float32, declared):
                 np.testing.assert_array_equal(read_scan(path, declared), points[:, :4])
             else:
-                with pytest.raises(DatasetError, match=rf"0\.bin: {declared} float32 values a point make no scan"):
+                with pytest.raises(
+                    DatasetError, match=rf"0\.bin: the values are no lidar scan with {declared} float32"
+                ):
                     read_scan(path, declared)
 
 
@@ -39,7 +41,9 @@ def test_each_layout_is_told_from_all_others(points, declared, tmp_path):
 )
 def test_the_layout_that_a_file_has_is_named(points, dtype, columns, told, tmp_path):
     points[:, :columns].astype(dtype).tofile(tmp_path / "0.bin")
-    with pytest.raises(DatasetError, match=f"and {told} values do. Write the file as the dataset has it"):
+    with pytest.raises(
+        DatasetError, match=f"but one with {told} per point. Write the file in the dataset's own layout"
+    ):
         read_scan(tmp_path / "0.bin", 4)
 
 
@@ -56,7 +60,9 @@ def test_rays_without_returns_hide_no_layout(points, tmp_path):
 
 def test_values_that_stand_column_by_column_are_told(points, tmp_path):
     points[:, :4].T.tofile(tmp_path / "0.bin")
-    with pytest.raises(DatasetError, match=r"4 values a point make no scan .* where all x stand first, then all y"):
+    with pytest.raises(
+        DatasetError, match=r"no lidar scan with 4 values per point, but one with all x first, then all y"
+    ):
         read_scan(tmp_path / "0.bin", 4)
 
 

@@ -17,10 +17,10 @@ def test_a_reader_that_is_not_ours_is_checked_as_ours_are(tiny_dataset):
     points, labels = read_labelled_scan(tiny_dataset, frame)
     assert (points.shape, labels.shape) == ((400, 4), (400,))
     tiny_dataset.read_points = lambda frame: np.zeros((3, 3))
-    with pytest.raises(DatasetError, match=r"frame0\.bin: a scan of shape \(3, 3\)"):
+    with pytest.raises(DatasetError, match=r"frame0\.bin: the scan has shape \(3, 3\)"):
         read_points(tiny_dataset, frame)
     tiny_dataset.read_points = lambda frame: np.zeros((3, 4))
-    with pytest.raises(DatasetError, match=r"a\.label: 400 labels for the 3 points of frame0\.bin"):
+    with pytest.raises(DatasetError, match=r"a\.label: the file has 400 labels, and the scan frame0\.bin has 3 points"):
         read_labelled_scan(tiny_dataset, replace(frame, labels="a.label"))
 
 

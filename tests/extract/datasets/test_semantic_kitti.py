@@ -170,7 +170,7 @@ def test_classes_are_those_of_the_benchmark():
 def test_other_ids_are_none_of_its():
     known = {*LABELS.ignored, *(raw for ids in LABELS.raw_ids.values() for raw in ids)}
     assert known == {*LEARNING_MAP}
-    with pytest.raises(DatasetError, match="does not have: 2, 260"):
+    with pytest.raises(DatasetError, match="does not define: 2, 260"):
         LABELS.train_ids(np.array([260, 2]), Path("a.label"))
 
 
@@ -212,7 +212,7 @@ def test_a_frame_is_a_number_that_any_of_its_files_has(many, tmp_path):
 
 def test_a_folder_without_sequences_is_said(tmp_path):
     (tmp_path / "sequences/readme").mkdir(parents=True)
-    with pytest.raises(DatasetError, match=r"sequences: no sequences here\. Pass --root"):
+    with pytest.raises(DatasetError, match=r"sequences: the folder has no sequences\. Pass --root"):
         open_dataset("semantic_kitti", tmp_path, "train")
 
 
@@ -228,5 +228,8 @@ def test_a_folder_without_sequences_is_said(tmp_path):
 )
 def test_what_is_no_calibration_is_said(tmp_path, text, message):
     (tmp_path / "calib.txt").write_text(text)
-    with pytest.raises(DatasetError, match=rf"which has P2 and Tr of 3x4 numbers \({message}"):
+    with pytest.raises(
+        DatasetError,
+        match=rf"the file is not a calibration of KITTI odometry, with P2 and Tr of 3x4 numbers \({message}",
+    ):
         read_calibration(tmp_path / "calib.txt")

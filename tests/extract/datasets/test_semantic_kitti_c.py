@@ -36,7 +36,7 @@ def test_a_corruption_without_scans_is_said(tmp_path):
 def test_other_ids_than_those_of_fog_snow_and_crosstalk_are_not_known():
     """Robo3D writes 21, 22 and 23 for them."""
     assert (LABELS.train_ids(np.array([21, 22, 23]), "labels") == IGNORE_LABEL).all()
-    with pytest.raises(DatasetError, match="does not have: 19, 24"):
+    with pytest.raises(DatasetError, match="does not define: 19, 24"):
         LABELS.train_ids(np.array([19, 24]), "labels")
 
 

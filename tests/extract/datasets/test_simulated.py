@@ -132,11 +132,11 @@ def test_the_same_bytes_every_time(layout, simulated, tmp_path):
     ("layout", "options", "message"),
     [
         ("semantic_kiti", {}, "no layout 'semantic_kiti', did you mean 'semantic_kitti'"),
-        ("semantic_kitti", {"val_scenes": 2}, "val_scenes: 2 is not possible"),
-        ("semantic_kitti", {"train_scenes": 11}, "train_scenes: 11 is not possible"),
-        ("semantic_poss", {"train_scenes": 6, "val_scenes": 1}, "train_scenes: 6 is not possible"),
-        ("pandaset", {"keyframes": 0}, "keyframes: 0 is not possible"),
-        ("semantic_kitti", {"val_scenes": 1, "image_shape": (8, 400)}, "image_shape: 8 is not possible"),
+        ("semantic_kitti", {"val_scenes": 2}, "val_scenes: 2 cannot be used"),
+        ("semantic_kitti", {"train_scenes": 11}, "train_scenes: 11 cannot be used"),
+        ("semantic_poss", {"train_scenes": 6, "val_scenes": 1}, "train_scenes: 6 cannot be used"),
+        ("pandaset", {"keyframes": 0}, "keyframes: 0 cannot be used"),
+        ("semantic_kitti", {"val_scenes": 1, "image_shape": (8, 400)}, "image_shape: 8 cannot be used"),
     ],
 )
 def test_what_cannot_be_written_leaves_nothing(tmp_path, layout, options, message):

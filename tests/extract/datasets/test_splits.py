@@ -32,7 +32,9 @@ def test_a_split_is_a_name_and_a_share(text, expected):
 
 @pytest.mark.parametrize("percent", ["0.5", "2", "100", "1.0"])
 def test_a_share_without_a_rule_is_said(percent):
-    with pytest.raises(DatasetError, match=rf"no label subset of {percent} % in 'val-{percent}%'.*val-1%, val-5%"):
+    with pytest.raises(
+        DatasetError, match=rf"'val-{percent}%' is unknown: there is no label subset of {percent} %.*val-1%, val-5%"
+    ):
         Split.parse(f"val-{percent}%")
 
 
@@ -62,12 +64,12 @@ def test_scenes_come_in_the_dataset_s_order(base, expected):
         ("a,d", AVAILABLE, r"no split and no scene 'd'\. Use one of: train, val, mini; .*such as c,b$"),
         ("trian", AVAILABLE, "no scene 'trian', did you mean 'train'"),
         ("d", [], r"such as a,b$"),
-        ("", AVAILABLE, "an empty name in ''"),
-        ("train,", AVAILABLE, r"an empty name in 'train,'\. Name splits, with one comma between"),
+        ("", AVAILABLE, "'' holds an empty name"),
+        ("train,", AVAILABLE, r"'train,' holds an empty name\. Name splits, separated by single commas"),
         ("train,vla", AVAILABLE, "no split and no scene 'vla', did you mean 'val'"),
         ("train,val,train", AVAILABLE, "'train' is named twice in 'train,val,train'"),
-        ("train-1%", AVAILABLE, "this dataset has no subsets of the labels, as 'train-1%' would be"),
-        ("train-10%,val", AVAILABLE, "a share of the labels among several splits in 'train-10%,val'"),
+        ("train-1%", AVAILABLE, "'train-1%' is unknown: this dataset has no published subsets"),
+        ("train-10%,val", AVAILABLE, "'train-10%,val' has several splits with a fraction of the labels"),
     ],
 )
 def test_what_is_not_there_is_said(base, available, message):
@@ -78,7 +80,7 @@ def test_what_is_not_there_is_said(base, available, message):
 def test_a_share_is_of_one_split_or_of_scenes_alone():
     """`train,val-10%` might mean a tenth of one of them or of both."""
     assert chosen_scenes("a,c", NAMED, AVAILABLE, every_nth=10) == ["c", "a"]
-    with pytest.raises(DatasetError, match="a share of the labels among several splits in 'train,val'"):
+    with pytest.raises(DatasetError, match="'train,val' has several splits with a fraction of the labels"):
         chosen_scenes("train,val", NAMED, AVAILABLE, every_nth=10)
 
 

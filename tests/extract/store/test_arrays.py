@@ -92,7 +92,7 @@ def test_what_a_disk_loses_is_noticed_in_any_shard(tmp_path, small_shards, monke
             return self._array[rows] + np.float32(rows.start >= 32)
 
     monkeypatch.setattr(zarr, "open_array", Forgetful)
-    with pytest.raises(StoreError, match=r"a: the values read back are not the ones written\. Check the disk"):
+    with pytest.raises(StoreError, match=r"a: the values read back differ from the values written\. Check the disk"):
         written(tmp_path / "a", [np.ones((64, 2), np.float32)])
 
 

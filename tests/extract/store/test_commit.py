@@ -178,7 +178,7 @@ def test_two_jobs_with_the_same_part_lose_nothing(tmp_path, whole):
         thread.join()
     done.set()
     clearer.join()
-    assert all("Run each part once at a time" in failure for failure in failures), failures
+    assert all("Run each part in one job at a time" in failure for failure in failures), failures
     assert_readable(open_store(path))
     assert_same_store(filled_store(path), whole)
 

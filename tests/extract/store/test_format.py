@@ -21,7 +21,7 @@ def test_an_index_that_lacks_a_column_is_said(tmp_path, kind, column):
     path = store.path / f"index/{kind}/000000.parquet"
     pq.write_table(pq.read_table(path).drop_columns([column]), path)
     again = open_store(store.path)
-    with pytest.raises(StoreError, match=rf"an index cannot be read .*{column}"):
+    with pytest.raises(StoreError, match=rf"the index file cannot be read .*{column}"):
         again.read_view(0, "t") if column != "token" else again.views
 
 
@@ -36,7 +36,7 @@ def test_tables_are_compressed_as_the_page_says(tmp_path):
 def test_a_damaged_index_is_said(tmp_path):
     store = filled_store(tmp_path / "s.zarr")
     (tmp_path / "s.zarr/index/scans/000001.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(StoreError, match="an index cannot be read"):
+    with pytest.raises(StoreError, match="the index file cannot be read"):
         open_store(store.path).views  # noqa: B018
 
 
@@ -47,5 +47,5 @@ def test_metadata_that_lacks_something_is_said(tmp_path, group, key):
     del attributes[key]
     shutil.rmtree(path / group)
     write_record(path / group, attributes)
-    with pytest.raises(StoreError, match=rf"{group}/zarr.json: its metadata cannot be used .no '{key}'."):
+    with pytest.raises(StoreError, match=rf"{group}/zarr.json: the metadata cannot be used .no '{key}'."):
         inspect_store(open_store(path))

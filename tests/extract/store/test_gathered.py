@@ -209,7 +209,7 @@ def test_a_damaged_index_is_not_gathered_and_is_named(path):
     index.write_bytes(index.read_bytes()[:-1])
     create_store(path, "part-0-of-1").gather_indexes()
     assert 4 not in open_gathered(path, SCANS)
-    with pytest.raises(DamagedError, match=r"000004\.parquet: an index cannot be read"):
+    with pytest.raises(DamagedError, match=r"000004\.parquet: the index file cannot be read"):
         _ = open_store(path).views
 
 
@@ -218,7 +218,7 @@ def test_what_cannot_be_gathered_is_a_warning(path, monkeypatch, caplog):
     (path / fmt.GATHERED).touch()
     with caplog.at_level(logging.WARNING):
         create_store(path, "part-0-of-1").gather_indexes()
-    assert "the indexes are not gathered, so that readers take longer to begin" in caplog.text
+    assert "the index files were not merged, so that the store opens more slowly" in caplog.text
     assert create_store(path, "part-0-of-1").set_aside(SCANS, 0) is not None  # it is in nobody's way
     removal_of_teacher(open_store(path), "t").run()
     assert not open_store(path).teachers

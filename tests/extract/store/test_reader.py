@@ -50,7 +50,9 @@ def test_damage_is_an_error_that_names_the_block(tmp_path):
     content[len(content) // 3] ^= 1
     file.write_bytes(content)
     store.read_view(0)
-    with pytest.raises(StoreError, match=r"000001/points/c/0/0: the file is not as it was written .*scalr verify"):
+    with pytest.raises(
+        StoreError, match=r"000001/points/c/0/0: the file of the store is changed since it was written .*scalr verify"
+    ):
         store.read_view(3)
     with pytest.raises(Exception, match="checksum"):
         zarr.open_array(tmp_path / "s.zarr/blocks/000001/points", mode="r")[...]
@@ -66,8 +68,8 @@ def test_a_store_travels_to_a_worker_process(tmp_path):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda path: None, "no feature store here"),
-        (lambda path: path.mkdir(), "no feature store here"),
+        (lambda path: None, "no feature store exists here"),
+        (lambda path: path.mkdir(), "no feature store exists here"),
         (lambda path: (path.mkdir(), (path / "zarr.json").write_text("{"))[0], "metadata cannot be used"),
         (lambda path: zarr.create_group(path), "not a feature store"),
         (
@@ -87,7 +89,7 @@ def test_unknown_teacher_and_row_are_said(tmp_path):
     with pytest.raises(StoreError, match=r"no targets of teacher 'dino' \(it has: t\)"):
         store.read_view(0, teacher="dino")
     for row in (6, -1):
-        with pytest.raises(StoreError, match=f"no view {row}, it has 6"):
+        with pytest.raises(StoreError, match=f"no view {row}, but 6 views"):
             store.read_view(row)
 
 
@@ -108,5 +110,5 @@ def test_an_index_that_goes_while_a_reader_looks_is_said(tmp_path):
     store = filled_store(tmp_path / "s.zarr")
     assert store.views.num_rows == 6
     (store.path / "index/scans/000001.parquet").unlink()
-    with pytest.raises(StoreError, match=r"000001.parquet: an index is gone since the store was opened\. Run"):
+    with pytest.raises(StoreError, match=r"000001.parquet: an index file was removed since the store was opened\. Run"):
         store.column("block")

@@ -100,7 +100,7 @@ def test_a_record_that_is_lost_stops_those_who_need_it(path, name):
 def test_an_altered_record_is_never_used(path):
     file = path / "teachers/t/zarr.json"
     file.write_text(file.read_text().replace('"patch_size": 4', '"patch_size": 2'))
-    with pytest.raises(DamagedError, match=r"teachers/t/zarr.json: its metadata cannot be used .altered .*--repair"):
+    with pytest.raises(DamagedError, match=r"teachers/t/zarr.json: the metadata cannot be used .altered .*--repair"):
         open_store(path).read_view(0, "t")
 
 
@@ -139,7 +139,9 @@ def test_a_file_in_place_of_a_folder_is_said_by_all(path, name):
     (path / name).rename(path / ".kept")
     (path / name).write_text("")
     for action in (open_store, filled_store, lambda store: verify(VerifyConfig(store=store, repair=True))):
-        with pytest.raises(DamagedError, match=rf"{name}: a file where the store has a folder. Remove it, then run"):
+        with pytest.raises(
+            DamagedError, match=rf"{name}: a file has the name of a folder of the store. Remove the file, then repeat"
+        ):
             action(path)
     (path / name).unlink()
     (path / ".kept").rename(path / name)
@@ -208,8 +210,8 @@ def test_what_is_missing_is_said_by_kind(tmp_path):
     report = verify(VerifyConfig(store=path))
     assert report.found.missing == {SCANS: [0], "t": [0, 1]}
     assert (report.whole, report.damage) == (False, [])
-    assert "incomplete: 1 blocks of scans are missing (0)" in report.as_text()
-    assert "incomplete: 2 blocks of targets of t are missing (0-1)" in report.as_text()
+    assert "scans: 1 block missing (number 0)" in report.as_text()
+    assert "targets of t: 2 blocks missing (numbers 0-1)" in report.as_text()
     assert report.as_json()["missing"] == {SCANS: [0], "t": [0, 1]}
 
 
@@ -318,7 +320,10 @@ def test_a_copy_that_fails_leaves_things_as_they_were(path, monkeypatch):
 def test_a_store_of_another_version_is_refused_in_one_line(path, version):
     attributes = {"format": "scalr-store", "format_version": version}
     (path / "zarr.json").write_text(json.dumps({"attributes": attributes, "zarr_format": 3, "node_type": "group"}))
-    said = rf"format version {version}, this release reads 3 and 4\. Use the release that wrote it, or extract again"
+    said = (
+        rf"format version {version}; this release reads 3 and 4\. Use the release of scalr that wrote"
+        r" the store, or extract again into a new store"
+    )
     for action in (open_store, lambda path: create_store(path, "p"), lambda path: verify(VerifyConfig(store=path))):
         with pytest.raises(StoreError, match=said):
             action(path)
@@ -331,7 +336,7 @@ def test_metadata_of_an_index_that_were_altered_are_noticed(path):
         metadata = dict(table.schema.metadata)
         metadata[b"scalr.record"] = metadata[b"scalr.record"].replace(b'"patch_size": 4', b'"patch_size": 2')
         pq.write_table(table.replace_schema_metadata(metadata), path / name)
-    with pytest.raises(DamagedError, match=r"000001.parquet: an index cannot be read .*altered"):
+    with pytest.raises(DamagedError, match=r"000001.parquet: the index file cannot be read .*altered"):
         choose([open_store(path)], Wanted((), None), {}, None)
     (damage,) = verify(VerifyConfig(store=path)).damage
     assert (damage.block, damage.kind) == (1, "t")
@@ -407,10 +412,10 @@ def test_a_link_to_storage_that_is_not_mounted_is_no_damage(path, tmp_path, name
         said = f"cannot be read now: {error.where}"
     assert f"cannot be read now: {path / name}" in said
     assert " 0 damaged" in said or "blocks read" not in said
-    with pytest.raises(UnreadableError, match="a link to something that is not there"):
+    with pytest.raises(UnreadableError, match="the link cannot be followed now"):
         open_store(path).read_view(3, "t")
     if "vectors" not in name:
-        with pytest.raises(UnreadableError, match="a link to something that is not there"):
+        with pytest.raises(UnreadableError, match="the link cannot be followed now"):
             filled_store(path)
     (tmp_path / "away").rename(tmp_path / "disk")
     assert verify(VerifyConfig(store=path)).whole

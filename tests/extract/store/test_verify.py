@@ -91,7 +91,7 @@ def test_a_store_that_may_not_be_changed_is_said(tmp_path, monkeypatch):
 
     rename = os.rename
     monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(StoreError, match=r"blocks/000001: it cannot be moved \(Permission denied\)"):
+    with pytest.raises(StoreError, match=r"blocks/000001: the folder cannot be moved to 'aside' \(Permission denied\)"):
         repair_store(open_store(path), found)
     # Targets go before the scans that they are of, and files after the index that makes them count.
     assert [open_store(path).is_committed(kind, 1) for kind in (SCANS, "t")] == [True, False]

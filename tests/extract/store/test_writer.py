@@ -18,7 +18,7 @@ from store_comparison import files
 
 def test_values_that_a_disk_does_not_keep_are_not_committed(tmp_path, monkeypatch):
     monkeypatch.setattr(zarr, "open_array", lambda path, mode: np.zeros(3))
-    with pytest.raises(StoreError, match=r"mean: the values read back are not the ones written\. Check the disk"):
+    with pytest.raises(StoreError, match=r"mean: the values read back differ from the values written\. Check the disk"):
         filled_store(tmp_path / "s.zarr")
     assert not open_store(tmp_path / "s.zarr").committed_blocks()
 

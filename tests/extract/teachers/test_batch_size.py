@@ -84,7 +84,7 @@ def test_images_are_empty_ones_where_the_teacher_is(timed, caplog):
     caplog.set_level("INFO")
     teacher, _ = timed(lambda images, number: 3.0)
     assert {(image.shape, image.device.type) for image in teacher.images} == {((1, 3, 224, 448), "meta")}
-    assert "timed sees 1 images at once: 0.333 images/s on meta" in caplog.text
+    assert "timed: batch size 1 chosen (0.333 images/s on meta)" in caplog.text
 
 
 @pytest.mark.parametrize(

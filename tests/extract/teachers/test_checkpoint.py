@@ -122,7 +122,7 @@ def test_half_precision_is_read_as_the_values_that_it_has(tmp_path, state, dtype
 def test_what_is_beside_the_teacher_in_its_file_is_named_in_the_log(loaded, state, caplog):
     caplog.set_level(logging.INFO, "scalr")
     loaded({"teacher": {**named("backbone.", state), **named("head.", HEAD)}, "center": torch.zeros(1)})
-    assert "w.pth: the teacher is what begins with 'teacher.backbone.'" in caplog.text
+    assert "w.pth: tensors whose names begin with 'teacher.backbone.' are loaded" in caplog.text
     line = next(line for line in caplog.messages if "ignored" in line)
     assert line.endswith(": 3 tensors ignored: teacher.head.mlp.0.weight, teacher.head.last_layer.weight_v, center")
 
@@ -134,12 +134,12 @@ def test_what_is_beside_the_teacher_in_its_file_is_named_in_the_log(loaded, stat
         (lambda state: {"model": state, "state_dict": state}, "models .model.cls_token, state_dict.cls_token"),
         (lambda _: {"epoch": torch.tensor(3), "model": {name: torch.zeros(1) for name in "ab"}}, "2 unexpected: a, b"),
         (lambda state: named("a.", state) | named("b.", state), r"several models \(a\.cls_token, b\.cls_token\)"),
-        (lambda state: {**state, **named("_orig_mod.", scaled(state))}, "two tensors that are 'cls_token'"),
+        (lambda state: {**state, **named("_orig_mod.", scaled(state))}, "the file holds the tensor 'cls_token'"),
         (lambda state: {**state, "model": {"x.w": state["norm.bias"]}, "model.x.w": state["norm.bias"]}, "'model.x.w'"),
         (lambda state: {"student": state, "teacher": state | {"patch_embed.proj.weight": None}}, r"\(1 missing: patch"),
-        (lambda state: {"a": {"b": {"c": {"d": {"e": state}}}}}, "no tensors with names in it"),
-        (lambda state: {name: tensor.to("meta") for name, tensor in state.items()}, "no tensors with names in it"),
-        (lambda state: {3: state["cls_token"]}, "no tensors with names in it"),
+        (lambda state: {"a": {"b": {"c": {"d": {"e": state}}}}}, "the file has no named tensors"),
+        (lambda state: {name: tensor.to("meta") for name, tensor in state.items()}, "the file has no named tensors"),
+        (lambda state: {3: state["cls_token"]}, "the file has no named tensors"),
         (lambda state: state | {"norm.weight": torch.ones(32).to_sparse()}, r"\(1 missing: norm\.weight\)"),
     ],
 )  # fmt: skip
@@ -152,5 +152,5 @@ def test_a_dictionary_that_holds_itself_is_read_to_no_end(tmp_path):
     endless = {}
     endless["model"] = endless
     torch.save(endless, tmp_path / "w.pth")
-    with pytest.raises(TeacherError, match="no tensors with names in it"):
+    with pytest.raises(TeacherError, match="the file has no named tensors"):
         read_checkpoint(tmp_path / "w.pth")

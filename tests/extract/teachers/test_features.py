@@ -114,7 +114,10 @@ def test_clip_has_a_projection_and_more_than_one_block(small):
         before = {name: getattr(clip, name) for name in change}
         for name, value in change.items():
             setattr(clip, name, value)
-        with pytest.raises(TeacherError, match="no projection as CLIP's image encoders have"):
+        with pytest.raises(
+            TeacherError,
+            match="the feature maskclip needs a projection as in CLIP's image encoders, and the model has none",
+        ):
             FeatureReader(Feature("maskclip"), clip)
         for name, value in before.items():
             setattr(clip, name, value)

@@ -196,7 +196,7 @@ def test_biases_in_timms_layout_name_the_model_that_has_them(load):
     with pytest.raises(TeacherError, match=rf"6 unexpected: blocks.0.attn.q_bias, .*timm:{DINOV3}_qkvb, which has"):
         load(DINOV3, state_of(f"{DINOV3}_qkvb"))
     with pytest.raises(
-        TeacherError, match=r"7 unexpected: .*Pass the official or timm checkpoint of this very teacher"
+        TeacherError, match=r"7 unexpected: .*Pass the official or timm checkpoint of the named teacher"
     ):
         load(DINOV3, state_of(f"{DINOV3}_qkvb") | {"neck.weight": torch.ones(3)})
 

@@ -171,8 +171,8 @@ def test_of_a_large_map_the_means_of_superpixels_are_stored(theirs, teachers, on
 def test_targets_of_pairs_are_too_large_at_stride_4(teachers, one_frame, tmp_path, options):
     """16 x 24 vectors of 2,048 channels and a scale an image, of two images; a segment has two in float16."""
     message = (
-        "resnet50_moco_v2_stride4: its maps of 16x24 vectors are too large to be kept: up to 788 kB an image as"
-        r" --encoding patch, even in int8 \(1.58 MB for all 2 images\), or 2.05 kB a pair as point; .* 8.2 kB a segment"
+        "resnet50_moco_v2_stride4: the patch maps of 16x24 vectors are too large to store: up to 788 kB per image with"
+        r" --encoding patch, --dtype int8 \(1.58 MB for all 2 images\), or 2.05 kB per pair .* 8.2 kB per segment"
     )
     with pytest.raises(StoreError, match=message):
         extract_with(one_frame, teachers, tmp_path / "s.zarr", **{"teachers": (STRIDE_4,)} | options)
@@ -233,7 +233,7 @@ def test_a_file_with_two_networks_is_refused(encoder, tmp_path):
         ({"feature": "layer4:1"}, "has no feature 'layer4:1'"),
         ({"pos_embed": "timm"}, "--pos-embed: resnet50_moco_v2 is a ResNet and has no position embeddings. Leave out"),
         ({"pos_embed": "official"}, "has no position embeddings"),
-        ({"weights": "hub"}, "^resnet50_moco_v2: its weights are not in timm's hub. Fetch https://dl.*ep_pretrain.pth.tar"),
+        ({"weights": "hub"}, "^resnet50_moco_v2: timm has no weights of this teacher. Download https://dl.*ep_pretrain.pth.tar"),
         ({"image_size": (64, 100)}, "no multiple of resnet50_moco_v2's patch size 32. Use .*: 64x96, 64x128"),
     ],
 )  # fmt: skip

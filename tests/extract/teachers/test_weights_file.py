@@ -44,7 +44,9 @@ def test_files_with_an_index_are_read_as_one_and_so_is_their_folder(tmp_path, su
     index = in_shards(tmp_path, suffix)
     assert same(read_weights_file(index))
     assert same(read_weights_file(tmp_path))
-    with pytest.raises(TeacherError, match=rf"it is file 2 of the 2 that hold .* Pass their index, {index.name}, or"):
+    with pytest.raises(
+        TeacherError, match=rf"the file is number 2 of the 2 that hold .* Pass their index, {index.name}, or"
+    ):
         read_weights_file(next(tmp_path.glob("*-00002-of*")))
 
 
@@ -112,11 +114,11 @@ SECOND = "model-00002-of-00002.safetensors"
         (lambda index: index.write_text("[]"), r"index\.json: the index of .* cannot be used \(TypeError"),
         (lambda index: index.write_bytes(b"\xff"), r"index\.json: the index of .* cannot be used \(UnicodeDecode"),
         (lambda index: altered(index, b_weight="../../secret"), r"names '\.\./\.\./secret', which is not"),
-        (lambda index: altered(index, b_weight=".."), r"names '\.\.', which is not the name of a file"),
+        (lambda index: altered(index, b_weight=".."), r"names '\.\.', which is not a file in the same folder"),
         (lambda index: altered(index, b_weight="other.safetensors"), r"other\.safetensors: the weights file is m"),
         (lambda index: altered(index, c_weight=SECOND), rf"{SECOND}: 1 of the 3 tensors that .* not in it: c\.w"),
         (lambda index: (index.parent / SECOND).write_bytes(b"{"), rf"{SECOND}: the weights cannot be read"),
-        (lambda index: index.unlink(), r"the weights' folder has no model\.safetensors, .*index\.json"),
+        (lambda index: index.unlink(), r"the folder of weights has no model\.safetensors, .*index\.json"),
     ],
 )  # fmt: skip
 def test_an_index_that_does_not_fit_its_files_is_said(tmp_path, damage, message):
