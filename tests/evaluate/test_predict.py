@@ -325,7 +325,7 @@ def test_a_refused_run_leaves_settings_free(models, tmp_path):
     rings = np.random.default_rng(0).integers(0, 32, (200, 1)).astype(np.float32)
     np.hstack([a_scan(0, highest=1.0), rings]).tofile(tmp_path / "a.bin")
     given = {"model": models.semantic_kitti, "scans": (tmp_path / "a.bin",), "out": tmp_path / "p"}
-    with pytest.raises(ScalrError, match=r"4 float32 values a point make no scan.*, and 5.*do.* pass --columns"):
+    with pytest.raises(ScalrError, match="4 float32 per point, but one with 5 float32 per point.* pass --columns"):
         predict(PredictConfig(**given))
     assert predict(PredictConfig(**given, columns=5)).num_new == 1
 
@@ -411,8 +411,8 @@ BAD_FILES = {
     "empty.bin": (b"", "0 bytes are not a whole number of points"),
     "cut.bin": (a_scan(0, 1.0).tobytes()[:-5], "3195 bytes are not a whole number of points"),
     "text.bin": (b"x y z intensity " * 400, "1 % of the points are farther than"),
-    "columns.bin": (np.hstack([a_scan(0, 1.0)] * 2)[:, :6].tobytes(), "and 6 float32 values do"),
-    "double.bin": (a_scan(0, 1.0).astype(np.float64).tobytes(), "and 4 float64 values do"),
+    "columns.bin": (np.hstack([a_scan(0, 1.0)] * 2)[:, :6].tobytes(), "but one with 6 float32 per point"),
+    "double.bin": (a_scan(0, 1.0).astype(np.float64).tobytes(), "but one with 4 float64 per point"),
     "nan.npy": (np.full((9, 4), np.nan), "none of its 9 points is finite"),
     "huge.npy": (a_scan(0, 1.0) * np.float32(1e6), "1 % of the points are farther than"),
     "larger.npy": (np.full((9, 4), 1e300), "none of its 9 points is finite"),
