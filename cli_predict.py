@@ -44,8 +44,14 @@ def lidar_names() -> list[str]:
 )
 @under(
     "Network",
-    click.option("--model", type=path, help="model.safetensors of a probing or finetuning: classes are written."),
-    click.option("--student", type=path, help="student.safetensors of a distillation: features are written."),
+    click.option(
+        "--model", type=path, help="File model.safetensors of linear probing or finetuning. Classes are written."
+    ),
+    click.option(
+        "--student",
+        type=path,
+        help="File student.safetensors of a distillation, or a converted one. Features are written.",
+    ),
 )
 @under(
     "Scans",
