@@ -94,7 +94,7 @@ class Model:
         return self.provenance.get("finetuning") or self.provenance.get("probing") or {}
 
     @property
-    def on_card(self) -> dict:
+    def for_result(self) -> dict:
         """The entries of a result file that say what the model is."""
         return {
             "model": origin_of(self.student.config, self.provenance),

@@ -39,7 +39,7 @@ ABSENT_AS_0 = "absent classes as 0"  # in the names of values from SemanticKITTI
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultCard:
+class RunResult:
     """The result of one run of an evaluation.
 
     Attributes:
@@ -79,10 +79,10 @@ class ResultCard:
         return f"differs from {row.name} in {found}" if found else ""
 
 
-def card_of_scores(scores: Scores, **rest: Any) -> ResultCard:
+def result_of_scores(scores: Scores, **rest: Any) -> RunResult:
     """The result of scoring: means of the IoU, the interval of the first mean, accuracy, and IoU by class."""
     iou = dict(zip(scores.class_names, scores.iou.tolist(), strict=True))
-    return ResultCard(
+    return RunResult(
         figures={
             "mIoU": scores.miou,
             f"mIoU, {ABSENT_AS_0}": scores.miou_of_all_classes,
@@ -141,7 +141,7 @@ def data_of(root: Path) -> dict[str, str]:
     return {"data": SIMULATED} if is_simulated(root) else {}
 
 
-def write_result(card: ResultCard, out: Path) -> None:
+def write_result(result: RunResult, out: Path) -> None:
     """Write `result.md`, then `result.json`: a run is finished if `result.json` exists.
 
     Raises:
@@ -149,20 +149,20 @@ def write_result(card: ResultCard, out: Path) -> None:
     """
     values = {
         "format": FORMAT,
-        "title": card.title,
-        "setting": card.setting,
-        "departures": [*card.departures, *filter(None, [card.difference])],
-        "departures_of_protocol": list(card.departures),
-        "model": dict(card.model),
-        "figures": dict(card.figures),
-        "interval_95": card.interval and list(card.interval),
-        **card.values,
-        "protocol": dict(card.protocol),
-        "provenance": dict(card.provenance),
-        RECORD: card.record,
+        "title": result.title,
+        "setting": result.setting,
+        "departures": [*result.departures, *filter(None, [result.difference])],
+        "departures_of_protocol": list(result.departures),
+        "model": dict(result.model),
+        "figures": dict(result.figures),
+        "interval_95": result.interval and list(result.interval),
+        **result.values,
+        "protocol": dict(result.protocol),
+        "provenance": dict(result.provenance),
+        RECORD: result.record,
     }
     signed = json_text({**values, DIGEST: sha256_of_values(json.loads(json_text(values)))})
-    for name, text in (("result.md", _as_markdown(card)), (RESULT, signed)):
+    for name, text in (("result.md", _as_markdown(result)), (RESULT, signed)):
         write_bytes(out / name, f"{text}\n".encode(errors="surrogateescape"))  # with paths as they are
 
 
@@ -197,25 +197,25 @@ def read_result(folder: Path) -> dict:
     return values
 
 
-def _as_markdown(card: ResultCard) -> str:
-    lines = [f"# {card.title}", "", "| | |", "|---|---:|"]
-    names = {"mIoU": NAME_OF_MEAN.get(card.protocol.get("mean_over"), "mIoU")}
-    lines += [f"| {names.get(name, name)} | {percent(value)} |" for name, value in card.figures.items()]
-    if card.interval:
-        low, high = card.interval
+def _as_markdown(result: RunResult) -> str:
+    lines = [f"# {result.title}", "", "| | |", "|---|---:|"]
+    names = {"mIoU": NAME_OF_MEAN.get(result.protocol.get("mean_over"), "mIoU")}
+    lines += [f"| {names.get(name, name)} | {percent(value)} |" for name, value in result.figures.items()]
+    if result.interval:
+        low, high = result.interval
         lines.append(f"| 95 % interval of the mIoU, over scenes | {percent(low)} to {percent(high)} |")
-    if card.model:
-        lines += ["", f"Model: {description(card.model)}."]
-    if reasons := reasons_not_comparable(card.model, card.protocol):
+    if result.model:
+        lines += ["", f"Model: {description(result.model)}."]
+    if reasons := reasons_not_comparable(result.model, result.protocol):
         lines += ["", f"Not comparable with published results: {', '.join(reasons)}."]
-    if card.departures:
-        lines += ["", f"Deviations from the published protocol: {'; '.join(card.departures)}."]
-    if card.difference:
-        lines += ["", f"The result {card.difference}."]
-    for title, rows in card.tables.items():
+    if result.departures:
+        lines += ["", f"Deviations from the published protocol: {'; '.join(result.departures)}."]
+    if result.difference:
+        lines += ["", f"The result {result.difference}."]
+    for title, rows in result.tables.items():
         lines += ["", f"## {title}", "", "| | |", "|---|---:|"]
         lines += [f"| {name} | {percent(value)} |" for name, value in rows]
-    for title, values in (("Protocol", card.protocol), ("Provenance", card.provenance)):
+    for title, values in (("Protocol", result.protocol), ("Provenance", result.provenance)):
         lines += ["", f"## {title}", "", "| | |", "|---|---|"]
         lines += [f"| {name} | {_cell(value)} |" for name, value in values.items()]
     return "\n".join(lines)

@@ -24,10 +24,10 @@ from .result import (
     ABSENT_AS_0,
     RECORD,
     RESULT,
-    ResultCard,
-    card_of_scores,
+    RunResult,
     data_of,
     read_result,
+    result_of_scores,
     scores_of,
     scoring_protocol,
     write_result,
@@ -132,11 +132,11 @@ def _robustness(config: RobustnessConfig, device: torch.device) -> RobustnessRes
     rates = resilience_rates(means, 100 * clean.miou)
     result = RobustnessResult(100 * clean.miou, miou, mean_over(errors), mean_over(rates), missing)
     if process_index() == 0:
-        card = _card(config, model, result, means, errors, rates, clean.num_frames)
-        figures = card.figures | _of_all_classes(config, clean, scores, whole)
+        run_result = _run_result(config, model, result, means, errors, rates, clean.num_frames)
+        figures = run_result.figures | _of_all_classes(config, clean, scores, whole)
         settings = {"kind": KIND, "model": student_identity(model.student), "dataset": config.dataset, "copies": there}
         record = run_record(settings, device, workers=config.workers)
-        write_result(replace(card, figures=figures, record=record.values), config.out)
+        write_result(replace(run_result, figures=figures, record=record.values), config.out)
     return result
 
 
@@ -179,18 +179,18 @@ def _scores_on(model: Model, dataset: Dataset, out: Path, config: RobustnessConf
     logger.info("robustness: %s of %s, %d frames", dataset.split, dataset.name, len(dataset.frames))
     scores = score(model.student, dataset, device, workers=config.workers)
     if process_index() == 0:
-        card = card_of_scores(
+        run_result = result_of_scores(
             scores,
             title=f"{config.model.name} on {dataset.split} of {dataset.name}",
             protocol=scoring_protocol(scores, dataset, model.student.input_config),
-            **model.on_card,
+            **model.for_result,
             record=record.values,
         )
-        write_result(card, out)
+        write_result(run_result, out)
     return scores
 
 
-def _card(
+def _run_result(
     config: RobustnessConfig,
     model: Model,
     result: RobustnessResult,
@@ -198,7 +198,7 @@ def _card(
     errors: dict[str, float],
     rates: dict[str, float],
     num_frames: int,
-) -> ResultCard:
+) -> RunResult:
     made_here = (config.root / MANIFEST).exists()
     departures = [NOT_COMPARABLE] if made_here else []
     if result.missing:
@@ -211,7 +211,7 @@ def _card(
         "Corruption error (CE), by corruption": errors,
         "Resilience rate (RR), by corruption": rates,
     }
-    return ResultCard(
+    return RunResult(
         title=f"Robustness on {config.dataset}",
         setting=f"robustness {config.dataset}",
         departures=departures,
@@ -225,7 +225,7 @@ def _card(
             "missing": list(result.missing),
             "corruptions": "made by 'scalr corrupt'" if made_here else "as downloaded",
         },
-        **model.on_card,
+        **model.for_result,
         values={"miou_by_copy": _as_shares(result.miou), "corruption_error": errors, "resilience_rate": rates},
     )
 

@@ -16,7 +16,7 @@ from ..settings import Settings, Workers
 from .class_sets import with_classes
 from .metrics import MEAN_WITH, AbsentClasses
 from .model import Model, load_model, require_classes
-from .result import card_of_scores, scoring_protocol, write_result
+from .result import result_of_scores, scoring_protocol, write_result
 from .scores import Scores
 from .scoring import score
 from .submission import writer_for
@@ -67,14 +67,14 @@ def _score(config: ScoreConfig, device: torch.device) -> Scores | None:
         return None
     scores = replace(scores, mean_over=MEAN_WITH[config.absent_classes])
     if process_index() == 0:
-        card = card_of_scores(
+        result = result_of_scores(
             scores,
             title=f"{config.model.name} on split {config.split} of {dataset.name}",
             **_as_trained(model, dataset),
             protocol={**scoring_protocol(scores, dataset, model.student.input_config), **_of_training(model)},
-            **model.on_card,
+            **model.for_result,
         )
-        write_result(card, config.out)
+        write_result(result, config.out)
     return scores
 
 

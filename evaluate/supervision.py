@@ -34,8 +34,8 @@ from .origin import origin_of, teacher_summary
 from .result import (
     RECORD,
     RESULT,
-    card_of_scores,
     read_result,
+    result_of_scores,
     scores_of,
     scoring_protocol,
     write_result,
@@ -232,7 +232,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
         of_training = {**protocol, "setting": setting, "departures": config.departures()}
         contents = {**provenance, config.verb: of_training, RECORD: record.values}
         save_model(model, config.out / MODEL, training_set.class_names, contents)
-        card = card_of_scores(
+        result = result_of_scores(
             scores,
             title=f"{config.title} on {training_set.name}",
             setting=setting,
@@ -242,7 +242,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
             provenance={**provenance, "teachers": teacher_summary(provenance["distillation"])},
             record=record.values,
         )
-        write_result(card, config.out)
+        write_result(result, config.out)
         write_record(config.out, record)  # a resumed run may have used another machine or release
         checkpoints.remove()
     return SupervisedResult(scores, losses, config.out / MODEL)

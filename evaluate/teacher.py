@@ -32,7 +32,7 @@ from .labelled_scans import require_labelled, unlabelled
 from .metrics import confusion_matrix
 from .origin import teacher_summary
 from .probe import FeatureBatch, HeadObjective
-from .result import card_of_scores, data_of, write_result
+from .result import data_of, result_of_scores, write_result
 from .schedules import changed, probing
 from .scores import Scores
 from .scoring import scenes_of
@@ -177,7 +177,7 @@ def _probe_teacher(config: TeacherProbeConfig, device: torch.device) -> Scores:
     logger.info("probing the targets of %s in %d frames", teacher, len(training_set))
     head = fit_head(training_set, training, device, config.out)
     scores = score_targets(head, validation_set, device)
-    card = card_of_scores(
+    result = result_of_scores(
         scores,
         title=f"Linear probing of the targets of {teacher} on {training_set.dataset.name}",
         departures=departures,
@@ -200,7 +200,7 @@ def _probe_teacher(config: TeacherProbeConfig, device: torch.device) -> Scores:
             "teachers": teacher_summary({"teachers": {teacher: store.teachers[teacher]}}),
         },
     )
-    write_result(card, config.out)
+    write_result(result, config.out)
     return scores
 
 

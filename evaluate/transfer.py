@@ -13,7 +13,7 @@ from ..extract.datasets import open_dataset
 from ..settings import Settings, Workers
 from .class_sets import RAW_IDS, with_classes
 from .model import load_model, require_classes
-from .result import card_of_scores, scoring_protocol, write_result
+from .result import result_of_scores, scoring_protocol, write_result
 from .scores import Scores
 from .scoring import score
 from .supervision import require_new
@@ -74,7 +74,7 @@ def _transfer(config: TransferConfig, device: torch.device) -> Scores:
     scores = score(model.student.to(device), dataset, device, max_range_m=max_range_m, workers=config.workers)
     scores = replace(scores, mean_over="present")
     if process_index() == 0:
-        card = card_of_scores(
+        result = result_of_scores(
             scores,
             title=f"Transfer to {dataset.name}: {len(scores.class_names)} classes",
             setting=f"transfer {config.dataset}",
@@ -85,7 +85,7 @@ def _transfer(config: TransferConfig, device: torch.device) -> Scores:
                 "intensity": INTENSITY,
                 "trained_on": model.training.get("training_frames_sha256"),
             },
-            **model.on_card,
+            **model.for_result,
         )
-        write_result(card, config.out)
+        write_result(result, config.out)
     return scores

@@ -21,10 +21,10 @@ from scalr.distill.run_record import RunRecord, write_record
 from scalr.distill.student import Student
 from scalr.errors import ScalrError, StudentError
 from scalr.evaluate.model import save_model
-from scalr.evaluate.result import ResultCard, write_result
+from scalr.evaluate.result import RunResult, write_result
 
 STUDENT = Student(WaffleIronConfig(width=8, depth=3, out_channels=2)).eval()
-CARD = ResultCard(title="t", figures={}, protocol={}, provenance={})
+CARD = RunResult(title="t", figures={}, protocol={}, provenance={})
 WRITERS: dict[str, Callable[[Path], None]] = {
     "any.bin": lambda path: write_bytes(path, b"new"),
     "config.yaml": lambda path: write_record(path.parent, RunRecord({"a": 1}, {})),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import scalr
-from scalr.evaluate.result import card_of_scores, write_result
+from scalr.evaluate.result import result_of_scores, write_result
 from scalr.evaluate.scores import Scores
 
 PACKAGE = Path(scalr.__file__).parent
@@ -136,7 +136,7 @@ print(json.dumps(loaded))
 def test_commands_that_do_not_compute_load_no_torch(synthetic_world, extract_tiny, tmp_path):
     """Nor does what computes, until it has said that it is at work."""
     scores = Scores(("a", "b"), ("s",), np.ones((1, 2, 2), dtype=np.int64), 1, "0")
-    write_result(card_of_scores(scores, title="t", protocol={}, provenance={}), tmp_path / "result")
+    write_result(result_of_scores(scores, title="t", protocol={}, provenance={}), tmp_path / "result")
     paths = (synthetic_world, extract_tiny().path, tmp_path / "result", tmp_path / "new")
     done = subprocess.run([sys.executable, "-c", ANSWERED, *map(str, paths)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

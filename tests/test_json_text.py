@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scalr.cli import main, show
 from scalr.distill.run import DistillSummary
-from scalr.evaluate.result import ResultCard, write_result
+from scalr.evaluate.result import RunResult, write_result
 from scalr.json_text import json_text
 
 PLAIN = st.recursive(
@@ -53,8 +53,8 @@ def test_arrays_and_paths_are_plain_too(value, text):
     assert json_text(value) == text
 
 
-def test_a_card_with_figures_that_are_none_is_valid_json(tmp_path):
-    card = ResultCard(
+def test_a_result_file_with_figures_that_are_none_is_valid_json(tmp_path):
+    result = RunResult(
         title="t",
         figures={"mIoU": math.nan, "mCE": math.inf},
         interval=(math.nan, math.nan),
@@ -62,7 +62,7 @@ def test_a_card_with_figures_that_are_none_is_valid_json(tmp_path):
         provenance={"nested": [{"deep": -math.inf}]},
         values={"iou": {"car": math.nan, "bus": 0.5}},
     )
-    write_result(card, tmp_path)
+    write_result(result, tmp_path)
     written = json.loads((tmp_path / "result.json").read_text(), parse_constant=refuse)
     assert written["figures"] == {"mIoU": None, "mCE": None}
     assert written["iou"] == {"car": None, "bus": 0.5}

@@ -391,7 +391,7 @@ def test_a_prepared_scan_whose_rows_are_not_of_the_points_is_refused(changed, fa
     function, message = PREPARED[fault]
     changed(OwnInputs, "prepare", function)
     for make in (evaluation_input, training_input):
-        with pytest.raises(StudentError, match=rf"test_backbones:OwnInputs: its prepare {message}"):
+        with pytest.raises(StudentError, match=rf"test_backbones:OwnInputs: the method prepare {message}"):
             make(points_of(0, 40), UNIT, OwnInputs())
     changed(OwnInputs, "prepare_whole", function)
     with pytest.raises(StudentError, match=r"OwnInputs: the method prepare returned"):
@@ -430,7 +430,7 @@ PACKED = {
 def test_a_batch_that_is_not_of_its_scans_is_refused(changed, fault):
     function, message = PACKED[fault]
     changed(OwnInputs, "pack", function)
-    with pytest.raises(StudentError, match=rf"test_backbones:OwnInputs: its pack {message}"):
+    with pytest.raises(StudentError, match=rf"test_backbones:OwnInputs: the method pack {message}"):
         packed(OwnInputs(), [evaluation_input(points_of(0), UNIT, OwnInputs())])
 
 
@@ -502,10 +502,10 @@ def test_what_the_code_of_a_backbone_raises_stays_as_it_is(changed):
 RUNS = {
     "prepare": (
         lambda scan: scan._replace(kept=np.append(scan.kept, 0)),
-        r"pack gave scan_offsets .* the sizes of 'kept'",
+        r"pack returned scan_offsets .* the sizes of 'kept'",
     ),
-    "drawn": (lambda rows: rows * 1.0, r"drawn gave rows as float64 of shape \(\d+,\), not int64 of one axis"),
-    "inside": (lambda mask: mask[1:], r"inside gave bool of shape \(\d+,\), not bool of shape \(\d+,\)"),
+    "drawn": (lambda rows: rows * 1.0, r"drawn returned rows as float64 of shape \(\d+,\), not int64 of one axis"),
+    "inside": (lambda mask: mask[1:], r"inside returned bool of shape \(\d+,\), not bool of shape \(\d+,\)"),
     "for_distillation": (lambda inputs: None, "for_distillation returned None, not a OwnInputs"),
     "for_dataset": (lambda inputs: ToyInputs(), "for_dataset returned a ToyInputs, not a OwnInputs"),
 }

@@ -72,14 +72,14 @@ def test_a_probed_backbone_is_scored_at_every_raw_point_and_stays(student, synth
     assert result.scores.confusion.sum() == num_points
     scored = score_model(ScoreConfig(model=result.model, root=synthetic_world, out=tmp_path / "score", device="cpu"))
     assert scored.miou == result.scores.miou
-    card, of_score = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("probe", "score"))
-    assert of_score["setting"] == card["setting"] == "probe nuscenes"
-    assert of_score["departures_of_protocol"] == card["departures_of_protocol"]
-    assert card["model"]["backbone"] == before.config.backbone
-    assert card["model"]["student"] == before.config.title
-    assert card["protocol"]["inputs"]["voxel_size_m"] == before.input_config.voxel_size_m
-    assert card["protocol"]["schedule"]["stochastic_depth"] is None  # which neither has
-    assert not [each for each in card["departures"] if "inputs.planes" in each]  # which neither has, too
+    written, of_score = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("probe", "score"))
+    assert of_score["setting"] == written["setting"] == "probe nuscenes"
+    assert of_score["departures_of_protocol"] == written["departures_of_protocol"]
+    assert written["model"]["backbone"] == before.config.backbone
+    assert written["model"]["student"] == before.config.title
+    assert written["protocol"]["inputs"]["voxel_size_m"] == before.input_config.voxel_size_m
+    assert written["protocol"]["schedule"]["stochastic_depth"] is None  # which neither has
+    assert not [each for each in written["departures"] if "inputs.planes" in each]  # which neither has, too
 
 
 def test_a_finetuning_that_is_stopped_ends_with_the_same_weights(student, synthetic_world, tmp_path):

@@ -11,7 +11,7 @@ from scalr.evaluate import result as result_module
 from scalr.evaluate.comparison import compare
 from scalr.evaluate.published import published_for
 from scalr.evaluate.published_result import Published
-from scalr.evaluate.result import ResultCard, card_of_scores, data_of, read_result, scores_of, write_result
+from scalr.evaluate.result import RunResult, data_of, read_result, result_of_scores, scores_of, write_result
 from scalr.evaluate.scores import Scores
 from scalr.extract.datasets.simulated import SIMULATED, mark_as_simulated
 
@@ -25,11 +25,11 @@ def some_scores(seed: int) -> Scores:
 
 def write(folder, seed: int = 0, **rest) -> Scores:
     scores = some_scores(seed)
-    write_result(card_of_scores(scores, title="Linear probing", protocol=PROTOCOL, provenance={}, **rest), folder)
+    write_result(result_of_scores(scores, title="Linear probing", protocol=PROTOCOL, provenance={}, **rest), folder)
     return scores
 
 
-def test_a_card_says_what_the_scores_are(tmp_path):
+def test_a_result_file_says_what_the_scores_are(tmp_path):
     scores = write(tmp_path / "run", departures=["epochs 3, not 20", "a seed of 1"])
     result = read_result(tmp_path / "run")
     assert result["figures"] == {
@@ -60,7 +60,7 @@ def test_scores_are_read_with_the_classes_that_their_mean_is_over(tmp_path):
     scores = Scores(("car", "road"), ("a", "b"), confusions, 2, "0", mean_over="present")
     assert scores.miou == 7 / 10
     protocol = {"frames": 2, "frames_sha256": "0", "mean_over": "present"}
-    write_result(card_of_scores(scores, title="t", protocol=protocol, provenance={"file": "a|b"}), tmp_path)
+    write_result(result_of_scores(scores, title="t", protocol=protocol, provenance={"file": "a|b"}), tmp_path)
     again = scores_of(read_result(tmp_path))
     assert (again.miou, again.interval) == (scores.miou, scores.interval)
     assert scores.interval[1] <= 3 / 4
@@ -70,7 +70,7 @@ def test_scores_are_read_with_the_classes_that_their_mean_is_over(tmp_path):
 
 def test_the_figures_of_nothing_are_dashes(tmp_path):
     scores = Scores(("car",), ("a",), np.zeros((1, 1, 1), int), 1, "0")
-    write_result(card_of_scores(scores, title="t", protocol={}, provenance={}), tmp_path)
+    write_result(result_of_scores(scores, title="t", protocol={}, provenance={}), tmp_path)
     assert read_result(tmp_path)["figures"] == dict.fromkeys(("mIoU", "mIoU, absent classes as 0", "fwIoU", "accuracy"))
     assert "| mIoU | – |" in (tmp_path / "result.md").read_text()
 
@@ -82,9 +82,9 @@ def test_the_file_that_says_that_a_run_is_finished_is_written_last(tmp_path, mon
     assert written == ["result.md", "result.json"]
 
 
-def test_the_means_of_a_card_differ_where_a_class_is_absent(tmp_path):
+def test_the_means_of_a_result_file_differ_where_a_class_is_absent(tmp_path):
     scores = Scores(("car", "road"), ("a",), np.array([[[5, 0], [0, 0]]]), 1, "0")
-    write_result(card_of_scores(scores, title="t", protocol={}, provenance={}), tmp_path)
+    write_result(result_of_scores(scores, title="t", protocol={}, provenance={}), tmp_path)
     result = read_result(tmp_path)
     assert (result["miou"], result["miou_of_all_classes"], result["fwiou"]) == (1.0, 0.5, 1.0)
     assert "| mIoU, absent classes as 0 | 50.00 % |" in (tmp_path / "result.md").read_text()
@@ -92,14 +92,14 @@ def test_the_means_of_a_card_differ_where_a_class_is_absent(tmp_path):
 
 def test_an_absent_class_is_a_dash(tmp_path):
     scores = Scores(("car", "road"), ("a",), np.array([[[5, 0], [0, 0]]]), 1, "0")
-    write_result(card_of_scores(scores, title="t", protocol={}, provenance={}), tmp_path)
+    write_result(result_of_scores(scores, title="t", protocol={}, provenance={}), tmp_path)
     assert read_result(tmp_path)["iou"] == {"car": 1.0, "road": None}
     assert "| road | – |" in (tmp_path / "result.md").read_text()
     assert json.loads((tmp_path / "result.json").read_text())["interval_95"] is None
 
 
 @pytest.mark.parametrize("text", ['{"format": "scalr-', "", "[" * 100_000])
-def test_a_card_that_was_cut_off_is_said(tmp_path, text):
+def test_a_result_file_that_was_cut_off_is_said(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(
         StudentError,
@@ -121,11 +121,11 @@ PLUS_ON_ALL = "ScaLR+ (README of scalr_plus: WI-48-768, dinov2_vitl14, all four 
 def write_run(folder, row: Published, model: dict | None = None, protocol: dict | None = None, **rest) -> None:
     """A run of a row's setting, but for what is given."""
     said = [{name: value for name, value in each.items() if value is not None} for each in (row.model, row.protocol)]
-    card = ResultCard(
+    result = RunResult(
         title="a run", setting=row.setting, model=said[0] | (model or {}), protocol=said[1] | (protocol or {}),
         **{"figures": {"mIoU": 0.123, "accuracy": 0.5}, "provenance": {}} | rest,
     )  # fmt: skip
-    write_result(card, folder)
+    write_result(result, folder)
 
 
 def rows_of(report: str) -> dict[str, list[str]]:
@@ -264,10 +264,10 @@ def test_what_a_source_does_not_say_is_told(tmp_path):
 
 def test_a_run_of_an_evaluation_without_published_results_says_so(tmp_path):
     for name in ("two", "one"):
-        card = ResultCard(
+        result = RunResult(
             title="A run", figures={"mIoU": 0.5}, departures=["seed 1"] * (name == "two"), protocol={}, provenance={}
         )
-        write_result(card, tmp_path / name)
+        write_result(result, tmp_path / name)
     report = compare([tmp_path / "two", tmp_path / "one"])
     nothing = "No result is published for this evaluation."
     assert notes_of(report) == {1: f"{nothing} Deviations from the published protocol: seed 1.", 2: nothing}
@@ -277,8 +277,8 @@ def test_a_run_of_an_evaluation_without_published_results_says_so(tmp_path):
 
 def test_runs_of_one_table_share_columns(tmp_path):
     for name, figures in (("two", {"mCE": 1.1}), ("one", {"mCE": 0.9, "mRR": 0.8})):
-        card = ResultCard(title="r", setting="robustness nuscenes_c", figures=figures, protocol={}, provenance={})
-        write_result(card, tmp_path / name)
+        result = RunResult(title="r", setting="robustness nuscenes_c", figures=figures, protocol={}, provenance={})
+        write_result(result, tmp_path / name)
     rows = rows_of(compare([tmp_path / "two", tmp_path / "one"]))
     assert rows[str(tmp_path / "two")][1:] == ["110.00", "–", "–"]
     name = "ScaLR (Table 6: WI-48-768, dinov2_vitl14, all four datasets), published for the nearest setting"
@@ -295,7 +295,7 @@ def test_a_folder_without_a_result_is_said(tmp_path):
         compare([tmp_path])
 
 
-def test_a_card_of_another_version_is_said(tmp_path):
+def test_a_result_file_of_another_version_is_said(tmp_path):
     write(tmp_path)
     values = json.loads((tmp_path / "result.json").read_text())
     del values["model"]
@@ -320,7 +320,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("key", CHANGES)
-def test_a_card_that_was_changed_is_said(tmp_path, key):
+def test_a_result_file_that_was_changed_is_said(tmp_path, key):
     write(tmp_path)
     values = read_result(tmp_path)
     (tmp_path / "result.json").write_text(json.dumps({**values, key: values[key]}, indent=1, sort_keys=True))

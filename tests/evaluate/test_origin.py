@@ -76,7 +76,7 @@ def test_a_line_says_where_a_model_comes_from(network, provenance, text):
     assert description(origin_of(network, provenance)) == f"WI-12-48, {text}"
 
 
-def test_cards_from_before_there_were_other_backbones_are_described():
+def test_result_files_from_before_there_were_other_backbones_are_described():
     before = {name: value for name, value in origin_of(NETWORK, {}).items() if name not in ("student", "backbone")}
     assert description(before) == "WI-12-48, of unknown pretraining"
     assert description(origin_of(ToyConfig(), {})) == "Toy, of unknown pretraining"

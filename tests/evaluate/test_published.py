@@ -20,7 +20,7 @@ MINK, ON_600, WITH_HEAD = "MinkUNet", "nuscenes slidr_train", "contrastive, a he
 RESNET_4 = "resnet50_moco_v2_stride4"
 
 
-def card_of(row: Published) -> tuple[dict, dict]:
+def run_in_setting_of(row: Published) -> tuple[dict, dict]:
     """Model and protocol of a run in the row's setting, as far as the source says it."""
     said = (
         {name: value for name, value in values.items() if value is not None} for values in (row.model, row.protocol)
@@ -31,7 +31,7 @@ def card_of(row: Published) -> tuple[dict, dict]:
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"{row.setting} {row.name}")
 def test_a_figure_is_matched_by_its_own_setting_and_each_change_of_it_is_named(row):
-    model, protocol = card_of(row)
+    model, protocol = run_in_setting_of(row)
     found = row.differences(model, protocol)
     assert found.of_run == []
     assert found.unsaid == [
@@ -60,14 +60,14 @@ def _other(value: Any) -> Any:
 
 def test_the_nearest_row_is_of_the_setting_where_one_is():
     for row in PUBLISHED:
-        found = card_of(row)
+        found = run_in_setting_of(row)
         assert nearest(published_for(row.setting), *found).differences(*found).of_run == []
 
 
 def test_no_run_has_two_published_settings():
     """Nor has a run the setting of a row whose source does not say the network."""
     for row in PUBLISHED:
-        found = rows_of_setting(published_for(row.setting), *card_of(row))
+        found = rows_of_setting(published_for(row.setting), *run_in_setting_of(row))
         assert row in found or row.model.get("width", "said") is None
         for each in found:
             assert (each.model, each.protocol) == (row.model, row.protocol)
@@ -99,7 +99,7 @@ def test_a_setting_stands_twice_only_where_sources_report_different_values():
 )
 def test_no_published_result_has_the_setting_of_a_simulated_run_or_of_random_weights(model, protocol):
     (row,) = (row for row in published_for("probe nuscenes") if L_ON_ALL in row.name and row.who == "ScaLR")
-    found = card_of(row)
+    found = run_in_setting_of(row)
     assert rows_of_setting([row], *found) == [row]
     assert rows_of_setting([row], found[0] | model, found[1] | protocol) == []
 
@@ -107,7 +107,7 @@ def test_no_published_result_has_the_setting_of_a_simulated_run_or_of_random_wei
 def test_what_is_not_said_brings_a_row_no_nearer():
     """MAE's row says less of its teacher than DINOv2's: that is no reason to set it beside a student of DINOv2."""
     (row,) = (row for row in PUBLISHED if row.name == "ScaLR (Table 3: WI-48-256, dinov2_vits14, nuscenes)")
-    model, protocol = card_of(row)
+    model, protocol = run_in_setting_of(row)
     model |= {"pos_embed": "timm", "width": 16, "training.epochs": 25, "training.batch_size": 8}
     assert nearest(published_for("probe nuscenes"), model, protocol) is row
 
@@ -119,7 +119,7 @@ def test_a_row_of_another_loss_is_no_nearer_for_its_teacher():
     (slidr,) = (
         row for row in rows if row.name == f"SLidR (ScaLR's Table 2 and ScaLR's Table 8: {MINK}, {RESNET_4}, {ON_600})"
     )
-    model, protocol = card_of(slidr)
+    model, protocol = run_in_setting_of(slidr)
     model |= {"teachers": ["dinov2_vits14"], "feature": "x_prenorm"}
     assert nearest(rows, model, protocol).who == "SLidR"
     assert nearest(rows, model | {"objective.loss": "similarity"}, protocol) is lima

@@ -21,7 +21,7 @@ from scalr.errors import ScalrError, StudentError
 from scalr.evaluate.finetune import FinetuneConfig, finetune
 from scalr.evaluate.model import load_model
 from scalr.evaluate.probe import ProbeConfig, probe
-from scalr.evaluate.result import ResultCard, read_result, write_result
+from scalr.evaluate.result import RunResult, read_result, write_result
 from scalr.evaluate.robustness import RobustnessConfig, robustness
 from scalr.evaluate.score import ScoreConfig, score_model
 from scalr.evaluate.similarity import SimilarityConfig, similarity_maps
@@ -212,8 +212,8 @@ def test_another_run_s_model_is_not_the_finished_one(runs, tmp_path):
 def test_another_kind_of_run_is_not_resumed(runs, tmp_path, kind):
     settings = run_record({"kind": kind}, torch.device("cpu"))
     if kind == "robustness":  # which has no configuration
-        card = ResultCard(title="t", figures={}, protocol={}, provenance={}, record=settings.values)
-        write_result(card, tmp_path)
+        result = RunResult(title="t", figures={}, protocol={}, provenance={}, record=settings.values)
+        write_result(result, tmp_path)
     else:
         write_record(tmp_path, settings)
     with pytest.raises(StudentError, match=f"this file is of a {kind} run, not of a probing run"):

@@ -16,7 +16,7 @@ from scalr.errors import StudentError
 from scalr.evaluate import robustness as module
 from scalr.evaluate.corrupt import NOT_COMPARABLE
 from scalr.evaluate.model import save_model, with_class_head
-from scalr.evaluate.result import ResultCard, read_result, write_result
+from scalr.evaluate.result import RunResult, read_result, write_result
 from scalr.evaluate.robo3d import BASELINE, corruption_errors, mean_over, resilience_rates
 from scalr.evaluate.robustness import RobustnessConfig, robustness
 from scalr.extract.datasets.corruptions import CORRUPTIONS, MANIFEST, SEVERITIES
@@ -124,7 +124,7 @@ def test_all_copies_are_scored_and_put_together(config):
     assert result.mce == pytest.approx(np.mean(list(errors.values())))
     assert_figures_of_all_classes(config.out, written["figures"])
     (config.root / MANIFEST).write_text("{}")
-    again = robustness(config)  # from the cards of all copies
+    again = robustness(config)  # from the result files of all copies
     assert (again.clean, again.miou, again.mce, again.mrr) == (result.clean, result.miou, result.mce, result.mrr)
     written = json.loads((config.out / "result.json").read_text())
     assert written["departures_of_protocol"] == [NOT_COMPARABLE]
@@ -132,12 +132,12 @@ def test_all_copies_are_scored_and_put_together(config):
 
 
 def assert_figures_of_all_classes(out: Path, figures: dict[str, float]) -> None:
-    """From the copies' own cards: few frames lack classes, which SemanticKITTI's mean counts as 0."""
+    """From the result files of the copies: few frames lack classes, which SemanticKITTI's mean counts as 0."""
     of_copy = {
         copy: json.loads((out / copy / "result.json").read_text())
         for copy in ("clean", *(f"{name}/{severity}" for name in CORRUPTIONS for severity in SEVERITIES))
     }
-    miou = {copy: 100 * card["miou_of_all_classes"] for copy, card in of_copy.items()}
+    miou = {copy: 100 * run_result["miou_of_all_classes"] for copy, run_result in of_copy.items()}
     assert miou["clean"] < 100 * of_copy["clean"]["miou"]
     means = {name: np.mean([miou[f"{name}/{severity}"] for severity in SEVERITIES]) for name in CORRUPTIONS}
     baseline = BASELINE["semantic_kitti_c"]
@@ -145,7 +145,7 @@ def assert_figures_of_all_classes(out: Path, figures: dict[str, float]) -> None:
     assert figures["mCE, absent classes as 0"] == pytest.approx(np.mean(errors))
     assert figures["mRR, absent classes as 0"] == pytest.approx(np.mean(list(means.values())) / miou["clean"])
     assert figures["mIoU clean, absent classes as 0"] == pytest.approx(miou["clean"] / 100)
-    assert all(card["model"]["width"] == 8 for card in of_copy.values())
+    assert all(run_result["model"]["width"] == 8 for run_result in of_copy.values())
 
 
 def test_a_killed_run_goes_on(only_fog, monkeypatch):
@@ -222,9 +222,9 @@ def test_results_over_other_labels_are_not_taken(only_fog, tmp_path):
 def test_the_folder_of_another_command_is_left_alone(config, tmp_path):
     """Of a probing, begun or finished, and of a score."""
     record = run_record({"kind": "probing"}, torch.device("cpu"))
-    card = ResultCard(title="t", figures={}, protocol={}, provenance={}, model={})
+    run_result = RunResult(title="t", figures={}, protocol={}, provenance={}, model={})
     for name, values in (("finished", record.values), ("score", None)):
-        write_result(replace(card, record=values), tmp_path / name)
+        write_result(replace(run_result, record=values), tmp_path / name)
     (tmp_path / "begun").mkdir()
     write_record(tmp_path / "begun", record)
     for name, message in (

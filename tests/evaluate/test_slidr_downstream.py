@@ -287,7 +287,7 @@ def test_a_mean_that_slidr_would_have_otherwise_departs(tmp_path, schedule, abse
     assert supervision._absent_left_out(config, scores) == said * departs
 
 
-def test_the_card_says_how_absent_classes_count(student_files, synthetic_world, tmp_path):
+def test_the_result_file_says_how_absent_classes_count(student_files, synthetic_world, tmp_path):
     """In a world of cars and roads alone, where others are soon not predicted any more."""
     world = Path(shutil.copytree(synthetic_world, tmp_path / "world"))
     for path in (world / "lidarseg").rglob("*.bin"):
@@ -300,11 +300,11 @@ def test_the_card_says_how_absent_classes_count(student_files, synthetic_world, 
     absent = np.isnan(scores.iou)
     assert absent.any()
     assert scores.miou == pytest.approx((np.nansum(scores.iou) + absent.sum()) / 16)
-    card = read_result(config.out)
-    assert card["protocol"]["mean_over"] == "all, absent as 1"
-    assert card["figures"]["mIoU"] == scores.miou
-    assert (card["setting"], card["protocol"]["schedule_of"]) == ("probe nuscenes by slidr", "slidr")
-    assert {"epochs 3, not 100", "learning_rate 0.5, not 0.05", "batch_size 2, not 16"} <= set(card["departures"])
+    written = read_result(config.out)
+    assert written["protocol"]["mean_over"] == "all, absent as 1"
+    assert written["figures"]["mIoU"] == scores.miou
+    assert (written["setting"], written["protocol"]["schedule_of"]) == ("probe nuscenes by slidr", "slidr")
+    assert {"epochs 3, not 100", "learning_rate 0.5, not 0.05", "batch_size 2, not 16"} <= set(written["departures"])
     text = (config.out / "result.md").read_text()
     assert "| mean_over | all, absent as 1 |" in text
     assert f"| mIoU, absent classes as 1 | {100 * scores.miou:.2f} % |" in text
