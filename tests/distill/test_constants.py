@@ -49,7 +49,7 @@ NUMBERS = {
         "PATIENCE": timedelta(minutes=10),
         "PATIENCE_WITH_FIRST": timedelta(hours=4),  # a probe of the first process may take as long
     },
-    "scalr.distill.run": {"SEEDS_APART": 1_000_003},
+    "scalr.distill.run": {"SEEDS_APART": 1_000_003, "ROWS_AS_TEXT": 65_536, "MUCH_WAITING": 0.1},
     "scalr.distill.run_record": {"LISTED_DIFFERENCES": 3, "LONGEST_VALUE": 60, "LONGEST_DIGEST": 12},
     "scalr.distill.segment_losses": {"COUNT_EPS": 1e-6, "ROUNDING": 1e-6},
     "scalr.distill.standardisation": {"ROUNDING": 1e-6},

@@ -19,7 +19,7 @@ NUMBERS = {
     "scalr.evaluate.metrics": {"RESAMPLES": 1000},
     "scalr.evaluate.prediction_files": {"ZARR_ROWS": 16_384},
     "scalr.evaluate.probe": {"FAST_BATCH_POINTS": 8192},
-    "scalr.evaluate.published": {
+    "scalr.evaluate.published_result": {
         "TRAINING_FRAMES": {"nuscenes": 28_130, "semantic_kitti": 19_130, "pandaset_64": 3920, "pandaset_gt": 3920},
         "SCORED_FRAMES": {"nuscenes": 6019, "semantic_kitti": 4071, "pandaset_64": 2160, "pandaset_gt": 2160},
         "CLASSES": {"nuscenes": 16, "semantic_kitti": 19, "pandaset_64": 17, "pandaset_gt": 17},

@@ -325,7 +325,7 @@ def test_a_refused_run_leaves_settings_free(models, tmp_path):
     rings = np.random.default_rng(0).integers(0, 32, (200, 1)).astype(np.float32)
     np.hstack([a_scan(0, highest=1.0), rings]).tofile(tmp_path / "a.bin")
     given = {"model": models.semantic_kitti, "scans": (tmp_path / "a.bin",), "out": tmp_path / "p"}
-    with pytest.raises(ScalrError, match=r"4 float32 values a point make no scan.*, and 5.*do.* pass --columns"):
+    with pytest.raises(ScalrError, match=r"4 float32.* 5 float32.* --columns"):
         predict(PredictConfig(**given))
     assert predict(PredictConfig(**given, columns=5)).num_new == 1
 
@@ -340,7 +340,7 @@ def test_intensities_of_another_lidar_are_warned_of(models, tmp_path, caplog):
         caplog.clear()
         out = tmp_path / f"out{len([*tmp_path.iterdir()])}"
         predict(PredictConfig(**given, scans=(tmp_path / f"{name}?.npy",), out=out, **options))
-        return [np.load(path).tolist() for path in sorted(out.glob("*.npy"))], "intensities have mean" in caplog.text
+        return [np.load(path).tolist() for path in sorted(out.glob("*.npy"))], "standard deviation" in caplog.text
 
     expected, warned = predicted("")
     assert not warned
@@ -408,27 +408,27 @@ def test_what_a_lidar_is_not_known_for_is_said(models, tmp_path):
 
 
 BAD_FILES = {
-    "empty.bin": (b"", "0 bytes are not a whole number of points"),
-    "cut.bin": (a_scan(0, 1.0).tobytes()[:-5], "3195 bytes are not a whole number of points"),
-    "text.bin": (b"x y z intensity " * 400, "1 % of the points are farther than"),
-    "columns.bin": (np.hstack([a_scan(0, 1.0)] * 2)[:, :6].tobytes(), "and 6 float32 values do"),
-    "double.bin": (a_scan(0, 1.0).astype(np.float64).tobytes(), "and 4 float64 values do"),
+    "empty.bin": (b"", "0 bytes"),
+    "cut.bin": (a_scan(0, 1.0).tobytes()[:-5], "3195 bytes"),
+    "text.bin": (b"x y z intensity " * 400, "1 % of the points"),
+    "columns.bin": (np.hstack([a_scan(0, 1.0)] * 2)[:, :6].tobytes(), "6 float32"),
+    "double.bin": (a_scan(0, 1.0).astype(np.float64).tobytes(), "4 float64"),
     "nan.npy": (np.full((9, 4), np.nan), "none of its 9 points is finite"),
-    "huge.npy": (a_scan(0, 1.0) * np.float32(1e6), "1 % of the points are farther than"),
+    "huge.npy": (a_scan(0, 1.0) * np.float32(1e6), "1 % of the points"),
     "larger.npy": (np.full((9, 4), 1e300), "none of its 9 points is finite"),
     "no_points.npy": (np.zeros((0, 4)), "none of its 0 points is finite"),
-    "flat.npy": (a_scan(0, 1.0).ravel(), r"a scan of shape \(800,\)"),
-    "three.npy": (a_scan(0, 1.0)[:, :3], r"a scan of shape \(200, 3\)"),
-    "objects.npy": (np.array([{}]), "not an array that can be read"),
-    "far.npy": (a_scan(0, 1.0) + np.float32([500, 500, 0, 0]), "no point is left inside the field of view"),
-    "garbage_npz.npz": (b"PK\3\4" + b"\7" * 99, "not a NPZ file that can be read"),
+    "flat.npy": (a_scan(0, 1.0).ravel(), r"shape \(800,\)"),
+    "three.npy": (a_scan(0, 1.0)[:, :3], r"shape \(200, 3\)"),
+    "objects.npy": (np.array([{}]), "array"),
+    "far.npy": (a_scan(0, 1.0) + np.float32([500, 500, 0, 0]), "field of view"),
+    "garbage_npz.npz": (b"PK\3\4" + b"\7" * 99, "NPZ"),
     "two.npz": ({"a": np.zeros(2), "b": np.zeros(2)}, r"2 arrays \(a, b\), and a scan is one"),
     "garbage_pcd.pcd": (
         b"# .PCD v0.7\nFIELDS x\nDATA binary_compressed\n" + b"\7" * 99,
-        "not a PCD file that can be read",
+        "PCD",
     ),
-    "garbage_ply.ply": (b"ply\nformat binary_little_endian 1.0\n" + b"\7" * 99, "not a PLY file that can be read"),
-    "scan.las": (b"LASF", r"a scan whose name ends in '\.las' is not read"),
+    "garbage_ply.ply": (b"ply\nformat binary_little_endian 1.0\n" + b"\7" * 99, "PLY"),
+    "scan.las": (b"LASF", r"'\.las'"),
 }
 
 
@@ -463,7 +463,7 @@ def test_each_bad_file_is_one_line_and_the_others_are_predicted(bad_files, model
     assert (result["num_scans"], result["num_points"], result["out"]) == (1, 200, str(tmp_path / "p"))
     skipped = {Path(path).name: reason for path, reason in result["skipped"].items()}
     messages = {name: message for name, (_, message) in BAD_FILES.items()}
-    messages["unreadable.bin"] = "the file cannot be read"
+    messages["unreadable.bin"] = "symbolic links"
     assert skipped.keys() == messages.keys()
     for name, message in messages.items():
         assert re.search(rf"{name}: .*({message})", skipped[name])

@@ -71,7 +71,7 @@ def test_kitti_is_extracted_without_the_scan_that_has_no_image(real_data, tmp_pa
     assert open_store(tmp_path / "s.zarr").committed_blocks() == set()
     skipped = CliRunner().invoke(main, [*command, "--on-error", "skip"])
     assert skipped.exit_code == 3
-    assert "skipped 00/000000: " in skipped.stderr
+    assert "skipped frame 00/000000: " in skipped.stderr
     assert image in skipped.stderr
     views = open_store(tmp_path / "s.zarr").views
     assert views["token"].to_pylist() == ["01/000001", "01/000002", "01/000008"]
