@@ -56,7 +56,7 @@ SHELLS = ("bash", "zsh", "fish")
     stages={
         "Extraction, from images to a store": ("check", "extract", "inspect", "verify", "remove"),
         "Distillation, from stores to students": ("distill", "convert"),
-        "Evaluation": ("evaluate", "corrupt", "predict"),
+        "Evaluation and use": ("evaluate", "corrupt", "predict"),
         "Without a dataset": ("demo", "synth"),
         "Shell": ("completion",),
     },
@@ -379,7 +379,7 @@ def remove(store: Path, teachers: tuple[str, ...], splits: tuple[str, ...], yes:
     ),
     split_option(None, "Split to train on.", "the only one in each store; with --resume, that of the interrupted run"),
 )
-@under("Training", recipe_option, set_option)
+@under("Training", recipe_option, set_option("training.epochs=10"))
 @under(
     "Run",
     out_option("runs/distill", "Folder for the student and the logs."),
@@ -451,7 +451,7 @@ def distill(
         help="Recipe that gives the backbone and its inputs.  [default: the backbone and inputs that the file names]",
         **completed(recipe_names),
     ),
-    set_option,
+    set_option("inputs.voxel_size_m=0.05"),
     click.option(
         "--activation",
         type=click.Choice(["relu", "gelu"]),

@@ -55,7 +55,7 @@ class Verb(ExampleLast):
                 under_heading.setdefault(heading, []).append(record)
         last = {EVERYTHING_ELSE: under_heading.pop(EVERYTHING_ELSE)}  # --help is always there
         for heading, records in {**under_heading, **last}.items():
-            with formatter.section(heading):
+            with formatter.section(heading if under_heading else "Options"):
                 formatter.write_dl(records)
 
 
@@ -336,12 +336,18 @@ recipe_option = click.option(
     help="Name of a bundled recipe, or a YAML file.",
     **completed(recipe_names),
 )
-set_option = click.option(
-    *("--set", "overrides"),
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change one value of the recipe, for example training.epochs=10. Repeat the option for several values.",
-)
+
+
+def set_option(example: str) -> Decorator:
+    """`--set`, with an example of a value that the command takes."""
+    return click.option(
+        *("--set", "overrides"),
+        multiple=True,
+        metavar="KEY=VALUE",
+        help=f"Change one value of the recipe, for example {example}. Repeat the option for several values.",
+    )
+
+
 resume_option = click.option(
     "--resume", is_flag=True, help="Continue the interrupted run in --out, or start a new one if there is none."
 )

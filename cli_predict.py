@@ -45,20 +45,17 @@ def lidar_names() -> list[str]:
 @under(
     "Network",
     click.option(
-        "--model", type=path, help="File model.safetensors of linear probing or finetuning. Classes are written."
+        "--model", type=path, help="File model.safetensors of linear probing or finetuning, to write classes."
     ),
-    click.option(
-        "--student",
-        type=path,
-        help="File student.safetensors of a distillation, or a converted one. Features are written.",
-    ),
+    click.option("--student", type=path, help="File student.safetensors of a distillation, to write features."),
 )
 @under(
     "Scans",
     click.option(
         "--dataset",
         help="Dataset whose lidar recorded the scans: nuscenes, semantic_kitti, pandaset_64, pandaset_gt,"
-        " semantic_poss; frames for any other lidar.  [default: the dataset that the model was trained on]",
+        " semantic_poss; frames for any other lidar. It decides how intensities are normalised.  [default: the dataset"
+        " that the model was trained on; required with --student]",
         **completed(lidar_names),
     ),
     click.option(
