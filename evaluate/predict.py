@@ -129,7 +129,7 @@ class PredictionSummary:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """What scans go through.
+    """The network that scans go through.
 
     Attributes:
         student: with a head for classes or without, in eval mode.
@@ -232,7 +232,7 @@ def _no_lidar(path: Path) -> ScalrError:
 
 
 def _names(model: Model, dataset: str) -> tuple[str, ...]:
-    """Of the model's classes; a converted official file has those of the dataset if it has as many."""
+    """Names of the model's classes; a converted official file has the dataset's if their number is the same."""
     count = model.student.config.out_channels
     of_dataset = OWN[dataset].class_names if dataset in OWN else ()
     numbered = tuple(f"class {number}" for number in range(count))

@@ -94,7 +94,7 @@ class SupervisionConfig(Settings, ABC):
     @property
     @abstractmethod
     def setting(self) -> str:
-        """Its name among the published results, for the dataset's own classes."""
+        """The name of the run's setting among the published results, for the dataset's own classes."""
 
     @property
     def by_others(self) -> str:

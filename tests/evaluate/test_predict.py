@@ -312,7 +312,7 @@ def test_results_of_other_settings_are_not_mixed(scans, models, tmp_path):
     lines = "".join(f"{json.dumps(line | {'by_class': counts})}\n" for counts in (line["by_class"], [1]))
     for name, text in (("scans.jsonl", '{"a": 1}\n'), ("scans.jsonl", lines), ("predict.json", "[]")):
         (tmp_path / "p" / name).write_text(text)
-        with pytest.raises(ScalrError, match=rf"{name}: not a "):
+        with pytest.raises(ScalrError, match=rf"{name}: the file is not a "):
             predict(PredictConfig(model=models.semantic_kitti, **given))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/000000.label").write_text("mine")
