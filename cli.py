@@ -345,7 +345,8 @@ def verify(store: Path, as_json: bool, **options: Any) -> None:
 def remove(store: Path, teachers: tuple[str, ...], splits: tuple[str, ...], yes: bool) -> None:
     """Delete a teacher or a split from a store.
 
-    To continue an interrupted deletion, run the same command again. Do not run it while other jobs write to the store.
+    To continue an interrupted deletion, run the same command again. Do not run this command while other jobs write to
+    the store.
     """
     if len(teachers) + len(splits) != 1:
         raise click.UsageError("Pass one --teacher or one --split.")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 60
-LINE = "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_fmt}{postfix}, {elapsed} elapsed, {remaining} remaining"
+LINE = "{desc}: {n_fmt} of {total_fmt}{unit}s, {rate_noinv_fmt}{postfix}, {elapsed} elapsed, {remaining} remaining"
 
 
 class _LogLines(tqdm):

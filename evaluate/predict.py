@@ -66,7 +66,7 @@ class PredictConfig(Settings):
         super().__post_init__()
         if (self.model is None) == (self.student is None):
             raise ScalrError(
-                "one of the two is needed, and not both",
+                "predict needs one of the two options, and not both",
                 where="--model and --student",
                 fix="Pass --model for classes or --student for features.",
             )
@@ -74,9 +74,15 @@ class PredictConfig(Settings):
         if self.format is not None and self.format not in formats:
             raise self.refused("format", self.format, f"Use {' or '.join(formats)}.")
         if self.model is None and self.colours:
-            raise ScalrError("features have no class colours", where="--colours", fix="Leave it out, or pass --model.")
+            raise ScalrError(
+                "features have no class colours", where="--colours", fix="Leave out --colours, or pass --model."
+            )
         if self.model is not None and self.dtype is not None:
-            raise ScalrError("it is for features", where="--dtype", fix="Leave it out, or pass --student.")
+            raise ScalrError(
+                "the option is for features, and --model writes classes",
+                where="--dtype",
+                fix="Leave out --dtype, or pass --student.",
+            )
         if self.dataset is not None and self.dataset not in LIDARS:
             raise ScalrError(
                 f"no lidar of a dataset '{self.dataset}' is known{did_you_mean(self.dataset, LIDARS)}",
@@ -114,6 +120,8 @@ class PredictionSummary:
     def as_text(self) -> str:
         scans = "1 scan" if self.num_scans == 1 else f"{self.num_scans:,} scans"
         lines = [f"{self.out}: {scans} ({self.num_new:,} in this run), {self.num_points:,} points"]
+        if self.points_by_class:
+            lines[0] += ", by class:"
         total = max(1, self.num_points)
         for name, points in (self.points_by_class or {}).items():
             lines.append(f"  {name:<22} {points / total:6.1%}")

@@ -69,7 +69,7 @@ class PredictionFolder:
         for name, value in json.loads(json_text(settings)).items():
             if self.record and before.get(name) != value:
                 raise ScalrError(
-                    f"its results were made with {name} {before.get(name)}, and now it is {value}",
+                    f"the results in this folder were made with {name} {before.get(name)}, and now {name} is {value}",
                     where=self.path,
                     fix="Use the same settings to continue, or choose another --out.",
                 )
@@ -111,7 +111,7 @@ class PredictionFolder:
             others = [name for name in names if name != CLASSES and not name.startswith(".")]
             if others:
                 raise ScalrError(
-                    f"the folder has files of something else ({others[0]})",
+                    f"the folder has files that 'scalr predict' did not write ({others[0]})",
                     where=self.path,
                     fix="Choose a new folder as --out.",
                 )
@@ -122,7 +122,9 @@ class PredictionFolder:
                 raise ValueError(f"its format is {record['format']!r}")
             Path(record["root"]), IntensityStatistics(**record["intensity"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ScalrError(f"not a record of 'scalr predict' ({error})", where=path, fix=START_AGAIN) from None
+            raise ScalrError(
+                f"the file is not a record of 'scalr predict' ({error})", where=path, fix=START_AGAIN
+            ) from None
         return record
 
     def _remove_leftovers(self) -> None:
@@ -146,7 +148,7 @@ class PredictionFolder:
                 raise ValueError("scans have different numbers of classes")
         except (ValueError, TypeError, KeyError, ScalrError) as error:
             raise ScalrError(
-                f"not a list of finished scans ({shortened(error)})", where=path, fix=START_AGAIN
+                f"the file is not a list of finished scans ({shortened(error)})", where=path, fix=START_AGAIN
             ) from None
         return finished
 

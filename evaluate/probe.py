@@ -57,7 +57,7 @@ class ProbeConfig(SupervisionConfig):
     def choices(self) -> dict[str, str]:
         if self.fast:
             return {"features": FAST, "augmentation": "none"}
-        return {"features": "of augmented scans, anew each epoch", "augmentation": self.augmentation}
+        return {"features": "of scans that are augmented again in each epoch", "augmentation": self.augmentation}
 
     @property
     def published_schedule(self) -> Schedule:

@@ -86,7 +86,7 @@ class Reading:
             points = values[:, :4].astype(np.float32)
         is_finite = np.isfinite(points).all(axis=1)
         if not is_finite.any():
-            raise DatasetError(f"none of its {len(points)} points is finite", where=path, fix="Leave this scan out.")
+            raise DatasetError(f"none of the {len(points)} points is finite", where=path, fix="Leave this scan out.")
         if self.non_finite == "refuse" and not is_finite.all():
             raise DatasetError(
                 f"{int((~is_finite).sum())} of {len(points)} points are not finite",

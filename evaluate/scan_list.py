@@ -69,7 +69,9 @@ def list_scans(given: Sequence[Path], endings: Iterable[str], out: Path, root: P
             found = _files_below(each, endings, out)
             if not found:
                 raise DatasetError(
-                    "no scan in this folder", where=each, fix=f"Give one with files that end in {', '.join(endings)}."
+                    "the folder has no scan",
+                    where=each,
+                    fix=f"Give a folder with files that end in {', '.join(endings)}.",
                 )
             folders.append(each)
             files |= dict.fromkeys(found)
@@ -144,7 +146,7 @@ def _require_different(scans: Sequence[ScanFile]) -> None:
         other = first.setdefault(scan.name, scan.path)
         if other != scan.path:
             raise DatasetError(
-                f"its results would have the same name as those of {other}",
+                f"the results of this scan would have the same name as those of {other}",
                 where=scan.path,
                 fix="Put the two in different folders, or give one of them.",
             )

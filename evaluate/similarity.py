@@ -143,8 +143,8 @@ def pca_colours(features: np.ndarray, like: np.ndarray | None = None) -> np.ndar
 def similarity_maps(config: SimilarityConfig) -> SimilarityResult:
     """Draw the similarity of all points of a scan to a point or class, as pictures and as a page to rotate and click.
 
-    Writes into `config.out`, and replaces what is there: `top_view.png`, `perspective_view.png`, `cloud.html`, with a
-    store `pca.png`, and `similarity.json`, which describes them.
+    Writes into `config.out`, and replaces files of an earlier run: `top_view.png`, `perspective_view.png`,
+    `cloud.html`, with a store `pca.png`, and `similarity.json`, which describes them.
 
     Raises:
         ScalrError: the student, the dataset, the point or class, the store or the output folder cannot be used.

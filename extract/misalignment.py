@@ -159,8 +159,8 @@ def _of_single_cameras(dataset: Dataset, evidence: Sequence[Evidence]) -> Iterat
         ]
         if (gains := _clear_gain(changed)) is not None:
             yield DoubtfulError(
-                f"its images fit the scans {np.exp(gains[1] - gains[0]):.2f} times as well mirrored, and best as they"
-                " are is expected",
+                f"the images of the camera fit the scans {np.exp(gains[1] - gains[0]):.2f} times as well mirrored,"
+                " and best as they are is expected",
                 where=f"{dataset.root}: camera {camera}",
                 fix="Check whether its images are mirrored.",
             )

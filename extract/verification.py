@@ -69,7 +69,7 @@ class Verification:
         """A table for people."""
         found = self.found
         lines = [
-            f"{self.store}: {counted(found.blocks, 'block')} read, {counted(len(self.damage), 'problem')} found",
+            f"{self.store}: {counted(found.blocks, 'block')} read, {len(self.damage)} damaged",
             *map(str, self.damage),
         ]
         if self.repaired and self.damage:
@@ -83,8 +83,8 @@ class Verification:
         lines += [f"cannot be read now: {each}" for each in found.unreadable]
         if found.unreadable:
             lines.append("No damage of these files is known. Check their permissions and their storage.")
-        lines += [missing(kind, blocks) for kind, blocks in found.missing.items()]
-        lines += [f"statistics of {each}: missing" for each in found.without_statistics]
+        lines += [f"incomplete: {missing(kind, blocks)}" for kind, blocks in found.missing.items()]
+        lines += [f"incomplete: no statistics of {each}" for each in found.without_statistics]
         if (found.missing or found.without_statistics) and not self.damage:
             lines.append(REPEAT)
         lines += [f"stray, not a file of the store: {each}" for each in found.stray[:MOST_STRAYS]]

@@ -289,7 +289,7 @@ def test_inspect_and_verify(synthetic_world, tmp_path):
     assert "block 1, targets of dinov2_vits14" in found.output
     repaired = scalr("verify", out, "--repair")
     assert repaired.exit_code == 1
-    assert "2 blocks read, 1 problem found" in repaired.output
+    assert "2 blocks read, 1 damaged" in repaired.output
     assert "targets of dinov2_vits14: 1 block missing (number 1)" in scalr("inspect", out).output
     assert "1 block written in this run" in scalr(*command, "--dtype", "int8").output
     assert scalr("verify", out).exit_code == 0

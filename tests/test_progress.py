@@ -15,7 +15,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, caplog):
     lines = [record.message for record in caplog.records]
     assert 3 <= len(lines) <= 4
     assert lines[-1].startswith("extract: 3 of 3 frames, ")
-    assert all("1.5 MB/s" in line and line.endswith(" left") and "\r" not in line for line in lines)
+    assert all("1.5 MB/s" in line and line.endswith(" remaining") and "\r" not in line for line in lines)
 
 
 def test_few_lines_for_long_work(caplog):

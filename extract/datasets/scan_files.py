@@ -62,7 +62,7 @@ def _npz(path: Path) -> np.ndarray:
         raise _damaged("NPZ", error, path) from None
     if array is None:
         raise DatasetError(
-            f"{len(names)} arrays ({', '.join(names[:8])}), and a scan is one",
+            f"the file has {len(names)} arrays ({', '.join(names[:8])}), and a scan is one",
             where=path,
             fix="Write one array (N, 4) per file: x, y, z and intensity.",
         )

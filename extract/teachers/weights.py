@@ -33,8 +33,8 @@ def build_model(
 ) -> tuple[torch.nn.Module, str]:
     """Build the teacher's model with position embeddings resized to the image size; also return the weights' SHA-256.
 
-    The SHA-256 covers the tensors before any is resized: it is equal for all image sizes, for the hub and its file, and
-    for one model in the layouts of its makers and of timm.
+    The SHA-256 covers the tensors before any is resized: it is equal for all image sizes, for the Hugging Face Hub and
+    its file, and for one model in the layouts of its makers and of timm.
 
     Args:
         spec: the teacher's description.
@@ -142,7 +142,7 @@ def _from_hub(spec: TeacherSpec) -> Checkpoint:
     logger.info("weights of %s: from the cache %s, else from the Hugging Face Hub", spec.timm_name, HF_HUB_CACHE)
     try:
         content = Skeleton.of(spec.timm_name, spec.options).fetch()
-    except Exception as error:  # timm, torch, safetensors and the hub's client have errors of their own
+    except Exception as error:  # timm, torch, safetensors and huggingface_hub have errors of their own
         raise TeacherError(
             f"the weights cannot be downloaded from the Hugging Face Hub ({first_line(error)})",
             where=spec.timm_name,

@@ -295,10 +295,10 @@ def test_results_of_other_settings_are_not_mixed(scans, models, tmp_path):
     predict(PredictConfig(model=models.semantic_kitti, **given))
     before = contents(tmp_path / "p")
     others = (
-        ({"model": models.nuscenes, "dataset": "semantic_kitti"}, "with weights_sha256 .*, and now it is"),
+        ({"model": models.nuscenes, "dataset": "semantic_kitti"}, "with weights_sha256 .*, and now weights_sha256 is"),
         (
             {"model": models.semantic_kitti, "intensity": (0.5, 0.1)},
-            r"with intensity None, and now it is \[0\.5, 0\.1\]",
+            r"with intensity None, and now intensity is \[0\.5, 0\.1\]",
         ),
         ({"student": models.semantic_kitti, "dataset": "semantic_kitti"}, "with classes|with results classes, and now"),
     )
@@ -316,7 +316,7 @@ def test_results_of_other_settings_are_not_mixed(scans, models, tmp_path):
             predict(PredictConfig(model=models.semantic_kitti, **given))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/000000.label").write_text("mine")
-    with pytest.raises(ScalrError, match=r"files of something else \(000000\.label\)"):
+    with pytest.raises(ScalrError, match=r"files that 'scalr predict' did not write \(000000\.label\)"):
         predict(PredictConfig(model=models.semantic_kitti, **given | {"out": tmp_path / "other"}))
 
 
@@ -391,11 +391,14 @@ def test_what_a_lidar_is_not_known_for_is_said(models, tmp_path):
     np.save(tmp_path / "a.npy", a_scan(0))
     given = {"scans": (tmp_path / "a.npy",), "out": tmp_path / "p"}
     for options, message in (
-        ({}, "--model and --student: one of the two is needed, and not both"),
-        ({"student": models.student, "model": models.nuscenes}, "one of the two is needed, and not both"),
+        ({}, "--model and --student: predict needs one of the two options, and not both"),
+        ({"student": models.student, "model": models.nuscenes}, "predict needs one of the two options, and not both"),
         ({"student": models.student}, "does not say which dataset's lidar the scans are of"),
         ({"student": models.student, "colours": True}, "--colours: features have no class colours"),
-        ({"model": models.nuscenes, "dtype": "float16"}, "--dtype: it is for features"),
+        (
+            {"model": models.nuscenes, "dtype": "float16"},
+            "--dtype: the option is for features, and --model writes classes",
+        ),
         (
             {"model": models.nuscenes, "format": "zarr"},
             r"--format: 'zarr' cannot be used\. Use label or npy or parquet",
@@ -416,10 +419,10 @@ BAD_FILES = {
     "text.bin": (b"x y z intensity " * 400, "1 % of the points"),
     "columns.bin": (np.hstack([a_scan(0, 1.0)] * 2)[:, :6].tobytes(), "6 float32"),
     "double.bin": (a_scan(0, 1.0).astype(np.float64).tobytes(), "4 float64"),
-    "nan.npy": (np.full((9, 4), np.nan), "none of its 9 points is finite"),
+    "nan.npy": (np.full((9, 4), np.nan), "none of the 9 points is finite"),
     "huge.npy": (a_scan(0, 1.0) * np.float32(1e6), "1 % of the points"),
-    "larger.npy": (np.full((9, 4), 1e300), "none of its 9 points is finite"),
-    "no_points.npy": (np.zeros((0, 4)), "none of its 0 points is finite"),
+    "larger.npy": (np.full((9, 4), 1e300), "none of the 9 points is finite"),
+    "no_points.npy": (np.zeros((0, 4)), "none of the 0 points is finite"),
     "flat.npy": (a_scan(0, 1.0).ravel(), r"shape \(800,\)"),
     "three.npy": (a_scan(0, 1.0)[:, :3], r"shape \(200, 3\)"),
     "objects.npy": (np.array([{}]), "array"),
@@ -485,8 +488,8 @@ def test_what_is_given_in_place_of_scans_is_said(scans, models, tmp_path):
     for paths, message in (
         ((tmp_path / "missing.bin",), r"missing\.bin: no such file or folder, and no file matches it as a pattern"),
         (("scans/*.xyz",), "no file matches it as a pattern"),
-        ((tmp_path / "empty.bin",), r"empty\.bin: no scan in this folder"),
-        ((scans,), r"000000\.npy: its results would have the same name as those of .*000000\.bin"),
+        ((tmp_path / "empty.bin",), r"empty\.bin: the folder has no scan"),
+        ((scans,), r"000000\.npy: the results of this scan would have the same name as those of .*000000\.bin"),
     ):
         with pytest.raises(ScalrError, match=message):
             predict(PredictConfig(**given, scans=paths))

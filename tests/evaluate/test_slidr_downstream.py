@@ -312,7 +312,8 @@ def test_the_result_file_says_how_absent_classes_count(student_files, synthetic_
     report = compare([config.out])
     assert report.startswith("## probe nuscenes by slidr")
     assert re.search(
-        r"\| SLidR \(ScaLR's Table 2 and ScaLR's Table 8: MinkUNet, .*\), published for another setting .*\| 38\.80 \|", report
+        r"\| SLidR \(ScaLR's Table 2 and ScaLR's Table 8: MinkUNet, .*\), published for another setting .*\| 38\.80 \|",
+        report,
     )
     assert not re.search(r"(?m)^\|.*WI-48", report)  # figures by ScaLR's protocol do not compare
     of_model = {"model": config.out / "model.safetensors", "root": world}

@@ -332,7 +332,7 @@ def test_mirrored_images_are_told(kitti, nuscenes, tmp_path, monkeypatch):
     (line,) = found(Changed(kitti, frames=mirror(kitti, tmp_path, ["image_2"])))
     assert "times as well with the images mirrored" in line
     (line,) = found(Changed(nuscenes, frames=mirror(nuscenes, tmp_path, ["CAM_BACK"])))
-    assert "camera CAM_BACK: its images fit the scans" in line
+    assert "camera CAM_BACK: the images of the camera fit the scans" in line
     assert "times as well mirrored" in line
 
 

@@ -41,7 +41,7 @@ def test_a_sample_is_recomputed_from_the_dataset_and_weights_that_are_given(tmp_
     assert sampled == [(store.path, 4, options)]
     assert (result.whole, result.found.blocks, result.sample, result.damage) == (True, 2, [VIEW], [])
     assert result.as_text().splitlines() == [
-        f"{store.path}: 2 blocks read, 0 problems found",
+        f"{store.path}: 2 blocks read, 0 damaged",
         "view 3 (frame 1-0, camera CAM), t: 7 pairs, cosine to recomputed features: mean 0.900000,"
         " minimum 0.800000; loss differs by 0.01 at most",
     ]

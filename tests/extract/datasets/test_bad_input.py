@@ -175,11 +175,11 @@ class Damage:
     stops_extraction: bool = True
 
 
-NOT_WHOLE = "not a whole number of|not a pickle"
+NOT_WHOLE = "not a whole number of|the pickle cannot be read"
 DAMAGES = {
     "no scan": Damage(lambda world: world.scan.unlink(), "scan", "the file is missing"),
     "cut scan": Damage(lambda world: cut(world.scan), "scan", NOT_WHOLE),
-    "empty scan": Damage(without_points, "scan", "empty or truncated|there must be some"),
+    "empty scan": Damage(without_points, "scan", "empty or truncated|of one point or more"),
     "NaN points": Damage(with_a_nan, "scan", r"\d+ of \d+ points are not finite"),
     "no labels": Damage(lambda world: world.labels.unlink(), "labels", "the file is missing", stops_extraction=False),
     "cut labels": Damage(

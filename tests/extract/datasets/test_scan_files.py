@@ -80,8 +80,16 @@ def test_arrays_with_named_fields_are_read_by_name(tmp_path):
         ),
         ("a.pcd", pcd("binary") + SCAN.tobytes()[:-3], "the file cannot be read as PCD"),
         ("a.pcd", SCAN.tobytes(), "the file cannot be read as PCD"),
-        ("a.pcd", pcd("binary", "x y z rgb") + SCAN.tobytes(), "no field 'intensity' among x, y, z, rgb"),
-        ("a.pcd", pcd("binary", "x y i intensity") + SCAN.tobytes(), "no field 'z' among x, y, i, intensity"),
+        (
+            "a.pcd",
+            pcd("binary", "x y z rgb") + SCAN.tobytes(),
+            r"the scan has no field 'intensity' \(it has: x, y, z, rgb\)",
+        ),
+        (
+            "a.pcd",
+            pcd("binary", "x y i intensity") + SCAN.tobytes(),
+            r"the scan has no field 'z' \(it has: x, y, i, intensity\)",
+        ),
         ("a.ply", ply("binary_little_endian") + SCAN.tobytes()[:-16], "the file cannot be read as PLY"),
         (
             "a.ply",
