@@ -285,21 +285,21 @@ def completed(names: Callable[[], list[str]]) -> dict[str, Any]:
 
 
 def teacher_names() -> list[str]:
-    """For completion."""
+    """Names of teachers, for completion."""
     from .extract.teachers.registry import TEACHERS
 
     return list(TEACHERS)
 
 
 def recipe_names() -> list[str]:
-    """For completion."""
+    """Names of recipes, for completion."""
     from .distill.recipes import recipe_names as names
 
     return names()
 
 
 def dataset_names() -> list[str]:
-    """For completion."""
+    """Names of dataset readers, for completion."""
     from .extract.datasets import READERS
 
     return list(READERS)

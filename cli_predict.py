@@ -24,7 +24,7 @@ from .json_text import json_text
 
 
 def lidar_names() -> list[str]:
-    """For completion."""
+    """Names of datasets whose lidar is known, for completion."""
     from .evaluate.raw_scans import LIDARS
 
     return list(LIDARS)

@@ -50,22 +50,22 @@ class Bound(NamedTuple):
 
 
 def at_least(limit: float) -> Bound:
-    """For `Annotated`: `limit` or more."""
+    """A bound for `Annotated`: `limit` or more."""
     return Bound("at least", operator.ge, limit)
 
 
 def above(limit: float) -> Bound:
-    """For `Annotated`: more than `limit`."""
+    """A bound for `Annotated`: more than `limit`."""
     return Bound("above", operator.gt, limit)
 
 
 def up_to(limit: float) -> Bound:
-    """For `Annotated`: `limit` or less."""
+    """A bound for `Annotated`: `limit` or less."""
     return Bound("at most", operator.le, limit)
 
 
 def below(limit: float) -> Bound:
-    """For `Annotated`: less than `limit`."""
+    """A bound for `Annotated`: less than `limit`."""
     return Bound("below", operator.lt, limit)
 
 

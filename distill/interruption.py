@@ -90,7 +90,7 @@ def starting_workers() -> Iterator[None]:
 
 
 def leave_signals_to_the_trainer(_: int = 0) -> None:
-    """For a loader's workers: ignore signals, which schedulers and terminals send to all processes, since the trainer
+    """Ignore signals in a loader's workers, which schedulers and terminals send to all processes, since the trainer
     still needs their samples.
     """
     for number in (signal.SIGINT, SAVE):

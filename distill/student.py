@@ -81,7 +81,7 @@ class Student(nn.Module):
     def state_dict(
         self, *, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
-        """As in torch, but without the prefix `backbone.`, so that files do not depend on this class."""
+        """torch's state dict, but without the prefix `backbone.`, so that files do not depend on this class."""
         destination = OrderedDict() if destination is None else destination
         for name, module in self.named_children():
             own = prefix if module is self.backbone else f"{prefix}{name}."

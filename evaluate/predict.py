@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..checkpoint_files import write_bytes
+from ..counted import counted
 from ..device import resolve_device
 from ..distill.backbones.backbone import ScanInputs
 from ..distill.backbones.calls import inputs_for, packed
@@ -130,7 +131,7 @@ class PredictionSummary:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """What scans go through.
+    """The network that scans go through.
 
     Attributes:
         student: with a head for classes or without, in eval mode.
@@ -192,6 +193,10 @@ def _predict(config: PredictConfig) -> PredictionSummary:
     scans = RawScans(listed.scans, listed.root, reading, _known_intensity(config, before))
     scans.warn_of_doubts()
     intensity = scans.intensity or intensity_of(scans)
+    logger.info(
+        "%s, read with --dataset %s: intensities are normalised by mean %.6g and standard deviation %.6g",
+        *(counted(len(listed.scans), "scan"), network.dataset, intensity.mean, intensity.std),
+    )
     files = _files(config, network)
     record = _record(config, network, listed, files, intensity)
     folder.require_same(record["settings"])
@@ -233,7 +238,7 @@ def _no_lidar(path: Path) -> ScalrError:
 
 
 def _names(model: Model, dataset: str) -> tuple[str, ...]:
-    """Of the model's classes; a converted official file has those of the dataset if it has as many."""
+    """Names of the model's classes; a converted official file has the dataset's if their number is the same."""
     count = model.student.config.out_channels
     of_dataset = OWN[dataset].class_names if dataset in OWN else ()
     numbered = tuple(f"class {number}" for number in range(count))

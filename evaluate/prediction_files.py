@@ -129,11 +129,11 @@ class FeatureFiles:
 
     @property
     def settings(self) -> dict:
-        """As of `ClassFiles`."""
+        """The values of `ClassFiles.settings`, for features."""
         return {"results": "features", "dtype": self.dtype}
 
     def write(self, stem: Path, scan: RawScan, of_rows: np.ndarray) -> list[int]:
-        """As `ClassFiles.write`, with features (M, C) of the network's rows; there are no classes to count.
+        """Write files as `ClassFiles.write`, with features (M, C) of the network's rows; there are no classes to count.
 
         Raises:
             ScalrError: a file cannot be written, or a feature is too large for the number type.

@@ -76,12 +76,12 @@ class Published:
 
     @property
     def name(self) -> str:
-        """For people: method, source, student, teachers, pretraining sets."""
+        """Text for people: method, source, student, teachers, pretraining sets."""
         return f"{self.who} ({' and '.join(sorted(self.sources))}: {self.student}, {self.pretraining})"
 
     @property
     def student(self) -> str:
-        """For people: the network."""
+        """Text for people: the network."""
         if self.model["backbone"] == "minkunet":
             return "MinkUNet"
         if self.model["backbone"] != "waffleiron":  # a network that scalr does not have
@@ -91,7 +91,7 @@ class Published:
 
     @property
     def pretraining(self) -> str:
-        """For people: teachers, pretraining sets, and what tells apart the rows of a table that share both."""
+        """Text for people: teachers, pretraining sets, and what tells apart the rows of a table that share both."""
         teachers = self.model["teachers"]
         if not teachers:
             return "without distillation"
@@ -121,7 +121,7 @@ class Published:
         return Differences(*(of_model + of_protocol for of_model, of_protocol in pairs))
 
     def otherwise(self, model: Mapping[str, Any], protocol: Mapping[str, Any], deviations: Sequence[str] = ()) -> str:
-        """For people: how the model differs, then how the run that measured it does; empty if nothing differs.
+        """Text for people: how the model differs, then how the run that measured it does; empty if nothing differs.
 
         `deviations` are further ones of the run.
         """

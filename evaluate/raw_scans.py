@@ -60,7 +60,7 @@ class Reading:
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """Of the files that are read."""
+        """Endings of the files that are read."""
         return (*READERS, *(TABLE_ENDINGS if self.dataset in PANDASET else ()))
 
     def values(self, path: Path) -> np.ndarray:

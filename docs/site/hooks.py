@@ -95,6 +95,6 @@ def on_page_content(html: str, page: Page, **_: object) -> str:
 
 
 def path_in_repository(page: Page) -> str | None:
-    """Of a page that people write; None if it is generated."""
+    """The path of a page that people write; None if it is generated."""
     place = page.file.src_uri
     return next((path for path, to in ELSEWHERE.items() if to == place), f"docs/{place}" if page.file.src_dir else None)

@@ -200,7 +200,7 @@ class _JsonFiles:
 
 
 def read_scan_beside_poses(path: Path, sensor: Sensor) -> np.ndarray:
-    """What `PandaSet.read_points` gives of a scan's file, which its folder's poses.json lies beside.
+    """The points that `PandaSet.read_points` gives of a scan's file, whose folder also holds poses.json.
 
     Raises:
         DatasetError: a missing or broken file, or one that is not called by the number of its frame, as 07.pkl.gz.

@@ -328,7 +328,7 @@ def test_results_of_other_settings_are_not_mixed(scans, models, tmp_path):
     lines = "".join(f"{json.dumps(line | {'by_class': counts})}\n" for counts in (line["by_class"], [1]))
     for name, text in (("scans.jsonl", '{"a": 1}\n'), ("scans.jsonl", lines), ("predict.json", "[]")):
         (tmp_path / "p" / name).write_text(text)
-        with pytest.raises(ScalrError, match=rf"{name}: not a "):
+        with pytest.raises(ScalrError, match=rf"{name}: the file is not a "):
             predict(PredictConfig(model=models.semantic_kitti, **given))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/000000.label").write_text("mine")
@@ -352,14 +352,17 @@ def test_intensities_of_another_lidar_are_warned_of(models, tmp_path, caplog):
         np.save(tmp_path / f"scaled{number}.npy", a_scan(number) / [1, 1, 1, 255])
     given = {"model": models.nuscenes, "format": "npy"}
 
+    caplog.set_level("INFO")
+
     def predicted(name: str, **options: object) -> tuple[list[list[int]], bool]:
         caplog.clear()
         out = tmp_path / f"out{len([*tmp_path.iterdir()])}"
         predict(PredictConfig(**given, scans=(tmp_path / f"{name}?.npy",), out=out, **options))
-        return [np.load(path).tolist() for path in sorted(out.glob("*.npy"))], "standard deviation" in caplog.text
+        return [np.load(path).tolist() for path in sorted(out.glob("*.npy"))], "are expected of" in caplog.text
 
     expected, warned = predicted("")
     assert not warned
+    assert "2 scans, read with --dataset nuscenes: intensities are normalised by mean 18.7424" in caplog.text
     as_other, warned = predicted("scaled")
     assert warned
     assert as_other != expected

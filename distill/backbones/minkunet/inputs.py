@@ -85,7 +85,7 @@ class MinkUNetInputs(ScanInputs):
         return replace(self, intensity_offset=REMISSION_OFFSET)
 
     def for_distillation(self, dataset: str) -> Self:
-        """As `for_dataset`, so that training and evaluation have the same intensities."""
+        """The inputs of `for_dataset`, so that training and evaluation have the same intensities."""
         return self.for_dataset(dataset)
 
     def prepare(

@@ -59,12 +59,12 @@ class Street:
 
     @property
     def half_width(self) -> float:
-        """From the centre line to the kerb [m]."""
+        """Distance from the centre line to the kerb [m]."""
         return self.lane_edge + self.parking_width
 
     @property
     def lane_edge(self) -> float:
-        """From the centre line to the outer edge of the outermost lane [m]."""
+        """Distance from the centre line to the outer edge of the outermost lane [m]."""
         return self.median + self.lanes * self.lane_width
 
     def lane_center(self, lane: int) -> float:
