@@ -107,8 +107,9 @@ def _matches(given: Sequence[Path]) -> Iterator[Path]:
 
 
 def _files_below(folder: Path, endings: tuple[str, ...], out: Path) -> list[Path]:
-    """Sorted, without what is in `out` or in a folder of earlier results, whose .npy and .ply files would pass for scans;
-    links to folders are followed, each folder once.
+    """Sorted; links to folders are followed, each folder once.
+
+    Left out are `out` and folders of earlier results, whose .npy and .ply files would pass for scans.
     """
     found: list[Path] = []
     seen = {_identity(out)} if out.exists() else set()

@@ -437,10 +437,7 @@ BAD_FILES = {
     "double.bin": (a_scan(0, 1.0).astype(np.float64).tobytes(), "4 float64"),
     "nan.npy": (np.full((9, 4), np.nan), "none of the 9 points is finite"),
     "huge.npy": (a_scan(0, 1.0) * np.float32(1e6), "1 % of the points"),
-    "bright.npy": (
-        a_scan(0, 1.0) * np.float32([1, 1, 1, 1e36]),
-        r"bright\.npy: scan: the largest intensity is \S+e\+35",
-    ),
+    "bright.npy": (a_scan(0, 1.0) * np.float32([1, 1, 1, 1e36]), "the largest intensity is"),
     "larger.npy": (np.full((9, 4), 1e300), "none of the 9 points is finite"),
     "no_points.npy": (np.zeros((0, 4)), "the scan has no points"),
     "flat.npy": (a_scan(0, 1.0).ravel(), r"shape \(800,\)"),
