@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..checkpoint_files import LISTED_KEYS, shortened, tensors_digest, written_aside
+from ..deferred_signals import deferring_stops
 from ..errors import StudentError, remedy
 from ..json_text import json_text
 from ..paths import expanded
@@ -130,7 +131,11 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict]:
     if not path.is_file():
         raise StudentError("no student file exists here", where=path, fix=PASS_ONE)
     try:
-        with path.open("rb") as opened, safe_open(_name_for_safetensors(path, opened), framework="pt") as file:
+        with (
+            deferring_stops(),  # a Ctrl-C within safetensors would end as an error of its own
+            path.open("rb") as opened,
+            safe_open(_name_for_safetensors(path, opened), framework="pt") as file,
+        ):
             header = file.metadata() or {}
             values = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError) as error:

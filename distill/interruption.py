@@ -18,13 +18,13 @@ from typing import Any, BinaryIO
 import torch
 
 from ..checkpoint_files import explained, first_line, written_aside
+from ..deferred_signals import STOP
 from ..errors import ScalrError, StudentError
 from .processes import gathered, process_index
 from .run_record import RunRecord
 
 logger = logging.getLogger(__name__)
 
-STOP = (signal.SIGTERM, signal.SIGINT)  # sent by schedulers and users before they kill
 SAVE = signal.SIGUSR1  # schedulers can be configured to send it some time before the end
 SIGNALS = (*STOP, SAVE)
 SAME_KEYPRESS_SECONDS = 1

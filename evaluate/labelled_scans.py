@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ..deferred_signals import deferring_stops
 from ..distill.augmentation import AugmentConfig, Motion, draw_motion
 from ..distill.backbones.backbone import PackedBatch, PreparedScan, ScanInputs
 from ..distill.backbones.calls import drawn_rows, inside_mask, packed
@@ -180,7 +182,8 @@ class EvaluationScans(TorchDataset):
 
 
 def in_order(scans: TorchDataset, numbers: Sequence[int], workers: int) -> Iterator:
-    """The items `numbers` of `scans`, in that order, prepared by `workers` processes (0: this one)."""
+    """The items `numbers` of `scans`, in that order, prepared by `workers` processes at most (0: this one)."""
+    workers = min(workers, len(numbers))
     loader = DataLoader(
         scans,
         batch_size=None,
@@ -189,9 +192,14 @@ def in_order(scans: TorchDataset, numbers: Sequence[int], workers: int) -> Itera
         multiprocessing_context=worker_context() if workers else None,
         worker_init_fn=leave_signals_to_the_trainer,
     )
-    with starting_workers():
-        items = iter(loader)
-    yield from items
+    if workers == 0:
+        yield from loader
+        return
+    with deferring_stops():  # a worker that is still starting would print a traceback if this process ended
+        with starting_workers():
+            items = iter(loader)
+        first = [*islice(items, workers)]  # one of each worker
+    yield from chain(first, items)
 
 
 def require_labelled(dataset: Dataset) -> None:

@@ -193,7 +193,11 @@ def _confidence(logits: np.ndarray) -> np.ndarray:
 
 
 def _write_zarr(path: Path, values: np.ndarray) -> None:
-    """Write an array's folder under another name and rename it, so that it is complete if it exists."""
+    """Write an array's folder under another name and rename it, so that it is complete if it exists.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     import zarr
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -207,5 +211,8 @@ def _write_zarr(path: Path, values: np.ndarray) -> None:
         )
         array[:] = values
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # zarr does not name its files
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
