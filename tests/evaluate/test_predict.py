@@ -295,7 +295,7 @@ def test_a_refused_run_leaves_settings_free(models, tmp_path):
     rings = np.random.default_rng(0).integers(0, 32, (200, 1)).astype(np.float32)
     np.hstack([a_scan(0, highest=1.0), rings]).tofile(tmp_path / "a.bin")
     given = {"model": models.semantic_kitti, "scans": (tmp_path / "a.bin",), "out": tmp_path / "p"}
-    with pytest.raises(ScalrError, match=r"4 float32 values a point make no scan.*, and 5.*do.* pass --columns"):
+    with pytest.raises(ScalrError, match=r"no lidar scan with 4 float32 per point, but one with 5 .* pass --columns"):
         predict(PredictConfig(**given))
     assert predict(PredictConfig(**given, columns=5)).num_new == 1
 
@@ -363,24 +363,24 @@ BAD_FILES = {
     "empty.bin": (b"", "0 bytes are not a whole number of points"),
     "cut.bin": (a_scan(0, 1.0).tobytes()[:-5], "3195 bytes are not a whole number of points"),
     "text.bin": (b"x y z intensity " * 400, "1 % of the points are farther than"),
-    "columns.bin": (np.hstack([a_scan(0, 1.0)] * 2)[:, :6].tobytes(), "and 6 float32 values do"),
-    "double.bin": (a_scan(0, 1.0).astype(np.float64).tobytes(), "and 4 float64 values do"),
+    "columns.bin": (np.hstack([a_scan(0, 1.0)] * 2)[:, :6].tobytes(), "but one with 6 float32 per point"),
+    "double.bin": (a_scan(0, 1.0).astype(np.float64).tobytes(), "but one with 4 float64 per point"),
     "nan.npy": (np.full((9, 4), np.nan), "none of its 9 points is finite"),
     "huge.npy": (a_scan(0, 1.0) * np.float32(1e6), "1 % of the points are farther than"),
     "larger.npy": (np.full((9, 4), 1e300), "none of its 9 points is finite"),
     "no_points.npy": (np.zeros((0, 4)), "none of its 0 points is finite"),
-    "flat.npy": (a_scan(0, 1.0).ravel(), r"a scan of shape \(800,\)"),
-    "three.npy": (a_scan(0, 1.0)[:, :3], r"a scan of shape \(200, 3\)"),
-    "objects.npy": (np.array([{}]), "not an array that can be read"),
-    "far.npy": (a_scan(0, 1.0) + np.float32([500, 500, 0, 0]), "no point is left inside the field of view"),
-    "garbage_npz.npz": (b"PK\3\4" + b"\7" * 99, "not a NPZ file that can be read"),
+    "flat.npy": (a_scan(0, 1.0).ravel(), r"the scan has shape \(800,\)"),
+    "three.npy": (a_scan(0, 1.0)[:, :3], r"the scan has shape \(200, 3\)"),
+    "objects.npy": (np.array([{}]), "the file cannot be read as an array"),
+    "far.npy": (a_scan(0, 1.0) + np.float32([500, 500, 0, 0]), "no point of the scan is inside the field of view"),
+    "garbage_npz.npz": (b"PK\3\4" + b"\7" * 99, "the file cannot be read as NPZ"),
     "two.npz": ({"a": np.zeros(2), "b": np.zeros(2)}, r"2 arrays \(a, b\), and a scan is one"),
     "garbage_pcd.pcd": (
         b"# .PCD v0.7\nFIELDS x\nDATA binary_compressed\n" + b"\7" * 99,
-        "not a PCD file that can be read",
+        "the file cannot be read as PCD",
     ),
-    "garbage_ply.ply": (b"ply\nformat binary_little_endian 1.0\n" + b"\7" * 99, "not a PLY file that can be read"),
-    "scan.las": (b"LASF", r"a scan whose name ends in '\.las' is not read"),
+    "garbage_ply.ply": (b"ply\nformat binary_little_endian 1.0\n" + b"\7" * 99, "the file cannot be read as PLY"),
+    "scan.las": (b"LASF", r"scans with the suffix '\.las' cannot be read"),
 }
 
 
