@@ -1,4 +1,4 @@
-"""Each verb from the command line, and what people see when their input is wrong."""
+"""Each command from the command line, and what people see when their input is wrong."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_from_images_to_a_probe(synthetic_world, tmp_path):
     assert "unknown: what it was distilled from and how (a file converted from official.pth" in report
 
 
-def test_each_verb_of_evaluation(simulated, tmp_path):
+def test_each_command_of_evaluation(simulated, tmp_path):
     nuscenes, kitti = simulated("nuscenes"), simulated("semantic_kitti")
     torch.manual_seed(0)
     student = tmp_path / "student.safetensors"
