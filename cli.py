@@ -50,6 +50,14 @@ from .json_text import json_text
 SHELLS = ("bash", "zsh", "fish")
 
 
+class _MessageFormatter(logging.Formatter):
+    """Messages as they are; warnings begin with "Warning: ", as errors do with "Error: "."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        return f"Warning: {message}" if record.levelno >= logging.WARNING else message
+
+
 @click.group(
     cls=StagedCommands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -70,7 +78,7 @@ def main(quiet: bool) -> None:
     # as long as threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_MessageFormatter())
     logger = logging.getLogger(__package__)  # ours only: other libraries keep their own ways
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if is_first_process() and not quiet else logging.WARNING)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..checkpoint_files import write_bytes
+from ..counted import counted
 from ..device import resolve_device
 from ..distill.backbones.backbone import ScanInputs
 from ..distill.backbones.calls import inputs_for, packed
@@ -191,6 +192,10 @@ def _predict(config: PredictConfig) -> PredictionSummary:
     scans = RawScans(listed.scans, listed.root, reading, _known_intensity(config, before))
     scans.warn_of_doubts()
     intensity = scans.intensity or intensity_of(scans)
+    logger.info(
+        "%s, read with --dataset %s: intensities are normalised by mean %.6g and standard deviation %.6g",
+        *(counted(len(listed.scans), "scan"), network.dataset, intensity.mean, intensity.std),
+    )
     files = _files(config, network)
     record = _record(config, network, listed, files, intensity)
     folder.require_same(record["settings"])

@@ -20,7 +20,7 @@ from .result import result_of_scores, scoring_protocol, write_result
 from .scores import Scores
 from .scoring import score
 from .submission import writer_for
-from .supervision import OFFICIAL_SPLITS, require_new
+from .supervision import OFFICIAL_SPLITS, absent_left_out, require_new
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def _score(config: ScoreConfig, device: torch.device) -> Scores | None:
         result = result_of_scores(
             scores,
             title=f"{config.model.name} on split {config.split} of {dataset.name}",
-            **_as_trained(model, dataset),
+            **_as_trained(model, dataset, scores),
             protocol={**scoring_protocol(scores, dataset, model.student.input_config), **_of_training(model)},
             **model.for_result,
         )
@@ -78,14 +78,15 @@ def _score(config: ScoreConfig, device: torch.device) -> Scores | None:
     return scores
 
 
-def _as_trained(model: Model, dataset: Dataset) -> dict[str, Any]:
+def _as_trained(model: Model, dataset: Dataset, scores: Scores) -> dict[str, Any]:
     """The setting of the model's training, and its deviations, if the dataset is the one that it was trained on."""
     training = model.training
     if training.get("training_dataset") != dataset.name:
         return {}
     splits = (training["training_split"].split("-")[0], dataset.split)
     other_split = [] if splits in OFFICIAL_SPLITS else [f"scored on split {dataset.split}"]
-    return {"setting": training.get("setting"), "departures": [*training.get("departures", ()), *other_split]}
+    absent = absent_left_out(training.get("schedule_of"), scores)
+    return {"setting": training.get("setting"), "departures": [*training.get("departures", ()), *other_split, *absent]}
 
 
 def _of_training(model: Model) -> dict[str, Any]:

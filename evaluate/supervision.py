@@ -236,7 +236,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
             scores,
             title=f"{config.title} on {training_set.name}",
             setting=setting,
-            departures=[*config.departures(), *_absent_left_out(config, scores), *_labels_seen_before(origin)],
+            departures=[*config.departures(), *absent_left_out(config.schedule, scores), *_labels_seen_before(origin)],
             model=origin,
             protocol={**scoring_protocol(scores, validation_set, model.input_config), **protocol},
             provenance={**provenance, "teachers": teacher_summary(provenance["distillation"])},
@@ -279,10 +279,10 @@ def _provenance_of_whole(path: Path) -> dict:
         ) from None
 
 
-def _absent_left_out(config: SupervisionConfig, scores: Scores) -> list[str]:
+def absent_left_out(schedule: str | None, scores: Scores) -> list[str]:
     """The deviation from SLidR's mean, if a class is absent; complete validation sets have all classes."""
     absent = [name for name, iou in zip(scores.class_names, scores.iou.tolist(), strict=True) if math.isnan(iou)]
-    if config.schedule != "slidr" or config.absent_classes == "as-1" or not absent:
+    if schedule != "slidr" or scores.mean_over == MEAN_WITH["as-1"] or not absent:
         return []
     return [f"absent classes left out of the mIoU ({', '.join(absent)}), not counted as 1"]
 

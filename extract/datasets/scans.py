@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 
+from ...counted import counted
 from ...errors import DatasetError
 from ...progress import progress
 from ..intensity import IntensityStatistics
@@ -73,7 +74,7 @@ def _measured(dataset: Dataset) -> IntensityStatistics:
     intensity = np.concatenate(values).astype(np.float64)
     statistics = IntensityStatistics(float(intensity.mean()), float(intensity.std()))
     logger.info(
-        "%s has no intensity statistics of its own: mean %.6g, standard deviation %.6g in %d scans of split %s",
-        *(dataset.name, statistics.mean, statistics.std, len(values), dataset.split),
+        "%s has no intensity statistics of its own: mean %.6g, standard deviation %.6g in %s of %s",
+        *(dataset.name, statistics.mean, statistics.std, counted(len(values), "scan"), dataset.split),
     )
     return statistics

@@ -529,9 +529,7 @@ def _other_settings(path: Path, there: dict, now: dict, differing: list[str]) ->
             values += [(f"{key}.{name}", before.get(name), after.get(name)) for name in inner]
         else:
             values.append((key, before, after))
-    pairs = "; ".join(
-        f"{name} is {before!r} in the store and {after!r} in this command" for name, before, after in values
-    )
+    pairs = "; ".join(f"{name} is {before!r} in the store and {after!r} now" for name, before, after in values)
     return StoreError(
         f"the store was made with other settings: {pairs}",
         where=path,

@@ -49,7 +49,7 @@ LAUGHS = "\n".join(  # three times as long with each line
         (b"training: " + b"[" * 3000, "not valid YAML"),
         (b"training: {epochs: !!python/object:os.system {}}", "not valid YAML"),
         (b"training: &a {epochs: *a}", r"training\.epochs: {'epochs': {.*cannot be used"),
-        (b"&a [*a]", "is no section"),
+        (b"&a [*a]", "is not a section"),
         (LAUGHS.encode(), "'a' is not a section"),
         (b"[" + b"1, " * 1000 + b"1]", r"\[1, 1, 1, 1, 1, 1, \.\.\.\] is not a section"),
         (b"3: {epochs: 3}", "3 is not a section"),

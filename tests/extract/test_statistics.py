@@ -289,7 +289,7 @@ def test_damaged_statistics_are_named_and_set_aside(tmp_path, name, damage):
     after = verify(VerifyConfig(store=path))
     assert (after.damage, after.whole) == ([], False)
     assert "incomplete: no statistics of t of nuscenes train" in after.as_text()
-    assert "Repeat the 'scalr extract' command that wrote the store" in after.as_text()
+    assert "Repeat the 'scalr extract' command that wrote this store" in after.as_text()
     filled_store(path)
     assert verify(VerifyConfig(store=path)).whole
 

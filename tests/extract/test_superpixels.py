@@ -419,7 +419,7 @@ def test_a_store_whose_root_does_not_tell_of_superpixels_is_mended(copied):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (np.zeros((48, 63), np.uint8), "the superpixel map is 48x63 pixels, its image 48x64. Make the maps of"),
+        (np.zeros((48, 63), np.uint8), "the superpixel map is 48x63 pixels, its image 48x64. Make the maps at"),
         (
             np.zeros((*SHAPE, 3), np.uint8),
             r"the superpixel map holds colours \(RGB\), not ids\. Write the map with one channel of 8 or 16"
@@ -427,14 +427,17 @@ def test_a_store_whose_root_does_not_tell_of_superpixels_is_mended(copied):
         ),
         (
             np.full(SHAPE, 65_535, np.uint16),
-            "the superpixel map has the id 65535, and the largest valid id is 65534. Give",
+            "the superpixel map has the id 65535, and the largest valid id is 65534. Count",
         ),
         (b"", r"the superpixel map is not a PNG that can be decoded \(cannot identify image file"),
         (b"no image", "the superpixel map is not a PNG that can be decoded"),
         ("cut", "the superpixel map is not a PNG that can be decoded"),
         ("jpeg", "the superpixel map is not a PNG that can be decoded"),
         (None, "the superpixel map is missing. Make the map, or check that the folder of --superpixels is complete"),
-        ("loop", r"the superpixel map cannot be read \(Too many levels of symbolic links\)\. Check that it is a file"),
+        (
+            "loop",
+            r"the superpixel map cannot be read \(Too many levels of symbolic links\)\. Check that the map is a file",
+        ),
         (
             "folder",
             r"the superpixel map cannot be read \(Is a directory\)\. Check that the map is a file, and its permissions",

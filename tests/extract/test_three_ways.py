@@ -111,11 +111,11 @@ def test_a_block_that_kills_its_workers_is_named(monkeypatch):
     [
         (
             distributed.client.FutureCancelledError("b", "scheduler-connection-lost"),
-            "the dask scheduler does not respond any more",
+            "dask scheduler does not respond any more",
         ),
         (
             distributed.comm.CommClosedError("in <TCP (closed)>: Connection reset by peer"),
-            "the dask scheduler does not respond any more",
+            "dask scheduler does not respond any more",
         ),
         (
             ModuleNotFoundError("No module named 'scalr'"),

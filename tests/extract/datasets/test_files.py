@@ -270,7 +270,7 @@ def test_links_lead_where_whoever_made_them_wants(places):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("s3://b/0.bin", "a URL"),
+        ("s3://b/0.bin", "URLs are not read or written"),
         ("a\0b", "the path holds a NUL character"),
         ("$NOWHERE/0.bin", "'NOWHERE' is not set"),
     ],

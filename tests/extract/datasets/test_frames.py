@@ -265,7 +265,7 @@ def test_rays_that_hit_nothing_are_dropped_if_asked(rig):
     with pytest.raises(DatasetError, match=r"399 labels, and the scan .* has 400 points"):
         dataset.read_labels(dataset.frames[0])
     np.zeros((400, 4), np.float32).tofile(rig.root / "f0.bin")
-    with pytest.raises(DatasetError, match=r"f0\.bin: none of 400 points is a return\. Leave the frame out"):
+    with pytest.raises(DatasetError, match=r"f0\.bin: none of the 400 points is a return\. Leave the frame out"):
         dataset.read_points(dataset.frames[0])
 
 
@@ -505,7 +505,7 @@ def test_rows_of_a_frame_that_do_not_follow_each_other(rig):
                 (table := pq.read_table(rig.root / "frames.parquet")).append_column("scan", table["scan"]),
                 rig.root / "frames.parquet",
             ),
-            "frames.parquet: two columns 'scan'",
+            "frames.parquet: the table has two columns 'scan'",
         ),
         (lambda rig: (rig.root / "dataset.yaml").write_text("no_returns: nan"), "'no_returns' is 'nan', not one of"),
         (lambda rig: [row.pop("scan") for row in rig.rows] and rig.write(), "no column 'scan'"),

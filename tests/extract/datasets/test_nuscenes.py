@@ -38,7 +38,7 @@ def test_frames_are_those_of_the_split_in_order(synthetic_world):
             "mini_train",
             "split 'mini_train' needs the folder v1.0-mini, and this one has v1.0-trainval. Pass --root",
         ),
-        ("", "slidr_val", r"scene\.json: no scene of split 'slidr_val'\. Choose a split"),
+        ("", "slidr_val", r"scene\.json: the tables have no scene of split 'slidr_val'\. Choose a split"),
         (
             "",
             "train-1%",

@@ -49,7 +49,7 @@ def test_intensities_are_measured_over_all_points_of_all_scans_where_they_are_fe
     values = [1, 2, 2, 3, 3, 3]
     assert read == [1, 2, 3]
     assert (statistics.mean, statistics.std) == pytest.approx((np.mean(values), np.std(values)))
-    assert "in 3 scans of split train" in caplog.text
+    assert "in 3 scans of train" in caplog.text
 
 
 def test_of_many_scans_64_are_read_spread_evenly(tiny_dataset, monkeypatch):

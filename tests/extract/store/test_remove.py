@@ -145,7 +145,7 @@ def test_what_is_not_there_cannot_be_removed(path):
     for options in ([], ["--teacher", "t", "--split", "nuscenes/val"]):
         wrong = CliRunner().invoke(main, ["remove", str(path), *options])
         assert wrong.exit_code == 2
-        assert "either --teacher or --split" in wrong.output
+        assert "Pass one --teacher or one --split" in wrong.output
 
 
 def test_a_store_that_may_not_be_changed_is_said(path, monkeypatch):

@@ -123,7 +123,7 @@ def test_clip_has_a_projection_and_more_than_one_block(small):
             setattr(clip, name, value)
     clip.blocks = clip.blocks[:2]
     assert FeatureReader(Feature("maskclip"), clip).dim == 512
-    with pytest.raises(TeacherError, match="no projection"):  # of another kind of model
+    with pytest.raises(TeacherError, match="needs a projection"):  # of another kind of model
         FeatureReader(Feature("maskclip"), type("Eva", (torch.nn.Module,), {})())
 
 

@@ -172,7 +172,7 @@ def test_targets_of_pairs_are_too_large_at_stride_4(teachers, one_frame, tmp_pat
     """16 x 24 vectors of 2,048 channels and a scale an image, of two images; a segment has two in float16."""
     message = (
         "resnet50_moco_v2_stride4: the patch maps of 16x24 vectors are too large to store: up to 788 kB per image with"
-        r" --encoding patch, --dtype int8 \(1.58 MB for all 2 images\), or 2.05 kB per pair .* 8.2 kB per segment"
+        r" --encoding patch --dtype int8 \(1.58 MB for all 2 images\), or 2.05 kB per pair .* 8.2 kB per segment"
     )
     with pytest.raises(StoreError, match=message):
         extract_with(one_frame, teachers, tmp_path / "s.zarr", **{"teachers": (STRIDE_4,)} | options)

@@ -116,7 +116,7 @@ SECOND = "model-00002-of-00002.safetensors"
         (lambda index: altered(index, b_weight="../../secret"), r"names '\.\./\.\./secret', which is not"),
         (lambda index: altered(index, b_weight=".."), r"names '\.\.', which is not a file in the same folder"),
         (lambda index: altered(index, b_weight="other.safetensors"), r"other\.safetensors: the weights file is m"),
-        (lambda index: altered(index, c_weight=SECOND), rf"{SECOND}: 1 of the 3 tensors that .* not in it: c\.w"),
+        (lambda index: altered(index, c_weight=SECOND), rf"{SECOND}: 1 of the 3 tensors that .* are missing: c\.w"),
         (lambda index: (index.parent / SECOND).write_bytes(b"{"), rf"{SECOND}: the weights cannot be read"),
         (lambda index: index.unlink(), r"the folder of weights has no model\.safetensors, .*index\.json"),
     ],
