@@ -391,7 +391,7 @@ def test_another_image_size_on_the_same_store_is_refused(synthetic_world, tmp_pa
         (("--teacher", "dino"), ("unknown teacher 'dino'", "--list-teachers")),
         (("--image-size", "30x56"), ("30x56", "nearest valid sizes: 28x56, 42x56")),
         (("--weights", "nowhere.pth"), ("nowhere.pth", "weights file is missing")),
-        (("--device", "tpu"), ("device 'tpu' cannot be used",)),
+        (("--device", "tpu"), ("device 'tpu' cannot be used here",)),
         (("--dataset", "kitti"), ("unknown dataset 'kitti'",)),
         (("--part", "8/8"), ("--part", "part 8 of 8 does not exist", "0/8 to 7/8")),
         (("--batch-size", "0"), ("--batch-size", "0 cannot be used")),

@@ -83,8 +83,8 @@ def test_teachers_count_alike_unless_their_weight_is_given(extract_tiny):
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("teachers/coordinates/zarr.json", "not recorded any more"),
-        ("sources/000/zarr.json", "not recorded any more"),
+        ("teachers/coordinates/zarr.json", "are not recorded any more"),
+        ("sources/000/zarr.json", "are not recorded any more"),
         ("blocks/000000/points/c/0/0", "points"),
         ("blocks/000000/targets/coordinates/vectors/c/0/0", "vectors"),
     ],

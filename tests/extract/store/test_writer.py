@@ -71,7 +71,7 @@ def test_other_settings_are_refused_with_both_values(tmp_path):
 def test_a_folder_with_other_things_is_not_written_to(tmp_path):
     (tmp_path / "thesis.tex").touch()
     for path in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(StoreError, match="something else is there"):
+        with pytest.raises(StoreError, match="it is not a feature store"):
             create_store(path, "part-0-of-1")
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
@@ -86,7 +86,9 @@ def test_what_another_job_adds_meanwhile_is_seen(tmp_path):
     assert second.add_inputs(val, {}, {"u": PROVENANCE}) == source
     scans, targets = a_block(2)
     assert write_block(first, 2, scans, u=targets)
-    with pytest.raises(StoreError, match=r"teachers/u: the store was made with other settings: dim is 3 in the store and 4 now"):
+    with pytest.raises(
+        StoreError, match=r"teachers/u: the store was made with other settings: dim is 3 in the store and 4 now"
+    ):
         second.add_inputs(val, {}, {"u": {**PROVENANCE, "dim": 4}})
     with pytest.raises(StoreError, match="num_blocks is 2 in the store and 1 now"):
         second.add_inputs({**val, "num_blocks": 1}, {}, {})
