@@ -1,4 +1,4 @@
-"""Each verb from the command line, and what people see when their input is wrong."""
+"""Each command from the command line, and what people see when their input is wrong."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_from_images_to_a_probe(synthetic_world, tmp_path):
     assert "unknown: what it was distilled from and how (a file converted from official.pth" in report
 
 
-def test_each_verb_of_evaluation(simulated, tmp_path):
+def test_each_command_of_evaluation(simulated, tmp_path):
     nuscenes, kitti = simulated("nuscenes"), simulated("semantic_kitti")
     torch.manual_seed(0)
     student = tmp_path / "student.safetensors"
@@ -393,7 +393,7 @@ def test_another_image_size_on_the_same_store_is_refused(synthetic_world, tmp_pa
         (("--weights", "nowhere.pth"), ("nowhere.pth", "weights file is missing")),
         (("--device", "tpu"), ("device 'tpu' cannot be used here",)),
         (("--dataset", "kitti"), ("unknown dataset 'kitti'",)),
-        (("--part", "8/8"), ("--part", "no part 8 of 8", "0/8 to 7/8")),
+        (("--part", "8/8"), ("--part", "part 8 of 8 does not exist", "0/8 to 7/8")),
         (("--batch-size", "0"), ("--batch-size", "0 cannot be used")),
     ],
 )
