@@ -86,7 +86,9 @@ def test_what_another_job_adds_meanwhile_is_seen(tmp_path):
     assert second.add_inputs(val, {}, {"u": PROVENANCE}) == source
     scans, targets = a_block(2)
     assert write_block(first, 2, scans, u=targets)
-    with pytest.raises(StoreError, match=r"teachers/u: the store was made with other settings: dim is 3 in the store and 4 now"):
+    with pytest.raises(
+        StoreError, match=r"teachers/u: the store was made with other settings: dim is 3 in the store and 4 now"
+    ):
         second.add_inputs(val, {}, {"u": {**PROVENANCE, "dim": 4}})
     with pytest.raises(StoreError, match="num_blocks is 2 in the store and 1 now"):
         second.add_inputs({**val, "num_blocks": 1}, {}, {})
