@@ -393,7 +393,7 @@ def test_another_image_size_on_the_same_store_is_refused(synthetic_world, tmp_pa
         (("--weights", "nowhere.pth"), ("nowhere.pth", "weights file is missing")),
         (("--device", "tpu"), ("device 'tpu' cannot be used here",)),
         (("--dataset", "kitti"), ("unknown dataset 'kitti'",)),
-        (("--part", "8/8"), ("--part", "no part 8 of 8", "0/8 to 7/8")),
+        (("--part", "8/8"), ("--part", "part 8 of 8 does not exist", "0/8 to 7/8")),
         (("--batch-size", "0"), ("--batch-size", "0 cannot be used")),
     ],
 )
