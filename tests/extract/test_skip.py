@@ -104,5 +104,5 @@ def test_parts_skip_as_one_run_does(extract_tiny, broken):
 
 def test_a_frame_without_cameras_is_no_input(extract_tiny, tiny_dataset):
     tiny_dataset.frames[1] = replace(tiny_dataset.frames[1], views=())
-    with pytest.raises(DatasetError, match=r"frame1\.bin: frame frame1 of nuscenes has no image\. Leave it out"):
+    with pytest.raises(DatasetError, match=r"frame1\.bin: frame frame1 of nuscenes has no image\. Leave the frame out"):
         extract_tiny()
