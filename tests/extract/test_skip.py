@@ -52,7 +52,7 @@ def test_a_skipped_frame_is_left_out_and_listed(extract_tiny, tiny_dataset, brok
     assert report.teachers["coordinates"].missing_blocks == []
     assert list(report.skipped) == [FRAME]
     assert "frame1_RIGHT.png" in report.skipped[FRAME]
-    assert f"skipped {FRAME}: " in report.as_text()
+    assert f"skipped frame {FRAME}: " in report.as_text()
     assert verify_store(store).whole
     samples = DistillDataset(store, ("coordinates",), WaffleIronInputs(), SamplingConfig(), AugmentConfig(), seed=0)
     assert len(samples) == 2
