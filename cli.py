@@ -358,7 +358,9 @@ def remove(store: Path, teachers: tuple[str, ...], splits: tuple[str, ...], yes:
     removal = removal_of_split(opened, *splits) if splits else removal_of_teacher(opened, *teachers)
     size = readable_bytes(removal.num_bytes)
     if not yes:
-        click.confirm(f"Delete {removal.what} ({len(removal.groups)} blocks, {size}) from {store}?", abort=True)
+        click.confirm(
+            f"Delete {removal.what} ({counted(len(removal.groups), 'block')}, {size}) from {store}?", abort=True
+        )
     removal.run()
     click.echo(f"{store}: deleted {removal.what}, {size}")
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..counted import counted
 from ..distill.backbones.backbone import ScanInputs
 from ..distill.checkpoint import load_student, student_provenance
 from ..distill.interruption import Checkpoints, checkpoints_at
@@ -221,7 +222,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
     model = config.new_model(student, len(training_set.class_names)).to(device)
     provenance = {"student": file_identity(config.student), "distillation": config.started_from()}
     origin = origin_of(student.config, provenance["distillation"])
-    logger.info("%s %s on %d frames", config.kind, config.student, len(training_set.frames))
+    logger.info("%s %s on %s", config.kind, config.student, counted(len(training_set.frames), "frame"))
     training = training_config(schedule, workers=config.workers, seed=config.seed)
     losses = config.fit(model, training_set, training, device, checkpoints)
     scores = score(model.eval(), validation_set, device, workers=config.workers)

@@ -152,7 +152,7 @@ def assert_shows_areas(shown: str, record: dict) -> None:
     """The table has what is in the record; a class without an area has a dash."""
     assert (record["config"]["centre"], record["compared"]) == (False, "plain cosine")
     assert f"{record['query']['text']}, plain cosine" in shown
-    assert "1 frames of split val" in shown
+    assert "1 frame of split val" in shown
     assert len(record["areas"]["frames"]) == 1
     rows = {words[0]: words[1:] for words in map(str.split, shown.splitlines()) if words}
     for name, values in record["areas"]["classes"].items():

@@ -154,7 +154,7 @@ def test_a_more_complete_sample_replaces_one_without_blocks(sampled, tiny_datase
     image.write_bytes(b"")
     with pytest.raises(DatasetError):
         sampled()
-    assert "the sample for the teacher's statistics omits 1 frames that cannot be used; the first: " in caplog.text
+    assert "the sample for the teacher's statistics omits 1 frame that cannot be used; the first: " in caplog.text
     image.write_bytes(content)
     found, seen = sampled()
     assert (found.count, found.frames_left_out, seen) == (whole.count, 0, 6)

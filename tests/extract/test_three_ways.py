@@ -229,7 +229,11 @@ def dask_cluster(folder: Path, workers: int):
         for process in reversed(started):
             process.terminate()
         for process in started:
-            process.wait()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:  # distributed's worker can wait forever for a scheduler that has ended
+                process.kill()
+                process.wait()
 
 
 def _address(scheduler_file: Path) -> str:
