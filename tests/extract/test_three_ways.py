@@ -153,7 +153,7 @@ def test_a_scheduler_that_ends_is_said(world, tmp_path, capfd):
         scheduler.kill()
         assert job.wait() == 1
     said = capfd.readouterr().err
-    assert "the dask scheduler does not respond any more. Start it again" in said, said
+    assert "the dask scheduler does not respond any more. Start the scheduler again" in said, said
 
 
 @pytest.mark.slow
