@@ -15,7 +15,7 @@ from .cli_options import (
     DEFAULT_RECIPE,
     ImageSize,
     PartOfN,
-    Verbs,
+    StagedCommands,
     checkpoint_option,
     choice_option,
     completed,
@@ -59,7 +59,7 @@ class _MessageFormatter(logging.Formatter):
 
 
 @click.group(
-    cls=Verbs,
+    cls=StagedCommands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     stages={
         "Extraction, from images to a store": ("check", "extract", "inspect", "verify", "remove"),

@@ -11,7 +11,7 @@ import click
 from .cli_options import (
     AFTER_A_CHECKPOINT,
     FROM_THE_BEGINNING,
-    Verbs,
+    StagedCommands,
     checkpoint_option,
     choice_option,
     classes_option,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 @click.group(
-    cls=Verbs,
+    cls=StagedCommands,
     stages={
         "Frozen features": ("probe", "teacher", "similarity"),
         "Training with labels": ("finetune", "score"),

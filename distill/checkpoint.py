@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 FORMAT = "scalr-student-2"
 WITHOUT_DIGESTS = "scalr-student"  # the format of files from before digests were introduced
 TENSORS_DIGEST, HEADER_DIGEST = "tensors_sha256", "header_sha256"
-PASS_ONE = "Pass the student.safetensors of a 'scalr distill' run."
+PASS_ONE = (
+    "Pass the student.safetensors of 'scalr distill', or the model.safetensors of 'scalr evaluate probe' or 'finetune'."
+)
 COPY_OR_TRAIN = "Copy the file again, or train the student again."
 MAKE_ONE = "Run 'scalr convert' first: it converts an official file to a student.safetensors."
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..checkpoint_files import shortened
 from ..errors import StudentError
-from ..extract.intensity import IntensityStatistics
+from ..extract.intensity import LARGEST_INTENSITY, IntensityStatistics
 from .backbones.backbone import PreparedScan, ScanInputs
 from .backbones.calls import prepared, prepared_whole
 
@@ -76,7 +76,7 @@ def require_points(points: np.ndarray) -> None:
     """Refuse an array that is not a scan.
 
     Raises:
-        StudentError: another shape than (N, 4), no point, or values that are not finite.
+        StudentError: another shape than (N, 4), no point, or values that are not finite or no intensities.
     """
     if points.ndim != 2 or points.shape[1] != 4:
         raise StudentError(
@@ -91,6 +91,13 @@ def require_points(points: np.ndarray) -> None:
             fix="Leave this scan out, or enlarge the field of view of the student's inputs.",
         )
     check_finite(points)
+    largest = float(np.abs(points[:, 3]).max())
+    if largest > LARGEST_INTENSITY:
+        raise StudentError(
+            f"the largest intensity is {largest:.3g}, and a lidar's are at most {LARGEST_INTENSITY:g}",
+            where="scan",
+            fix="Check that the fourth value of a point is its intensity.",
+        )
 
 
 def check_finite(values: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -311,10 +312,12 @@ def _write(
 def _batches(scans: Iterable[RawScan], most: int) -> Iterator[list[RawScan]]:
     """Scans whose rows are at most so many together; one that has more is alone."""
     waiting: list[RawScan] = []
+    rows = 0
     for scan in scans:
-        if waiting and sum(len(each.prepared.kept) for each in [*waiting, scan]) > most:
+        rows += len(scan.prepared.kept)
+        if waiting and rows > most:
             yield waiting
-            waiting = []
+            waiting, rows = [], len(scan.prepared.kept)
         waiting.append(scan)
     if waiting:
         yield waiting
@@ -330,7 +333,8 @@ def _draw(config: PredictConfig, network: Network, prepared: PreparedScans) -> P
     picture: Picture = PICTURES[config.picture]
     name = prepared.scans.scans[scan.number].name
     path = config.out / f"{name}{picture.ending}"
-    write_bytes(path, picture.draw(network.student, network.inputs, scan, network.class_names, name))
+    title = os.fsencode(name).decode(errors="replace")  # names of files need not be UTF-8
+    write_bytes(path, picture.draw(network.student, network.inputs, scan, network.class_names, title))
     return path
 
 

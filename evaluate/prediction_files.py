@@ -95,7 +95,8 @@ class ClassFiles:
         with written_aside(_path(stem, f".{self.form}"), ScalrError) as path:
             if self.form == "parquet":
                 confidence = _confidence(of_rows)[scan.prepared.row]
-                pq.write_table(self._table(predicted, confidence, scan.is_finite), path)
+                with path.open("wb") as file:  # pyarrow refuses names that are not UTF-8
+                    pq.write_table(self._table(predicted, confidence, scan.is_finite), file)
             elif self.form == "npy":
                 with path.open("wb") as file:
                     np.save(file, _in_all_rows(predicted, scan.is_finite, IGNORE_LABEL))

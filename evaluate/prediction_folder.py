@@ -21,9 +21,9 @@ from ..errors import ScalrError
 from ..extract.intensity import IntensityStatistics
 from ..json_text import json_text
 from ..settings import CountOrZero, at_least, checked, up_to
-from .scan_list import FileState, ScanFile
+from .scan_list import FINISHED, RECORD, FileState, ScanFile
 
-RECORD, CLASSES, FINISHED = "predict.json", "classes.json", "scans.jsonl"
+CLASSES = "classes.json"
 FORMAT = "scalr-predictions-1"
 LEFTOVER = re.compile(r"\..+\.(label|npy|parquet|zarr|ply|png|html|json|jsonl)\.\d+")
 START_AGAIN = "Choose another --out, or remove this folder."
@@ -56,8 +56,7 @@ class PredictionFolder:
         record = self._read_record()
         self._finished = {each.scan: each for each in self._read_finished()} if record else {}
         self.record = record if self._finished else None
-        if record:
-            self._remove_leftovers()
+        self._remove_leftovers()
 
     def require_same(self, settings: Mapping[str, Any]) -> None:
         """Refuse to mix results of different settings.

@@ -84,6 +84,8 @@ class Reading:
         values = self.values(path)
         with np.errstate(over="ignore"):  # what float32 does not hold is not finite
             points = values[:, :4].astype(np.float32)
+        if len(points) == 0:
+            raise DatasetError("the scan has no points", where=path, fix="Leave this scan out.")
         is_finite = np.isfinite(points).all(axis=1)
         if not is_finite.any():
             raise DatasetError(f"none of the {len(points)} points is finite", where=path, fix="Leave this scan out.")

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from ..errors import DatasetError
 
+RECORD, FINISHED = "predict.json", "scans.jsonl"  # in each folder of results
+
 
 class FileState(NamedTuple):
     """What changes when a file is written again."""
@@ -105,7 +107,10 @@ def _matches(given: Sequence[Path]) -> Iterator[Path]:
 
 
 def _files_below(folder: Path, endings: tuple[str, ...], out: Path) -> list[Path]:
-    """Sorted, without what is in `out`; links to folders are followed, each folder once."""
+    """Sorted; links to folders are followed, each folder once.
+
+    Left out are `out` and folders of earlier results, whose .npy and .ply files would pass for scans.
+    """
     found: list[Path] = []
     seen = {_identity(out)} if out.exists() else set()
 
@@ -114,7 +119,7 @@ def _files_below(folder: Path, endings: tuple[str, ...], out: Path) -> list[Path
 
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         identity = _identity(parent)
-        is_new = identity not in seen
+        is_new = identity not in seen and not {RECORD, FINISHED} <= {*names}
         seen.add(identity)
         folders[:] = [name for name in folders if not name.startswith(".")] if is_new else []
         names = [name for name in names if name.lower().endswith(endings) and not name.startswith(".")]

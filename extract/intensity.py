@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ..errors import DatasetError, did_you_mean
+
+# No sensor has larger ones, and normalised within these limits they do not overflow in float32, nor do their squares.
+LARGEST_INTENSITY, SMALLEST_DEVIATION = 1e10, 1e-6
 
 
 @dataclass(frozen=True)
@@ -13,18 +15,19 @@ class IntensityStatistics:
     """Mean and standard deviation of a dataset's raw intensity over its training points.
 
     Raises:
-        DatasetError: values that are not finite, or a deviation that is not positive.
+        DatasetError: values with which normalised intensities could overflow.
     """
 
     mean: float
     std: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+        if not (abs(self.mean) <= LARGEST_INTENSITY and SMALLEST_DEVIATION <= self.std <= LARGEST_INTENSITY):
             raise DatasetError(
                 f"mean {self.mean} and standard deviation {self.std} cannot normalise an intensity",
                 where="intensity statistics",
-                fix="Give finite values, and a standard deviation above 0",
+                fix=f"Give a mean of at most {LARGEST_INTENSITY:g}, and a standard deviation of at least"
+                f" {SMALLEST_DEVIATION:g}",
             )
 
 

@@ -19,7 +19,7 @@ from .frame import View
 from .scan_layout import refuse_other_layout
 
 OTHER_FOLDERS = "SCALR_FOLDERS"  # environment variable: other folders in which tables may name files
-COPY_AGAIN = "Copy the file again from the dataset's archive."
+COPY_AGAIN = "Copy the file again."
 TURNED = {5, 6, 7, 8}  # values of EXIF's orientation that swap rows and columns
 ORIENTATION = 0x0112
 
@@ -214,7 +214,9 @@ def read_bytes(path: Path) -> bytes:
 
 def missing_file(path: Path) -> DatasetError:
     return DatasetError(
-        "the file is missing", where=path, fix="Check that the dataset is complete and --root is its top folder."
+        "the file is missing",
+        where=path,
+        fix="Check the path; for a dataset, check that it is complete and that --root is its top folder.",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...checkpoint_files import first_line
 from ...errors import DatasetError
 from .files import COPY_AGAIN, read_bytes, read_raw_points
 
@@ -148,10 +149,7 @@ def _not_installed(package: str, path: Path) -> DatasetError:
 
 
 def _damaged(kind: str, error: Exception, path: Path) -> DatasetError:
-    reason = str(error)[:200]  # some tell a story
-    return DatasetError(
-        f"the file cannot be read as {kind} ({type(error).__name__}: {reason})", where=path, fix=COPY_AGAIN
-    )
+    return DatasetError(f"the file cannot be read as {kind} ({first_line(error)})", where=path, fix=COPY_AGAIN)
 
 
 READERS: dict[str, Callable[..., np.ndarray]] = {

@@ -31,8 +31,9 @@ def refuse_other_layout(points: np.ndarray, path: Path) -> None:
     Raises:
         DatasetError: another number of columns, float64, or values column by column fit clearly better.
     """
-    is_sound = _are_coordinates(points) and max(_distances(points)) > ALIKE and not _alternate(points)
-    if len(points) < FEWEST or is_sound:
+    if len(points) < FEWEST:
+        return
+    if _are_coordinates(points) and max(_distances(points)) > ALIKE and not _alternate(points):
         return
     content = np.ascontiguousarray(points).tobytes()
     fitting = {}

@@ -253,7 +253,7 @@ HERE = "scalr_test_backbones"
         ("broken_module:Net", r"cannot be imported \(ZeroDivisionError: division by zero\)"),
         ("pathlib:Path", "the backbone pathlib:Path has no base class Backbone. Add it"),
         (f"{HERE}:UNIT", "has no base class Backbone"),
-        (f"{HERE}:lacks_forward", "has no method forward. Add it; docs/backbones.md"),
+        (f"{HERE}:lacks_forward", "has no method forward. Add the attribute; docs/backbones.md"),
         (f"{HERE}:lacks_width", "has no method width"),
         (f"{HERE}:lacks_config", "has no Config, a frozen dataclass derived from BackboneConfig"),
         (f"{HERE}:plain_config", "has no Config, a frozen dataclass derived from BackboneConfig"),

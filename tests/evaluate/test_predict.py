@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -222,9 +223,10 @@ def test_results_are_named_as_the_scans_are(scans, models, tmp_path, monkeypatch
 
 
 def test_a_folder_of_scans_may_have_the_results_in_it(scans, models, tmp_path):
-    """And what hidden files and loops of links are there does not count."""
+    """And earlier results, hidden files and loops of links that are there do not count."""
     np.save(scans / ".hidden.npy", np.zeros(3))
     (scans / "00/loop").symlink_to(scans)
+    predict(PredictConfig(model=models.semantic_kitti, scans=(scans,), out=scans / "earlier", colours=True))
     for more in (0, 1):
         if more:
             a_scan(9, highest=1.0).tofile(scans / "00/000009.bin")
@@ -232,6 +234,19 @@ def test_a_folder_of_scans_may_have_the_results_in_it(scans, models, tmp_path):
         summary = predict(PredictConfig(**given))
         assert (summary.num_scans, summary.num_new) == (3 + more, 1 if more else 3)
     assert len([*(scans / "p").rglob("*.npy")]) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_the_name_of_a_scan_may_be_any(models, tmp_path):
+    """Not UTF-8, or markup; of a scan with one point."""
+    for name in (b"\xff.bin", "ü <b>$x^$.bin".encode()):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        a_scan(0, highest=1.0, num_points=1).tofile(path)
+        for picture in ("png", "page"):
+            given = {"scans": (path,), "out": tmp_path / "p", "format": "parquet", "picture": picture}
+            summary = predict(PredictConfig(model=models.semantic_kitti, **given))
+            assert summary.picture.exists()
+        assert pq.read_table((tmp_path / "p" / f"{path.stem}.parquet").open("rb")).num_rows == 1
 
 
 def test_a_killed_run_continues(scans, models, tmp_path, monkeypatch):
@@ -254,6 +269,7 @@ def test_a_killed_run_continues(scans, models, tmp_path, monkeypatch):
     with (folder / "scans.jsonl").open("a") as file:
         file.write('{"scan": "cut of')
     (folder / "01/.000001.label.4711").write_text("half")
+    (folder / ".classes.json.4711").write_text("half")
     (folder / "01/.000001.zarr.4711").mkdir()
     summary = predict(PredictConfig(**given, out=folder))
     assert (summary.num_scans, summary.num_new) == (3, 2)
@@ -421,8 +437,9 @@ BAD_FILES = {
     "double.bin": (a_scan(0, 1.0).astype(np.float64).tobytes(), "4 float64"),
     "nan.npy": (np.full((9, 4), np.nan), "none of the 9 points is finite"),
     "huge.npy": (a_scan(0, 1.0) * np.float32(1e6), "1 % of the points"),
+    "bright.npy": (a_scan(0, 1.0) * np.float32([1, 1, 1, 1e36]), "the largest intensity is"),
     "larger.npy": (np.full((9, 4), 1e300), "none of the 9 points is finite"),
-    "no_points.npy": (np.zeros((0, 4)), "none of the 0 points is finite"),
+    "no_points.npy": (np.zeros((0, 4)), "the scan has no points"),
     "flat.npy": (a_scan(0, 1.0).ravel(), r"shape \(800,\)"),
     "three.npy": (a_scan(0, 1.0)[:, :3], r"shape \(200, 3\)"),
     "objects.npy": (np.array([{}]), "array"),

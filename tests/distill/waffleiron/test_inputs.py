@@ -193,7 +193,7 @@ def test_cells_are_counted_from_the_minimum_of_the_field_of_view():
 
 def test_scan_input_refuses_what_it_cannot_use():
     points = random_points(6, 20)
-    with pytest.raises(StudentError, match="no point is left"):
+    with pytest.raises(StudentError, match="no point of the scan"):
         SMALL.prepare(points[:0], UNIT)
     with pytest.raises(StudentError, match=r"shape \(20, 3\)"):
         SMALL.prepare(points[:, :3], UNIT)
