@@ -241,7 +241,7 @@ def test_an_inspection_shows_them(extract_tiny):
     assert shown.mean_unit_length == pytest.approx(found.mean_unit_length, rel=1e-5)
     assert shown.effective_rank == pytest.approx(found.effective_rank, rel=1e-5)
     assert (
-        f"coordinates in a sample of nuscenes train: {found.count} vectors, length of their mean unit vector"
+        f"coordinates: in a sample of nuscenes train, {found.count} vectors, length of their mean unit vector"
         f" {found.mean_unit_length:.3f}, effective rank {found.effective_rank:.1f}"
     ) in report.as_text()
 
