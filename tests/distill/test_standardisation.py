@@ -143,7 +143,7 @@ def test_what_cannot_be_standardised_is_said():
         standardisation_of("phi_s", vectors_of(12, 0), vectors_of(6, 1))
     assert str(caught.value) == (
         "objective.standardise: no Hadamard matrix is known here for the 6 channels of teacher 1, and phi_s needs one. "
-        "Use objective.standardise=centre"
+        "Use centre"
     )
     with pytest.raises(StudentError, match=r"statistics of teacher 0 are of 0 vectors: .*Repeat the 'scalr"):
         standardisation_of("centre", torch.zeros(0, 4))
