@@ -149,7 +149,8 @@ def test_a_chunk_that_is_cut_off_is_named(extract_tiny, tmp_path, workers):
     with chunk.open("r+b") as file:
         file.truncate(chunk.stat().st_size // 2)
     with pytest.raises(
-        StoreError, match=r"blocks/000002/targets/coordinates/vectors/c/0/0: the file of the store is of 629 bytes, not 1259"
+        StoreError,
+        match=r"blocks/000002/targets/coordinates/vectors/c/0/0: the file of the store is of 629 bytes, not 1259",
     ):
         distill_small(store, tmp_path / "run", f"training.workers={workers}")
 

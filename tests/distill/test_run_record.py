@@ -99,7 +99,9 @@ def test_another_machine_is_said_once_and_not_refused(record, caplog):
 )
 def test_a_configuration_that_cannot_be_parsed_is_said(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(StudentError, match=r"config\.yaml: the run's configuration cannot be read \(.+\)\. Remove the file"):
+    with pytest.raises(
+        StudentError, match=r"config\.yaml: the run's configuration cannot be read \(.+\)\. Remove the file"
+    ):
         read_record(tmp_path)
 
 

@@ -65,7 +65,6 @@ NUMBERS = {
     },
     "scalr.extract.datasets.files": {"ORIENTATION": 0x0112},
     "scalr.extract.datasets.frames": {"LARGEST_OFF": 1e-4},
-    "scalr.extract.intensity": {"LARGEST_INTENSITY": 1e10, "SMALLEST_DEVIATION": 1e-6},
     "scalr.extract.datasets.scan_files": {"MOST_COLUMNS": 64, "VALUES_PER_POINT": {".pcd.bin": 5, ".bin": 4}},
     "scalr.extract.datasets.scan_layout": {
         "LOOKED_AT": 2000,
