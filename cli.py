@@ -97,6 +97,15 @@ def show_teachers(ctx: click.Context, param: click.Parameter, value: bool) -> No
         ctx.exit()
 
 
+def show_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print all bundled recipes and exit."""
+    if value:
+        from .distill.recipes import list_recipes
+
+        click.echo(list_recipes())
+        ctx.exit()
+
+
 class Report(Protocol):
     """The result of a command, for scripts and for people."""
 
@@ -389,7 +398,19 @@ def remove(store: Path, teachers: tuple[str, ...], splits: tuple[str, ...], yes:
     ),
     split_option(None, "Split to train on.", "the only one in each store; with --resume, that of the interrupted run"),
 )
-@under("Training", recipe_option, set_option("training.epochs=10"))
+@under(
+    "Training",
+    recipe_option,
+    click.option(
+        "--list-recipes",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show_recipes,
+        help="List the bundled recipes with their settings, and exit.",
+    ),
+    set_option("training.epochs=10"),
+)
 @under(
     "Run",
     out_option("runs/distill", "Folder for the student and the logs."),

@@ -102,6 +102,7 @@ for *words, begun in (
     assert ShellComplete(main, {}, "scalr", "_SCALR_COMPLETE").get_completions(words, begun)
     note(f"completing {words[-1]}")
 run("extract", "--list-teachers")
+run("distill", "--list-recipes")
 run("evaluate", "report", result)
 run("inspect", store)
 run("check", "--root", world)
