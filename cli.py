@@ -15,7 +15,7 @@ from .cli_options import (
     DEFAULT_RECIPE,
     ImageSize,
     PartOfN,
-    Verbs,
+    StagedCommands,
     checkpoint_option,
     choice_option,
     completed,
@@ -59,7 +59,7 @@ class _MessageFormatter(logging.Formatter):
 
 
 @click.group(
-    cls=Verbs,
+    cls=StagedCommands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     stages={
         "Extraction, from images to a store": ("check", "extract", "inspect", "verify", "remove"),
@@ -94,6 +94,15 @@ def show_teachers(ctx: click.Context, param: click.Parameter, value: bool) -> No
         from .extract.teachers.registry import list_teachers
 
         click.echo(list_teachers())
+        ctx.exit()
+
+
+def show_recipes(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print all bundled recipes and exit."""
+    if value:
+        from .distill.recipes import list_recipes
+
+        click.echo(list_recipes())
         ctx.exit()
 
 
@@ -358,7 +367,9 @@ def remove(store: Path, teachers: tuple[str, ...], splits: tuple[str, ...], yes:
     removal = removal_of_split(opened, *splits) if splits else removal_of_teacher(opened, *teachers)
     size = readable_bytes(removal.num_bytes)
     if not yes:
-        click.confirm(f"Delete {removal.what} ({len(removal.groups)} blocks, {size}) from {store}?", abort=True)
+        click.confirm(
+            f"Delete {removal.what} ({counted(len(removal.groups), 'block')}, {size}) from {store}?", abort=True
+        )
     removal.run()
     click.echo(f"{store}: deleted {removal.what}, {size}")
 
@@ -387,7 +398,19 @@ def remove(store: Path, teachers: tuple[str, ...], splits: tuple[str, ...], yes:
     ),
     split_option(None, "Split to train on.", "the only one in each store; with --resume, that of the interrupted run"),
 )
-@under("Training", recipe_option, set_option("training.epochs=10"))
+@under(
+    "Training",
+    recipe_option,
+    click.option(
+        "--list-recipes",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show_recipes,
+        help="List the bundled recipes with their settings, and exit.",
+    ),
+    set_option("training.epochs=10"),
+)
 @under(
     "Run",
     out_option("runs/distill", "Folder for the student and the logs."),

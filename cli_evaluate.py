@@ -11,7 +11,7 @@ import click
 from .cli_options import (
     AFTER_A_CHECKPOINT,
     FROM_THE_BEGINNING,
-    Verbs,
+    StagedCommands,
     checkpoint_option,
     choice_option,
     classes_option,
@@ -36,6 +36,7 @@ from .cli_options import (
     under,
     workers_option,
 )
+from .counted import counted
 
 if TYPE_CHECKING:
     from .evaluate.scores import Scores
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 
 @click.group(
-    cls=Verbs,
+    cls=StagedCommands,
     stages={
         "Frozen features": ("probe", "teacher", "similarity"),
         "Training with labels": ("finetune", "score"),
@@ -368,9 +369,9 @@ def similarity(out: Path, as_json: bool, **options: Any) -> None:
     if as_json:
         show_file(out / "similarity.json")
         return
-    lowest = ", ".join(f"{share} {cosine:.3f}" for share, cosine in result.cosines.items())
+    all_points, *most_similar = (f"{share} {cosine:.3f}" for share, cosine in result.cosines.items())
     click.echo(f"{result.num_points:,} points, cosine similarity to {result.query.text}, {result.compared}")
-    click.echo(f"  lowest cosine among the most similar points: {lowest}")
+    click.echo(f"  lowest cosine: of {all_points}; of the most similar {', '.join(most_similar)}")
     for written in (result.top_view, result.perspective_view, result.page, result.pca):
         if written is not None:
             click.echo(f"  {written}")
@@ -384,7 +385,8 @@ def show_areas(areas: SplitAreas, split: str) -> None:
     """A row for each class, two columns for each kind of features; "–" if a class has too few points."""
     from .evaluate.class_areas import FEWEST_POINTS
 
-    click.echo(f"\nArea under the ROC curve, class against the rest, {len(areas.frames)} frames of split {split}:")
+    frames = counted(len(areas.frames), "frame")
+    click.echo(f"\nArea under the ROC curve, class against the rest, {frames} of split {split}:")
     names = {"student": "student", "student_on_pairs": "student, pairs", "teacher": "teacher, pairs"}
     columns = areas.columns
     click.echo(f"  {'':<22}{'':>11}" + "".join(f"{names[what]:>18}" for what in columns))

@@ -43,7 +43,7 @@ class ExampleLast(click.Command):
                 formatter.write(f"{'':>{formatter.current_indent}}{self.epilog}\n")
 
 
-class Verb(ExampleLast):
+class HeadedCommand(ExampleLast):
     """A command whose help has options under headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -59,10 +59,10 @@ class Verb(ExampleLast):
                 formatter.write_dl(records)
 
 
-class Verbs(ExampleLast, click.Group):
+class StagedCommands(ExampleLast, click.Group):
     """A group that lists its commands by stage, in the order of use, and shows an error in one line."""
 
-    command_class = Verb
+    command_class = HeadedCommand
 
     def __init__(self, *args: Any, stages: dict[str, tuple[str, ...]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

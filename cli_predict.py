@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .cli_options import (
-    Verb,
+    HeadedCommand,
     choice_option,
     completed,
     device_option,
@@ -31,7 +31,7 @@ def lidar_names() -> list[str]:
 
 
 @click.command(
-    cls=Verb,
+    cls=HeadedCommand,
     epilog="scalr predict --model runs/finetune/model.safetensors --dataset nuscenes scans/ --out predictions",
 )
 @click.argument(

@@ -109,9 +109,9 @@ def run_demo(out: Path, seed: int = 0, weights: str | None = None) -> DemoRun:
     return run
 
 
-def as_command(verb: str, given: Mapping[str, Any]) -> str:
+def as_command(command: str, given: Mapping[str, Any]) -> str:
     """The command line for options, given by the names of the fields that they set."""
-    words = ["scalr", *verb.split()]
+    words = ["scalr", *command.split()]
     for name, value in given.items():
         option = f"--{OPTIONS.get(name, name.replace('_', '-'))}"
         if name == "image_size":

@@ -163,7 +163,8 @@ def _require_complete(chosen: Chosen) -> None:
         if missing:
             what = "scans" if kind == SCANS else f"targets of {kind}"
             raise StoreError(
-                f"block {missing[0]} lacks {what}, as {len(missing)} of {len(blocks)} blocks do: this file is missing",
+                f"{len(missing)} of {len(blocks)} blocks have no {what};"
+                f" the first is block {missing[0]}, without this file",
                 where=index_path(chosen.store.path, kind, missing[0]),
                 fix="Repeat the 'scalr extract' command that wrote the store: it completes the extraction.",
             )

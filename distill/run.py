@@ -177,7 +177,10 @@ def _train(config: DistillConfig, device: torch.device) -> float | None:
     if before is not None:
         record.say_changes_of_machine(before.machine)
     for each, dataset in zip(chosen, datasets, strict=True):
-        logger.info("distilling %s from %d frames of %s", " and ".join(each.teachers), len(dataset), each.store.path)
+        logger.info(
+            "distilling %s from %s of %s",
+            *(" and ".join(each.teachers), counted(len(dataset), "frame"), each.store.path),
+        )
     observer = _observer(config, chosen, datasets, objective.student)
     with loader:
         result = train(

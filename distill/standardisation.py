@@ -204,7 +204,7 @@ def _rotation(teacher: str, statistics: TeacherStatistics, where: str) -> np.nda
         raise StudentError(
             f"no Hadamard matrix is known here for the {statistics.dim} channels of {teacher}, and phi_s needs one",
             where=where,
-            fix="Use objective.standardise=centre.",
+            fix="Use centre.",
         )
     _, axes = np.linalg.eigh(statistics.covariance)
     return mixing @ axes.T

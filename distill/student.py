@@ -41,13 +41,14 @@ class Student(nn.Module):
     Raises:
         StudentError: an unknown backbone, settings of two backbones, or an invalid user-defined backbone.
 
-    >>> import numpy as np
-    >>> from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
-    >>> student = Student(WaffleIronConfig(width=96, depth=3, out_channels=1024)).eval()
-    >>> points = np.random.default_rng(0).uniform(-20, 20, (500, 4)).astype(np.float32)  # a raw scan
-    >>> features = student.extract(points, dataset="nuscenes")
-    >>> features.shape, student.project(features).shape
-    (torch.Size([500, 96]), torch.Size([500, 1024]))
+    Examples:
+        >>> import numpy as np
+        >>> from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
+        >>> student = Student(WaffleIronConfig(width=96, depth=3, out_channels=1024)).eval()
+        >>> points = np.random.default_rng(0).uniform(-20, 20, (500, 4)).astype(np.float32)  # a raw scan
+        >>> features = student.extract(points, dataset="nuscenes")
+        >>> features.shape, student.project(features).shape
+        (torch.Size([500, 96]), torch.Size([500, 1024]))
     """
 
     def __init__(

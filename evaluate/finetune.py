@@ -25,7 +25,7 @@ from .supervision import SupervisedObjective, SupervisedResult, SupervisionConfi
 class FinetuneConfig(SupervisionConfig):
     """One finetuning; the fields are the options of `scalr evaluate finetune`."""
 
-    verb: ClassVar[str] = "finetuning"
+    kind: ClassVar[str] = "finetuning"
     of_schedule: ClassVar[tuple[str, ...]] = (*SupervisionConfig.of_schedule, "layer_decay", "head_factor")
 
     labels: Labels = "100%"

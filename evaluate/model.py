@@ -31,13 +31,13 @@ MODEL = "model.safetensors"  # in the output folder of probing or finetuning
 class Model:
     """A student with a head for classes, and what its file says of it.
 
+        model = scalr.load_model("runs/finetune/model.safetensors")
+        classes = model.predict(points, dataset="nuscenes")  # (N,) uint8, indexes into model.class_names
+
     Attributes:
         student: in eval mode; `model.student.to("cuda")` moves the model to a GPU.
         class_names: by class index; None for a converted official file, which does not name them.
         provenance: what the model was trained on and how, plain JSON values.
-
-    model = scalr.load_model("runs/finetune/model.safetensors")
-    classes = model.predict(points, dataset="nuscenes")     # (N,) uint8, indexes into model.class_names
     """
 
     student: Student

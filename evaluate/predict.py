@@ -119,7 +119,7 @@ class PredictionSummary:
         return asdict(self)
 
     def as_text(self) -> str:
-        scans = "1 scan" if self.num_scans == 1 else f"{self.num_scans:,} scans"
+        scans = counted(self.num_scans, "scan")
         lines = [f"{self.out}: {scans} ({self.num_new:,} in this run), {self.num_points:,} points"]
         if self.points_by_class:
             lines[0] += ", by class:"

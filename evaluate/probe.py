@@ -36,7 +36,7 @@ FAST = "--fast (features computed once, at the first point of each voxel, withou
 class ProbeConfig(SupervisionConfig):
     """One linear probing; the fields are the options of `scalr evaluate probe`."""
 
-    verb: ClassVar[str] = "probing"
+    kind: ClassVar[str] = "probing"
 
     fast: bool = False  # fit the head on features computed once, instead of on augmented scans
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..counted import counted
 from ..distill.processes import joined_processes, locked_by_first, process_index
 from ..distill.run_record import CONFIG, read_record, record_of, require_kind, run_record
 from ..errors import StudentError
@@ -176,7 +177,7 @@ def _scores_on(model: Model, dataset: Dataset, out: Path, config: RobustnessConf
         before = read_result(out)
         record.require_made_with(before[RECORD], out / RESULT)
         return scores_of(before)
-    logger.info("robustness: %s of %s, %d frames", dataset.split, dataset.name, len(dataset.frames))
+    logger.info("robustness: %s of %s, %s", dataset.split, dataset.name, counted(len(dataset.frames), "frame"))
     scores = score(model.student, dataset, device, workers=config.workers)
     if process_index() == 0:
         run_result = result_of_scores(

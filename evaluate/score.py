@@ -79,9 +79,9 @@ def _score(config: ScoreConfig, device: torch.device) -> Scores | None:
 
 
 def _as_trained(model: Model, dataset: Dataset, scores: Scores) -> dict[str, Any]:
-    """The setting of the model's training, and its deviations, if the dataset is the one that it was trained on."""
+    """The setting of the model's training, and its deviations, if its file says that it was trained on this dataset."""
     training = model.training
-    if training.get("training_dataset") != dataset.name:
+    if training.get("training_dataset") != dataset.name or not training.get("training_split"):
         return {}
     splits = (training["training_split"].split("-")[0], dataset.split)
     other_split = [] if splits in OFFICIAL_SPLITS else [f"scored on split {dataset.split}"]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..counted import counted
 from ..distill.backbones.backbone import ScanInputs
 from ..distill.checkpoint import load_student, student_provenance
 from ..distill.interruption import Checkpoints, checkpoints_at
@@ -58,7 +59,7 @@ OFFICIAL_SPLITS = (("train", "val"), ("slidr_train", "slidr_val"))
 class SupervisionConfig(Settings, ABC):
     """One training on labels; the fields are options of the command line. None means the official value."""
 
-    verb: ClassVar[str]
+    kind: ClassVar[str]
     of_schedule: ClassVar[tuple[str, ...]] = ("epochs", "warmup_epochs", "batch_size", "learning_rate")
 
     student: Path
@@ -199,7 +200,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
         **config.choices,
     }
     settings = {
-        "kind": config.verb,
+        "kind": config.kind,
         "student": student_identity(student),
         "classes": list(training_set.class_names),
         "training": labelled_frames(training_set),
@@ -209,7 +210,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
     record = run_record(settings, device, workers=config.workers, **config.machine)
     before = read_record(config.out) if config.resume else None
     if before is not None:
-        require_kind(before.settings, config.verb, config.out / CONFIG)
+        require_kind(before.settings, config.kind, config.out / CONFIG)
         record.require_same(before.settings, config.out / CONFIG)
     checkpoints = Checkpoints(config.out / CHECKPOINT, config.checkpoint_minutes, record)
     if config.resume and (config.out / RESULT).exists():
@@ -221,7 +222,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
     model = config.new_model(student, len(training_set.class_names)).to(device)
     provenance = {"student": file_identity(config.student), "distillation": config.started_from()}
     origin = origin_of(student.config, provenance["distillation"])
-    logger.info("%s %s on %d frames", config.verb, config.student, len(training_set.frames))
+    logger.info("%s %s on %s", config.kind, config.student, counted(len(training_set.frames), "frame"))
     training = training_config(schedule, workers=config.workers, seed=config.seed)
     losses = config.fit(model, training_set, training, device, checkpoints)
     scores = score(model.eval(), validation_set, device, workers=config.workers)
@@ -230,7 +231,7 @@ def _learn(config: SupervisionConfig, device: torch.device) -> SupervisedResult:
         protocol |= {f"training_{name}": value for name, value in settings["training"].items()}
         setting = config.setting if config.classes is None else None
         of_training = {**protocol, "setting": setting, "departures": config.departures()}
-        contents = {**provenance, config.verb: of_training, RECORD: record.values}
+        contents = {**provenance, config.kind: of_training, RECORD: record.values}
         save_model(model, config.out / MODEL, training_set.class_names, contents)
         result = result_of_scores(
             scores,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset as TorchDataset
 
+from ..counted import counted
 from ..device import resolve_device
 from ..distill.heads import probe_head
 from ..distill.sampling import EpochLoader
@@ -174,7 +175,7 @@ def _probe_teacher(config: TeacherProbeConfig, device: torch.device) -> Scores:
     if config.standardise != "none":
         departures = [*departures, f"standardise {config.standardise}, not none"]
     training = training_config(schedule, workers=config.workers, seed=config.seed)
-    logger.info("probing the targets of %s in %d frames", teacher, len(training_set))
+    logger.info("probing the targets of %s in %s", teacher, counted(len(training_set), "frame"))
     head = fit_head(training_set, training, device, config.out)
     scores = score_targets(head, validation_set, device)
     result = result_of_scores(

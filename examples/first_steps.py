@@ -4,8 +4,8 @@
 # From images to a student and its scores, on simulated streets. No dataset, no GPU and no network are needed, and it
 # takes about a minute. Everything is written into a new temporary folder.
 #
-# The script `examples/first_steps.py` and the notebook `examples/first_steps.ipynb` have the same cells: run one of
-# them from beginning to end, or cell by cell.
+# The script [first_steps.py](first_steps.py) and the notebook [first_steps.ipynb](first_steps.ipynb), in the folder
+# `examples`, have the same cells: run one of them from beginning to end, or cell by cell.
 
 # %%
 import tempfile

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 
+from ..counted import counted
 from ..errors import ScalrError
 from ..progress import progress
 from .datasets.frame import Dataset
@@ -99,8 +100,8 @@ def sample_statistics(
             _add(sums[teacher.name], teacher, position, waiting[teacher.name])
     if left_out:
         logger.warning(
-            "the sample for the teacher's statistics omits %d frames that cannot be used; the first: %s",
-            *(len(left_out), left_out[0]),
+            "the sample for the teacher's statistics omits %s that cannot be used; the first: %s",
+            *(counted(len(left_out), "frame"), left_out[0]),
         )
     return {name: each.statistics(len(left_out)) for name, each in sums.items()}
 

@@ -9,7 +9,7 @@ import pytest
 
 
 class SeenEnough(Exception):  # noqa: N818
-    """Ends a verb where a test has seen what it wanted."""
+    """Ends a command where a test has seen what it wanted."""
 
 
 def calls_of(

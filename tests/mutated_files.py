@@ -64,7 +64,7 @@ WHOLE_FILE: Mutations = {
     "all zeros": lambda content, random: bytes(len(content)),
     "line ends of Windows": lambda content, random: content.replace(b"\n", b"\r\n"),
     "a page that says 404": lambda content, random: PAGE,
-    "pointer of Git LFS": lambda content, random: POINTER,
+    "Git LFS pointer": lambda content, random: POINTER,
 }
 
 

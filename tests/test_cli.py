@@ -1,4 +1,4 @@
-"""Each verb from the command line, and what people see when their input is wrong."""
+"""Each command from the command line, and what people see when their input is wrong."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_from_images_to_a_probe(synthetic_world, tmp_path):
     assert "unknown: what it was distilled from and how (a file converted from official.pth" in report
 
 
-def test_each_verb_of_evaluation(simulated, tmp_path):
+def test_each_command_of_evaluation(simulated, tmp_path):
     nuscenes, kitti = simulated("nuscenes"), simulated("semantic_kitti")
     torch.manual_seed(0)
     student = tmp_path / "student.safetensors"
@@ -152,7 +152,7 @@ def assert_shows_areas(shown: str, record: dict) -> None:
     """The table has what is in the record; a class without an area has a dash."""
     assert (record["config"]["centre"], record["compared"]) == (False, "plain cosine")
     assert f"{record['query']['text']}, plain cosine" in shown
-    assert "1 frames of split val" in shown
+    assert "1 frame of split val" in shown
     assert len(record["areas"]["frames"]) == 1
     rows = {words[0]: words[1:] for words in map(str.split, shown.splitlines()) if words}
     for name, values in record["areas"]["classes"].items():
@@ -339,7 +339,7 @@ def test_a_dry_run_says_what_the_run_then_takes(synthetic_world, tmp_path):
 def test_a_much_smaller_encoding_is_pointed_out(synthetic_world, tmp_path, caplog):
     command = ("extract", *TINY_TEACHER, "--root", synthetic_world)
     scalr(*command, "--out", tmp_path / "point.zarr", "--encoding", "point", "--dtype", "float16")
-    assert "as --encoding patch --dtype int8" in caplog.text
+    assert "with --encoding patch --dtype int8" in caplog.text
     caplog.clear()
     scalr(*command, "--out", tmp_path / "patch.zarr", "--dtype", "float16")
     assert "--encoding" not in caplog.text
@@ -391,9 +391,9 @@ def test_another_image_size_on_the_same_store_is_refused(synthetic_world, tmp_pa
         (("--teacher", "dino"), ("unknown teacher 'dino'", "--list-teachers")),
         (("--image-size", "30x56"), ("30x56", "nearest valid sizes: 28x56, 42x56")),
         (("--weights", "nowhere.pth"), ("nowhere.pth", "weights file is missing")),
-        (("--device", "tpu"), ("no device 'tpu'",)),
+        (("--device", "tpu"), ("device 'tpu' cannot be used here",)),
         (("--dataset", "kitti"), ("unknown dataset 'kitti'",)),
-        (("--part", "8/8"), ("--part", "no part 8 of 8", "0/8 to 7/8")),
+        (("--part", "8/8"), ("--part", "part 8 of 8 does not exist", "0/8 to 7/8")),
         (("--batch-size", "0"), ("--batch-size", "0 cannot be used")),
     ],
 )

@@ -179,7 +179,7 @@ def test_one_whose_claim_was_taken_for_gone_stops(tmp_path):
     with locked(tmp_path) as lock:
         lock.require()
         claims(tmp_path)[0].unlink()
-        with pytest.raises(StudentError, match="another run has begun here"):
+        with pytest.raises(StudentError, match="another run has started in this folder"):
             lock.require()
 
 
@@ -196,7 +196,7 @@ def test_nothing_is_written_into_a_folder_that_was_lost(tmp_path):
     with locked(tmp_path):
         write_bytes(tmp_path / "copies/result.json", b"before")
         claims(tmp_path)[0].unlink()
-        with pytest.raises(StudentError, match="another run has begun here"):
+        with pytest.raises(StudentError, match="another run has started in this folder"):
             write_bytes(tmp_path / "copies/result.json", b"after")
     write_bytes(tmp_path / "result.json", b"of nobody's run")
     assert (tmp_path / "copies/result.json").read_bytes() == b"before"

@@ -229,7 +229,7 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path, monkeypatch, caps
         gpu.main()
     assert stopped.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "no device 'cuda' here" in last
+    assert "device 'cuda' cannot be used here" in last
     assert list(tmp_path.iterdir()) == []
 
 

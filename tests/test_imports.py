@@ -102,6 +102,7 @@ for *words, begun in (
     assert ShellComplete(main, {}, "scalr", "_SCALR_COMPLETE").get_completions(words, begun)
     note(f"completing {words[-1]}")
 run("extract", "--list-teachers")
+run("distill", "--list-recipes")
 run("evaluate", "report", result)
 run("inspect", store)
 run("check", "--root", world)
@@ -142,7 +143,7 @@ def test_commands_that_do_not_compute_load_no_torch(synthetic_world, extract_tin
     assert done.returncode == 0, done.stderr
     loaded = json.loads(done.stdout)
     reading_points = loaded.pop("points and pairs")
-    assert len(loaded) == 14
+    assert len(loaded) == 15
     assert {what: names for what, names in loaded.items() if not {*names} <= {"numpy"}} == {}
     assert [loaded[what] for what in ("--help", "completion bash", "completing --teacher")] == [[], [], []]
     assert reading_points == ["numpy", "zarr"]

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from scalr.distill.backbones.waffleiron.config import WaffleIronConfig
 from scalr.distill.student import Student
 from scalr.evaluate.model import load_model, save_model, with_class_head
+from scalr.evaluate.predict import PredictConfig, predict
 from scalr.evaluate.score import ScoreConfig, score_model
 from scalr.extract.datasets.labels import IGNORE_LABEL
 from scalr.extract.datasets.semantic_kitti import LABELS
@@ -77,3 +78,14 @@ def test_predictions_are_what_the_student_says_of_the_raw_points(kitti, tmp_path
         np.add.at(confusion, (labels[labels != IGNORE_LABEL], said[labels != IGNORE_LABEL]), 1)
     assert len({*np.flatnonzero(confusion.sum(axis=0))}) > 1
     np.testing.assert_array_equal(scores.confusion, confusion)
+
+    scored, of_files = tmp_path / "out/submission/sequences/08/predictions", tmp_path / "of_files"
+    scans = kitti / "sequences/08/velodyne"
+    predict(
+        PredictConfig(
+            model=tmp_path / "model.safetensors", scans=(scans,), out=of_files, dataset="semantic_kitti",
+            picture="png", device="cpu",
+        )
+    )  # fmt: skip
+    for path in sorted(scored.iterdir()):
+        assert (of_files / path.name).read_bytes() == path.read_bytes()

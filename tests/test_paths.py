@@ -148,7 +148,7 @@ def test_each_verb_refuses_a_url_in_one_line_and_makes_no_folder(words, tmp_path
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 1, done.output
     assert [line for line in done.stderr.splitlines() if line.startswith("Error")] == done.stderr.splitlines()[-1:]
-    assert f"{URL}: a URL" in done.stderr.splitlines()[-1]
+    assert f"{URL}: URLs are not read" in done.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,4 +190,4 @@ def test_an_empty_variable_names_no_nuscenes(monkeypatch):
 def test_the_nuscenes_folder_of_the_environment_is_one_too(monkeypatch):
     monkeypatch.setenv("NUSCENES", URL)
     done = CliRunner().invoke(main, ["check"])
-    assert done.stderr.startswith(f"Error: {URL}: a URL")
+    assert done.stderr.startswith(f"Error: {URL}: URLs are not read")

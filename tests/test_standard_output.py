@@ -1,4 +1,4 @@
-"""Nothing but a verb's JSON is on standard output, whatever libraries write there."""
+"""Nothing but a command's JSON is on standard output, whatever libraries write there."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def backbone_class(name: Any, where: object = "student.backbone") -> type[Backbo
         raise StudentError(
             f"the backbone {name} has no {lacking}",
             where=where,
-            fix="Add the attribute; docs/backbones.md lists what a backbone has.",
+            fix="Add it to the class; docs/backbones.md lists what a backbone has.",
         )
     return found
 

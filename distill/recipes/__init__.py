@@ -5,6 +5,7 @@ A file holds what differs from the defaults, or from the recipe that its first k
 
 from __future__ import annotations
 
+import itertools
 import re
 from importlib import resources
 from typing import Any
@@ -43,6 +44,19 @@ def recipe_names() -> list[str]:
         for path in resources.files(__package__).iterdir()
         if path.name.endswith(".yaml")
     )
+
+
+def list_recipes() -> str:
+    """A table for people: each bundled recipe, and the first sentence of the comment that begins its file."""
+    names = recipe_names()
+    width = 2 + max(map(len, names))
+    return "\n".join(f"{name:<{width}}{_summary(_text_of(name).decode())}" for name in names)
+
+
+def _summary(text: str) -> str:
+    """The first sentence of the comment that begins a recipe."""
+    comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in comment).partition(". ")[0].rstrip(".")
 
 
 def read_recipe(name: str) -> dict[str, dict]:

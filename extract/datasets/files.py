@@ -77,7 +77,8 @@ def read_raw_points(path: Path, columns: int) -> np.ndarray:
     Raises:
         DatasetError: a missing, empty or truncated file, or one of another layout.
     """
-    points = _read_values(path, np.dtype(np.float32), columns, "points").reshape(-1, columns)
+    fix = "Copy the file again; if a point has another number of values, pass --columns to 'scalr predict'."
+    points = _read_values(path, np.dtype(np.float32), columns, "points", fix).reshape(-1, columns)
     refuse_other_layout(points, path)
     return points
 
@@ -237,13 +238,13 @@ def numbered_files(folder: Path, *endings: str) -> dict[str, str]:
     return {number: ending for number, ending in found.items() if number.isdecimal() and number.isascii()}
 
 
-def _read_values(path: Path, dtype: np.dtype, columns: int, noun: str) -> np.ndarray:
+def _read_values(path: Path, dtype: np.dtype, columns: int, noun: str, fix: str = COPY_AGAIN) -> np.ndarray:
     content, item_bytes = read_bytes(path), dtype.itemsize * columns
     if len(content) == 0 or len(content) % item_bytes:
         raise DatasetError(
             f"{len(content)} bytes are not a whole number of {noun} ({item_bytes} bytes each): empty or truncated",
             where=path,
-            fix=COPY_AGAIN,
+            fix=fix,
         )
     return np.frombuffer(content, dtype=dtype)
 

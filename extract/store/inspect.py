@@ -98,10 +98,14 @@ class StoreReport:
             if superpixels := source.get("superpixels"):
                 how = ", ".join(f"{name} {value}" for name, value in superpixels.items())
                 lines.append(f"superpixels of {source['dataset']} {source['split']}: {how}")
+        lines.append("")
         for name, targets in self.teachers.items():
+            lines.append(f"{name}: {describe_weights(targets.provenance)}")
+            if targets.provenance["encoding"] != "segments" and targets.vectors:
+                lines.append(f"{name}: {_cosines(targets)}")
             for split, found in targets.statistics.items():
                 lines.append(
-                    f"{name} in a sample of {split}: {found.count:,} vectors, length of their mean unit vector"
+                    f"{name}: in a sample of {split}, {found.count:,} vectors, length of their mean unit vector"
                     f" {found.mean_unit_length:.3f}, effective rank {found.effective_rank:.1f}"
                 )
         lines += ["", *(f"{camera:<{width}}{count:>13,} pairs" for camera, count in self.pairs.items())]
@@ -252,16 +256,15 @@ def _row(width: int, name: str, kind: KindReport, num_blocks: int, bytes_per_pai
 
 def _encoding(targets: TargetsReport) -> str:
     provenance = targets.provenance
-    parts = [f"{provenance['encoding']} {provenance['dtype']}, {provenance['dim']} dimensions"]
-    if provenance["encoding"] != "segments" and targets.vectors:
-        parts.append(
-            f"cosine to unrounded features: mean {targets.mean_cosine:.6f}, minimum {targets.worst_cosine:.6f};"
-            f" after subtracting the mean feature: {targets.mean_cosine_centred:.6f},"
-            f" {targets.worst_cosine_centred:.6f}"
-        )
-    if targets.segments:
-        parts.append(f"{targets.segments:,} segments")
-    return f"{', '.join(parts)}; {describe_weights(provenance)}"
+    segments = f", {targets.segments:,} segments" if targets.segments else ""
+    return f"{provenance['encoding']} {provenance['dtype']}, {provenance['dim']} dimensions{segments}"
+
+
+def _cosines(targets: TargetsReport) -> str:
+    return (
+        f"cosine to unrounded features: mean {targets.mean_cosine:.6f}, minimum {targets.worst_cosine:.6f};"
+        f" after subtracting the mean feature: {targets.mean_cosine_centred:.6f}, {targets.worst_cosine_centred:.6f}"
+    )
 
 
 def ranges(numbers: list[int], most: int = 8) -> str:

@@ -419,9 +419,7 @@ class StoreWriter:
     def _drop(self, folder: Path, differing: list[str]) -> None:
         """Delete the record of a source or teacher without committed blocks."""
         logger.warning(
-            "%s: %s of an earlier run that committed nothing are replaced by those of this run",
-            folder,
-            " and ".join(differing),
+            "%s: this run replaces %s of an earlier run that committed nothing", folder, " and ".join(differing)
         )
         self._scratch.discard(folder)
 

@@ -97,9 +97,9 @@ def tables(results: Mapping[str, Any] | None) -> str:
     for title, rows in (
         ("**A teacher's forward passes**, images/s, 224 × 448", _teachers(found)),
         (f"**A training step**, batch of the recipe, targets of {DIM} dimensions", _steps(found)),
-        ("**Evaluation of a whole scan**", _scans(found)),
+        ("**Evaluation of a complete scan**", _scans(found)),
         (
-            "**Compared with the official WaffleIron**: forward and backward pass of 2 cameras; a whole scan",
+            "**Compared with the official WaffleIron**: forward and backward pass of 2 cameras; a complete scan",
             _beside(found),
         ),
         ("**A step of `scalr_wi256` in bfloat16, by where its targets come from**", _targets(found)),
@@ -121,7 +121,7 @@ def _machine(results: Mapping[str, Any] | None) -> str:
     return (
         f"Measured by `make gpu` on {machine['device']} with {machine['cores']} CPU cores, torch {machine['torch']}"
         f" (CUDA {machine['cuda']}), NumPy {machine['numpy']}, in {results['seconds'] / 60:.1f} minutes. A batch of"
-        f" `scalr_wi256` has {machine['points_of_step']:,} points, a whole scan {machine['points_of_scan']:,}.\n"
+        f" `scalr_wi256` has {machine['points_of_step']:,} points, a complete scan {machine['points_of_scan']:,}.\n"
     )
 
 

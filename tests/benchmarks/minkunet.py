@@ -169,7 +169,7 @@ def main() -> None:
         if not options.data:
             write_world(root, layout="nuscenes", train_scenes=1, val_scenes=1, keyframes=1)
         points, intensity, seen = open_scan(root, split)
-    scans = {"whole scan": points, "points of the front camera": points[seen[0]]}
+    scans = {"complete scan": points, "points of the front camera": points[seen[0]]}
     for name, each in scans.items():
         compare(name, each, intensity, options.device, getattr(torch, options.precision))
         for title in ("forward", "forward and backward") if options.device == "cpu" else ():

@@ -79,7 +79,7 @@ def open_scan(root: Path, split: str):
 
 
 def prepare_camera(points, statistics, seen, rng) -> ScanInput:
-    """A training sample in ScaLR's order: voxels of the whole scan, then the points of one camera."""
+    """A training sample in ScaLR's order: voxels of the complete scan, then the points of one camera."""
     kept = voxel_representatives(points[:, :3], CONFIG.voxel_size_m, rng)
     kept = kept[seen[kept]]
     kept = kept[CONFIG.inside(points[kept, :3])]
@@ -87,7 +87,7 @@ def prepare_camera(points, statistics, seen, rng) -> ScanInput:
 
 
 def prepare_scans(root: Path, split: str, path: Path) -> None:
-    """Write one sample per camera, and the whole scan, for processes that need not open the dataset."""
+    """Write one sample per camera, and the complete scan, for processes that need not open the dataset."""
     points, statistics, seen = open_scan(root, split)
     cameras = [prepare_camera(points, statistics, view, np.random.default_rng(0)) for view in seen]
     path.write_bytes(pickle.dumps((cameras, evaluation_input(points, statistics, CONFIG)[0])))
@@ -172,7 +172,7 @@ def measured(action: Callable, device: str) -> tuple[float, float]:
 
 
 def outputs(work: Work) -> torch.Tensor:
-    """(M, 1024), of the whole scan in eval mode."""
+    """(M, 1024), of the complete scan in eval mode."""
     model, arguments = contestant(work)
     with torch.no_grad():
         out = model.eval()(*arguments([prepared_scans(work.scans)[1]])).float().cpu()
@@ -208,7 +208,7 @@ def compare_preparation(root: Path, split: str, peer: Path | None) -> None:
     rng = np.random.default_rng(0)
     ours = {
         "sample of one camera": lambda: prepare_camera(points, statistics, seen[0], rng),
-        "whole scan for evaluation": lambda: evaluation_input(points, statistics, CONFIG),
+        "complete scan for evaluation": lambda: evaluation_input(points, statistics, CONFIG),
     }
     theirs = peer_preparations(points, seen[0], peer) if peer else {}
     for title, action in ours.items():
@@ -245,7 +245,7 @@ def peer_preparations(points: np.ndarray, seen: np.ndarray, peer: Path) -> dict[
         training.get_occupied_2d_cells(kept)
         cKDTree(kept[:, :3]).query(kept[:, :3], k=CONFIG.num_neighbours + 1)
 
-    return {"sample of one camera": camera, "whole scan for evaluation": lambda: validation[0]}
+    return {"sample of one camera": camera, "complete scan for evaluation": lambda: validation[0]}
 
 
 def seconds_of(action: Callable) -> float:
@@ -279,7 +279,7 @@ def main() -> None:
                     difference = (both[0] - both[1]).norm() / both[1].norm()
                     print(f"{name}: relative difference of the outputs {difference:.1e}")
                 compare(f"{name}, step of {setting.cameras}", training_step, work, options.peer, setting.rounds)
-                compare(f"{name}, whole scan", evaluation, work, options.peer, setting.rounds)
+                compare(f"{name}, complete scan", evaluation, work, options.peer, setting.rounds)
 
 
 if __name__ == "__main__":

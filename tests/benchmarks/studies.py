@@ -15,7 +15,7 @@ import numpy as np
 
 
 def scalr(verb: str, *arguments: object) -> None:
-    """Run a verb on one thread; the study ends with what it says where it fails."""
+    """Run a command on one thread; the study ends with what it says where it fails."""
     command = [sys.executable, "-c", "from scalr.cli import main; main()", "-q", *verb.split(), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
@@ -54,7 +54,7 @@ def distil(
 
 
 def evaluate(verb: str, out: Path, result: str, *options: object) -> None:
-    """One of the verbs of evaluation, unless its result is there."""
+    """One of the commands of evaluation, unless its result is there."""
     if not (out / result).exists():
         scalr(f"evaluate {verb}", "--out", out, *options)
 

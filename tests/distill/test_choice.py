@@ -83,8 +83,8 @@ def test_teachers_count_alike_unless_their_weight_is_given(extract_tiny):
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("teachers/coordinates/zarr.json", "no longer recorded"),
-        ("sources/000/zarr.json", "no longer recorded"),
+        ("teachers/coordinates/zarr.json", "are not recorded any more"),
+        ("sources/000/zarr.json", "are not recorded any more"),
         ("blocks/000000/points/c/0/0", "points"),
         ("blocks/000000/targets/coordinates/vectors/c/0/0", "vectors"),
     ],
@@ -173,7 +173,7 @@ def test_another_number_of_stores_is_refused(grown, tmp_path):
 
 def test_a_first_run_takes_every_dataset_of_its_split(grown, tmp_path):
     store, out = str(shutil.copytree(grown.folder / "s.zarr", tmp_path / "s.zarr")), str(tmp_path / "run")
-    with pytest.raises(StoreError, match=r"000005.parquet: block 5 lacks targets of coordinates, as 1 of 4 blocks do"):
+    with pytest.raises(StoreError, match=r"000005.parquet: 1 of 4 blocks have no targets .*; the first is block 5"):
         grown.start(store, out=out, teachers=("coordinates",), split="train")
     grown.extract(store, dataset="other")
     grown.start(store, out=out, teachers=("coordinates",), split="train")
@@ -202,7 +202,8 @@ def test_an_incomplete_store_is_refused(extract_tiny, tmp_path):
     store = extract_tiny(frames_per_block=1)
     (store.path / "index/coordinates/000001.parquet").unlink()
     with pytest.raises(
-        StoreError, match=r"coordinates/000001.parquet: block 1 lacks targets of coordinates, as 1 of 3 blocks do"
+        StoreError,
+        match=r"coordinates/000001.parquet: 1 of 3 blocks have no targets .*; the first is block 1",
     ):
         distill(DistillConfig(caches=(store.path,), out=tmp_path / "run"))
     assert not (tmp_path / "run").exists()

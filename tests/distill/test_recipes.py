@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
+from scalr.cli import main
 from scalr.distill.recipe import load_recipe
 from scalr.distill.recipes import read_recipe, recipe_names
 from scalr.errors import StudentError
@@ -12,6 +14,14 @@ def test_names_are_those_of_the_files_in_order():
     assert names == sorted(names)
     assert {"demo", "scalr_wi768", "scalr_plus", "table1_similarity"} < {*names}
     assert not any("." in name or name.startswith("__") for name in names)
+
+
+def test_the_list_has_each_recipe_with_a_sentence():
+    shown = CliRunner().invoke(main, ["distill", "--list-recipes"]).output.splitlines()
+    assert [line.split()[0] for line in shown] == recipe_names()
+    texts = [line.split(maxsplit=1)[1] for line in shown]
+    assert all(text[0].isupper() and "#" not in text and ". " not in text for text in texts)
+    assert "ScaLR with a WaffleIron of width 256, the default recipe" in texts
 
 
 def test_a_recipe_is_its_base_s_with_its_own_values_over_them():

@@ -170,7 +170,7 @@ def test_other_stores_are_refused(folder, tmp_path, run):
     with pytest.raises(StudentError, match="number of stores was 1 and is 2"):
         go_on(folder, run, caches=(folder / "s.zarr", more.path))
     (tmp_path / "link").symlink_to(folder / "s.zarr")
-    with pytest.raises(StudentError, match=r"--cache: the store \S+link is given twice\. Name each --cache once"):
+    with pytest.raises(StudentError, match=r"--cache: the store \S+link is given twice\. Pass each --cache once"):
         go_on(folder, run, caches=(folder / "s.zarr", tmp_path / "link"))
 
 

@@ -136,7 +136,7 @@ def test_a_finished_run_without_its_log_is_still_finished(distilled, tmp_path, l
 def test_a_block_that_is_gone_is_named(extract_tiny, tmp_path):
     store = extract_tiny(frames_per_block=1)
     shutil.rmtree(store.path / "blocks/000001")
-    with pytest.raises(StoreError, match=r"blocks/000001/\S+: the file is missing\..*--repair"):
+    with pytest.raises(StoreError, match=r"blocks/000001/\S+: the file of the store is missing\..*--repair"):
         distill_small(store, tmp_path / "run")
 
 
@@ -149,7 +149,8 @@ def test_a_chunk_that_is_cut_off_is_named(extract_tiny, tmp_path, workers):
     with chunk.open("r+b") as file:
         file.truncate(chunk.stat().st_size // 2)
     with pytest.raises(
-        StoreError, match=r"blocks/000002/targets/coordinates/vectors/c/0/0: the file is of 629 bytes, not 1259"
+        StoreError,
+        match=r"blocks/000002/targets/coordinates/vectors/c/0/0: the file of the store is of 629 bytes, not 1259",
     ):
         distill_small(store, tmp_path / "run", f"training.workers={workers}")
 

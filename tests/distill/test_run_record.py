@@ -73,7 +73,7 @@ def test_of_many_differences_three_are_named(tmp_path):
     ):
         record.require_same({str(number): number + 1 for number in range(9)}, tmp_path)
     record = run_record({"a": 1, "b": 2, "c": 3}, torch.device("cpu"))
-    with pytest.raises(StudentError, match=r"a was 0 and is 1; b was 0 and is 2; c was 0 and is 3\. Run"):
+    with pytest.raises(StudentError, match=r"a was 0 and is 1; b was 0 and is 2; c was 0 and is 3\. Use"):
         record.require_same({"a": 0, "b": 0, "c": 0}, tmp_path)
 
 
@@ -99,7 +99,9 @@ def test_another_machine_is_said_once_and_not_refused(record, caplog):
 )
 def test_a_configuration_that_cannot_be_parsed_is_said(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(StudentError, match=r"config\.yaml: the run's configuration cannot be read \(.+\)\. Remove it"):
+    with pytest.raises(
+        StudentError, match=r"config\.yaml: the run's configuration cannot be read \(.+\)\. Remove the file"
+    ):
         read_record(tmp_path)
 
 

@@ -145,7 +145,7 @@ def test_what_cannot_be_standardised_is_said():
         "objective.standardise: no Hadamard matrix is known here for the 6 channels of teacher 1, and phi_s needs one. "
         "Use centre"
     )
-    with pytest.raises(StudentError, match=r"statistics of teacher 0 are of no vectors: .*Run the same 'scalr"):
+    with pytest.raises(StudentError, match=r"statistics of teacher 0 are of 0 vectors: .*Repeat the 'scalr"):
         standardisation_of("centre", torch.zeros(0, 4))
     same = torch.tensor([0.1, 30.0, -7.0, 1e-3]).expand(50, 4)
     for vectors in (same, 1e4 * same, torch.zeros(5, 4)):

@@ -125,7 +125,7 @@ def test_what_is_damaged_in_a_log_is_left_out(tmp_path):
 
 def test_a_log_that_cannot_be_read_is_said(tmp_path):
     (tmp_path / "log.csv").mkdir()
-    with pytest.raises(StudentError, match=r"log\.csv: the log cannot be read \(.*Is a directory.*\)\. Remove it"):
+    with pytest.raises(StudentError, match=r"log\.csv: the log cannot be read \(.*Is a directory.*\)\. Remove the log"):
         read_log(tmp_path / "log.csv")
     (tmp_path / "long.csv").write_text("step,epoch,loss\n" + "1" * 200_000)
     with pytest.raises(StudentError, match="the log cannot be read"):

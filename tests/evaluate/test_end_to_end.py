@@ -1,4 +1,4 @@
-"""Each verb of evaluation on the simulated world, from a student that was distilled there: some five minutes."""
+"""Each command of evaluation on the simulated world, from a student that was distilled there: some five minutes."""
 
 from __future__ import annotations
 

@@ -154,8 +154,8 @@ def test_a_scan_of_which_nothing_is_left_is_named(tiny_dataset):
         EpochLoader(
             [scans], LabelledCollate(nothing), batch_size=1, seed=0, workers=0, device=torch.device("cpu")
         ) as loader,
-        pytest.raises(StudentError, match=r"^nuscenes split train frame frame\d: scan: no point is left inside"),
+        pytest.raises(StudentError, match=r"^nuscenes split train frame frame\d: scan: no point of the scan is inside"),
     ):
         list(loader(0))
-    with pytest.raises(StudentError, match=r"^nuscenes split train frame frame1: scan: no point is left inside"):
+    with pytest.raises(StudentError, match=r"^nuscenes split train frame frame1: scan: no point of the scan is inside"):
         list(EvaluationScans(tiny_dataset, nothing).read([1]))

@@ -1,4 +1,4 @@
-"""What a verb is asked for gets to where it counts: which frames are opened, and how the machine is used."""
+"""What a command is asked for gets to where it counts: which frames are opened, and how the machine is used."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ CHOSEN = {
 
 @pytest.fixture
 def learnt(seen, devices, tmp_path):
-    """Call with a verb's module and config for what the training gets, and checkpoints, datasets and scoring."""
+    """Call with a command's module and config for what the training gets, and checkpoints, datasets and scoring."""
 
     def call(module: ModuleType, config: type, **options) -> SimpleNamespace:
         seen(supervision, "load_student", a_student("linear"))

@@ -343,6 +343,8 @@ def test_a_refused_run_leaves_settings_free(models, tmp_path):
     given = {"model": models.semantic_kitti, "scans": (tmp_path / "a.bin",), "out": tmp_path / "p"}
     with pytest.raises(ScalrError, match=r"4 float32.* 5 float32.* --columns"):
         predict(PredictConfig(**given))
+    with pytest.raises(ScalrError, match=r"4000 bytes are not a whole number of points \(24 bytes each\).* --columns"):
+        predict(PredictConfig(**given, columns=6))
     assert predict(PredictConfig(**given, columns=5)).num_new == 1
 
 

@@ -30,7 +30,7 @@ from scalr.evaluate.teacher import TeacherProbeConfig, probe_teacher
 from scalr.evaluate.transfer import TransferConfig, transfer
 from scalr.folder_lock import locked
 
-VERBS: dict[str, tuple[type[SupervisionConfig], Callable]] = {
+COMMANDS: dict[str, tuple[type[SupervisionConfig], Callable]] = {
     "probe": (ProbeConfig, probe),
     "finetune": (FinetuneConfig, finetune),
 }
@@ -78,16 +78,16 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder, simulated) -> dict[str, SupervisionConfig]:
-    """By verb and state, a run that is finished, and one that was stopped after its first step."""
+    """By command and state, a run that is finished, and one that was stopped after its first step."""
     configs = {}
-    for verb, (kind, run) in VERBS.items():
+    for command, (kind, run) in COMMANDS.items():
         common = {"student": folder / "student.safetensors", "root": simulated("nuscenes"), "epochs": 2}
-        config = kind(**common, warmup_epochs=1, batch_size=1, device="cpu", out=folder / f"{verb}-finished")
+        config = kind(**common, warmup_epochs=1, batch_size=1, device="cpu", out=folder / f"{command}-finished")
         run(config)
-        configs[f"{verb} finished"] = replace(config, resume=True)
-        stopped = replace(config, out=folder / f"{verb}-stopped")
+        configs[f"{command} finished"] = replace(config, resume=True)
+        stopped = replace(config, out=folder / f"{command}-stopped")
         stop(run, stopped)
-        configs[f"{verb} stopped"] = replace(stopped, resume=True)
+        configs[f"{command} stopped"] = replace(stopped, resume=True)
     return configs
 
 
@@ -102,16 +102,18 @@ def contents(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.iterdir()}
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_option_is_here(verb):
-    fields = {field.name for field in dataclasses.fields(VERBS[verb][0])}
-    assert fields - ELSEWHERE - HARMLESS == OTHERS_OF[verb].keys()
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_here(command):
+    fields = {field.name for field in dataclasses.fields(COMMANDS[command][0])}
+    assert fields - ELSEWHERE - HARMLESS == OTHERS_OF[command].keys()
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])
-@pytest.mark.parametrize(("verb", "field"), [(verb, field) for verb in VERBS for field in OTHERS_OF[verb]])
-def test_another_setting_is_refused_by_name(folder, runs, simulated, tmp_path, verb, state, field):
-    config, (value, named) = runs[f"{verb} {state}"], OTHERS_OF[verb][field]
+@pytest.mark.parametrize(
+    ("command", "field"), [(command, field) for command in COMMANDS for field in OTHERS_OF[command]]
+)
+def test_another_setting_is_refused_by_name(folder, runs, simulated, tmp_path, command, state, field):
+    config, (value, named) = runs[f"{command} {state}"], OTHERS_OF[command][field]
     if field == "student":
         value = folder / value
     elif field == "root":  # the same frames with other labels
@@ -120,19 +122,19 @@ def test_another_setting_is_refused_by_name(folder, runs, simulated, tmp_path, v
             labels.write_bytes(bytes([24]) * labels.stat().st_size)
     before = contents(config.out)
     with pytest.raises(StudentError, match=r"made with other settings: .* was ") as caught:
-        VERBS[verb][1](replace(config, **{field: value}))
+        COMMANDS[command][1](replace(config, **{field: value}))
     assert named in str(caught.value)
     assert contents(config.out) == before
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])
-@pytest.mark.parametrize("verb", VERBS)
-def test_labels_that_are_not_there_are_said(runs, verb, state):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_labels_that_are_not_there_are_said(runs, command, state):
     """So is a student."""
-    config = runs[f"{verb} {state}"]
+    config = runs[f"{command} {state}"]
     with pytest.raises(ScalrError, match="no student file exists here"):
-        VERBS[verb][1](replace(config, student=config.student.with_name("none.safetensors")))
-    if verb == "finetune":
+        COMMANDS[command][1](replace(config, student=config.student.with_name("none.safetensors")))
+    if command == "finetune":
         with pytest.raises(ScalrError, match="train-1%"):
             finetune(replace(config, labels="1%"))
 
@@ -149,53 +151,53 @@ def test_one_lidar_of_a_dataset_does_not_go_on_as_the_other(folder, simulated, t
         probe(other)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("state", ["finished", "stopped"])
-def test_the_same_data_elsewhere_and_another_use_of_the_machine_go_on(runs, tmp_path, caplog, verb, state):
-    config = runs[f"{verb} {state}"]
+def test_the_same_data_elsewhere_and_another_use_of_the_machine_go_on(runs, tmp_path, caplog, command, state):
+    config = runs[f"{command} {state}"]
     out, root = shutil.copytree(config.out, tmp_path / "run"), tmp_path / "world"
     root.symlink_to(config.root, target_is_directory=True)
     student = shutil.copy(config.student, tmp_path / "renamed.safetensors")
-    machine = {"activation_checkpointing": True} if verb == "finetune" else {}
+    machine = {"activation_checkpointing": True} if command == "finetune" else {}
     with caplog.at_level(logging.WARNING, "scalr"):
-        VERBS[verb][1](
+        COMMANDS[command][1](
             replace(config, out=out, root=root, student=student, workers=1, checkpoint_minutes=0.0, **machine)
         )
     said = [line for line in caplog.messages if "workers was 0 and is 1" in line]
     assert len(said) == (state == "stopped")
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_finished_model_that_was_cut_off_is_not_finished(runs, tmp_path, verb):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_finished_model_that_was_cut_off_is_not_finished(runs, tmp_path, command):
     """Nor one that is not there. What the error says leads to a new one."""
-    config = replace(runs[f"{verb} finished"], out=tmp_path / "run")
-    shutil.copytree(runs[f"{verb} finished"].out, config.out)
+    config = replace(runs[f"{command} finished"], out=tmp_path / "run")
+    shutil.copytree(runs[f"{command} finished"].out, config.out)
     model = config.out / "model.safetensors"
     whole = model.read_bytes()
     model.write_bytes(whole[:-1])
     message = r"model\.safetensors: the model of this finished run cannot be used: {}.*Remove the result\.json"
     with pytest.raises(StudentError, match=message.format("the file cannot be read")):
-        VERBS[verb][1](config)
+        COMMANDS[command][1](config)
     model.unlink()
     with pytest.raises(StudentError, match=message.format("no student file exists here")):
-        VERBS[verb][1](config)
+        COMMANDS[command][1](config)
     (config.out / "result.json").unlink()
-    VERBS[verb][1](config)
+    COMMANDS[command][1](config)
     assert load_model(model).class_names
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_damaged_result_is_made_again_where_it_is_removed(runs, tmp_path, verb):
-    config = replace(runs[f"{verb} finished"], out=tmp_path / "run")
-    shutil.copytree(runs[f"{verb} finished"].out, config.out)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_damaged_result_is_made_again_where_it_is_removed(runs, tmp_path, command):
+    config = replace(runs[f"{command} finished"], out=tmp_path / "run")
+    shutil.copytree(runs[f"{command} finished"].out, config.out)
     result = config.out / "result.json"
     result.write_bytes(result.read_bytes()[:-9])
     with pytest.raises(
         StudentError, match=r"the result file cannot be read .* Remove the file and run the evaluation again"
     ):
-        VERBS[verb][1](config)
+        COMMANDS[command][1](config)
     result.unlink()
-    VERBS[verb][1](replace(config, resume=False))
+    COMMANDS[command][1](replace(config, resume=False))
     assert read_result(config.out)["title"]
 
 
@@ -226,7 +228,7 @@ MANY = {"student": Path("s"), "model": Path("m"), "root": Path("r"), "clean_root
 @pytest.mark.parametrize(
     ("kind", "run"),
     [
-        *VERBS.values(),
+        *COMMANDS.values(),
         (RobustnessConfig, robustness),
         (ScoreConfig, score_model),
         (SimilarityConfig, similarity_maps),

@@ -80,7 +80,7 @@ def fitted(config: SupervisionConfig, dataset: TinyDataset, folder: Path) -> tup
     collate = LabelledCollate(model.input_config)
     with EpochLoader([scans], collate, batch_size=BATCH_SIZE, seed=config.seed, workers=0, device=CPU) as loader:
         batches = [list(loader(epoch)) for epoch in range(EPOCHS)]
-    checkpoints = Checkpoints(folder / "checkpoint.pt", 10.0, RunRecord({"kind": config.verb}, {}))
+    checkpoints = Checkpoints(folder / "checkpoint.pt", 10.0, RunRecord({"kind": config.kind}, {}))
     return before, model, batches, config.fit(model, dataset, training, CPU, checkpoints)
 
 

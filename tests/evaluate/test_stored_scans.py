@@ -28,5 +28,5 @@ def test_points_that_differ_anywhere_are_of_another_scan(column):
 
 
 def test_a_shorter_scan_is_another():
-    with pytest.raises(StoreError, match=r"\(50 points, 49 there\)"):
+    with pytest.raises(StoreError, match=r"\(50 points, 49 in the dataset\)"):
         rows_in_scan(SCAN, SCAN[:49], FRAME, STORE)

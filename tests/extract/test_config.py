@@ -81,7 +81,7 @@ def test_values_on_the_border_of_sense_are_taken():
             ScalrError,
             "--workers: --workers and --scheduler are given, and a dask cluster has its own workers",
         ),
-        ({"teachers": ("a", "b", "a")}, ScalrError, "--teacher: a is given twice"),
+        ({"teachers": ("a", "b", "a")}, ScalrError, "--teacher: teacher a is given twice"),
         ({"weights": ("w.pth",)}, TeacherError, "--weights: w.pth cannot serve a and b alike"),
         ({"encoding": "pixel"}, ScalrError, "--encoding: 'pixel' cannot be used"),
         ({"dtype": "int4"}, ScalrError, "--dtype: 'int4'"),

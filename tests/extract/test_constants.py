@@ -15,6 +15,7 @@ NUMBERS = {
     },
     "scalr.extract.executors": {"CONNECT_TIMEOUT_S": 30},
     "scalr.extract.frame_identity": {"TOLERANCE": {"rtol": 1e-9, "atol": 1e-9}},
+    "scalr.extract.intensity": {"LARGEST_INTENSITY": 1e10, "SMALLEST_DEVIATION": 1e-6},
     "scalr.extract.occlusion": {"CELLS_PER_SPACING": 2, "TOLERANCE": 0.1, "TOLERANCE_M": 0.5},
     "scalr.extract.pipeline": {"MAX_READERS": 8, "MAX_WAITING": 8},
     "scalr.extract.plan": {"BLOCK_BYTES": 2**30, "FRAMES_PER_BLOCK": {"point": 16, "patch": 64, "segments": 64}},

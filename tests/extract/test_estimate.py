@@ -278,7 +278,7 @@ def test_targets_more_than_three_times_as_large_as_need_be_are_pointed_out(
     warn_of_size(frame, 1000, [teacher], POINT)
     assert bool(caplog.records) == warns
     if warns:
-        assert "take about 248 kB as --encoding point --dtype float16; 80 kB as --encoding patch" in caplog.text
+        assert "take about 248 kB with --encoding point --dtype float16; 80 kB with --encoding patch" in caplog.text
 
 
 def test_maps_are_made_in_batches_of_all_frames_images(frame, monkeypatch):

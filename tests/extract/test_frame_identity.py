@@ -117,7 +117,9 @@ def test_a_store_keeps_the_table_and_refuses_other_frames(extract_tiny, tiny_dat
     tiny_dataset.frames[2] = change_view(frames[2], calibration=moved(frames[2].views[1].calibration, 1e-13))
     extract_tiny("doubled", frames_per_block=1)
     tiny_dataset.frames[2] = CHANGES["cam_from_lidar"](frames[2])
-    with pytest.raises(StoreError, match=r"frame frame2 \(number 2\): camera RIGHT: calibration .* Use the dataset as"):
+    with pytest.raises(
+        StoreError, match=r"frame frame2 \(number 2\): camera RIGHT: calibration .* Use the unchanged dataset"
+    ):
         extract_tiny("doubled", frames_per_block=1)
     (store.path / "sources/000/frames.parquet").unlink()
     with pytest.raises(StoreError, match="its table of frames, which would tell where, is lost"):

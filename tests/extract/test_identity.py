@@ -80,8 +80,8 @@ def test_a_false_start_does_not_bind(extract_tiny, tiny_dataset, caplog):
     store = extract_tiny(frames_per_block=2, dtype="float16", points="visible")
     assert [list(source.blocks) for source in store.sources] == [[0]]
     assert store.encoding("coordinates").dtype == "float16"
-    assert "sources/000: num_frames and frames_per_block and" in caplog.text
-    assert "teachers/coordinates: dtype of a run that committed nothing is replaced by this one's" in caplog.text
+    assert "sources/000: this run replaces num_frames and frames_per_block and" in caplog.text
+    assert "teachers/coordinates: this run replaces dtype of an earlier run" in caplog.text
     assert verify(VerifyConfig(store=store.path)).whole
     with pytest.raises(StoreError, match="dtype is 'float16' in the store and 'int8' now"):
         extract_tiny(frames_per_block=2, points="visible")

@@ -52,7 +52,7 @@ def test_a_skipped_frame_is_left_out_and_listed(extract_tiny, tiny_dataset, brok
     assert report.teachers["coordinates"].missing_blocks == []
     assert list(report.skipped) == [FRAME]
     assert "frame1_RIGHT.png" in report.skipped[FRAME]
-    assert f"skipped {FRAME}: " in report.as_text()
+    assert f"skipped frame {FRAME}: " in report.as_text()
     assert verify_store(store).whole
     samples = DistillDataset(store, ("coordinates",), WaffleIronInputs(), SamplingConfig(), AugmentConfig(), seed=0)
     assert len(samples) == 2
@@ -104,5 +104,5 @@ def test_parts_skip_as_one_run_does(extract_tiny, broken):
 
 def test_a_frame_without_cameras_is_no_input(extract_tiny, tiny_dataset):
     tiny_dataset.frames[1] = replace(tiny_dataset.frames[1], views=())
-    with pytest.raises(DatasetError, match=r"frame1\.bin: frame frame1 of nuscenes has no image\. Leave it out"):
+    with pytest.raises(DatasetError, match=r"frame1\.bin: frame frame1 of nuscenes has no image\. Leave the frame out"):
         extract_tiny()

@@ -154,7 +154,7 @@ def test_a_more_complete_sample_replaces_one_without_blocks(sampled, tiny_datase
     image.write_bytes(b"")
     with pytest.raises(DatasetError):
         sampled()
-    assert "1 frames of the sample for the teacher's statistics cannot be used, " in caplog.text
+    assert "the sample for the teacher's statistics omits 1 frame that cannot be used; the first: " in caplog.text
     image.write_bytes(content)
     found, seen = sampled()
     assert (found.count, found.frames_left_out, seen) == (whole.count, 0, 6)
@@ -241,7 +241,7 @@ def test_an_inspection_shows_them(extract_tiny):
     assert shown.mean_unit_length == pytest.approx(found.mean_unit_length, rel=1e-5)
     assert shown.effective_rank == pytest.approx(found.effective_rank, rel=1e-5)
     assert (
-        f"coordinates in a sample of nuscenes train: {found.count} vectors, length of their mean unit vector"
+        f"coordinates: in a sample of nuscenes train, {found.count} vectors, length of their mean unit vector"
         f" {found.mean_unit_length:.3f}, effective rank {found.effective_rank:.1f}"
     ) in report.as_text()
 

@@ -283,8 +283,8 @@ def test_a_sample_is_recomputed_with_its_superpixels(dataset, maps, tmp_path, mo
     found = recomputed(dataset, monkeypatch, store)
     assert len(found) == 6
     assert all(view.as_stored and view.segments > 0 and view.segments_cosine > 0.999999 for view in found)
-    assert [("loss within" in str(view)) for view in found] == [encoding == "patch"] * 6
-    assert "segments, cosine 1.000000" in str(found[0])
+    assert [("loss differs by" in str(view)) for view in found] == [encoding == "patch"] * 6
+    assert "segments, mean cosine 1.000000" in str(found[0])
     others = write_maps(dataset, tmp_path / "others", seed=99)
     found = recomputed(dataset, monkeypatch, store, superpixels=others)
     assert not any(view.as_stored or view.same_superpixels for view in found)
@@ -500,7 +500,8 @@ def test_a_folder_that_cannot_be_used_is_said(dataset, tmp_path):
 def test_slic_without_scikit_image_is_said(dataset, monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     message = (
-        r"--superpixels slic: SLIC needs scikit-image, which is not installed\. Run pip install 'scalr-distill\[sup"
+        r"--superpixels slic: SLIC needs scikit-image, which is not installed\. Install scikit-image:"
+        r" pip install 'scalr-distill\[sup"
     )
     with pytest.raises(ScalrError, match=message):
         open_superpixels("slic", dataset)

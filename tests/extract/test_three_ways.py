@@ -119,9 +119,9 @@ def test_a_block_that_kills_its_workers_is_named(monkeypatch):
         ),
         (
             ModuleNotFoundError("No module named 'scalr'"),
-            r"cluster cannot run the extraction \(No module named 'scalr'\)",
+            r"dask cluster cannot run the extraction \(No module named 'scalr'\)",
         ),
-        (RuntimeError("Error during deserialization of the"), r"cluster cannot run the extraction \(Error during"),
+        (RuntimeError("Error during deserialization of the"), r"dask cluster cannot run the extraction \(Error during"),
     ],
 )
 def test_a_cluster_that_fails_is_said_in_one_line(monkeypatch, failure, message):
@@ -153,7 +153,7 @@ def test_a_scheduler_that_ends_is_said(world, tmp_path, capfd):
         scheduler.kill()
         assert job.wait() == 1
     said = capfd.readouterr().err
-    assert "the dask scheduler does not respond any more. Start it again" in said, said
+    assert "the dask scheduler does not respond any more. Start the scheduler again" in said, said
 
 
 @pytest.mark.slow
@@ -229,7 +229,11 @@ def dask_cluster(folder: Path, workers: int):
         for process in reversed(started):
             process.terminate()
         for process in started:
-            process.wait()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:  # distributed's worker can wait forever for a scheduler that has ended
+                process.kill()
+                process.wait()
 
 
 def _address(scheduler_file: Path) -> str:

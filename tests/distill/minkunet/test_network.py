@@ -195,7 +195,7 @@ def test_without_spconv_a_run_that_asks_for_it_ends_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "spconv.pytorch", None)
     inputs = MinkUNetInputs(features="scalr")
     batch = inputs.pack([inputs.prepare(CASES["around zero"][1][0], NUSCENES).input])
-    with pytest.raises(StudentError, match=r"student\.convolution: spconv is not installed"):
+    with pytest.raises(StudentError, match=r"student\.convolution is spconv, and spconv is not installed"):
         SpconvGrids(batch)
     net = network(replace(NARROW, convolution="spconv"), inputs, torch.float32).eval()
     assert net(batch).shape == (batch.num_points, 4)  # on a CPU nothing of it is needed

@@ -95,10 +95,10 @@ def test_voxels_of_no_points():
     assert voxel_representatives(np.empty((0, 3), np.float32), 0.1).shape == (0,)
 
 
-def test_points_whose_sum_overflows_are_finite_all_the_same():
+def test_the_largest_intensities_that_are_taken_stay_finite():
     points = random_points(0, 5)
-    points[:, 3] = 2e38  # of float32, two of these are more than the largest
-    assert len(evaluation_input(points, UNIT, SMALL)[1]) > 0
+    points[:, 3] = 1e10
+    assert np.isfinite(evaluation_input(points, UNIT, SMALL)[0].features).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -193,7 +193,7 @@ def test_cells_are_counted_from_the_minimum_of_the_field_of_view():
 
 def test_scan_input_refuses_what_it_cannot_use():
     points = random_points(6, 20)
-    with pytest.raises(StudentError, match="no point is left"):
+    with pytest.raises(StudentError, match="no point of the scan"):
         SMALL.prepare(points[:0], UNIT)
     with pytest.raises(StudentError, match=r"shape \(20, 3\)"):
         SMALL.prepare(points[:, :3], UNIT)

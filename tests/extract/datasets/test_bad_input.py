@@ -349,7 +349,10 @@ def test_nuscenes_intrinsics_of_wrong_shape(world):
             record["camera_intrinsic"] = record["camera_intrinsic"][:2]
 
     change_json(table, shorten)
-    with pytest.raises(DatasetError, match=r"calibrated_sensor\.json: the intrinsics of [0-9a-f]+ are not 3x3 numbers"):
+    with pytest.raises(
+        DatasetError,
+        match=r"calibrated_sensor\.json: the intrinsics of calibrated sensor [0-9a-f]+ are not 3x3 numbers",
+    ):
         open_dataset(world.name, world.root, world.split)
 
 

@@ -197,7 +197,7 @@ def test_json_is_parsed_or_its_place_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["nowhere.bin", "file/below.bin"])
 def test_a_missing_file_is_said(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(DatasetError, match=rf"{name}: the file is missing\. Check that the dataset is complete"):
+    with pytest.raises(DatasetError, match=rf"{name}: the file is missing\. Check the path"):
         read_bytes(tmp_path / name)
 
 
@@ -252,7 +252,9 @@ def test_a_table_names_files_below_its_folder_or_one_that_the_user_named(places,
 @pytest.mark.parametrize("name", ["../other/0.bin", "{places}/other/0.bin", "a/../../other/0.bin", "~/../other/0.bin"])
 def test_a_path_that_leaves_its_folder_is_refused_unless_it_is_allowed(places, monkeypatch, name):
     name = name.replace("{places}", str(places))
-    with pytest.raises(DatasetError, match=r"leads out of the folder\. Put the file below it, .* SCALR_FOLDERS"):
+    with pytest.raises(
+        DatasetError, match=r"leads out of the folder\. Put or link the file below this folder, .* SCALR_FOLDERS"
+    ):
         file_of(places / "root", name)
     monkeypatch.setenv("SCALR_FOLDERS", os.pathsep.join(["~/elsewhere", str(places / "oth")]))
     with pytest.raises(DatasetError, match="leads out of the folder"):

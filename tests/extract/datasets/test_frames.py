@@ -499,7 +499,7 @@ def test_rows_of_a_frame_that_do_not_follow_each_other(rig):
     ("damage", "message"),
     [
         (lambda rig: (rig.root / "frames.parquet").unlink(), "frames.parquet: the file is missing"),
-        (lambda rig: (rig.root / "frames.parquet").write_bytes(b"PAR1 not"), "not a parquet file"),
+        (lambda rig: (rig.root / "frames.parquet").write_bytes(b"PAR1 not"), "cannot be read as parquet"),
         (
             lambda rig: pq.write_table(
                 (table := pq.read_table(rig.root / "frames.parquet")).append_column("scan", table["scan"]),

@@ -78,7 +78,7 @@ def test_columns_come_in_the_order_that_is_asked_for(tmp_path):
 @pytest.mark.parametrize("value", [{"x": 1}, [1, 2], None, 3])
 def test_what_is_no_table_is_said(tmp_path, value):
     path = write(tmp_path / "t.pkl.gz", value)
-    with pytest.raises(DatasetError, match=r"t\.pkl\.gz: not a table of numbers with the columns x, d"):
+    with pytest.raises(DatasetError, match=r"t\.pkl\.gz: the pickle is not a table of numbers with the columns x, d"):
         read_columns(path, ("x", "d"))
 
 

@@ -52,7 +52,7 @@ def test_rays_without_returns_hide_no_layout(points, tmp_path):
     for value in (np.nan, 0):
         points[::2, :3] = value
         points[:, :5].tofile(tmp_path / "0.bin")
-        with pytest.raises(DatasetError, match="but one with 5 float32"):
+        with pytest.raises(DatasetError, match="but one with 5 float32 per point"):
             read_raw_points(tmp_path / "0.bin", 4)
         points[:, :4].tofile(tmp_path / "0.bin")
         np.testing.assert_array_equal(read_raw_points(tmp_path / "0.bin", 4), points[:, :4])

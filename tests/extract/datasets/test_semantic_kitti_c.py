@@ -29,7 +29,7 @@ def test_semantic_kitti_c(simulated, tmp_path):
 
 def test_a_corruption_without_scans_is_said(tmp_path):
     (tmp_path / "fog/light/velodyne").mkdir(parents=True)
-    with pytest.raises(DatasetError, match=r"fog/light/velodyne: no scans here\. Unpack SemanticKITTI-C again"):
+    with pytest.raises(DatasetError, match=r"velodyne: the folder has no scans\. Unpack SemanticKITTI-C again"):
         open_dataset("semantic_kitti_c", tmp_path, "fog/light")
 
 

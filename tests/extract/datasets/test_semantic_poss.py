@@ -72,7 +72,11 @@ def test_a_frame_is_a_number_that_a_scan_or_labels_have(simulated, tmp_path):
 
 def test_a_folder_without_a_scan_of_the_split_is_said(simulated, tmp_path):
     shutil.copytree(simulated("semantic_poss") / "sequences/00", tmp_path / "sequences/00")
-    with pytest.raises(DatasetError, match=r"sequences: no scan of split 'val'\..*\(sequences found: 00\)"):
+    with pytest.raises(
+        DatasetError, match=r"sequences: the folder has no scan of split 'val'\..*\(sequences found: 00\)"
+    ):
         open_dataset("semantic_poss", tmp_path, "val")
-    with pytest.raises(DatasetError, match=r"dataset/sequences: no scan of split 'val'\..*\(sequences found: none\)"):
+    with pytest.raises(
+        DatasetError, match=r"dataset/sequences: the folder has no scan of split 'val'\..*\(sequences found: none\)"
+    ):
         open_dataset("semantic_poss", tmp_path / "sequences", "val")

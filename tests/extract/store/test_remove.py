@@ -119,7 +119,7 @@ def test_the_command_asks_first(path, option):
     before = files(path)
     asked = CliRunner().invoke(main, ["remove", str(path), *option], input="n\n")
     assert asked.exit_code == 1
-    assert f"Delete {'teacher u (3' if option[1] == 'u' else 'split nuscenes/val (1'} blocks, " in asked.output
+    assert f"Delete {'teacher u (3 blocks' if option[1] == 'u' else 'split nuscenes/val (1 block'}, " in asked.output
     assert files(path) == before
     sure = CliRunner().invoke(main, ["remove", str(path), *option, "--yes"])
     assert sure.exit_code == 0, sure.output

@@ -89,11 +89,11 @@ def test_what_describes_the_store_is_checked_and_restored(path, whole, name, dam
 def test_a_record_that_is_lost_stops_those_who_need_it(path, name):
     """With one line that names it; and nobody may write another one in its place."""
     (path / name).unlink()
-    with pytest.raises(DamagedError, match=rf"{Path(name).parts[0]}.*no longer recorded.*--repair"):
+    with pytest.raises(DamagedError, match=rf"{Path(name).parts[0]}.*are not recorded any more.*--repair"):
         open_store(path).require_records()
-    with pytest.raises(DamagedError, match="no longer recorded"):
+    with pytest.raises(DamagedError, match="are not recorded any more"):
         create_store(path, "part-0-of-1").add_inputs(SETTINGS, {}, {"t": {**PROVENANCE, "patch_size": 2}})
-    with pytest.raises(DamagedError, match="no longer recorded"):
+    with pytest.raises(DamagedError, match="are not recorded any more"):
         open_store(path).read_view(0, "t")
 
 

@@ -71,7 +71,7 @@ def test_other_settings_are_refused_with_both_values(tmp_path):
 def test_a_folder_with_other_things_is_not_written_to(tmp_path):
     (tmp_path / "thesis.tex").touch()
     for path in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(StoreError, match="something else is there"):
+        with pytest.raises(StoreError, match="it is not a feature store"):
             create_store(path, "part-0-of-1")
     assert os.listdir(tmp_path) == ["thesis.tex"]
 

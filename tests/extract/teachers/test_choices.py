@@ -29,7 +29,9 @@ def test_weights_that_cannot_be_shared_are_said(given):
 
 def test_two_files_for_one_teacher_are_said():
     assert choose_weights(("a",), ("a=1", "a=1")) == {"a": "1"}
-    with pytest.raises(TeacherError, match=r"^--weights: a has two: 1 and 2\. Give each teacher one file$"):
+    with pytest.raises(
+        TeacherError, match=r"^--weights: teacher a has two weights: 1 and 2\. Give each teacher one file$"
+    ):
         choose_weights(("a", "b"), ("a=1", "b=2", "a=2"))
 
 

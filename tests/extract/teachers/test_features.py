@@ -46,7 +46,8 @@ def test_a_feature_is_a_kind_and_layers(text, kind, layers, resolved):
 @pytest.mark.parametrize("layer", [12, -13])
 def test_a_layer_that_the_model_has_not_is_said(layer):
     with pytest.raises(
-        TeacherError, match=f"no layer {layer} in a model of 12 blocks. Count from 0 to 11, or from -1 to -12"
+        TeacherError,
+        match=f"layer {layer} does not exist in a model of 12 layers. Count from 0 to 11, or from -1 to -12",
     ):
         Feature("x_norm", (3, layer)).resolved(12)
 
@@ -130,8 +131,8 @@ def test_clip_has_a_projection_and_more_than_one_block(small):
 @pytest.mark.parametrize(
     ("name", "feature", "message"),
     [
-        ("dinov2_vits14", "maskclip", "no projection as CLIP's"),
-        ("dinov2_vits14", "x_prenorm:3", "no layer 3 in a model of 3 blocks.*from 0 to 2"),
+        ("dinov2_vits14", "maskclip", "needs a projection as in CLIP's"),
+        ("dinov2_vits14", "x_prenorm:3", "layer 3 does not exist in a model of 3 layers.*from 0 to 2"),
         ("dinov2_vits14", "x_pernorm", "unknown feature 'x_pernorm'. Use x_prenorm, x_norm"),
         ("dinov2_vits14", "x_norm:1,b", "unknown feature 'x_norm:1,b'"),
         ("dinov2_vits14", "maskclip:1", "unknown feature"),

@@ -124,7 +124,7 @@ def test_a_classifier_may_be_missing_or_of_other_classes(load, caplog):
     state = state_of("vit_small_patch16_224")
     few = {"head.weight": torch.ones(10, 32), "head.bias": torch.ones(10)}
     teachers = [load("vit_small_patch16_224", each) for each in (without(state, "head"), state | few)]
-    assert caplog.messages[0].endswith(": 2 tensors missing, and not needed: head.weight, head.bias")
+    assert caplog.messages[0].endswith(": 2 tensors missing (not needed): head.weight, head.bias")
     assert caplog.messages[1].endswith(": 2 tensors ignored: head.weight, head.bias")
     assert teachers[0].provenance == teachers[1].provenance
     whole = load("vit_small_patch16_224", state)
@@ -206,8 +206,6 @@ def test_where_timm_cannot_resize_positions_the_image_size_is_named(monkeypatch,
     monkeypatch.setitem(registry.TEACHERS, "cait", spec)
     path = tmp_path / "w.pth"
     torch.save(state_of("cait_xxs24_224"), path)
-    with pytest.raises(
-        TeacherError, match=r"w\.pth: timm does not resize .* cait_xxs24_224. Pass --image-size 224x224"
-    ):
+    with pytest.raises(TeacherError, match=r"w\.pth: timm cannot resize .* cait_xxs24_224. Pass --image-size 224x224"):
         load_teacher("cait", image_size=(48, 80), weights=str(path))
     assert load_teacher("cait", image_size=(224, 224), weights=str(path)).provenance.weights == "file"

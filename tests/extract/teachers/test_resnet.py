@@ -213,7 +213,7 @@ def test_a_momentum_encoder_alone_is_taken_and_said(caplog):
     name = "layer1.0.conv1.weight"
     of_keys = {f"module.encoder_k.{name}": torch.ones(1)}
     assert list(model_in({"state_dict": of_keys}, "w.pth").tensors) == [name]
-    assert "w.pth: this is MoCo's momentum encoder; published features are those of encoder_q" in caplog.text
+    assert "w.pth: these weights are MoCo's momentum encoder; published features are those of encoder_q" in caplog.text
     caplog.clear()
     both = of_keys | {f"module.encoder_q.{name}": torch.zeros(1)}
     assert not model_in({"state_dict": both}, "w.pth").tensors[name].any()

@@ -205,7 +205,7 @@ def test_as_many_positions_as_asked_for_are_a_square_in_official_code(monkeypatc
     expected = torch.einsum("rh,cw,hwd->rcd", rows, columns, grid).flatten(0, 1).float()
     torch.testing.assert_close(official, expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(load_teacher("dinov2_vits14", **options).model.pos_embed, state["pos_embed"])
-    assert "may be of 4x4 or of 2x8 patches; timm takes the latter, --pos-embed official the former" in caplog.text
+    assert "may be of 4x4 or of 2x8 patches; timm assumes the latter, --pos-embed official the former" in caplog.text
 
 
 def test_relative_positions_of_another_grid_than_usual_are_in_the_digest_as_they_are(small_of_timm, tmp_path):
@@ -452,7 +452,7 @@ def test_a_file_without_a_model_is_said(tmp_path, content):
 
 @pytest.mark.parametrize("path", ["/nowhere.pth", "/"])
 def test_no_file_is_said(path):
-    with pytest.raises(TeacherError, match=f"{path}: the weights"):
+    with pytest.raises(TeacherError, match=f"{path}: the (folder of )?weights"):
         load_teacher("dinov2_vits14", weights=path)
 
 
@@ -461,7 +461,9 @@ def test_a_hub_out_of_reach_explains_the_way_out(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(import_timm(), "create_model", unreachable)
-    with pytest.raises(TeacherError, match=r"from the hub .*no network.*--weights FILE.*huggingface.*\$HF_HOME"):
+    with pytest.raises(
+        TeacherError, match=r"from the Hugging Face Hub .*network.*--weights FILE.*huggingface.*\$HF_HOME"
+    ):
         load_teacher("dinov2_vits14")
 
 

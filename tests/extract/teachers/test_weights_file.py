@@ -130,7 +130,7 @@ def test_an_index_that_does_not_fit_its_files_is_said(tmp_path, damage, message)
 def test_a_pointer_in_place_of_the_weights_is_said(tmp_path):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 88\n"
     (tmp_path / "model.safetensors").write_text(pointer)
-    with pytest.raises(TeacherError, match=r"it is a pointer of Git LFS.*Run 'git lfs pull'"):
+    with pytest.raises(TeacherError, match=r"the file is a Git LFS pointer.*Run 'git lfs pull'"):
         read_weights_file(tmp_path)
 
 
