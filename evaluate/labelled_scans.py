@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Literal
@@ -195,11 +196,14 @@ def in_order(scans: TorchDataset, numbers: Sequence[int], workers: int) -> Itera
     if workers == 0:
         yield from loader
         return
-    with deferring_stops():  # a worker that is still starting would print a traceback if this process ended
-        with starting_workers():
-            items = iter(loader)
-        first = [*islice(items, workers)]  # one of each worker
-    yield from chain(first, items)
+    with ExitStack() as at_the_end:
+        with deferring_stops():  # a worker that is still starting would print a traceback if this process ended
+            with starting_workers():
+                items = iter(loader)
+            # The traceback of an error can keep the loader alive; its workers would then delay the end of the process.
+            at_the_end.callback(items._shutdown_workers)
+            first = [*islice(items, workers)]  # one of each worker
+        yield from chain(first, items)
 
 
 def require_labelled(dataset: Dataset) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -205,9 +206,10 @@ def _predict(config: PredictConfig) -> PredictionSummary:
     prepared = PreparedScans(scans, intensity, network.inputs)
     added: list[FinishedScan] = []
     skipped: dict[str, str] = {}
-    for results in _predicted(config, network, prepared, todo, skipped):
-        folder.begin(record, files.legend)
-        added += [_write(folder, files, listed.scans[scan.number], scan, of_rows) for scan, of_rows in results]
+    with closing(_predicted(config, network, prepared, todo, skipped)) as predicted:  # its workers end with it
+        for results in predicted:
+            folder.begin(record, files.legend)
+            added += [_write(folder, files, listed.scans[scan.number], scan, of_rows) for scan, of_rows in results]
     return _summary(config, network, [*filter(None, finished)], added, skipped, _draw(config, network, prepared))
 
 
