@@ -139,7 +139,8 @@ def test_labels_that_are_not_there_are_said(runs, command, state):
             finetune(replace(config, labels="1%"))
 
 
-@pytest.mark.parametrize("state", [pytest.param("finished", marks=pytest.mark.slow), "stopped"])
+@pytest.mark.parametrize("state", ["finished", "stopped"])
+@pytest.mark.slow
 def test_one_lidar_of_a_dataset_does_not_go_on_as_the_other(folder, simulated, tmp_path, state):
     root, student = simulated("pandaset"), folder / "student.safetensors"
     config = ProbeConfig(

@@ -183,10 +183,11 @@ def test_two_jobs_with_the_same_part_lose_nothing(tmp_path, whole):
     assert_same_store(filled_store(path), whole)
 
 
-def test_a_scratch_folder_taken_away_is_written_again(tmp_path, whole, monkeypatch, caplog):
+@pytest.mark.parametrize("every", [pytest.param(7, marks=pytest.mark.slow), 23])
+def test_a_scratch_folder_taken_away_is_written_again(tmp_path, whole, monkeypatch, caplog, every):
     """At every step of writing a block, another run of the same part clears the leftovers, once."""
     steps = count_durable_steps(tmp_path / "count.zarr", monkeypatch)
-    for fatal in range(20, steps, 7):
+    for fatal in range(20, steps, every):
         path = tmp_path / f"{fatal}.zarr"
         with monkeypatch.context() as patch:
             clear_at_step(patch, path, fatal)
