@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -187,8 +188,9 @@ def frozen_features(
     """Features (M, C) float32 and labels (M,) int64 of the kept points of all scans, read as for scoring, on CPU."""
     tokens, labels = [], []
     scans = EvaluationScans(dataset, model.input_config)
-    with torch.no_grad():
-        for scan, scan_tokens in tokens_of(model, scans, range(len(scans)), device, "features", workers):
+    tokens_of_scans = tokens_of(model, scans, range(len(scans)), device, "features", workers)
+    with torch.no_grad(), closing(tokens_of_scans):  # its workers end with it
+        for scan, scan_tokens in tokens_of_scans:
             tokens.append(scan_tokens.cpu())
             labels.append(torch.from_numpy(scan.labels[scan.scan.kept].astype(np.int64)))
     return torch.cat(tokens), torch.cat(labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import groupby
 
 import numpy as np
@@ -54,8 +55,9 @@ def score(
     confusions = np.zeros((len(scenes), num_classes, num_classes), dtype=np.int64)
     scans = EvaluationScans(dataset, model.input_config, max_range_m=max_range_m, labelled=labelled)
     mine = range(process_index(), len(dataset.frames), num_processes())
-    with torch.inference_mode():
-        for scan, tokens in tokens_of(model, scans, mine, device, "score", workers):
+    tokens_of_scans = tokens_of(model, scans, mine, device, "score", workers)
+    with torch.inference_mode(), closing(tokens_of_scans):  # its workers end with it
+        for scan, tokens in tokens_of_scans:
             predictions = model.project(tokens).argmax(dim=1).to(torch.uint8).cpu().numpy()[scan.scan.row]
             if scan.labels is not None:
                 confusions[scene_of_frame[scan.frame]] += confusion_matrix(scan.labels, predictions, num_classes)
