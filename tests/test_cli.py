@@ -64,6 +64,7 @@ def world(synthetic_world, tmp_path) -> Path:
     return Path(shutil.copytree(synthetic_world, tmp_path / "world"))
 
 
+@pytest.mark.slow
 def test_from_images_to_a_probe(synthetic_world, tmp_path):
     extracted = scalr("extract", *MEASURED_TEACHER, "--root", synthetic_world, "--out", tmp_path / "s.zarr")
     assert extracted.exit_code == 0, extracted.output
@@ -405,7 +406,7 @@ def test_wrong_options_of_extract(synthetic_world, tmp_path, arguments, parts):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("damage", ["scan", "image", "table"])
+@pytest.mark.parametrize("damage", ["scan", pytest.param("image", marks=pytest.mark.slow), "table"])
 def test_damaged_files_stop_the_run_and_leave_no_block(world, tmp_path, damage):
     broken = {
         "scan": next((world / "samples/LIDAR_TOP").iterdir()),

@@ -28,6 +28,7 @@ def scalr(*arguments: object) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_distilled_from_two_stores_and_probed_on_each(simulated, tmp_path):
     stores = {"nuscenes": tmp_path / "n.zarr", "semantic_kitti": tmp_path / "k.zarr"}
     for name, store in stores.items():

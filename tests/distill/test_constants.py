@@ -32,7 +32,6 @@ NUMBERS = {
         "POINT_FEATURES": 5,
     },
     "scalr.distill.interruption": {
-        "STOP": (signal.SIGTERM, signal.SIGINT),
         "SAVE": signal.SIGUSR1,
         "SIGNALS": (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1),
         "SAME_KEYPRESS_SECONDS": 1,

@@ -365,6 +365,7 @@ def test_another_machine_goes_on(interrupted, tmp_path):
     assert not (tmp_path / "run/checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_the_checkpoint_before_goes_on_to_the_same_weights(start, folder, whole, caplog):
     """The last one is damaged: the run loses a step, and makes it again."""
     child, run = start("damaged", stops=(7,)), folder / "damaged"

@@ -119,7 +119,23 @@ class NotesWhatIsHeldBack:
 
     def __iter__(self):
         held_back = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        return iter([held_back] if self.options["worker_init_fn"] is leave_signals_to_the_trainer else [])
+        return Items([held_back] if self.options["worker_init_fn"] is leave_signals_to_the_trainer else [])
+
+
+class Items:
+    """In place of a DataLoader's iterator."""
+
+    def __init__(self, items: list) -> None:
+        self.items = iter(items)
+
+    def __iter__(self):
+        return self.items
+
+    def __next__(self):
+        return next(self.items)
+
+    def _shutdown_workers(self) -> None:
+        pass
 
 
 def test_signals_are_held_back_while_workers_start_and_no_longer(monkeypatch):

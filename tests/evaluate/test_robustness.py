@@ -94,6 +94,7 @@ def only_fog(config) -> RobustnessConfig:
     return config
 
 
+@pytest.mark.slow
 def test_all_copies_are_scored_and_put_together(config):
     result = robustness(config)
     assert len(result.miou) == 24

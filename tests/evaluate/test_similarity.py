@@ -376,7 +376,7 @@ def drawn(monkeypatch) -> list[tuple]:
     return calls
 
 
-@pytest.mark.parametrize("points", ["all", "visible"])
+@pytest.mark.parametrize("points", [pytest.param("all", marks=pytest.mark.slow), "visible"])
 def test_teacher_beside_student(student_file, synthetic_world, stores, tmp_path, drawn, points):
     """Each pair's colour lies on its own pixel and its own point, by the coordinates in the store."""
     result = similarity_maps(

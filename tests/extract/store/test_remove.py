@@ -76,7 +76,10 @@ def test_a_split_goes_and_the_others_stay_where_they_are(path, larger):
     assert list(source.blocks) == [3, 4]
 
 
-@pytest.mark.parametrize(("remove", "name"), [(removal_of_teacher, "u"), (removal_of_split, "nuscenes/train")])
+@pytest.mark.parametrize(
+    ("remove", "name"),
+    [(removal_of_teacher, "u"), pytest.param(removal_of_split, "nuscenes/train", marks=pytest.mark.slow)],
+)
 def test_killed_anywhere_it_leaves_whole_blocks_and_goes_on(larger, tmp_path, remove, name):
     """Before each file or folder that it takes out of the way."""
     done = shutil.copytree(larger, tmp_path / "done.zarr")
