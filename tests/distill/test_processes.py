@@ -171,6 +171,7 @@ def test_alone_there_is_nothing_to_add_up():
     assert processes.gathered(words) == words
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(extract_tiny, tiny_dataset, tmp_path, monkeypatch, children):
     """Of four frames a step, one process has four, two have two each; batch norm and the loss's mean span them all."""
     tiny_dataset.frames = [*tiny_dataset.frames] * 2

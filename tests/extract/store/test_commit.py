@@ -21,7 +21,7 @@ def whole(tmp_path):
     return filled_store(tmp_path / "whole.zarr")
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [17, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_dies_anywhere_leaves_whole_blocks_only(tmp_path, whole, monkeypatch, every):
     """Die at the n-th fsync or rename: readers see whole blocks, and the same run again completes."""
     steps = count_durable_steps(tmp_path / "count.zarr", monkeypatch)

@@ -120,7 +120,7 @@ def open_again(store: Path) -> None:
             (store.parent / "closed").rename(path)
 
 
-SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed >= 8 else []) for seed in range(200)]
+SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed >= 5 else []) for seed in range(200)]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
