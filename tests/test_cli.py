@@ -108,6 +108,7 @@ def test_from_images_to_a_probe(synthetic_world, tmp_path):
     assert "unknown: what it was distilled from and how (a file converted from official.pth" in report
 
 
+@pytest.mark.slow
 def test_each_command_of_evaluation(simulated, tmp_path):
     nuscenes, kitti = simulated("nuscenes"), simulated("semantic_kitti")
     torch.manual_seed(0)

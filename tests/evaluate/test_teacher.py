@@ -93,6 +93,7 @@ def test_pairs_are_drawn_once_each_with_their_labels(stores, simulated, monkeypa
     assert torch.equal(some_labels, labels[kept])
 
 
+@pytest.mark.slow
 def test_the_probe_counts_every_labelled_pair(stores, simulated, tmp_path, monkeypatch):
     config = TeacherProbeConfig(
         cache=stores["visible"],
