@@ -11,11 +11,11 @@ import torch
 from ..distill.backbones.backbone import ScanInputs
 from ..distill.backbones.calls import packed
 from ..distill.student import Student
-from .cloud_page import Cloud, cloud_page
+from .cloud_page import cloud_page
 from .pictures import as_png, class_colours, coloured_top_view
 from .raw_scans import RawScan
 from .scan_features import ScanFeatures
-from .similarity import chosen_query, pca_colours
+from .similarity import chosen_query, cloud_of, pca_colours
 
 ClassNames = tuple[str, ...] | None  # None: a student without classes
 
@@ -47,21 +47,12 @@ def _png(scan: ScanFeatures, names: ClassNames, title: str) -> bytes:
 
 def _page(scan: ScanFeatures, names: ClassNames, title: str) -> bytes:
     query, vector = chosen_query(scan, names or (), None, None)
-    cloud = Cloud(
+    size = f"{len(scan.points):,} points, {len(scan.units):,} voxels"
+    cloud = cloud_of(
+        *(scan, query, vector),
         title=title,
-        summary=f"{len(scan.points):,} points, {len(scan.units):,} voxels"
-        + (names is not None) * ", predicted classes",
-        points=scan.points,
-        voxels=scan.nearest,
-        units=scan.units,
-        mean=scan.mean,
-        pca=pca_colours(scan.units),
-        query=vector,
-        query_text=query.text,
+        summary=f"{size}, predicted classes" if names else size,
         centre=True,
-        selected=query.point,
-        focus=query.focus,
-        labels=scan.labels,
         class_names=names or (),
         colour_by="class" if names else "pca",
     )

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -281,9 +282,25 @@ def _mean_of_class(scan: ScanFeatures, class_names: Sequence[str], name: str) ->
 def _cloud(
     config: SimilarityConfig, dataset: Dataset, frame: Frame, scan: ScanFeatures, query: Query, vector: np.ndarray
 ) -> Cloud:
-    return Cloud(
+    return cloud_of(
+        *(scan, query, vector),
         title=f"{config.student.name} on {dataset.name}",
         summary=f"{frame.token} of split {dataset.split}: {len(scan.points):,} points, {len(scan.units):,} voxels",
+        centre=config.centre,
+        class_names=dataset.class_names,
+    )
+
+
+def cloud_of(scan: ScanFeatures, query: Query, vector: np.ndarray, **of_page: Any) -> Cloud:
+    """The content of a page to click.
+
+    Args:
+        scan: the points, with their features.
+        query: what the page compares points with when it is opened, as `chosen_query` gives it.
+        vector: (C,) the unit feature of the query.
+        of_page: the other attributes of `Cloud`: title, summary, centre, class_names and so on.
+    """
+    return Cloud(
         points=scan.points,
         voxels=scan.nearest,
         units=scan.units,
@@ -291,11 +308,10 @@ def _cloud(
         pca=pca_colours(scan.units),
         query=vector,
         query_text=query.text,
-        centre=config.centre,
         selected=query.point,
         focus=query.focus,
         labels=scan.labels,
-        class_names=dataset.class_names,
+        **of_page,
     )
 
 

@@ -143,7 +143,7 @@ def test_every_path_of_the_command_line_is_one_of_these():
         ("synth", "--out", URL),
     ],
 )
-def test_each_verb_refuses_a_url_in_one_line_and_makes_no_folder(words, tmp_path, monkeypatch):
+def test_each_command_refuses_a_url_in_one_line_and_makes_no_folder(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 1, done.output
